@@ -1,0 +1,48 @@
+# Every target makes .venv and installs into it when that is missing or out of date, and only then.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+GRIDS  ?= $(sort $(wildcard sweeps/*.yaml))
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lab notebooks lint bench sweep clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "This project needs Python 3.11 or newer and '$(PYTHON)' is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
+	@touch $@
+
+run: $(READY) ## execute every notebook into runs/notebooks, with an index at runs/index.html
+	$(BIN)/redistill run $(NOTEBOOKS) --output runs/notebooks --index runs/index.html
+
+test: $(READY) ## run all tests with coverage
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
+
+lab: $(READY) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+notebooks: $(READY) ## execute the notebooks at their defaults and renew their committed outputs
+	$(BIN)/redistill run --in-place $(NOTEBOOKS) --output runs/notebooks
+
+lint: $(READY) ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy redistill_lib
+
+bench: $(READY) ## run each benchmark as its own command
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
+
+sweep: $(READY) ## run the grids in sweeps/, or those named in GRIDS="sweeps/a.yaml …"
+	$(BIN)/redistill sweep $(GRIDS) --index runs/index.html
+
+clean: ## remove caches and build leftovers; runs/, data/ and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage .coverage.* htmlcov
+	find redistill_lib tests benchmarks notebooks -name __pycache__ -o -name .ipynb_checkpoints 2>/dev/null | xargs rm -rf

@@ -1,0 +1,58 @@
+"""ReDistill Lab: what aggressive pooling saves, what it costs, and what residual encoded distillation brings back.
+
+Names are imported on first use, so that ``import redistill_lib`` costs little more than Python itself.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "StridePlan": "plans",
+    "create_model": "models",
+    "list_models": "models",
+    "student_name": "models",
+    "load_checkpoint": "models",
+    "RedBlock": "red",
+    "alignment_loss": "red",
+    "Tap": "taps",
+    "match_taps": "taps",
+    "read_taps": "taps",
+    "feature_maps": "taps",
+    "Distillation": "distill",
+    "load_data": "data",
+    "Recipe": "train",
+    "STL10": "train",
+    "train_classifier": "train",
+    "distill_classifier": "train",
+    "evaluate": "train",
+    "load_runs": "runs",
+    "load_model": "checkpoint",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from redistill_lib.checkpoint import load_model
+    from redistill_lib.data import load_data
+    from redistill_lib.distill import Distillation
+    from redistill_lib.models import create_model, list_models, load_checkpoint, student_name
+    from redistill_lib.plans import StridePlan
+    from redistill_lib.red import RedBlock, alignment_loss
+    from redistill_lib.runs import load_runs
+    from redistill_lib.taps import Tap, feature_maps, match_taps, read_taps
+    from redistill_lib.train import STL10, Recipe, distill_classifier, evaluate, train_classifier
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'redistill_lib' has no attribute {name!r}")
+    value = getattr(import_module(f"redistill_lib.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,90 @@
+"""Weights and training state as safetensors and JSON: nothing is pickled, every file is replaced in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from redistill_lib.models import create_model
+from redistill_lib.red import RedBlock, insert_blocks
+from redistill_lib.runs import Run, replacing
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
+    """Tensors and a JSON record in one safetensors file."""
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_file(owned, part, {"record": json.dumps(record or {})})
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote."""
+    with safe_open(path, "pt") as file:
+        record = json.loads((file.metadata() or {}).get("record", "{}"))
+    return load_file(path), record
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Eight hex digits over a network's class, parameter names and values: equal weights, equal digits."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:8]
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors and a JSON record; `unpack_optimizer` is its inverse."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                scalars.setdefault(str(index), {})[key] = value
+    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
+
+
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> None:
+    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["scalars"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
+
+
+def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Module:
+    """The trained network of a complete run, in eval mode, RED blocks included.
+
+    Built-in networks are built from the run's record. For a network of your own, pass a freshly built `model` of the
+    same architecture; blocks are put into it.
+
+    Raises FileNotFoundError for a missing run, ValueError for an unfinished one.
+    """
+    run = run if isinstance(run, Run) else Run.load(run)
+    if not run.complete:
+        raise ValueError(
+            f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters first"
+        )
+    if model is None:
+        spec = run.params["model"]
+        if "width" not in spec:
+            raise ValueError(f"run {run.id} trained a network of your own ({spec['name']}); pass it as model=")
+        model = create_model(**spec)
+    blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
+    insert_blocks(model, blocks)
+    model.load_state_dict(read_tensors(run.path / "model.safetensors")[0])
+    return model.eval()

@@ -1,0 +1,16 @@
+"""Data sets as three splits of uint8 pictures.
+
+    load_data("cluttered")            # built in, generated from a seed; "digits" likewise
+    load_data("hf:uoft-cs/cifar10")   # anything on the Hugging Face hub
+    load_data("path/to/folder")       # parquet files in the hub's layout, or <split>/<class>/*.png
+
+Models and methods are chosen on ``validation``, which is held out of train; ``test`` is read once, at the
+end.
+"""
+
+from redistill_lib.data.clutter import Clutter
+from redistill_lib.data.images import LazyImages, TensorImages, as_batch
+from redistill_lib.data.sources import Source
+from redistill_lib.data.splits import DataSplits, load_data
+
+__all__ = ["Clutter", "DataSplits", "LazyImages", "Source", "TensorImages", "as_batch", "load_data"]

@@ -1,0 +1,132 @@
+"""The two data sets that need no network: handwritten digits, and the same digits small among clutter.
+
+``cluttered`` is the built-in case in which aggressive pooling costs accuracy: the strokes that tell one digit
+from another are one or two pixels wide, the digit may be anywhere, and fragments of other digits lie around
+it, so a network that throws resolution away in its first layer has to guess.
+
+Every random number comes from integer draws of a CPU ``torch.Generator``, so a seed gives the same bytes on
+any machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Clutter", "compose", "read_digits"]
+
+
+@dataclass(frozen=True)
+class Clutter:
+    """What a cluttered picture is made of; lengths in pixels.
+
+    ``noise`` is the standard deviation of the added noise as a fraction of full scale (0…1).
+    ``digit_size``, ``fragment_size`` are the sides of the digit to be recognised and of the pieces of other
+    digits. Raises ValueError when the parts do not fit each other.
+
+    >>> Clutter(distractors=0).canvas
+    40
+    """
+
+    canvas: int = 40
+    digit_size: int = 14
+    distractors: int = 3
+    fragment_size: int = 6
+    noise: float = 0.05
+    train_size: int = 6000
+    validation_size: int = 1000
+    test_size: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("canvas", "digit_size", "fragment_size", "train_size", "validation_size", "test_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluttered: {name} is {getattr(self, name)}; it has to be at least 1.")
+        if self.digit_size > self.canvas:
+            raise ValueError(
+                f"cluttered: a digit of {self.digit_size} px does not fit a canvas of {self.canvas} px; "
+                f"choose digit_size ≤ {self.canvas} or a larger image_size."
+            )
+        if self.fragment_size > self.digit_size:
+            raise ValueError(
+                f"cluttered: fragments are cut from digits, so fragment_size ({self.fragment_size}) "
+                f"can be at most digit_size ({self.digit_size})."
+            )
+        if self.distractors < 0:
+            raise ValueError(f"cluttered: distractors is {self.distractors}; it has to be 0 or more.")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"cluttered: noise is {self.noise}; it is a fraction of full scale, from 0 to 1.")
+
+
+def read_digits(size: int) -> tuple[Tensor, Tensor]:
+    """scikit-learn's 1,797 handwritten digits, resized from 8×8: uint8 N×1×size×size, and int64 labels N.
+
+    >>> images, labels = read_digits(32)
+    >>> tuple(images.shape), images.dtype, int(labels.max())
+    ((1797, 1, 32, 32), torch.uint8, 9)
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    small = torch.as_tensor(bunch.images, dtype=torch.float64).unsqueeze(1) * (255 / 16)  # stored as 0…16
+    images = F.interpolate(small, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    # In float64 with ties pushed upwards, so that no machine's rounding error can change a byte.
+    images = (images + 0.5 + 1e-6).floor().clamp(0, 255).to(torch.uint8)
+    return images, torch.as_tensor(bunch.target, dtype=torch.int64)
+
+
+def compose(
+    digits: Tensor, labels: Tensor, count: int, clutter: Clutter, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """``count`` cluttered pictures, uint8 count×1×canvas×canvas, and their labels.
+
+    ``digits``: uint8 N×1×digit_size×digit_size, of one part of the data; ``labels``: theirs.
+
+    Each source digit is used equally often (±1). Fragments come from *other* digits of the same ``digits``,
+    so parts composed from disjoint sources share nothing. Where things overlap the brighter pixel wins.
+    """
+    n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    rounds = -(-count // n)
+    chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:count]
+    images = torch.zeros(count, canvas * canvas, dtype=torch.uint8)
+    _paste(images, digits[chosen, 0], draw(canvas - side + 1, 2, count), canvas)
+    for _ in range(clutter.distractors):
+        other = (chosen + 1 + draw(max(n - 1, 1), count)) % n
+        pieces = _crop(digits[other, 0], piece, draw(side - piece + 1, 2, count))
+        _paste(images, pieces, draw(canvas - piece + 1, 2, count), canvas)
+    if clutter.noise:
+        images = _add_noise(images, clutter.noise, generator)
+    return images.view(count, 1, canvas, canvas), labels[chosen]
+
+
+def _grid(corners: Tensor, side: int, width: int) -> Tensor:
+    """Flat indices, N×side², of squares with upper-left ``corners`` (2×N: y, x) in images ``width`` wide."""
+    step = torch.arange(side)
+    square = (step[:, None] * width + step).flatten()
+    return (corners[0] * width + corners[1])[:, None] + square
+
+
+def _crop(pictures: Tensor, side: int, corners: Tensor) -> Tensor:
+    return pictures.flatten(1).gather(1, _grid(corners, side, pictures.shape[-1])).view(-1, side, side)
+
+
+def _paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> None:
+    index = _grid(corners, patches.shape[-1], canvas)
+    images.scatter_(1, index, torch.maximum(images.gather(1, index), patches.flatten(1)))
+
+
+def _add_noise(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Add the centred sum of four random bytes to each pixel: nearly Gaussian, and exact in integers."""
+    total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
+    for _ in range(4):
+        total += torch.randint(256, images.shape, dtype=torch.uint8, generator=generator)
+    deviation = math.sqrt(4 * (256**2 - 1) / 12)
+    scale = round(noise * 255 / deviation * 2**16)  # fixed point: no rounding that could differ between machines
+    return (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)

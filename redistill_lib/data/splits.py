@@ -1,0 +1,274 @@
+"""``load_data``: one call, three splits of uint8 pictures."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from redistill_lib.data.clutter import Clutter, compose, read_digits
+from redistill_lib.data.images import (
+    EAGER_BYTES,
+    EncodedImages,
+    LazyImages,
+    TensorImages,
+    decode_all,
+    fingerprint,
+    probe,
+    read_cache,
+    write_cache,
+)
+from redistill_lib.data.sources import Source, find_parts, hint, number_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["DataSplits", "load_data"]
+
+SPLITS = ("train", "validation", "test")
+Options = TypeVar("Options")
+Split = TensorImages | LazyImages
+Choice = dict[str, tuple[str, Tensor]]  # split → (part of the source, rows of it)
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class DataSplits:
+    """Three splits of one data set.
+
+    Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` →
+    (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled.
+    ``origin`` says in words where validation and test come from. ``params`` are JSON and load the same pictures
+    again: ``load_data(**splits.params)``. Both belong into a run's record.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    in_channels: int
+    image_size: int
+    classes: tuple[str, ...]
+    name: str
+    origin: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        sizes = " · ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
+        shape = f"{self.in_channels}×{self.image_size}×{self.image_size}"
+        return f"DataSplits({self.name!r}: {sizes}; {self.num_classes} classes; {shape} uint8; {self.origin})"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per class, one column per split: how many pictures."""
+        import pandas as pd
+
+        counts = {s: torch.bincount(getattr(self, s).labels, minlength=self.num_classes).tolist() for s in SPLITS}
+        return pd.DataFrame(counts, index=pd.Index(self.classes, name="class"))
+
+
+def load_data(
+    name: str | os.PathLike[str] = "cluttered",
+    *,
+    image_size: int | None = None,
+    validation: float = 0.1,
+    test: float = 0.2,
+    seed: int = 0,
+    limit: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = "data/cache",
+    **options: Any,
+) -> DataSplits:
+    """Load a data set by name as train, validation and test.
+
+    Args:
+        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or
+            images.
+        image_size: side in pixels; the shorter side is resized to it, then the centre cropped. None keeps the size
+            (``digits``: 32, ``cluttered``: a canvas of 40).
+        validation, test: fractions of the training part to hold out, stratified by class and drawn with `seed`;
+            used only where the source has no such split of its own.
+        seed: of the data; it is not the seed of a training.
+        limit: at most this many pictures per split, stratified.
+        cache_dir: where decoded pictures are kept (None: nowhere). A change of source or size makes a new cache.
+        options: the fields of `Clutter` for ``cluttered``; those of `Source` for what is not built in.
+
+    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included,
+    so no stroke of a test picture has been seen in training.
+
+    Raises ValueError or FileNotFoundError before any decoding, saying what to change.
+
+    >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
+    DataSplits('cluttered': 60 train · 20 validation · 20 test; 10 classes; 1×40×40 uint8; ...)
+    """
+    request = _Request(os.fspath(name), image_size, validation, test, seed, limit)
+    if request.name == "digits":
+        if options:
+            raise ValueError(f"'digits' has no option '{next(iter(options))}'; 'cluttered' has options.")
+        return _digits(request)
+    if request.name == "cluttered":
+        if image_size is not None and options.setdefault("canvas", image_size) != image_size:
+            raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
+        return _cluttered(request, _options(Clutter, request.name, options))
+    folder = None if cache_dir is None else Path(cache_dir)
+    return _from_source(request, _options(Source, request.name, options), folder)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments common to all data sets, checked."""
+
+    name: str
+    image_size: int | None
+    validation: float
+    test: float
+    seed: int
+    limit: int | None
+
+    def __post_init__(self) -> None:
+        for argument, value in (("validation", self.validation), ("test", self.test)):
+            if not 0 < value < 1:
+                raise ValueError(f"{argument} is {value}; it is a fraction of train, between 0 and 1.")
+        if self.validation + self.test >= 1:
+            raise ValueError(
+                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; lower one."
+            )
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, at least 1.")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}; it is a number of pictures, at least 1, or None for all.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it has to be 0 or more.")
+
+    def splits(
+        self, pictures: dict[str, Split], classes: tuple[str, ...], origin: str, options: Clutter | Source | None
+    ) -> DataSplits:
+        channels, size, _ = pictures["train"][0][0].shape
+        changed = {}
+        if options is not None:
+            default = asdict(type(options)())
+            changed = {key: value for key, value in asdict(options).items() if value != default[key]}
+        for same_pictures in ("canvas", "lazy"):  # the first is image_size, the second only when they are decoded
+            changed.pop(same_pictures, None)
+        return DataSplits(
+            **pictures,
+            num_classes=len(classes),
+            in_channels=channels,
+            image_size=size,
+            classes=classes,
+            name=self.name,
+            origin=origin,
+            params={**asdict(self), "image_size": size, **changed},
+        )
+
+
+def _options(kind: type[Options], name: str, options: Mapping[str, Any]) -> Options:
+    known = [option.name for option in fields(kind)]  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"'{name}' has no option '{option}'{hint(option, known)}; it has {', '.join(known)}.")
+    return kind(**options)
+
+
+def _digits(request: _Request) -> DataSplits:
+    images, labels = read_digits(request.image_size or 32)
+    chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
+    kept = {split: rows[_spread(labels[rows], request.limit, request.seed)] for split, (_, rows) in chosen.items()}
+    pictures: dict[str, Split] = {split: TensorImages(images[rows], labels[rows]) for split, rows in kept.items()}
+    return request.splits(pictures, tuple("0123456789"), origin, None)
+
+
+def _cluttered(request: _Request, clutter: Clutter) -> DataSplits:
+    digits, labels = read_digits(clutter.digit_size)
+    chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
+    counts = {"train": clutter.train_size, "validation": clutter.validation_size, "test": clutter.test_size}
+    pictures: dict[str, Split] = {}
+    for stream, split in enumerate(SPLITS):
+        rows, generator = chosen[split][1], _generator(request.seed, 10 + stream)
+        images, numbers = compose(digits[rows], labels[rows], counts[split], clutter, generator)
+        kept = _spread(numbers, request.limit, request.seed)
+        pictures[split] = TensorImages(images[kept], numbers[kept])
+    origin = f"each split composed from its own digits, {origin}"
+    return request.splits(pictures, tuple("0123456789"), origin, clutter)
+
+
+def _from_source(request: _Request, source: Source, folder: Path | None) -> DataSplits:
+    raw, key = find_parts(request.name, source, folder)
+    parts, classes = number_labels(raw, request.name, source.label_column is not False)
+    labels = {part: images.labels for part, images in parts.items()}
+    chosen, origin = _divide(labels, {part: images.origin for part, images in parts.items()}, request)
+    for split, (part, rows) in chosen.items():
+        chosen[split] = part, rows[_spread(labels[part][rows], request.limit, request.seed)]
+    cache = None
+    if folder is not None:
+        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])
+        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels)
+        cache = folder / f"{readable}-{stamp}.safetensors"
+    return request.splits(_read(parts, chosen, request, source, cache), classes, origin, source)
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    """Independent streams per purpose, so that one more draw in one of them changes nothing elsewhere."""
+    return torch.Generator().manual_seed(100 * seed + stream)
+
+
+def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0) -> Tensor:
+    """Sorted indices of ``count`` items in which each class keeps its share to within one item."""
+    if count is None or count >= len(labels):
+        return torch.arange(len(labels))
+    order = torch.randperm(len(labels), generator=_generator(seed, stream))
+    order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled within each
+    sizes = torch.bincount(labels)
+    rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    position = (rank.double() + 0.5) / sizes.repeat_interleave(sizes)  # each class spread evenly over 0…1
+    return order[torch.argsort(position, stable=True)[:count]].sort().values
+
+
+def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Request) -> tuple[Choice, str]:
+    """Which rows of which part make up each split, and that in words; ``origins`` names the parts."""
+    whole = len(labels["train"])
+    left = torch.arange(whole)
+    chosen: Choice = {}
+    words = []
+    for stream, split, fraction in ((1, "test", request.test), (2, "validation", request.validation)):
+        if split in labels:
+            chosen[split] = split, torch.arange(len(labels[split]))
+            words.append(f"{split}: {origins[split]}")
+            continue
+        held = _spread(labels["train"][left], round(fraction * whole), request.seed, stream)
+        if not len(held):
+            raise ValueError(
+                f"{split}={fraction} of {whole} images ({origins['train']}) is an empty split; raise the fraction."
+            )
+        chosen[split] = "train", left[held]
+        words.append(f"{split}: {fraction:.0%} of {origins['train']}")
+        left = left[~torch.isin(torch.arange(len(left)), held)]
+    chosen["train"] = "train", left
+    missing = set(labels["train"].tolist()) - set(labels["train"][left].tolist())
+    if missing:
+        raise ValueError(
+            f"Class {min(missing)} has too few images in {origins['train']} to be split: none is left; "
+            f"lower validation= and test=, or add images."
+        )
+    return {split: chosen[split] for split in SPLITS}, f"{', '.join(reversed(words))} (seed {request.seed})"
+
+
+def _read(
+    parts: dict[str, EncodedImages], chosen: Choice, request: _Request, source: Source, cache: Path | None
+) -> dict[str, Split]:
+    """Each split as tensors, from the cache if it has them, or lazily where they would be too large."""
+    if cache is not None and source.lazy is not True and (cached := read_cache(cache, parts)):
+        return {split: TensorImages(*cached[part].__getitems__(rows)) for split, (part, rows) in chosen.items()}
+    used = {split: parts[part].take(rows) for split, (part, rows) in chosen.items()}
+    size, channels = probe(used.values(), request.name, request.image_size, source.channels)
+    decoded = sum(len(encoded) for encoded in used.values()) * channels * size * size
+    if source.lazy or (source.lazy is None and decoded > EAGER_BYTES):
+        return {split: LazyImages(encoded, size, channels) for split, encoded in used.items()}
+    if cache is None or request.limit is not None:  # part of a data set is not worth keeping
+        return {split: decode_all(encoded, size, channels) for split, encoded in used.items()}
+    pictures = {part: decode_all(encoded, size, channels) for part, encoded in parts.items()}
+    write_cache(cache, pictures)
+    return {split: TensorImages(*pictures[part].__getitems__(rows)) for split, (part, rows) in chosen.items()}

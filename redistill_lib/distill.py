@@ -1,0 +1,277 @@
+"""A student, its teachers, their taps and the methods, as one trainable module; and the way out of it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redistill_lib.methods import Method, REDBlocks, make_method, parse_methods
+from redistill_lib.red import insert_blocks
+from redistill_lib.taps import Place, Tap, evaluating, feature_maps, find_layer, map_shapes, tapping
+
+_OPTIONS = ("alpha", "distance", "kernel_size", "temperature")
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the distillation loss: ``method.alpha · method.loss`` at a tap."""
+
+    tap: Tap
+    method: Method
+
+    @property
+    def name(self) -> str:
+        place = f"/{self.tap.name}" if self.tap.layer else ""
+        return f"{self.method.name}{place}" + (f"@{self.tap.teacher}" if self.tap.teacher else "")
+
+
+def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1) -> list[Term]:
+    """Which method acts at which tap. Raises where a tap or a method would have no effect.
+
+    A tap that carries a method keeps it, except that ``red-blocks`` among `methods` takes the loss off RED taps.
+    A method on the networks' outputs is added for every teacher, unless a tap carries it already.
+    """
+    control = any(isinstance(method, REDBlocks) for method in methods)
+    at_taps = [method for method in methods if not method.on_outputs]
+    terms = []
+    for tap in taps:
+        own = {key: getattr(tap, key) for key in _OPTIONS if getattr(tap, key) is not None}
+        if tap.method == "red" and control:
+            terms.append(Term(tap, make_method("red-blocks", kernel_size=tap.kernel_size)))
+        elif tap.method is not None:
+            terms.append(Term(tap, make_method(tap.method, **own)))
+        elif at_taps:
+            terms += [Term(tap, replace(method, **own)) for method in at_taps]
+        else:
+            raise ValueError(f"no method uses tap {tap.name}; add one that does, such as red, or leave the taps out")
+    carried = {term.method.name for term in terms}
+    for method in methods:
+        if method.name in carried:
+            continue
+        if not method.on_outputs:
+            why = "every tap carries another method" if taps else "there are no taps; match_taps finds them"
+            raise ValueError(f"{method.name} would add nothing: {why}")
+        terms += [Term(Tap("", "output", "", "output", teacher=k), method) for k in range(teachers)]
+    names = [term.name for term in terms]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"the same method is given twice at one place: {', '.join(sorted(twice))}")
+    return terms
+
+
+class Distillation(nn.Module):
+    """Student and frozen teachers, distilled at taps.
+
+    The objective is ``(1 − w) · task + w · D`` with ``w = distill_weight``, where D is the plain mean of
+    ``alpha · loss`` over all taps: input and output taps count apart, KD counts as one more (arXiv 2406.03744,
+    section 3). ``distill_weight=None`` is the plain sum ``task + D``.
+
+    Blocks (one per tapped place, in tap order) replace the student's tensor at their place while this module runs;
+    the student itself is not changed. Teachers are frozen and stay in eval mode whatever ``train()`` is called on.
+
+    Arguments:
+        student: the network to train; any module whose tapped layers take and give tensors.
+        teacher: a network or several; `Tap.teacher` says which one a tap means. Their parameters stop
+            requiring gradients.
+        taps: from `match_taps`, `read_taps` or by hand.
+        methods: ``"red"``, ``"kd"``, ``"red+kd"``, ``"red-blocks"`` (the control: blocks, no loss), … or method
+            objects. A tap that carries its own method keeps it. Left out: what the taps carry, or else RED.
+        options: per method name, e.g. ``{"red": {"alpha": 1.0, "distance": "mse"}}``.
+        task_loss: ``task_loss(outputs, targets)`` → scalar.
+        example: a batch (or tuple of inputs) to check sizes with at once and to find channels taps leave out.
+
+    >>> def net(*strides): return nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, s, 1) for i, s in
+    ...     enumerate(strides)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    >>> tap = Tap("0", "output", "1", "output", channels=8)
+    >>> distillation = Distillation(net(4, 1), net(2, 2), [tap], methods="red+kd")
+    >>> outputs, losses = distillation(torch.rand(2, 3, 16, 16), targets=torch.tensor([0, 1]))
+    >>> sorted(losses)
+    ['distill', 'kd', 'red/0.output', 'task', 'total']
+    >>> type(distillation.graduate()).__name__
+    'Sequential'
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Sequence[nn.Module],
+        taps: Iterable[Tap] = (),
+        methods: str | Sequence[Method] | None = None,
+        *,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        distill_weight: float | None = 0.5,
+        task_loss: Callable[[Tensor, Any], Tensor] = F.cross_entropy,
+        example: Tensor | tuple[Tensor, ...] | None = None,
+    ):
+        super().__init__()
+        if distill_weight is not None and not 0 <= distill_weight <= 1:
+            raise ValueError(
+                f"distill_weight is a share between 0 and 1, or None for a plain sum, not {distill_weight}"
+            )
+        self.student = student
+        self.teachers = nn.ModuleList([teacher] if isinstance(teacher, nn.Module) else teacher)
+        if any(t is student for t in self.teachers):
+            raise ValueError("student and teacher are the same object; build the student with its own weights")
+        self.teachers.requires_grad_(False).eval()
+        self.distill_weight, self.task_loss = distill_weight, task_loss
+        inputs = example if isinstance(example, tuple) or example is None else (example,)
+        taps = [self._located(tap) for tap in taps]
+        if inputs is not None:
+            taps = self._with_channels(taps, inputs)
+        if methods is None:
+            methods = () if taps and all(tap.method for tap in taps) else "red"
+        self.taps = taps
+        self.terms = plan_terms(taps, parse_methods(methods, options), len(self.teachers))
+        self.places: list[Place] = []  # of the blocks, index by index
+        self.blocks = nn.ModuleList()
+        self._build_blocks()
+        if inputs is not None:
+            with evaluating(self):
+                self._distances(self._student(inputs, {})[1], inputs, {})
+
+    def _located(self, tap: Tap) -> Tap:
+        if not 0 <= tap.teacher < len(self.teachers):
+            raise ValueError(
+                f"tap {tap.name} wants teacher {tap.teacher}; teachers are 0 to {len(self.teachers) - 1}"
+            )
+        teacher_layer = find_layer(self.teachers[tap.teacher], tap.teacher_layer, "teacher")
+        return replace(tap, layer=find_layer(self.student, tap.layer, "student"), teacher_layer=teacher_layer)
+
+    def _with_channels(self, taps: list[Tap], inputs: tuple[Tensor, ...]) -> list[Tap]:
+        maps = feature_maps(self.student, [tap.place for tap in taps], *inputs)
+        for tap in taps:
+            _check_channels(tap, maps[tap.place], tap.channels)
+        return [replace(tap, channels=maps[tap.place].shape[1]) for tap in taps]
+
+    def _build_blocks(self) -> None:
+        for tap, method in ((term.tap, term.method) for term in self.terms):
+            if not method.has_block:
+                continue
+            if tap.channels is None:
+                raise ValueError(
+                    f"tap {tap.name} lacks the student's channels: give it channels=…, or give an example="
+                )
+            block = method.block(tap.channels)
+            assert block is not None  # has_block
+            if tap.place not in self.places:
+                self.places.append(tap.place)
+                self.blocks.append(block)
+            elif repr(block) != repr(self.blocks[self.places.index(tap.place)]):
+                raise ValueError(f"two taps want different blocks on {tap.name}; one place takes one block")
+
+    # ------------------------------------------------------------------------------------------------ running
+
+    def train(self, mode: bool = True) -> Distillation:
+        super().train(mode)
+        self.teachers.eval()
+        return self
+
+    def forward(self, *inputs: Tensor, targets: Any = None, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        """One pass of the student and its teachers.
+
+        Returns the student's outputs and the losses by name: one per term (before its alpha), ``distill`` (D),
+        ``task`` (absent without targets) and ``total``, the one to minimise. Extra keywords go to every network.
+        """
+        self.teachers.eval()  # someone may have called train() on a teacher itself
+        outputs, maps = self._student(inputs, kwargs)
+        losses = self._distances(maps, inputs, kwargs)
+        weighted = [term.method.alpha * losses[term.name] for term in self.terms if term.method.alpha]
+        zero = torch.zeros((), device=inputs[0].device)
+        losses["distill"] = torch.stack(weighted).sum() / len(self.terms) if weighted else zero
+        if targets is None:
+            losses["total"] = losses["distill"]
+            return outputs, losses
+        losses["task"] = self.task_loss(outputs, targets)
+        share = self.distill_weight
+        task = losses["task"] if share is None else (1 - share) * losses["task"]
+        losses["total"] = task + (losses["distill"] if share is None else share * losses["distill"])
+        return outputs, losses
+
+    def predict(self, *inputs: Tensor, **kwargs: Any) -> Any:
+        """The student's outputs, blocks included, without any teacher."""
+        return self._student(inputs, kwargs)[0]
+
+    def graduate(self) -> nn.Module:
+        """The distilled student as a plain module: its own copy, blocks in place, no teacher and no hooks.
+
+        In eval mode its outputs equal `predict`'s. It can be copied, exported, trained on and saved.
+        """
+        student, blocks = copy.deepcopy(self.student), copy.deepcopy(self.blocks)
+        return insert_blocks(student, [(*place, block) for place, block in zip(self.places, blocks, strict=True)])
+
+    def extra_repr(self) -> str:
+        return "\n".join(
+            f"{term.method.alpha:g} · {term.name} ← {term.tap.teacher_layer or 'outputs'}" for term in self.terms
+        )
+
+    def _student(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[Place, Tensor]]:
+        maps: dict[Place, Tensor] = {}
+        blocks = dict(zip(self.places, self.blocks, strict=True))
+
+        def visit(tap: Tap, x: Tensor) -> Tensor:
+            if tap.place in maps:
+                raise RuntimeError(f"student layer {tap.layer!r} runs more than once per pass; tap a layer around it")
+            if block := blocks.get(tap.place):
+                _check_channels(tap, x, getattr(block, "channels", None))
+                x = block(x)
+            maps[tap.place] = x
+            return x
+
+        with tapping(self.student, {term.tap.place: partial(visit, term.tap) for term in self.terms}):
+            outputs = self.student(*inputs, **kwargs)
+        if missing := [term.tap.name for term in self.terms if term.tap.place not in maps]:
+            raise RuntimeError(f"tapped student layers that the forward pass never reached: {', '.join(missing)}")
+        return outputs, maps
+
+    def _distances(
+        self, maps: Mapping[Place, Tensor], inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
+        active = [term for term in self.terms if term.method.alpha]
+        losses: dict[str, Tensor] = {}
+        for index, teacher in enumerate(self.teachers):
+            terms = [term for term in active if term.tap.teacher == index]
+            wanted: dict[Place, Tensor] = {}
+            visits = {(t.tap.teacher_layer, t.tap.teacher_side): None for t in terms}
+            if not visits:
+                continue
+            with torch.no_grad(), tapping(teacher, {p: partial(wanted.__setitem__, p) for p in visits}):
+                teacher(*inputs, **kwargs)
+            for term in terms:
+                place = (term.tap.teacher_layer, term.tap.teacher_side)
+                if place not in wanted:
+                    raise RuntimeError(
+                        f"the teacher's forward pass never reached {place[0]!r}, which tap {term.name} wants"
+                    )
+                try:
+                    losses[term.name] = term.method.loss(maps[term.tap.place], wanted[place])
+                except ValueError as error:
+                    hint = _near_layer(teacher, inputs, maps[term.tap.place], place)
+                    raise ValueError(f"tap {term.tap.name} ← {'.'.join(place)}: {error}{hint}") from None
+        return {term.name: losses[term.name] for term in active}
+
+
+def _check_channels(tap: Tap, x: Tensor, channels: int | None) -> None:
+    if channels not in (None, x.shape[1]):
+        raise ValueError(
+            f"tap {tap.name} is set up for {channels} channels, but the student's tensor there is {tuple(x.shape)}; "
+            f"set its channels (cs) to {x.shape[1]}"
+        )
+
+
+def _near_layer(teacher: nn.Module, inputs: tuple[Tensor, ...], x: Tensor, place: Place) -> str:
+    """Which teacher layer would fit, of those nearest to the one asked for in order of execution."""
+    if x.ndim != 4 or len(inputs) > 1:
+        return ""
+    shapes = map_shapes(teacher, *inputs)
+    order = {path: k for k, (path, _, _) in enumerate(shapes)}
+    fits = [path for path, _, out in shapes if out[-2:] == x.shape[-2:]]
+    if not fits:
+        return f"; no teacher layer gives {x.shape[-2]}×{x.shape[-1]}"
+    near = min(fits, key=lambda path: abs(order[path] - order.get(place[0], 0)))
+    return f"; the nearest teacher layer whose output is {x.shape[-2]}×{x.shape[-1]} is {near!r}"

@@ -1,0 +1,159 @@
+"""What all figures share: a colour and a name per role, the template, titles."""
+
+from __future__ import annotations
+
+import textwrap
+import zlib
+from collections.abc import Iterable
+
+import plotly.graph_objects as go
+
+WIDTH = 860  # pixels: fits a notebook's output cell with the side bar open
+INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
+
+# Kept apart by lightness as well as hue, so that they hold under the common colour blindnesses and in grey.
+_COLORS = {
+    "teacher": "#1F2328",
+    "student": "#8A8F98",
+    "kd": "#0072B2",
+    "red": "#D55E00",
+    "red+kd": "#7A1F5C",
+    "red-blocks": "#E9A23B",
+    "red-blocks+kd": "#56B4E9",
+}
+_SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
+_FACTORS = {"×1": "#1F2328", "×2": "#8CC084", "×4": "#3C9154", "×8": "#12522D"}
+_LABELS = {
+    "teacher": "teacher",
+    "student": "naive student",
+    "kd": "KD",
+    "red": "RED",
+    "red-blocks": "RED blocks, no loss",
+}
+_SYMBOLS = {
+    "teacher": "line-ew", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
+    "red-blocks": "diamond-open", "red-blocks+kd": "square-open",
+}  # fmt: skip
+
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
+        "title": {"font": {"size": 17}, "x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "pad": {"l": 12}},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "colorway": [*_COLORS.values()],
+        "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"size": 13, "color": INK}, "align": "left"},
+        "legend": {
+            "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 0, "yanchor": "bottom",
+            "yref": "container", "font": {"size": 13}, "itemsizing": "constant",
+        },
+        "xaxis": {
+            "gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8},
+        },
+        "yaxis": {
+            "gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8},
+            "automargin": "left+width",
+        },
+        "modebar": {"orientation": "h"},
+        "annotationdefaults": {"font": {"size": 13, "color": INK}, "showarrow": False},
+    }
+)  # fmt: skip
+
+
+def role_key(role: str) -> str:
+    """One spelling per role: ``naive`` is the undistilled ``student``, and ``kd+red`` is ``red+kd``.
+
+    >>> role_key("KD+RED"), role_key("naive")
+    ('red+kd', 'student')
+    """
+    role = role.strip().lower()
+    if role in ("naive", "naive student", "none", "baseline"):
+        return "student"
+    return "+".join(sorted((part.strip() for part in role.split("+")), key=lambda p: (not p.startswith("red"), p)))
+
+
+def color(role: str) -> str:
+    """The role's colour, the same in every figure; a role without one of its own gets one that follows from its name.
+
+    >>> color("kd+red") == color("red+kd") != color("red")
+    True
+    """
+    key = role_key(role)
+    return _COLORS.get(key) or _FACTORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
+
+
+def symbol(role: str) -> str:
+    """The role's marker, so that colour is never alone."""
+    return _SYMBOLS.get(role_key(role), "triangle-up")
+
+
+def label(role: str) -> str:
+    """The role as a reader calls it.
+
+    >>> label("student"), label("red+kd"), label("red-blocks"), label("untrained")
+    ('naive student', 'RED + KD', 'RED blocks, no loss', 'untrained')
+    """
+    key = role_key(role)
+    if key in _LABELS:
+        return _LABELS[key]
+    short = {"red-blocks": "RED blocks", "red": "RED", "kd": "KD", "mse": "MSE", "stage": "STAGE"}
+    known = key.split("+")
+    return " + ".join(short.get(part, part) for part in known) if any(p in short for p in known) else role
+
+
+def faint(color: str, opacity: float = 0.35) -> str:
+    """The same colour, see-through.
+
+    >>> faint("#FF0000", 0.5)
+    'rgba(255,0,0,0.5)'
+    """
+    r, g, b = (int(color[k : k + 2], 16) for k in (1, 3, 5))
+    return f"rgba({r},{g},{b},{opacity:g})"
+
+
+def finish(
+    figure: go.Figure,
+    title: str,
+    subtitle: str = "",
+    *,
+    plot: int,
+    width: int = WIDTH,
+    margins: tuple[int, int, int, int] = (64, 8, 24, 56),
+    legend: int = 0,
+) -> go.Figure:
+    """Give a figure the template, its size, and its title: the finding, and below it what one has to know to read it.
+
+    `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
+    and legend, all in pixels; `legend` is the number of rows it needs.
+    """
+    lines = textwrap.wrap(title.replace(" -", " −"), (width - 40) * 10 // 91)
+    small = textwrap.wrap(subtitle, (width - 40) * 10 // 64)
+    left, above, right, below = margins
+    top = 14 + 23 * len(lines) + 19 * len(small) + 12 + above
+    bottom = below + 26 * legend
+    height = top + plot + bottom
+    figure.update_layout(
+        template=TEMPLATE,
+        width=width,
+        height=height,
+        margin={"l": left, "t": top, "r": right, "b": bottom},
+        showlegend=legend > 0,
+        title={
+            "text": "<br>".join(f"<b>{line}</b>" for line in lines),
+            "subtitle": {"text": "<br>".join(small), "font": {"size": 13, "color": MUTED}},
+            "y": 1 - 12 / height,
+            "yref": "container",
+        },
+    )
+    return figure
+
+
+def rows_of_legend(names: Iterable[str], width: int = WIDTH) -> int:
+    """How many rows the names take, side by side."""
+    return max(1, -(-sum(48 + 8 * len(name) for name in names) // (width - 64)))
+
+
+def listed(words: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last

@@ -1,0 +1,304 @@
+"""Feature maps of a teacher and its students, read at the same place and compared."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redistill_lib.augment import to_float
+from redistill_lib.red import BlockedLayer, Side, alignment_loss
+from redistill_lib.taps import Place, Tap, feature_maps, map_shapes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BATCH = 64
+
+
+# ------------------------------------------------------------------------------------------------- finding places
+
+
+def locate(model: nn.Module, tap: Tap | Place) -> Place:
+    """Where in `model` a tap's map is found: (module path, side), for a bare student and for a graduated one alike.
+
+    A RED block belongs to its place: an output is what leaves the block behind the layer, an input is what enters
+    the layer after the block before it. So the map is the one that `Distillation` compares. Layers keep the names
+    they had before `graduate` wrapped them. Of a `Tap`, the student's place is meant; give a pair (layer, side) for
+    any other, such as ``(tap.teacher_layer, tap.teacher_side)``.
+
+    Raises KeyError with near names for a layer the network does not have.
+
+    >>> from redistill_lib.red import RedBlock, insert_blocks
+    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "input", RedBlock(3))])
+    >>> locate(net, ("0", "input")), locate(net, ("0", "output"))
+    (('0.layer', 'input'), ('0', 'output'))
+    """
+    layer, side = tap.place if isinstance(tap, Tap) else tap
+    names = dict(_layer_names(model))
+    name = layer if layer in names else layer.removeprefix("net.")
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
+        raise KeyError(f"{_name(model)} has no layer {layer!r}{hint}")
+    path = names[name]
+    wrapped = isinstance(model.get_submodule(path), BlockedLayer)
+    return (f"{path}.layer" if wrapped and side == "input" else path, side)
+
+
+def _layer_names(model: nn.Module, name: str = "", path: str = "") -> Iterator[tuple[str, str]]:
+    """(name before any block was inserted, module path now) of every layer."""
+    yield name, path
+    inner = model
+    while isinstance(inner, BlockedLayer):
+        inner, path = inner.layer, f"{path}.layer".lstrip(".")
+    for child, module in inner.named_children():
+        yield from _layer_names(module, f"{name}.{child}".lstrip("."), f"{path}.{child}".lstrip("."))
+
+
+def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[tuple[str, tuple[int, int, int]]]:
+    """(layer path, (channels, height, width)) of every layer worth looking at, in order of execution.
+
+    Convolutions, poolings and the blocks that hold them; not norms, activations, and what has no extent (1×1).
+    `image` is uint8, C×H×W. Paths are those before `graduate` wrapped layers.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU())
+    >>> layer_maps(net, torch.zeros(1, 9, 9, dtype=torch.uint8))
+    [('0', (4, 4, 4))]
+    """
+    names = {path: name for name, path in _layer_names(model)}
+    found = []
+    for path, inputs, outputs in map_shapes(model, _batch(model, image[None])):
+        shape = inputs if side == "input" else outputs
+        if path in names and _worth_seeing(model.get_submodule(path)) and shape[-2:].numel() > 1:
+            found.append((names[path], (shape[1], shape[2], shape[3])))
+    return found
+
+
+def _worth_seeing(module: nn.Module) -> bool:
+    kinds = {type(m).__name__ for m in module.modules() if not next(m.children(), None)}
+    return any(("Conv" in kind or "Pool" in kind) and "Adaptive" not in kind for kind in kinds)
+
+
+# ---------------------------------------------------------------------------------------------------- comparing
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class MapComparison:
+    """A teacher's and a student's feature map of one picture.
+
+    `teacher` and `student` are float32 height × width at their native sizes: the mean over channels, or `channel`
+    of each, modulo its number of channels. `score` is the cosine similarity of the two channel-mean maps, whatever
+    `channel` is: 1 − the alignment loss of this picture (arXiv 2406.03744, section 3). Where sizes differ
+    (`resized`), the student's mean map is first resized bilinearly to the teacher's size.
+    """
+
+    picture: NDArray[np.uint8]  # height × width × channels
+    teacher: NDArray[np.float32]
+    student: NDArray[np.float32]
+    teacher_place: str  # "layer2.0 output"
+    student_place: str
+    score: float
+    channel: int | None
+    teacher_channels: int
+    student_channels: int
+    teacher_name: str
+    student_name: str
+    stride: int | None  # of the student's stem over the teacher's, where both networks have a stride plan
+    label: str = "student"  # its role: "naive", "red", …
+
+    @property
+    def resized(self) -> bool:
+        return self.teacher.shape != self.student.shape
+
+    @property
+    def shown(self) -> str:
+        """Which channels are shown, in words."""
+        if self.channel is None:
+            return "mean over channels"
+        t, s = self.channel % self.teacher_channels, self.channel % self.student_channels
+        if t == s:
+            return f"channel {t}"
+        return f"channel {t} of the teacher's {self.teacher_channels}, {s} of the student's {self.student_channels}"
+
+    def on_picture(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The teacher's and the student's map at the picture's size, each value repeated (nearest), none invented."""
+        height, width = self.picture.shape[:2]
+        return _nearest(self.teacher, height, width), _nearest(self.student, height, width)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per map: role, model, place, channels, size, least, mean and greatest value, score."""
+        import pandas as pd
+
+        rows = [
+            ("teacher", self.teacher_name, self.teacher_place, self.teacher_channels, self.teacher, 1.0),
+            (self.label, self.student_name, self.student_place, self.student_channels, self.student, self.score),
+        ]
+        return pd.DataFrame(
+            {
+                "role": role, "model": model, "place": place, "channels": channels, "height": m.shape[0],
+                "width": m.shape[1], "least": m.min(), "mean": m.mean(), "greatest": m.max(), "score": score,
+            }
+            for role, model, place, channels, m, score in rows
+        )  # fmt: skip
+
+    def __repr__(self) -> str:
+        sizes = [f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher)]
+        return (
+            f"MapComparison({self.label}: {self.student_place} {sizes[0]} ← {self.teacher_place} {sizes[1]}, "
+            f"similarity {self.score:.3f}{', after resizing' if self.resized else ''})"
+        )
+
+
+def _nearest(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    rows = (np.arange(height) + 0.5) * values.shape[0] // height
+    columns = (np.arange(width) + 0.5) * values.shape[1] // width
+    return values[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+def compare_maps(
+    teacher: nn.Module,
+    student: nn.Module,
+    tap: Tap,
+    image: Tensor,
+    channel: int | None = None,
+    label: str = "student",
+) -> MapComparison:
+    """The teacher's and the student's map at a tap, for one picture (uint8, C×H×W).
+
+    Shown is the mean over channels, or `channel` of each network modulo its number of channels. `label` is the
+    student's role in figures. Both networks are left as they were. Raises KeyError for a layer that is not there,
+    ValueError where a tensor is no B×C×H×W map.
+
+    >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
+    >>> image = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    >>> compare_maps(net(2, 2), net(4, 1), Tap("0", "output", "0", "output"), image).resized
+    True
+    """
+    if image.ndim != 3:
+        raise ValueError(f"one picture is C×H×W, not {tuple(image.shape)}; take one of the batch")
+    [ours] = _read(student, [locate(student, tap)], image[None])
+    [theirs] = _read(teacher, [locate(teacher, (tap.teacher_layer, tap.teacher_side))], image[None])
+    return MapComparison(
+        picture=image.cpu().permute(1, 2, 0).numpy(),
+        teacher=_one_map(theirs, channel),
+        student=_one_map(ours, channel),
+        teacher_place=f"{tap.teacher_layer} {tap.teacher_side}",
+        student_place=f"{tap.layer} {tap.side}",
+        score=float(_scores(ours, theirs)[0]),
+        channel=channel,
+        teacher_channels=theirs.shape[1],
+        student_channels=ours.shape[1],
+        teacher_name=_name(teacher),
+        student_name=_name(student),
+        stride=_stride(teacher, student),
+        label=label,
+    )
+
+
+def compare_layer(
+    teacher: nn.Module,
+    student: nn.Module,
+    layer: str,
+    image: Tensor,
+    channel: int | None = None,
+    label: str = "student",
+    side: Side = "output",
+) -> MapComparison:
+    """The same layer in both networks: what pooling earlier did to the map at one and the same place.
+
+    Otherwise as `compare_maps`; the two maps usually differ in size, and are compared after resizing.
+
+    >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
+    >>> compare_layer(net(2, 2), net(4, 1), "0", torch.zeros(1, 16, 16, dtype=torch.uint8)).student.shape
+    (4, 4)
+    """
+    return compare_maps(teacher, student, Tap(layer, side, layer, side), image, channel, label)
+
+
+def tap_scores(
+    teacher: nn.Module, students: Mapping[str, nn.Module], taps: Sequence[Tap], images: Tensor
+) -> pd.DataFrame:
+    """How alike each student's maps are to the teacher's, tap by tap.
+
+    `students` by role; `images` uint8, N×C×H×W. One row per tap and student: ``tap`` and ``teacher_tap`` (places),
+    ``student``, ``score`` (mean cosine similarity over pictures), ``low`` and ``high`` (mean ± 1.96 sd/√n: 95 % over
+    pictures, for these weights), ``n``, ``resized``.
+
+    >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
+    >>> images = torch.randint(0, 255, (3, 1, 8, 8), dtype=torch.uint8)
+    >>> round(tap_scores(net, {"naive": net}, [Tap("0", "output", "0", "output")], images).score.item(), 4)
+    1.0
+    """
+    import pandas as pd
+
+    teacher_places = [locate(teacher, (tap.teacher_layer, tap.teacher_side)) for tap in taps]
+    places = {role: [locate(student, tap) for tap in taps] for role, student in students.items()}
+    found: dict[tuple[str, int], list[Tensor]] = {(role, k): [] for role in students for k in range(len(taps))}
+    resized = dict.fromkeys(found, False)
+    for batch in images.split(BATCH):
+        theirs = _read(teacher, teacher_places, batch)
+        for role, student in students.items():
+            for k, (s, t) in enumerate(zip(_read(student, places[role], batch), theirs, strict=True)):
+                found[role, k].append(_scores(s, t))
+                resized[role, k] = s.shape[-2:] != t.shape[-2:]
+    rows: list[dict[str, Any]] = []
+    for (role, k), parts in found.items():
+        values, tap = torch.cat(parts), taps[k]
+        mean, n = float(values.mean()), len(values)
+        half = 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+        rows.append(
+            {
+                "tap": f"{tap.layer} {tap.side}", "teacher_tap": f"{tap.teacher_layer} {tap.teacher_side}",
+                "student": role, "score": mean, "low": mean - half, "high": mean + half, "n": n,
+                "resized": resized[role, k],
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _batch(model: nn.Module, images: Tensor) -> Tensor:
+    parameter = next(model.parameters(), None)
+    return to_float(images if parameter is None else images.to(parameter.device))
+
+
+def _read(model: nn.Module, places: Sequence[Place], images: Tensor) -> list[Tensor]:
+    """The maps at `places` in one forward pass, float32 on the CPU."""
+    found = feature_maps(model, places, _batch(model, images))
+    for (path, side), maps in found.items():
+        if maps.ndim != 4:
+            where = path or "the whole network"
+            raise ValueError(f"the {side} of {where} in {_name(model)} is {tuple(maps.shape)}, not a B×C×H×W map")
+    return [found[place].float().cpu() for place in places]
+
+
+def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:
+    one = maps[0].mean(0) if channel is None else maps[0, channel % maps.shape[1]]
+    return one.contiguous().numpy()
+
+
+def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Cosine similarity of the channel means, picture by picture."""
+    ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
+    if ours.shape[-2:] != theirs.shape[-2:]:
+        ours = F.interpolate(ours, theirs.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+    return torch.stack([1 - alignment_loss(s[None], t[None]) for s, t in zip(ours, theirs, strict=True)])
+
+
+def _name(model: nn.Module) -> str:
+    return str(getattr(model, "name", type(model).__name__))
+
+
+def _stride(teacher: nn.Module, student: nn.Module) -> int | None:
+    plans = getattr(teacher, "plan", None), getattr(student, "plan", None)
+    if None in plans or plans[1].stem % plans[0].stem:  # type: ignore[union-attr]
+        return None
+    return int(plans[1].stem // plans[0].stem)  # type: ignore[union-attr]

@@ -1,0 +1,245 @@
+"""The built-in networks, named `<architecture>-<stride plan>`; parameters as in the official checkpoints."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.models import mobilenet, resnet
+from redistill_lib.models.mobilenet import MobileNet
+from redistill_lib.models.resnet import ResNet
+from redistill_lib.plans import StridePlan
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "MobileNet",
+    "ResNet",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "places",
+    "student_name",
+    "usual_plan",
+]
+
+Model = TypeVar("Model", bound=nn.Module)
+
+STEM_STRIDES = (1, 2, 4, 8, 16)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes one architecture from another where stride plans are concerned."""
+
+    build: Callable[[str, StridePlan, int, int, float], ResNet | MobileNet]
+    usual: StridePlan  # the plan of the ImageNet literature
+    names: tuple[str, ...]  # what a reader calls each place: "conv1", "layer3", "features.4"
+    paths: tuple[str, ...]  # the module that carries its stride: "layer3.0.conv1"
+    allowed: tuple[int, ...]  # strides of every place but the stem
+    pool: tuple[int, ...] = ()  # the place a ×4 or ×8 student removes first: the max pool of a ResNet
+
+
+def _resnet(arch: str) -> Architecture:
+    names = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
+    usual = StridePlan.parse("2-21222")
+    return Architecture(ResNet, usual, names, resnet.place_paths(arch), (1, 2, 4), pool=(1,))
+
+
+def _mobilenet(arch: str, usual: str) -> Architecture:
+    build = mobilenet.mobilenetv2 if arch == "mobilenetv2" else mobilenet.mobilenetv3
+    paths = mobilenet.place_paths(arch)
+    names = tuple(".".join(path.split(".")[:2]) for path in paths)
+    return Architecture(build, StridePlan.parse(usual), names, paths, (1, 2))
+
+
+ARCHITECTURES = {
+    **{
+        arch: _mobilenet(arch, plan)
+        for arch, plan in {
+            "mobilenetv2": "2-1222121",
+            "mobilenetv3_large": "2-121211211111211",
+            "mobilenetv3_small": "2-22121111211",
+        }.items()
+    },
+    **{arch: _resnet(arch) for arch in resnet.LAYOUTS},
+}
+
+
+def list_models() -> list[str]:
+    """The architectures that `create_model` knows.
+
+    >>> "resnext18" in list_models()
+    True
+    """
+    return list(ARCHITECTURES)
+
+
+def _split(name: str) -> tuple[str, Architecture, StridePlan]:
+    """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError that says what is not."""
+    arch, dash, text = name.partition("-")
+    if arch not in ARCHITECTURES:
+        folded = name.lower().replace("-", "_")
+        close = difflib.get_close_matches(folded, ARCHITECTURES) or difflib.get_close_matches(
+            arch.lower(), ARCHITECTURES
+        )
+        known = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(ARCHITECTURES)}."
+        raise ValueError(f"Unknown architecture {arch!r} in model name {name!r}: {known}")
+    facts = ARCHITECTURES[arch]
+    try:
+        plan = StridePlan.parse(text) if dash else facts.usual
+    except ValueError as error:
+        raise ValueError(f"{error} The usual plan of {arch} is {facts.usual}.") from error
+    _check_plan(arch, facts, plan)
+    return arch, facts, plan
+
+
+def _check_plan(arch: str, facts: Architecture, plan: StridePlan) -> None:
+    usual = f"the usual plan of {arch} is {facts.usual}"
+    if len(plan.places) != len(facts.names):
+        raise ValueError(
+            f"Plan {plan} has {len(plan.places)} places where {arch} has {len(facts.names)} "
+            f"({', '.join(facts.names)}); {usual}."
+        )
+    for index, (name, stride) in enumerate(zip(facts.names, plan.places, strict=True)):
+        allowed = facts.allowed if index else STEM_STRIDES
+        if stride not in allowed:
+            choices = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
+            raise ValueError(f"Plan {plan} puts stride {stride} at {name}, which allows {choices}; {usual}.")
+
+
+def usual_plan(arch: str) -> StridePlan:
+    """The plan of the ImageNet literature: stem stride 2, total 32.
+
+    >>> str(usual_plan("resnet50"))
+    '2-21222'
+    """
+    return _split(arch)[1].usual
+
+
+def places(arch: str) -> tuple[str, ...]:
+    """Module paths of the layers whose strides the plan's places are, stem first.
+
+    >>> places("resnet18")[:3]
+    ('conv1', 'maxpool', 'layer1.0.conv1')
+    """
+    return _split(arch)[1].paths
+
+
+def student_name(name: str, factor: int) -> str:
+    """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
+
+    The stem's stride is multiplied by `factor` and given back from the last place backwards; the ×4 and ×8
+    students of a ResNet give up the max pool's stride first, the ×2 student does not. Raises ValueError where
+    the teacher has too little stride to move or the stem's would exceed 16.
+
+    >>> student_name("resnext18-1-21222", 4), student_name("mobilenetv2-1-1222121", 8)
+    ('resnext18-4-11221', 'mobilenetv2-8-1211111')
+    """
+    arch, facts, plan = _split(name)
+    student = plan.front_loaded(factor, first=facts.pool if factor >= 4 else ())
+    _check_plan(arch, facts, student)
+    return f"{arch}-{student}"
+
+
+def create_model(
+    name: str, num_classes: int = 10, in_channels: int = 3, width: float = 1.0
+) -> ResNet | MobileNet:
+    """A freshly initialised classifier: float images B×in_channels×H×W → logits B×num_classes.
+
+    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan
+    (`usual_plan`). `width` multiplies the channel counts, from 0.125 to 8; each family's rounding is told at
+    `ResNet`, `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`. The model has the attributes `name` (with
+    the plan) and `plan`. Raises ValueError on an unknown architecture or a plan that it cannot have.
+
+    >>> model = create_model("resnet18", num_classes=5, in_channels=1, width=0.25)
+    >>> model.name, model.plan.total, model(torch.zeros(2, 1, 64, 64)).shape
+    ('resnet18-2-21222', 32, torch.Size([2, 5]))
+    """
+    for label, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{label}={value!r} is not a whole number of 1 or more.")
+    if not isinstance(width, (int, float)) or not math.isfinite(width) or not 0.125 <= width <= 8:
+        raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
+    arch, facts, plan = _split(name)
+    return facts.build(arch, plan, int(num_classes), int(in_channels), float(width))
+
+
+def load_checkpoint(model: Model, source: str | Path | Mapping[str, object]) -> Model:
+    """Load weights into `model`, strictly and in place, and return it.
+
+    `source` is a `.safetensors` file, a `.pt`/`.pth` file (read with `weights_only=True`), or a mapping of
+    tensors. The tensors may lie under a key "state_dict", "model" or "net", and all their names may begin
+    with `module.` or `net.`, as in the official checkpoints. Raises FileNotFoundError, or ValueError naming
+    the first missing, unexpected and mismatched tensors; the model is then untouched.
+
+    >>> small = create_model("resnet18", width=0.25)
+    >>> twin = load_checkpoint(create_model("resnet18", width=0.25), {"net": small.state_dict()})
+    >>> torch.equal(twin.conv1.weight, small.conv1.weight)
+    True
+    """
+    own = model.state_dict()
+    given: dict[str, object] = dict(source if isinstance(source, Mapping) else _read(Path(source)))
+    for key in ("state_dict", "model", "net"):
+        inner = given.get(key)
+        if isinstance(inner, Mapping):
+            given = dict(inner)
+    prefixes = [p for p in ("module.", "net.") if not any(name.startswith(p) for name in own)]
+    while given and (prefix := next((p for p in prefixes if all(n.startswith(p) for n in given)), None)):
+        given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
+    tensors = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
+
+    def some(what: str, names: list[str]) -> str:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"{what} {', '.join(names[:3])}{more}"
+
+    both = [name for name in own if name in tensors]
+    unlike = [
+        f"{name} ({'×'.join(map(str, tensors[name].shape))}, here {'×'.join(map(str, own[name].shape))})"
+        for name in both
+        if tensors[name].shape != own[name].shape
+    ]
+    found = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "not a tensor:": [name for name in own if name in given and name not in tensors],
+        "of another shape:": unlike,
+    }
+    problems = [some(what, names) for what, names in found.items() if names]
+    if problems:
+        label = getattr(model, "name", type(model).__name__)
+        raise ValueError(f"The checkpoint does not fit {label}: {'; '.join(problems)}.")
+    model.load_state_dict(tensors, strict=True)
+    return model
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    if not path.is_file():
+        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, beside, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise FileNotFoundError(f"No checkpoint at {path}{hint}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if path.suffix not in (".pt", ".pth"):
+        raise ValueError(f"Checkpoint {path.name} is of an unknown kind: use .safetensors, .pt or .pth.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"Checkpoint {path.name} holds more than tensors: save the model's state_dict() instead."
+        ) from error
+    if isinstance(loaded, Mapping):
+        return loaded
+    raise ValueError(f"Checkpoint {path.name} holds a {type(loaded).__name__}, not a mapping of tensors.")

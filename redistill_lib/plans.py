@@ -1,0 +1,103 @@
+"""Stride plans: where a network downsamples, written as in the paper (`4-11221`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StridePlan:
+    """The stride of every place where a network may downsample.
+
+    `stem` is the first convolution's stride, `stages` holds one stride (1 to 9) per further place. Written
+    `<stem>-<one digit per stage>`: `4-11221` is stem stride 4, then 1, 1, 2, 2, 1 (ReDistill, arXiv
+    2406.03744, section 4). What a place is, and which strides it allows, is the architecture's business:
+    see `redistill_lib.models.places`. Raises ValueError where a stride is not a positive whole number.
+
+    >>> plan = StridePlan.parse("1-21222")
+    >>> plan.total, str(plan.front_loaded(2))
+    (16, '2-21221')
+    """
+
+    stem: int
+    stages: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        if not self.stages:
+            raise ValueError("A stride plan needs at least one stage after its stem, as in 4-11221.")
+        for place, stride in enumerate(self.places):
+            if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
+                raise ValueError(f"Stride {stride!r} of place {place} is not a whole number of 1 or more.")
+            if place and stride > 9:
+                raise ValueError(f"Stride {stride} of place {place} is above 9: a stage is one digit.")
+
+    @classmethod
+    def parse(cls, text: str) -> StridePlan:
+        """Read `4-11221`; the stem may have several digits (`16-11111`), every stage has one.
+
+        Raises ValueError naming what is wrong: a whole model name, a letter, a zero, a missing part.
+
+        >>> StridePlan.parse("16-111")
+        StridePlan(stem=16, stages=(1, 1, 1))
+        """
+        form = "write <stem>-<one digit per stage>, as in 4-11221"
+        head, dash, plan = text.partition("-")
+        if re.fullmatch(r"[A-Za-z]\w*", head) and re.fullmatch(r"[0-9]+-[0-9]+", plan):
+            raise ValueError(f"{text!r} is a model name; its stride plan alone is {plan!r}.")
+        if not dash or not head or not plan:
+            raise ValueError(f"Stride plan {text!r} lacks its stem or its stages: {form}.")
+        wrong = next((c for c in head + plan if c not in "0123456789"), None)
+        if wrong is not None:
+            raise ValueError(f"Stride plan {text!r} contains {wrong!r}, which is not a digit: {form}.")
+        if head.startswith("0") or "0" in plan:
+            where = "stem" if head.startswith("0") else f"stage {plan.index('0') + 1}"
+            raise ValueError(f"Stride plan {text!r} has a 0 at its {where}: the least stride is 1.")
+        return cls(int(head), tuple(int(digit) for digit in plan))
+
+    def __str__(self) -> str:
+        return f"{self.stem}-{''.join(map(str, self.stages))}"
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The stem's stride, then every stage's: index 0 is the stem."""
+        return (self.stem, *self.stages)
+
+    @property
+    def total(self) -> int:
+        """Input size over the size of the last feature map."""
+        return math.prod(self.places)
+
+    def front_loaded(self, factor: int, first: Sequence[int] = ()) -> StridePlan:
+        """The aggressive student of this plan: stem stride times `factor`, the same total.
+
+        The stride is given back by later places: those in `first` (indices into `places`) in that order,
+        then the others from the end backwards. `factor` is a power of two (1 changes nothing). Raises
+        ValueError where the later places have too little stride to give back.
+
+        >>> str(StridePlan.parse("1-21222").front_loaded(4, first=(1,)))
+        '4-11221'
+        """
+        if not isinstance(factor, int) or factor < 1 or factor & (factor - 1):
+            raise ValueError(f"factor={factor!r} is not a power of two (1, 2, 4, 8, …).")
+        for index in first:
+            if not 1 <= index < len(self.places):
+                raise ValueError(
+                    f"Place {index} in first={tuple(first)} is not a later place of {self}: "
+                    f"choose from 1 to {len(self.places) - 1}."
+                )
+        strides, owed = list(self.places), factor
+        strides[0] *= factor
+        for index in (*first, *range(len(strides) - 1, 0, -1)):
+            given = math.gcd(strides[index], owed)
+            strides[index] //= given
+            owed //= given
+        if owed > 1:
+            raise ValueError(
+                f"Plan {self} cannot be front-loaded ×{factor}: its later places can give back only "
+                f"×{factor // owed}."
+            )
+        return StridePlan(strides[0], tuple(strides[1:]))

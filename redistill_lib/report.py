@@ -1,0 +1,238 @@
+"""What executed notebooks leave for readers: outputs fit to commit, the index page of `runs/`. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from redistill_lib.runs import load_runs, write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+# ------------------------------------------------------------------------------------- committed notebooks
+
+
+def source_hash(notebook: Any) -> str:
+    """SHA-256 of a notebook's code and markdown, outputs and metadata left out."""
+    sources = [[cell.cell_type, cell.source] for cell in notebook.cells if cell.cell_type in ("code", "markdown")]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
+
+
+def outputs_match_source(path: str | Path) -> bool:
+    """Whether a notebook's outputs came from the cells it has now, by the stamp of `refresh_outputs`."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    return bool(notebook.metadata.get("redistill", {}).get("source_sha256") == source_hash(notebook))
+
+
+def refresh_outputs(source: str | Path, executed: str | Path) -> None:
+    """Take the outputs of `executed`, a run of `source` at its defaults, over into `source`.
+
+    Widget views and absolute paths are left behind, and the notebook is stamped with `source_hash`.
+    Raises ValueError when `executed` ran other cells than `source` has now.
+    """
+    import nbformat
+
+    source = Path(source)
+    notebook, done = nbformat.read(source, as_version=4), nbformat.read(executed, as_version=4)
+    if source_hash(notebook) != source_hash(done):
+        raise ValueError(f"{source.name} changed while it ran: its outputs stay as they were, run it again")
+    clean = _path_cleaner(source)
+    for cell, ran in zip(notebook.cells, done.cells, strict=True):
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.execution_count = ran.execution_count
+            kept = [output for output in ran.outputs if WIDGET_VIEW not in output.get("data", {})]
+            cell.outputs = [nbformat.from_dict(clean(output)) for output in kept]
+    for key in ("widgets", "papermill"):
+        notebook.metadata.pop(key, None)
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata["redistill"] = {"source_sha256": source_hash(notebook)}
+    write_text(source, nbformat.writes(notebook) + "\n")
+
+
+def _path_cleaner(source: Path) -> Callable[[Any], Any]:
+    """A function that rewrites this machine's folders in any JSON value, seen from the notebook's folder."""
+    folder = source.resolve().parent
+    names = {str(Path.home()): "~", sys.prefix: "…", str(folder.parent): "..", str(folder): "."}
+    names = {path: name for path, name in names.items() if len(Path(path).parts) > 1}  # not "/"
+    longest_first = sorted(names, key=len, reverse=True)
+    # Never inside a word, and not where base64 data may run on.
+    paths = re.compile(r"(?<![\w+/=])(?:file://)?(" + "|".join(map(re.escape, longest_first)) + r")(?![\w-])")
+    cells = re.compile(re.escape(tempfile.gettempdir()) + r"/ipykernel_\d+/\d+\.py")
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, str):
+            return paths.sub(lambda found: names[found[1]], cells.sub("cell.py", value))
+        if isinstance(value, Mapping):
+            return {key: clean(item) for key, item in value.items()}
+        return [clean(item) for item in value] if isinstance(value, list) else value
+
+    return clean
+
+
+# ---------------------------------------------------------------------------------------------- index page
+
+
+def write_index(
+    runs_root: str | Path, *, notebooks: Sequence[str | Path] = (), file: str | Path | None = None
+) -> Path:
+    """Write one self-contained page over what lies below `runs_root`: executed notebooks and training runs.
+
+    `notebooks` names further folders with executed notebooks; `file` defaults to `runs_root/index.html`.
+    Every link is relative to the page, so the folder can be moved or served as it is.
+    """
+    root = Path(runs_root).resolve()
+    file = Path(file).resolve() if file else root / "index.html"
+    folders = [root, *(Path(folder).resolve() for folder in notebooks)]
+    executions = sorted(
+        {path: record for folder in folders for path, record in _executions(folder)}.items(),
+        key=lambda item: str(item[0]),
+    )
+    sections = [_notebook_section(executions, file.parent), _run_section(root)]
+    page = _PAGE.format(
+        style=_STYLE,
+        sections="\n".join(sections),
+        time=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+    )
+    write_text(file, page)
+    return file
+
+
+def _executions(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The status files `sweep.run_notebook` left below `folder`, each beside a notebook of its name."""
+    found = []
+    for notebook in folder.rglob("*.ipynb"):
+        status = notebook.with_suffix(".json")
+        if ".ipynb_checkpoints" not in notebook.parts and status.is_file():
+            found.append((notebook, json.loads(status.read_text(encoding="utf-8"))))
+    return found
+
+
+def _notebook_section(executions: Sequence[tuple[Path, dict[str, Any]]], base: Path) -> str:
+    if not executions:
+        return "<h2>Notebooks</h2><p>None executed yet: <code>redistill run notebooks/*.ipynb</code></p>"
+    rows = []
+    for notebook, record in executions:
+        link = quote(os.path.relpath(notebook, base))
+        page = quote(os.path.relpath(notebook.with_name(record["html"]), base)) if record["html"] else link
+        given = _pairs(record["parameters"])
+        error = record["error"]
+        where = ("kernel" if error["cell"] is None else f"In [{error['cell']}]") if error else ""
+        line = f"{where}: {error['ename']}: {error['evalue']}".rstrip(": ").splitlines()[0] if error else ""
+        rows.append(
+            f'<tr><td><a href="{page}">{_text(record["name"])}</a>{f"<p>{given}</p>" if given else ""}'
+            f"{f'<p class=error>{_text(line)}</p>' if line else ''}</td>"
+            f'<td><span class="pill {_text(record["status"])}">{_text(record["status"])}</span></td>'
+            f'<td class="number">{duration(record["seconds"])}</td><td><a href="{link}">ipynb</a></td></tr>'
+        )
+    failed = sum(record["status"] != "ok" for _, record in executions)
+    total = duration(sum(record["seconds"] for _, record in executions))
+    summary = f"{len(executions) - failed} ok{f', {failed} failed' if failed else ''}, {total} in all"
+    head = '<tr><th>notebook</th><th>status</th><th class="number">time</th><th>file</th></tr>'
+    return f"<h2>Notebooks</h2><p>{summary}</p><div><table>{head}{''.join(rows)}</table></div>"
+
+
+def _run_section(root: Path) -> str:
+    runs, same = compare_runs(load_runs(root))
+    if runs.empty:
+        return "<h2>Training runs</h2><p>None yet.</p>"
+    numeric = {name for name in runs.columns if runs[name].dtype.kind in "if"}
+    head = "".join(f"<th{' class=number' if name in numeric else ''}>{_text(name)}</th>" for name in runs.columns)
+    rows = []
+    for row in runs.to_dict("records"):
+        row_cells = [f"<td{' class=number' if k in numeric else ''}>{_text(v)}</td>" for k, v in row.items()]
+        rows.append(f"<tr>{''.join(row_cells)}</tr>")
+    shared = f"; the same in all: {_pairs(same)}" if same else ""
+    table = f"<div><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    return f"<h2>Training runs</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{table}"
+
+
+def compare_runs(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """`load_runs` made readable: the columns in which runs differ, and name → value of those that are alike.
+
+    Empty columns, paths, lists and mappings are left out; `id` and `status` stay, and all of a single run.
+    """
+    nested = (Mapping, list, tuple)
+    plain = [name for name in runs.columns if not runs[name].map(lambda value: isinstance(value, nested)).any()]
+    runs = runs[plain].drop(columns="path", errors="ignore").dropna(axis="columns", how="all")
+    if len(runs) < 2:
+        return runs, {}
+    alike = [n for n in runs.columns if n not in ("id", "status") and runs[n].nunique(dropna=False) == 1]
+    return runs.drop(columns=alike), {name: runs[name].iloc[0] for name in alike}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(4.21), duration(75), duration(7260)
+    ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return " ".join(f"<code>{_text(name)}={_text(value)}</code>" for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    if value is None or value != value:  # NaN
+        return ""
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff; --line: #d9dee4;
+  --band: #f6f8fa; --link: #0b5cad; --ok: #116329; --ok-back: #dafbe1; --bad: #a40e26; --bad-back: #ffebe9; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117;
+  --line: #30363d; --band: #161b22; --link: #6cb6ff; --ok: #7ee787; --ok-back: #12361f;
+  --bad: #ffa198; --bad-back: #4a1518; } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
+h1 { font-size: 1.7rem; margin: 0; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .2rem; }
+p { margin: 0 0 .7rem; color: var(--soft); }
+a { color: var(--link); text-decoration: none; }
+a:hover { text-decoration: underline; }
+div { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; }
+th, td { text-align: left; vertical-align: top; padding: .5rem .9rem; white-space: nowrap; }
+th { background: var(--band); font-weight: 600; color: var(--soft); }
+tr + tr td { border-top: 1px solid var(--line); }
+td p { margin: .15rem 0 0; white-space: normal; font-size: .85rem; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+code { font: .85em ui-monospace, monospace; background: var(--band); padding: .1rem .35rem;
+  border-radius: 4px; }
+.pill { font-size: .82rem; font-weight: 600; padding: .12rem .6rem; border-radius: 1rem;
+  color: var(--soft); background: var(--band); }
+.ok, .complete { color: var(--ok); background: var(--ok-back); }
+.failed, .unreadable { color: var(--bad); background: var(--bad-back); }
+.error { color: var(--bad); font-family: ui-monospace, monospace; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>ReDistill lab: runs</title><style>{style}</style></head><body>
+<h1>ReDistill lab: runs</h1><p>Written {time}</p>
+{sections}
+</body></html>
+"""

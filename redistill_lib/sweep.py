@@ -1,0 +1,395 @@
+"""Run notebooks strictly with papermill: what can be seen to be wrong stops it all beforehand.
+
+Parameters go in only through the cell tagged `parameters`, which holds nothing but `NAME = literal`.
+A run leaves the executed notebook, an HTML page and a small status JSON, also when a cell failed half-way.
+This module never imports torch, so queueing a sweep is instant.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redistill_lib.runs import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# For the kernel: figures that survive in .ipynb and .html, and that nobody is there to move a slider.
+KERNEL_ENVIRONMENT = {"PLOTLY_RENDERER": "plotly_mimetype+notebook_connected", "REDISTILL_BATCH": "1"}
+
+
+@dataclass(frozen=True)
+class NotebookError:
+    """Where and how a notebook stopped. `cell` is the n of `In [n]`, or None when the kernel itself died."""
+
+    cell: int | None
+    ename: str
+    evalue: str
+
+    def __str__(self) -> str:
+        where = "kernel" if self.cell is None else f"In [{self.cell}]"
+        return f"{where}: {self.ename}: {self.evalue}".rstrip(": ")
+
+
+@dataclass(frozen=True)
+class NotebookResult:
+    """One execution of one notebook and the files it left.
+
+    >>> NotebookResult("00_tour", "ok", 3.2, None, {}, Path("00_tour.ipynb"), None).ok
+    True
+    """
+
+    name: str
+    status: str  # "ok" | "failed"
+    seconds: float
+    error: NotebookError | None
+    parameters: dict[str, Any]  # those given; the others ran at the notebook's defaults
+    notebook: Path
+    html: Path | None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    @property
+    def interrupted(self) -> bool:
+        return self.error is not None and self.error.ename == "KeyboardInterrupt"
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: name, status, seconds, error, then the parameters."""
+        import pandas as pd
+
+        row = {
+            "name": self.name,
+            "status": self.status,
+            "seconds": self.seconds,
+            "error": str(self.error or ""),
+        }
+        return pd.DataFrame([row | self.parameters])
+
+
+# ---------------------------------------------------------------------------------------------- parameters
+
+
+def notebook_parameters(path: str | Path) -> dict[str, Any]:
+    """Names and default values of a notebook's `parameters` cell, in order.
+
+    The cell is parsed as Python, not line by line: papermill's own reader drops a line whose comment holds
+    a `=` and cuts a string at a `#`. Raises FileNotFoundError, or ValueError naming what is no plain literal.
+    """
+    path = Path(path)
+    notebook, index = _read_with_parameters_cell(path)
+    try:
+        statements = ast.parse(notebook.cells[index].source).body
+    except SyntaxError as error:
+        raise ValueError(
+            f"{path.name}: the parameters cell is not plain Python: {error.msg}, line {error.lineno}"
+        ) from None
+    defaults: dict[str, Any] = {}
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        value = getattr(statement, "value", None)
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or value is None:
+            line = ast.unparse(statement)
+            raise ValueError(f"{path.name}: the parameters cell may hold only NAME = literal, got '{line}'")
+        try:
+            defaults[targets[0].id] = ast.literal_eval(value)
+        except ValueError:
+            raise ValueError(
+                f"{path.name}: parameter {targets[0].id} must be a literal, got '{ast.unparse(value)}'"
+            ) from None
+    return defaults
+
+
+def check_parameters(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` values as the types of the notebook's defaults; text, as typed on a command line, is converted.
+
+    Raises ValueError for a name the notebook does not know (with close matches) or a value of another type.
+    """
+    path = Path(path)
+    defaults = notebook_parameters(path)
+    for name in given:
+        if name not in defaults:
+            close = difflib.get_close_matches(name.upper(), defaults, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ";"
+            known = ", ".join(defaults) or "none at all"
+            raise ValueError(f"{path.name} has no parameter {name}{hint} it has {known}")
+    try:
+        return {name: convert(name, value, defaults[name]) for name, value in given.items()}
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+
+
+def convert(name: str, value: Any, default: Any) -> Any:
+    """`value` as the type of `default`; text is read the way that type is written in Python.
+
+    A default of None takes any literal, and any other text as it stands.
+
+    >>> convert("EPOCHS", "3", 1), convert("AMP", "no", True), convert("SEEDS", "0, 1", [0])
+    (3, False, [0, 1])
+    """
+    kind, given = type(default), value
+    if isinstance(value, str) and kind is not str:
+        with contextlib.suppress(ValueError, SyntaxError, TypeError):
+            value = _read_text(value.strip(), kind)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if {kind, type(value)} == {list, tuple}:
+        value = kind(value)
+    if default is not None and type(value) is not kind:
+        raise ValueError(f"{name} wants {kind.__name__}, got {given!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} wants a finite float, got {value!r}")
+    return value
+
+
+def _read_text(text: str, kind: type) -> Any:
+    if kind in (int, float):
+        return kind(text)
+    if kind is bool:
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        return words.get(text.lower(), text)
+    return ast.literal_eval(text)
+
+
+def _read_with_parameters_cell(path: Path) -> tuple[Any, int]:
+    """The notebook at `path` and the index of its parameters cell."""
+    import nbformat
+
+    if not path.is_file():
+        beside = path.parent.glob("*.ipynb") if path.parent.is_dir() else []
+        close = difflib.get_close_matches(path.name, [other.name for other in beside], n=1)
+        hint = f"; did you mean {path.with_name(close[0])}?" if close else ""
+        raise FileNotFoundError(f"no notebook at {path}{hint}")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        cells = notebook.cells
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, TypeError):
+        raise ValueError(f"{path} is not a Jupyter notebook") from None
+    for index, cell in enumerate(cells):
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            return notebook, index
+    raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the one that holds its NAME = literal lines")
+
+
+# ----------------------------------------------------------------------------------------------- execution
+
+
+def run_notebook(
+    path: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    output_dir: str | Path = "runs/notebooks",
+    *,
+    name: str | None = None,
+    html: bool = True,
+    progress: bool = False,
+) -> NotebookResult:
+    """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
+
+    A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept.
+    Different names can run at the same time, in processes or threads. Raises ValueError or FileNotFoundError,
+    before any kernel starts, for whatever is wrong with the notebook, the parameters or the folder.
+    """
+    path = Path(path).resolve()
+    given = check_parameters(path, parameters or {})
+    target = _output_folder(output_dir, path) / f"{name or path.stem}.ipynb"
+    page, status = target.with_suffix(".html"), target.with_suffix(".json")
+    for stale in (page, status):
+        stale.unlink(missing_ok=True)
+    write_text(target, _with_parameters(path, given))
+
+    started = time.monotonic()
+    error = _execute(target, path.parent, progress)
+    result = NotebookResult(
+        name=target.stem,
+        status="failed" if error else "ok",
+        seconds=round(time.monotonic() - started, 2),
+        error=error,
+        parameters=given,
+        notebook=target,
+        html=page if html else None,
+    )
+    if html:
+        write_text(page, _html(target))
+    record = asdict(result) | {"notebook": target.name, "html": page.name if html else None}
+    write_text(status, json.dumps(record, indent=1, default=repr) + "\n")
+    return result
+
+
+def run_notebooks(
+    paths: Iterable[str | Path],
+    parameters: Mapping[str, Any] | None = None,
+    output_dir: str | Path = "runs/notebooks",
+    *,
+    html: bool = True,
+    progress: bool = False,
+) -> list[NotebookResult]:
+    """Run each notebook in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
+    sources = [Path(path).resolve() for path in paths]
+    for source in sources:
+        check_parameters(source, parameters or {})
+        _output_folder(output_dir, source)
+    twins = sorted({source.stem for source in sources if [other.stem for other in sources].count(source.stem) > 1})
+    if twins:
+        raise ValueError(f"several notebooks are named {', '.join(twins)}: run them into different output folders")
+    results: list[NotebookResult] = []
+    for source in sources:
+        results.append(run_notebook(source, parameters, output_dir, html=html, progress=progress))
+        if results[-1].interrupted:
+            break
+    return results
+
+
+def _output_folder(output_dir: str | Path, source: Path) -> Path:
+    folder = Path(output_dir).resolve()
+    if folder == source.resolve().parent:
+        raise ValueError(f"the output folder {output_dir} holds {source.name} itself: choose another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the output folder {output_dir} is a file")
+    return folder
+
+
+def _with_parameters(path: Path, given: Mapping[str, Any]) -> str:
+    """The notebook's JSON, with `given` in a cell of its own (papermill's would turn a tuple into text)."""
+    import nbformat
+
+    notebook, index = _read_with_parameters_cell(path)
+    if given:
+        lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+        cell = nbformat.v4.new_code_cell(
+            f"# Parameters of this run\n{lines}", metadata={"tags": ["injected-parameters"]}
+        )
+        notebook.cells.insert(index + 1, cell)
+    return str(nbformat.writes(notebook))
+
+
+def _execute(notebook: Path, folder: Path, progress: bool) -> NotebookError | None:
+    """Execute the file where it is, the kernel working in `folder`; None when every cell succeeded."""
+    import papermill
+
+    manager = _kernel_manager()
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(notebook),
+            kernel_name="python3",
+            progress_bar={"desc": notebook.stem} if progress else False,
+            # nbclient's way to say cwd: papermill's own would change it for this whole process
+            resources={"metadata": {"path": str(folder)}},
+            kernel_manager_class=manager,
+            store_widget_state=False,
+        )
+    except papermill.PapermillExecutionError as error:
+        return NotebookError(error.exec_count, error.ename, error.evalue)
+    except RuntimeError as error:  # the kernel died, or never answered
+        if not manager.interrupted:
+            return NotebookError(None, type(error).__name__, str(error))
+    # Also where a cell caught the interrupt and the notebook went on: what followed is not the notebook's result.
+    return NotebookError(None, "KeyboardInterrupt", "") if manager.interrupted else None
+
+
+def _kernel_manager() -> Any:
+    """A kernel manager class for one execution, of this interpreter whatever kernels the machine has."""
+    import asyncio
+
+    import zmq
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+
+    class BatchKernelManager(AsyncKernelManager):
+        interrupted = False
+
+        def _kernel_spec_manager_default(self) -> KernelSpecManager:
+            return KernelSpecManager(parent=self, kernel_dirs=[])  # no folder: this interpreter's ipykernel
+
+        def _transport_encryption_default(self) -> str:
+            return "auto" if zmq.has("curve") else "disabled"
+
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            # nbclient kills the kernel on Ctrl-C; interrupting it first lets the cell say where it stopped.
+            # Outside the main thread and on Windows there are no signals, and nbclient's way stays.
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(RuntimeError, ValueError):
+                loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(self._on_interrupt()))
+            await super().start_kernel(env=os.environ | KERNEL_ENVIRONMENT, **options)
+
+        async def _on_interrupt(self) -> None:
+            again, BatchKernelManager.interrupted = BatchKernelManager.interrupted, True
+            await (self.shutdown_kernel(now=True) if again else self.interrupt_kernel())
+
+    return BatchKernelManager
+
+
+def _html(notebook: Path) -> str:
+    from nbconvert import HTMLExporter
+
+    body, _ = HTMLExporter(template_name="lab").from_filename(str(notebook))
+    return str(body)
+
+
+# --------------------------------------------------------------------------------------------------- grids
+
+
+def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A sweep file's notebook and its points: name → parameters, one for each combination in `grid`.
+
+    Keys: `notebook` (relative to the file), `grid` (NAME: list of values) and, optionally, `parameters` that
+    are the same at every point.
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no sweep file at {path}")
+    try:
+        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    known = ("notebook", "grid", "parameters")
+    if not isinstance(text, dict) or not {"notebook", "grid"} <= text.keys() <= set(known):
+        raise ValueError(f"{path} must be a mapping of {', '.join(known)} (the last one optional) and nothing else")
+    grid, fixed = text["grid"], text.get("parameters") or {}
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise ValueError(f"{path}: grid must map each parameter to a list of values")
+    notebook = (path.parent / text["notebook"]).resolve()
+    points: dict[str, dict[str, Any]] = {}
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        label = "-".join([notebook.stem, *(f"{key}={value}" for key, value in point.items())])
+        name = re.sub(r"[^\w.=+-]+", "_", label)
+        if name in points:
+            raise ValueError(f"{path}: two points of the grid are both named {name}")
+        points[name] = check_parameters(notebook, fixed | point)
+    return notebook, points
+
+
+def run_grids(
+    paths: Sequence[str | Path],
+    output_dir: str | Path = "runs/sweeps",
+    *,
+    html: bool = True,
+    progress: bool = False,
+) -> list[NotebookResult]:
+    """Run every point of every sweep file into `output_dir/<file>/`, all checked before any kernel starts."""
+    grids = [(Path(path).stem, *read_grid(path)) for path in paths]
+    results: list[NotebookResult] = []
+    for stem, notebook, points in grids:
+        for name, point in points.items():
+            folder = Path(output_dir) / stem
+            results.append(run_notebook(notebook, point, folder, name=name, html=html, progress=progress))
+            if results[-1].interrupted:
+                return results
+    return results

@@ -1,0 +1,302 @@
+"""The training loop: on accelerate, killed at any time, resumed where it was, to the same weights bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.augment import augment
+from redistill_lib.checkpoint import pack_optimizer, read_tensors, save_tensors, unpack_optimizer
+from redistill_lib.data import DataSplits
+from redistill_lib.distill import Distillation
+from redistill_lib.progress import progress_bar
+from redistill_lib.runs import Run, locked, run_id, write_history
+from redistill_lib.train.evaluate import batch_loader, evaluate, on_device
+from redistill_lib.train.recipe import OPTIMIZERS, SCHEDULES, Recipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch.utils.data import Dataset
+
+History = list[dict[str, float]]
+
+
+class Supervised(nn.Module):
+    """A network and its task loss, in the shape of `Distillation`: what the loop trains when nobody teaches."""
+
+    def __init__(self, model: nn.Module, task_loss: Callable[[Tensor, Any], Tensor]):
+        super().__init__()
+        self.model, self.task_loss = model, task_loss
+
+    def forward(self, x: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        outputs = self.model(x)
+        loss = self.task_loss(outputs, targets)
+        return outputs, {"task": loss, "total": loss}
+
+    def predict(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.model(x)
+        return outputs
+
+    def graduate(self) -> nn.Module:
+        return self.model
+
+
+Trainee = Supervised | Distillation
+
+
+def fit(
+    trainee: Trainee,
+    params: dict[str, Any],
+    data: DataSplits,
+    recipe: Recipe,
+    root: Path,
+    mixed_precision: str,
+    cpu: bool,
+    on_epoch: Callable[[History], None] | None,
+    progress: bool,
+) -> Run:
+    accelerator = _accelerator(mixed_precision, cpu)
+    params = {**params, "mixed_precision": mixed_precision}
+    parts = (Path(params["model"]["name"]).name, params.get("methods"), Path(data.name).name, f"s{params['seed']}")
+    folder = root / run_id("_".join(part for part in parts if part), params)
+    run = Run(folder, params, environment=_environment(accelerator))
+    with _main_holds(accelerator, run.path):
+        if (run.path / "run.json").exists() and (done := Run.load(run.path)).complete:
+            return done
+        loop = Loop(trainee, data, recipe, run, accelerator, on_epoch, progress)
+        accelerator.wait_for_everyone()
+        try:
+            with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+                return loop.run_to_end()
+        except BaseException as error:
+            interrupted = isinstance(error, KeyboardInterrupt)
+            if accelerator.is_main_process:
+                status = "interrupted" if interrupted else "failed"
+                replace(run, status=status, error=None if interrupted else str(error)).save()
+            if interrupted:
+                reached = f"{len(loop.history)} of {recipe.epochs} epochs"
+                raise KeyboardInterrupt(
+                    f"stopped after {reached}; the same call goes on from there ({folder})"
+                ) from None
+            raise
+
+
+class Loop:
+    """The training of one run: epochs from wherever its state ends, then the one reading of the test split."""
+
+    def __init__(
+        self,
+        trainee: Trainee,
+        data: DataSplits,
+        recipe: Recipe,
+        run: Run,
+        accelerator: Accelerator,
+        on_epoch: Callable[[History], None] | None,
+        progress: bool,
+    ):
+        self.data, self.recipe, self.run = data, recipe, run
+        self.accelerator, self.on_epoch, self.progress = accelerator, on_epoch, progress
+        self.trainee = trainee
+        self.batch_size = min(recipe.batch_size, len(data.train))
+        self.steps = len(data.train) // self.batch_size  # per epoch; a last, smaller batch is left out
+        trainee = trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = OPTIMIZERS[recipe.optimizer](recipe, [p for p in trainee.parameters() if p.requires_grad])
+        factor = SCHEDULES[recipe.schedule]
+        total = recipe.epochs * self.steps
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(recipe, step, total))
+        self.module, self.optimizer = accelerator.prepare(trainee, optimizer)
+        self.history: History = []
+        self.best: dict[str, float] = {}
+
+    @property
+    def state_path(self) -> Path:
+        return self.run.path / "state" / "state.safetensors"
+
+    def run_to_end(self) -> Run:
+        if self.state_path.exists():
+            self._load_state()
+        main = self.accelerator.is_main_process
+        if main:
+            replace(self.run, status="running").save()
+        name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
+        bar = progress_bar(self.recipe.epochs * self.steps, name, enabled=self.progress and main)
+        with bar:
+            bar.update(len(self.history) * self.steps)
+            for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
+                self._epoch(epoch, bar)
+        return self._finish()
+
+    def _epoch(self, epoch: int, bar: Any) -> None:
+        start = time.perf_counter()
+        sums = self._train(epoch, bar)
+        validation = self._evaluate(self.trainee.predict, self.data.validation)
+        row: dict[str, float] = {"epoch": epoch, "learning_rate": float(self.scheduler.get_last_lr()[0])}
+        row |= {f"train_{name}": value for name, value in sums.items()}
+        row |= {f"validation_{name}": value for name, value in validation.items()}
+        row["seconds"] = time.perf_counter() - start
+        self.history.append(row)
+        bar.set_postfix_str(f"validation {100 * row['validation_accuracy']:.1f} %")
+        better = row["validation_accuracy"] > self.best.get("validation_accuracy", -1.0)
+        if better:
+            self.best = row
+        if self.accelerator.is_main_process:
+            if better:
+                save_tensors(self.run.path / "model.safetensors", self.trainee.graduate().state_dict())
+            self._save_state()
+            write_history(self.run.path / "history.csv", self.history)
+            if self.on_epoch:
+                self.on_epoch(self.history)
+
+    def _train(self, epoch: int, bar: Any) -> dict[str, float]:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        seed = self.run.params["seed"]
+        # Everything random in an epoch follows from (seed, epoch, process), so resuming needs no saved RNG state.
+        torch.manual_seed(_mix(seed, epoch, rank, 0))
+        draws = torch.Generator().manual_seed(_mix(seed, epoch, rank, 1))
+        order = torch.randperm(
+            len(self.data.train), generator=torch.Generator().manual_seed(_mix(seed, epoch, 0, 2))
+        ).tolist()
+        size = self.batch_size
+        batches = [order[k * size : (k + 1) * size][rank::world] for k in range(self.steps)]
+        loader = batch_loader(self.data.train, batches, self.recipe.workers)
+        sums: dict[str, float] = {}
+        correct = 0.0
+        self.module.train()
+        for step, (pictures, labels) in enumerate(loader, 1):
+            x, labels = on_device(pictures, self.accelerator.device), labels.to(self.accelerator.device)
+            x, targets = augment(
+                x, labels, self.recipe.augmentation, num_classes=self.data.num_classes, generator=draws
+            )
+            outputs, losses = self.module(x, targets=targets)
+            if not torch.isfinite(losses["total"]):
+                raise FloatingPointError(self._diverged(epoch, step, x, losses))
+            self.optimizer.zero_grad()
+            self.accelerator.backward(losses["total"])
+            if self.recipe.clip_norm is not None:
+                self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            correct += float((outputs.argmax(1) == labels).float().mean())
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            bar.update()
+        return {"accuracy": correct / self.steps} | {name: value / self.steps for name, value in sums.items()}
+
+    def _evaluate(self, predict: Callable[[Tensor], Tensor], split: Dataset[Any]) -> dict[str, float]:
+        a = self.accelerator
+        with a.autocast():
+            mine = evaluate(predict, split, device=a.device, shard=(a.process_index, a.num_processes))
+        sums = torch.tensor(
+            [mine["accuracy"] * mine["count"], mine["loss"] * mine["count"], mine["count"]], device=a.device
+        )
+        correct, loss, count = a.reduce(sums, "sum").tolist()
+        return {"accuracy": correct / count, "loss": loss / count}
+
+    def _diverged(self, epoch: int, step: int, x: Tensor, losses: Mapping[str, Tensor]) -> str:
+        first = next(name for name, value in losses.items() if not torch.isfinite(value))
+        if not torch.isfinite(x).all():
+            cause = "the pictures of this batch hold NaN or infinity; check the data"
+        elif self.run.params["mixed_precision"] == "fp16":
+            cause = "fp16 overflowed; use mixed_precision='bf16' or 'no'"
+        else:
+            cause = f"the learning rate {self.recipe.learning_rate:g} is too high; lower it or set clip_norm=1.0"
+        return f"the loss {first!r} is {losses[first].item()} at epoch {epoch}, step {step}; most likely {cause}"
+
+    def _finish(self) -> Run:
+        last = self._evaluate(self.trainee.predict, self.data.test)
+        self.accelerator.wait_for_everyone()
+        model = self.trainee.graduate()
+        model.load_state_dict(read_tensors(self.run.path / "model.safetensors")[0])
+        best = self._evaluate(model.to(self.accelerator.device), self.data.test)
+        tensors = list(model.state_dict().values())
+        metrics = {
+            "test_accuracy": best["accuracy"],
+            "test_loss": best["loss"],
+            "test_accuracy_last": last["accuracy"],
+            "validation_accuracy": self.best["validation_accuracy"],
+            "best_epoch": int(self.best["epoch"]),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "model_bytes": sum(t.numel() * t.element_size() for t in tensors),
+            "seconds": sum(row["seconds"] for row in self.history),
+        }
+        blocks: list[dict[str, Any]] = []
+        if isinstance(self.trainee, Distillation):
+            pairs = zip(self.trainee.places, self.trainee.blocks, strict=True)
+            blocks = [
+                {"layer": p[0], "side": p[1], "channels": b.channels, "kernel_size": b.kernel_size} for p, b in pairs
+            ]
+        run = replace(self.run, status="complete", metrics=metrics, blocks=blocks)
+        if self.accelerator.is_main_process:
+            run.save()
+            self.state_path.unlink(missing_ok=True)
+            self.state_path.parent.rmdir()
+        return run
+
+    def _save_state(self) -> None:
+        tensors, optimizer = pack_optimizer(self.optimizer)
+        weights = {f"trainee.{k}": v for k, v in self.trainee.state_dict().items() if not k.startswith("teachers.")}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+        record = {"optimizer": optimizer, "scheduler": self.scheduler.state_dict(), "scaler": scaler}
+        save_tensors(self.state_path, weights | tensors, record | {"history": self.history, "best": self.best})
+
+    def _load_state(self) -> None:
+        tensors, record = read_tensors(self.state_path)
+        weights = {k.removeprefix("trainee."): v for k, v in tensors.items() if k.startswith("trainee.")}
+        teachers = {k: v for k, v in self.trainee.state_dict().items() if k.startswith("teachers.")}
+        self.trainee.load_state_dict(weights | teachers)
+        unpack_optimizer(self.optimizer, tensors, record["optimizer"])
+        self.scheduler.load_state_dict(record["scheduler"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(record["scaler"])
+        self.history, self.best = record["history"], record["best"]
+
+
+def _mix(*numbers: int) -> int:
+    """One seed from several, far apart for near ones."""
+    from numpy.random import SeedSequence
+
+    return int(SeedSequence(numbers).generate_state(1)[0])
+
+
+def _accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if mixed_precision not in ("no", "fp16", "bf16"):
+        raise ValueError(f"mixed_precision is 'no', 'fp16' or 'bf16', not {mixed_precision!r}")
+    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
+        AcceleratorState._reset_state()  # an earlier run in this process had another precision
+    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+
+
+@contextlib.contextmanager
+def _main_holds(accelerator: Accelerator, path: Path) -> Iterator[None]:
+    """The main process locks the run; the others start reading once it has."""
+    with locked(path) if accelerator.is_main_process else contextlib.nullcontext():
+        accelerator.wait_for_everyone()
+        yield
+
+
+def _environment(accelerator: Accelerator) -> dict[str, Any]:
+    import accelerate
+
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "cpus": os.cpu_count(),
+    }

@@ -1,0 +1,164 @@
+"""The `redistill` command: exit codes, messages and tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import redistill_lib
+from redistill_lib import report, sweep
+from redistill_lib.cli import main
+
+MakeNotebook = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_failing_cell_keeps_the_partial_notebook(
+    make_notebook: MakeNotebook, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One kernel."""
+    path = make_notebook("01_fail", "print('kept')", "1 / EPOCHS", "print('never')")
+    code = main(["run", str(path), "-p", "EPOCHS", "0", "--index", "runs/index.html"])
+    assert code == 1
+    table, index = capsys.readouterr().out.strip().rsplit("\n", 1)
+    head, row = table.splitlines()
+    assert head.split() == ["notebook", "status", "time", "where"]
+    assert row.split()[:2] == ["01_fail", "failed"]
+    assert row.endswith("In [4]: ZeroDivisionError: division by zero")
+    assert row.index("failed") == head.index("status")
+    assert index == str(Path("runs/index.html").resolve())
+
+    partial = nbformat.read("runs/notebooks/01_fail.ipynb", as_version=4)
+    outputs = {cell.source: cell.outputs for cell in partial.cells if cell.cell_type == "code"}
+    assert outputs["print('kept')"][0].text == "kept\n"
+    assert outputs["1 / EPOCHS"][0].ename == "ZeroDivisionError"
+    assert outputs["print('never')"] == []
+    assert "division by zero" in Path("runs/notebooks/01_fail.html").read_text()
+    status = json.loads(Path("runs/notebooks/01_fail.json").read_text())
+    assert status["error"] == {"cell": 4, "ename": "ZeroDivisionError", "evalue": "division by zero"}
+    assert "ZeroDivisionError: division by zero" in Path("runs/index.html").read_text()
+
+
+def test_in_place(make_notebook: MakeNotebook, capsys: pytest.CaptureFixture[str]) -> None:
+    """One kernel."""
+    path = make_notebook("00_tour", "import os; print(EPOCHS, os.getcwd())")
+    assert not report.outputs_match_source(path)
+    assert main(["run", "--in-place", "--no-html", str(path)]) == 0
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.cells[-1].outputs[0].text == "3 .\n"
+    assert report.outputs_match_source(path)
+    assert str(path.parents[1]) not in path.read_text()
+    assert "papermill" not in path.read_text()
+    assert sorted(file.name for file in Path("runs/notebooks").iterdir()) == ["00_tour.ipynb", "00_tour.json"]
+    assert "00_tour.ipynb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "a.ipynb", "-p", "EPOCH", "1"], "a.ipynb has no parameter EPOCH; did you mean EPOCHS?"),
+        (["run", "a.ipynb", "-p", "EPOCHS", "many"], "a.ipynb: EPOCHS wants int, got 'many'"),
+        (["run", "a.ipynb", "-p", "LR", "1", "-p", "LR", "2"], "parameter LR is given more than once"),
+        (["run", "b.ipynb"], "no notebook at"),
+        (["run", "a.ipynb", "--output", "notebooks"], "holds a.ipynb itself"),
+        (["run", "a.ipynb", "--in-place", "-p", "LR", "1"], "--in-place executes notebooks at their defaults only"),
+        (["sweep", "grid.yaml"], "no sweep file at"),
+        (["runs", "nowhere"], "no folder nowhere"),
+    ],
+)
+def test_bad_usage_is_one_sentence(
+    make_notebook: MakeNotebook,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    make_notebook("a")
+    monkeypatch.setattr(sweep, "_execute", lambda *_: pytest.fail("a kernel would have started"))
+    arguments = [f"notebooks/{word}" if word.endswith(".ipynb") else word for word in arguments]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("redistill: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["fly"], ["run", "a.ipynb", "-p", "LR"]])
+def test_argparse_errors_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "usage: redistill" in capsys.readouterr().err
+
+
+def test_ctrl_c_outside_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_grids", press)
+    assert main(["sweep", "grid.yaml"]) == 1
+    assert capsys.readouterr().err == "redistill: interrupted\n"
+
+
+def test_key_errors_lose_their_quotes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("no such thing")
+
+    monkeypatch.setattr(sweep, "run_grids", fail)
+    assert main(["sweep", "grid.yaml"]) == 2
+    assert capsys.readouterr().err == "redistill: no such thing\n"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"redistill {redistill_lib.__version__}\n"
+
+
+def test_sweep(
+    make_notebook: MakeNotebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_notebook("a")
+    Path("grid.yaml").write_text("{notebook: notebooks/a.ipynb, grid: {LR: [1, 2]}}")
+    monkeypatch.setattr(sweep, "_execute", lambda *_: None)
+    assert main(["sweep", "grid.yaml", "--no-html"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["a-LR=1", "ok"], ["a-LR=2", "ok"]]
+    assert Path("runs/sweeps/grid/a-LR=2.json").is_file()
+
+
+def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == "no training runs below runs\n"
+    for number in range(2):
+        run = {
+            "params": {"seed": number, "data": "digits"},
+            "status": "complete",
+            "metrics": {"accuracy": 0.912345 - number / 2},
+        }
+        (tmp_path / "runs" / f"run{number}").mkdir()
+        (tmp_path / "runs" / f"run{number}" / "run.json").write_text(json.dumps(run))
+    assert main(["runs"]) == 0
+    head, first, second, same = capsys.readouterr().out.splitlines()
+    assert head.split() == ["id", "status", "seed", "accuracy"]
+    assert first.split() == ["run0", "complete", "0", "0.9123"]
+    assert second.split() == ["run1", "complete", "1", "0.4123"]
+    assert same == "the same in all: data=digits"
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["model", "usual", "plan", "total", "stride"]
+    assert ["resnet18", "2-21222", "32"] in rows

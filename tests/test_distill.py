@@ -1,0 +1,344 @@
+"""Distillation: the objective, what it must never disturb, and graduation."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from redistill_lib.distill import Distillation, plan_terms
+from redistill_lib.methods import KD, RED, parse_methods
+from redistill_lib.models import create_model
+from redistill_lib.red import BlockedLayer, alignment_loss
+from redistill_lib.taps import Tap, feature_maps, match_taps, read_taps
+
+TEACHER, STUDENT = "resnet18-1-21222", "resnet18-4-11221"
+
+
+def networks(seed: int = 0) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(seed)
+    return create_model(STUDENT, width=0.125), create_model(TEACHER, width=0.125)
+
+
+def batch(n: int = 4) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    return torch.rand(n, 3, 32, 32, generator=g), torch.randint(10, (n,), generator=g)
+
+
+def distillation(methods: str = "red+kd", **kwargs: object) -> Distillation:
+    student, teacher = networks()
+    x, _ = batch()
+    taps = match_taps(student, teacher, x) if "red" in methods else []
+    return Distillation(student, teacher, taps, methods, **kwargs)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------- objective
+
+
+def test_objective_by_hand() -> None:
+    """0.5·CE + 0.5·mean(50·red over 5 taps, 1·kd), every part computed apart from the graduated student's maps."""
+    d = distillation().eval()
+    x, y = batch()
+    outputs, losses = d(x, targets=y)
+    model, teacher = d.graduate(), d.teachers[0]
+    terms = []
+    for tap in d.taps:
+        place = (tap.layer, "output") if tap.side == "output" else (f"{tap.layer}.layer", "input")
+        ours = feature_maps(model, [place], x)[place]
+        theirs = feature_maps(teacher, [(tap.teacher_layer, tap.teacher_side)], x)[
+            tap.teacher_layer, tap.teacher_side
+        ]
+        expected = alignment_loss(ours, theirs)
+        assert losses[f"red/{tap.name}"].item() == pytest.approx(expected.item(), abs=1e-6)
+        terms.append(50 * expected)
+    with torch.no_grad():
+        terms.append(KD().loss(model(x), teacher(x)))
+        task = F.cross_entropy(model(x), y)
+    assert len(terms) == 6
+    mean = torch.stack(terms).mean()
+    assert losses["kd"].item() == pytest.approx(terms[-1].item(), rel=1e-5)
+    assert losses["distill"].item() == pytest.approx(mean.item(), rel=1e-5)
+    assert losses["total"].item() == pytest.approx((0.5 * task + 0.5 * mean).item(), rel=1e-5)
+    torch.testing.assert_close(outputs, model(x))
+
+
+def test_weights_are_adjustable() -> None:
+    x, y = batch()
+    losses = distillation(
+        distill_weight=0.9, options={"red": {"alpha": 1.0}, "kd": {"alpha": 3.0, "temperature": 4.0}}
+    )(x, targets=y)[1]
+    red = [v for k, v in losses.items() if k.startswith("red/")]
+    assert losses["distill"].item() == pytest.approx((sum(red) + 3 * losses["kd"]).item() / 6, rel=1e-5)
+    assert losses["total"].item() == pytest.approx((0.1 * losses["task"] + 0.9 * losses["distill"]).item(), rel=1e-5)
+    plain = distillation(distill_weight=None)(x, targets=y)[1]
+    assert plain["total"].item() == pytest.approx((plain["task"] + plain["distill"]).item(), rel=1e-6)
+
+
+def test_without_targets_only_the_teacher_teaches() -> None:
+    losses = distillation()(batch()[0])[1]
+    assert "task" not in losses and losses["total"] is losses["distill"]
+
+
+def test_another_task_loss() -> None:
+    d = distillation(task_loss=lambda out, y: F.mse_loss(out, y))
+    x, _ = batch()
+    outputs, losses = d(x, targets=torch.zeros(4, 10))
+    assert losses["task"].item() == pytest.approx((outputs**2).mean().item(), rel=1e-5)
+
+
+def test_control_has_blocks_but_no_loss_and_needs_no_teacher() -> None:
+    d = distillation("red-blocks")
+    calls = []
+    d.teachers[0].register_forward_hook(lambda *_: calls.append(1))
+    x, y = batch()
+    losses = d(x, targets=y)[1]
+    assert len(d.blocks) == 5 and set(losses) == {"distill", "task", "total"} and not calls
+    assert losses["distill"] == 0 and losses["total"] == 0.5 * losses["task"]
+    losses["total"].backward()
+    assert all(p.grad is not None for p in d.blocks.parameters())
+
+
+def test_control_counts_its_silent_taps_in_the_mean() -> None:
+    losses = distillation("red-blocks+kd")(batch()[0])[1]
+    assert losses["distill"].item() == pytest.approx(losses["kd"].item() / 6, rel=1e-6)
+
+
+def test_gradients_reach_student_and_blocks_only() -> None:
+    d = distillation()
+    x, y = batch()
+    d(x, targets=y)[1]["total"].backward()
+    assert all(p.grad is not None for p in (*d.student.parameters(), *d.blocks.parameters()))
+    assert all(p.grad is None and not p.requires_grad for p in d.teachers.parameters())
+
+
+def test_distilling_lowers_the_distance() -> None:
+    d = distillation("red", distill_weight=1.0)
+    x, y = batch(8)
+    optimizer = torch.optim.Adam([p for p in d.parameters() if p.requires_grad], 3e-3)
+    first = d(x, targets=y)[1]["distill"].item()
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = d(x, targets=y)[1]["total"]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.7 * first
+
+
+def test_several_teachers() -> None:
+    student, first = networks()
+    second = networks(1)[1]
+    x, y = batch()
+    taps = match_taps(student, first, x)
+    taps.append(replace(taps[0], teacher=1))
+    d = Distillation(student, [first, second], taps, "red+kd", example=x)
+    losses = d(x, targets=y)[1]
+    assert len(d.blocks) == 5  # the shared place has one block, and two losses
+    assert {"red/conv1.output", "red/conv1.output@1", "kd", "kd@1"} <= set(losses)
+    assert losses["kd"] != losses["kd@1"]
+
+
+# --------------------------------------------------------------------------------------------- nothing is disturbed
+
+
+def test_teacher_stays_in_eval_whatever_is_called() -> None:
+    d = distillation()
+    teacher = d.teachers[0]
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    x, y = batch()
+    for call in (d.train, d.teachers.train, teacher.train, lambda: d.apply(nn.Module.train)):
+        call()
+        d(x, targets=y)
+        assert not any(m.training for m in teacher.modules())
+    assert d.student.training
+    assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_construction_moves_no_statistic_and_no_mode() -> None:
+    student, teacher = networks()
+    before = {
+        k: v.clone()
+        for k, v in (student.state_dict() | {f"t.{k}": v for k, v in teacher.state_dict().items()}).items()
+    }
+    x, _ = batch()
+    d = Distillation(student, teacher, match_taps(student, teacher, x), "red+kd", example=x)
+    after = student.state_dict() | {f"t.{k}": v for k, v in teacher.state_dict().items()}
+    assert all(torch.equal(after[k], before[k]) for k in before)
+    assert all(m.training for m in student.modules()) and d.blocks.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for net in (student, teacher) for m in net.modules())
+
+
+def test_the_student_object_is_not_changed() -> None:
+    student, teacher = networks()
+    names = list(student.state_dict())
+    x, y = batch()
+    d = Distillation(student, teacher, match_taps(student, teacher, x))
+    d(x, targets=y)
+    assert list(student.state_dict()) == names and d.student is student
+
+
+def test_hooks_are_gone_after_an_error() -> None:
+    d = distillation()
+    with pytest.raises(RuntimeError):
+        d(torch.rand(2, 5, 32, 32))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in d.modules())
+
+
+# ------------------------------------------------------------------------------------------------------ graduation
+
+
+def test_graduate_equals_the_student() -> None:
+    d = distillation().eval()
+    x, _ = batch()
+    model = d.graduate().eval()
+    assert torch.equal(model(x), d.predict(x))
+    assert sum(isinstance(m, BlockedLayer) for m in model.modules()) == 3  # conv1, layer2.0, layer3.0
+
+
+def test_graduate_holds_no_teacher() -> None:
+    d = distillation()
+    x, y = batch()
+    d(x, targets=y)
+    model, teacher = d.graduate(), weakref.ref(d.teachers[0])
+    del d
+    gc.collect()
+    assert teacher() is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_graduate_copies_exports_and_trains() -> None:
+    model = distillation().graduate()
+    x, y = batch()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    F.cross_entropy(model.train()(x), y).backward()
+    optimizer.step()
+    model.eval()
+    torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x))
+
+
+def test_graduate_is_independent() -> None:
+    d = distillation()
+    model = d.graduate()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+    assert all(p.abs().sum() > 0 for p in (d.student.conv1.weight, d.blocks[0].logit[0].weight))
+
+
+# ---------------------------------------------------------------------------------------------------------- errors
+
+
+def test_unknown_layers() -> None:
+    student, teacher = networks()
+    with pytest.raises(KeyError, match=r"student has no layer 'layer7.0'; did you mean 'layer"):
+        Distillation(student, teacher, [Tap("layer7.0", "output", "layer2.0", "output", channels=8)])
+    with pytest.raises(KeyError, match=r"teacher has no layer 'layer2.9'"):
+        Distillation(student, teacher, [Tap("conv1", "output", "layer2.9", "output", channels=8)])
+    with pytest.raises(ValueError, match=r"wants teacher 1; teachers are 0 to 0"):
+        Distillation(student, teacher, [Tap("conv1", "output", "layer2.0", "output", 1, channels=8)])
+
+
+@pytest.mark.parametrize("check", ["at construction", "at the first pass"])
+def test_unequal_sizes_name_the_nearest_fit(check: str) -> None:
+    student, teacher = networks()
+    x, y = batch()
+    tap = Tap("conv1", "output", "layer3.0", "output", channels=8)
+    message = r"tap conv1.output ← layer3.0.output: .*\(4, 8, 8, 8\) .*\(4, 32, 4, 4\).*nearest .* 8×8 is 'layer2"
+    with pytest.raises(ValueError, match=message):
+        Distillation(student, teacher, [tap], example=x if check == "at construction" else None)(x, targets=y)
+
+
+def test_channels() -> None:
+    student, teacher = networks()
+    x, y = batch()
+    tap = Tap("conv1", "output", "layer2.0", "output")
+    with pytest.raises(ValueError, match="lacks the student's channels"):
+        Distillation(student, teacher, [tap])
+    assert Distillation(student, teacher, [tap], example=x).blocks[0].channels == 8
+    wrong = replace(tap, channels=64)
+    with pytest.raises(ValueError, match=r"set up for 64 channels, .* \(4, 8, 8, 8\); set its channels \(cs\) to 8"):
+        Distillation(student, teacher, [wrong], example=x)
+    with pytest.raises(ValueError, match="set up for 64 channels"):
+        Distillation(student, teacher, [wrong])(x, targets=y)
+
+
+def test_nothing_may_silently_do_nothing() -> None:
+    student, teacher = networks()
+    tap = Tap("conv1", "output", "layer2.0", "output", channels=8)
+    with pytest.raises(ValueError, match="red would add nothing: there are no taps; match_taps finds them"):
+        Distillation(student, teacher, [], "red")
+    with pytest.raises(ValueError, match=r"no method uses tap conv1.output"):
+        Distillation(student, teacher, [tap], "kd")
+    with pytest.raises(ValueError, match="red would add nothing: every tap carries another method"):
+        Distillation(student, teacher, [replace(tap, method="stage")], "red")
+    with pytest.raises(ValueError, match="given twice at one place"):
+        Distillation(student, teacher, [tap, tap])
+    with pytest.raises(ValueError, match=r"different blocks on conv1.output"):
+        Distillation(student, teacher, [replace(tap, method="red"), replace(tap, method="stage", kernel_size=5)])
+
+
+def test_wrong_arguments() -> None:
+    student, teacher = networks()
+    with pytest.raises(ValueError, match="same object"):
+        Distillation(student, student, methods="kd")
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Distillation(student, teacher, methods="kd", distill_weight=2)
+
+
+class Twice(nn.Module):
+    def __init__(self, skip: bool = False):
+        super().__init__()
+        self.conv, self.other, self.skip = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) if self.skip else self.conv(self.conv(x)).mean((2, 3))
+
+
+def test_layers_that_run_twice_or_never() -> None:
+    teacher, x = Twice(), torch.rand(2, 3, 4, 4)
+    with pytest.raises(RuntimeError, match="'conv' runs more than once per pass"):
+        Distillation(Twice(), teacher, [Tap("conv", "output", "conv", "output", channels=3)])(x)
+    with pytest.raises(RuntimeError, match=r"never reached: conv.output"):
+        Distillation(Twice(skip=True), teacher, [Tap("conv", "output", "conv", "output", channels=3)])(x)
+    with pytest.raises(RuntimeError, match="teacher's forward pass never reached 'other'"):
+        student = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        Distillation(student, teacher, [Tap("0", "output", "other", "output", channels=3)])(x)
+
+
+# ------------------------------------------------------------------------------------------------- taps with methods
+
+
+def test_taps_that_carry_methods() -> None:
+    student, teacher = networks()
+    taps = read_taps(
+        {
+            "net.conv1": {
+                "t_layers": [None, "tid_0=layer2.0"],
+                "modules": [None, "RED"],
+                "kwargs": [None, {"cs": 8, "alpha": 7.0}],
+            },
+            "net.fc": {"t_layers": [None, "tid_0=fc"], "modules": [None, "KD"], "kwargs": [None, {"alpha": 2.0}]},
+        }
+    )  # fmt: skip
+    d = Distillation(student, teacher, taps)
+    assert [(t.name, t.method.alpha) for t in d.terms] == [("red/conv1.output", 7.0), ("kd/fc.output", 2.0)]
+    x, y = batch()
+    losses = d(x, targets=y)[1]
+    assert losses["distill"].item() == pytest.approx(
+        ((7 * losses["red/conv1.output"] + 2 * losses["kd/fc.output"]) / 2).item()
+    )
+
+
+def test_plan_terms() -> None:
+    tap = Tap("a", "output", "b", "output", method="red", kernel_size=5, alpha=3.0)
+    assert [t.name for t in plan_terms([tap], [RED(), KD()])] == ["red/a.output", "kd"]
+    assert plan_terms([tap], [RED()])[0].method == RED(kernel_size=5, alpha=3.0)
+    control = plan_terms([tap], parse_methods("red-blocks"))
+    assert control[0].method.name == "red-blocks" and control[0].method.alpha == 0

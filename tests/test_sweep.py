@@ -1,0 +1,436 @@
+"""The strict notebook runner and what it leaves. Four tests here and in test_cli.py start a kernel, no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from redistill_lib import report, sweep
+from redistill_lib.sweep import NotebookError, NotebookResult
+
+MakeNotebook = Callable[..., Path]
+EXPECTED = {
+    "EPOCHS": 3,
+    "LR": 0.1,
+    "AMP": True,
+    "PLAN": "4-11221",
+    "SEEDS": [0, 1],
+    "SIZES": (8, 16),
+    "COLOUR": "#fff",
+    "NOTE": None,
+}
+
+
+@pytest.fixture
+def no_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Notebooks that would have been executed; nothing is."""
+    executed: list[Path] = []
+
+    def execute(notebook: Path, folder: Path, progress: bool) -> None:
+        executed.append(notebook)
+
+    monkeypatch.setattr(sweep, "_execute", execute)
+    return executed
+
+
+def code_outputs(path: Path) -> dict[str, str]:
+    """Source → printed text or repr of each code cell."""
+    notebook = nbformat.read(path, as_version=4)
+    return {
+        cell.source: "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+    }
+
+
+# parameters
+
+
+def test_defaults_are_read_as_python(make_notebook: MakeNotebook) -> None:
+    assert sweep.notebook_parameters(make_notebook("tour")) == EXPECTED
+
+
+def test_annotated_and_multiline_defaults(make_notebook: MakeNotebook) -> None:
+    path = make_notebook("tour", parameters="LR: float = 1e-3\nSEEDS = [\n    0,  # first\n    1,\n]\n")
+    assert sweep.notebook_parameters(path) == {"LR": 1e-3, "SEEDS": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (None, "no cell tagged 'parameters'"),
+        ("STEPS = 3 * 4", "parameter STEPS must be a literal, got '3 * 4'"),
+        ("import os", "may hold only NAME = literal, got 'import os'"),
+        ("A = B = 1", "may hold only NAME = literal, got 'A = B = 1'"),
+        ("%matplotlib inline", "not plain Python: invalid syntax, line 1"),
+    ],
+)
+def test_bad_parameters_cells(make_notebook: MakeNotebook, parameters: str | None, message: str) -> None:
+    with pytest.raises(ValueError, match=r"tour\.ipynb") as error:
+        sweep.notebook_parameters(make_notebook("tour", parameters=parameters))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["not json", "[]", "{}", '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}}'])
+def test_other_files_are_not_notebooks(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.ipynb"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"x\.ipynb is not a Jupyter notebook"):
+        sweep.notebook_parameters(path)
+
+
+def test_missing_notebook_names_its_neighbour(make_notebook: MakeNotebook) -> None:
+    path = make_notebook("00_tour")
+    with pytest.raises(FileNotFoundError, match=r"no notebook at .*tuor\.ipynb; did you mean .*00_tour\.ipynb"):
+        sweep.run_notebook(path.with_name("00_tuor.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "value"),
+    [
+        ("EPOCHS", "12", 12),
+        ("EPOCHS", 12, 12),
+        ("LR", "1e-3", 1e-3),
+        ("LR", "2", 2.0),
+        ("LR", 2, 2.0),
+        ("AMP", "false", False),
+        ("AMP", "YES", True),
+        ("AMP", "0", False),
+        ("AMP", False, False),
+        ("PLAN", "8-11121", "8-11121"),
+        ("PLAN", "3", "3"),
+        ("SEEDS", "[3, 4]", [3, 4]),
+        ("SEEDS", "3, 4", [3, 4]),
+        ("SEEDS", (3, 4), [3, 4]),
+        ("SIZES", "[32]", (32,)),
+        ("NOTE", "None", None),
+        ("NOTE", "7", 7),
+        ("NOTE", "8-11121", "8-11121"),
+        ("NOTE", [1], [1]),
+    ],
+)
+def test_values_take_the_type_of_the_default(name: str, given: Any, value: Any) -> None:
+    converted = sweep.convert(name, given, EXPECTED[name])
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("EPOCHS", "many", "EPOCHS wants int, got 'many'"),
+        ("EPOCHS", "3.0", "EPOCHS wants int, got '3.0'"),
+        ("EPOCHS", True, "EPOCHS wants int, got True"),
+        ("EPOCHS", None, "EPOCHS wants int, got None"),
+        ("LR", "fast", "LR wants float, got 'fast'"),
+        ("LR", "nan", "LR wants a finite float, got nan"),
+        ("AMP", "maybe", "AMP wants bool, got 'maybe'"),
+        ("AMP", 1, "AMP wants bool, got 1"),
+        ("PLAN", 4, "PLAN wants str, got 4"),
+        ("SEEDS", "3", "SEEDS wants list, got '3'"),
+        ("SEEDS", "[3", "SEEDS wants list, got '[3'"),
+    ],
+)
+def test_values_of_another_type_are_errors(name: str, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match="wants") as error:
+        sweep.convert(name, given, EXPECTED[name])
+    assert str(error.value) == message
+
+
+def test_unknown_parameter_lists_close_matches(make_notebook: MakeNotebook, no_kernel: list[Path]) -> None:
+    first, second = make_notebook("a"), make_notebook("b", parameters="LR = 0.1")
+    with pytest.raises(ValueError, match=r"a.ipynb has no parameter epoch; did you mean EPOCHS\? it has EPOCHS, LR"):
+        sweep.run_notebooks([first], {"epoch": 1})
+    with pytest.raises(ValueError, match=r"b.ipynb has no parameter EPOCHS; it has LR$"):
+        sweep.run_notebooks([first, second], {"EPOCHS": 1})
+    assert no_kernel == []
+
+
+# execution
+
+
+def test_execution(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel: types of parameters, working directory, environment, interpreter, figures on the page."""
+    bogus = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    bogus.parent.mkdir(parents=True)
+    bogus.write_text(json.dumps({"argv": ["/nowhere/python", "{connection_file}"], "display_name": "x"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(bogus.parents[2]))
+    here, show = os.getcwd(), "(EPOCHS, LR, AMP, PLAN, SEEDS, SIZES, COLOUR, NOTE)"
+    figure = "import plotly.graph_objects as go; go.Figure(go.Scatter(y=[1, 4, 9]))"
+    where = "import os, sys; print(os.getcwd(), sys.executable, os.environ['REDISTILL_BATCH'])"
+    path = make_notebook("tour", show, where, figure)
+    source = path.read_bytes()
+
+    output = tmp_path / "runs" / "notebooks"
+    given = {"EPOCHS": "5", "AMP": "no", "SIZES": "32,", "COLOUR": 'it\'s "#000"'}
+    result = sweep.run_notebook(path, given, output)
+
+    assert (result.ok, result.error, result.name) == (True, None, "tour")
+    cells = code_outputs(output / "tour.ipynb")
+    assert cells[show] == """(5, 0.1, False, '4-11221', [0, 1], (32,), 'it\\'s "#000"', None)"""
+    assert cells[where].split() == [str(path.parent), sys.executable, "1"]
+    assert "plotly-graph-div" in (output / "tour.html").read_text()
+    assert path.read_bytes() == source
+    assert os.getcwd() == here
+    record = json.loads((output / "tour.json").read_text())
+    assert record["parameters"] == {"EPOCHS": 5, "AMP": False, "SIZES": [32], "COLOUR": 'it\'s "#000"'}
+    assert (record["status"], record["error"], record["html"]) == ("ok", None, "tour.html")
+    assert record["seconds"] == result.seconds > 0
+    assert sorted(file.name for file in output.iterdir()) == ["tour.html", "tour.ipynb", "tour.json"]
+
+
+def test_interrupt_keeps_what_was_done_and_ends_the_list(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    """One kernel: the notebook presses Ctrl-C on its runner."""
+    stop = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
+    paths = [make_notebook("a", "print('kept')", stop, "print('never')"), make_notebook("b")]
+    results = sweep.run_notebooks(paths, output_dir=tmp_path / "out")
+    assert [(r.name, r.status, r.interrupted) for r in results] == [("a", "failed", True)]
+    assert results[0].error == NotebookError(3, "KeyboardInterrupt", "")
+    cells = code_outputs(tmp_path / "out" / "a.ipynb")
+    assert cells["print('kept')"] == "kept\n"
+    assert cells["print('never')"] == ""
+    assert "KeyboardInterrupt" in (tmp_path / "out" / "a.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "pressed", "error"),
+    [
+        (RuntimeError("Kernel died"), False, NotebookError(None, "RuntimeError", "Kernel died")),
+        (RuntimeError("Kernel died"), True, NotebookError(None, "KeyboardInterrupt", "")),
+        (None, True, NotebookError(None, "KeyboardInterrupt", "")),  # a cell caught it and went on
+        (None, False, None),
+    ],
+)
+def test_dead_kernels_and_interrupts(
+    monkeypatch: pytest.MonkeyPatch, outcome: Exception | None, pressed: bool, error: NotebookError | None
+) -> None:
+    import papermill
+
+    def execute(*_: object, kernel_manager_class: Any, **__: object) -> None:
+        kernel_manager_class.interrupted = pressed
+        if outcome:
+            raise outcome
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    assert sweep._execute(Path("a.ipynb"), Path(), progress=False) == error
+
+
+def test_output_folder_must_be_another(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
+    path = make_notebook("a")
+    with pytest.raises(ValueError, match=r"holds a\.ipynb itself"):
+        sweep.run_notebooks([path], output_dir=path.parent)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        sweep.run_notebooks([path], output_dir=tmp_path / "file")
+    assert no_kernel == []
+
+
+def test_equal_names_would_overwrite_each_other(
+    make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]
+) -> None:
+    path = make_notebook("a")
+    twin = tmp_path / "other" / "a.ipynb"
+    twin.parent.mkdir()
+    twin.write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="several notebooks are named a:"):
+        sweep.run_notebooks([path, twin], output_dir=tmp_path / "out")
+    assert no_kernel == []
+
+
+def test_earlier_status_and_page_are_gone_when_a_run_starts(
+    make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, output = make_notebook("a"), tmp_path / "out"
+    output.mkdir()
+    for stale in ("a.json", "a.html"):
+        (output / stale).write_text("stale")
+
+    def killed(notebook: Path, folder: Path, progress: bool) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(sweep, "_execute", killed)
+    with pytest.raises(SystemExit):
+        sweep.run_notebook(path, output_dir=output)
+    assert [file.name for file in output.iterdir()] == ["a.ipynb"]
+
+
+def test_results_print_and_tabulate(tmp_path: Path) -> None:
+    error = NotebookError(3, "ValueError", "no")
+    result = NotebookResult("a", "failed", 1.5, error, {"LR": 0.1}, tmp_path / "a.ipynb", None)
+    assert result.to_frame().to_dict("records") == [
+        {"name": "a", "status": "failed", "seconds": 1.5, "error": "In [3]: ValueError: no", "LR": 0.1}
+    ]
+    assert not result.ok
+    assert not result.interrupted
+    assert str(NotebookError(None, "DeadKernelError", "")) == "kernel: DeadKernelError"
+
+
+# grids
+
+
+def test_grid_runs_every_point(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
+    make_notebook("tour")
+    grid = tmp_path / "sizes.yaml"
+    grid.write_text(
+        "notebook: notebooks/tour.ipynb\nparameters: {EPOCHS: 9}\ngrid: {LR: [1, 0.5], PLAN: [4-11221, a/b]}\n"
+    )
+    results = sweep.run_grids([grid], tmp_path / "out", html=False)
+    assert {r.name: r.parameters for r in results} == {
+        "tour-LR=1-PLAN=4-11221": {"EPOCHS": 9, "LR": 1.0, "PLAN": "4-11221"},
+        "tour-LR=1-PLAN=a_b": {"EPOCHS": 9, "LR": 1.0, "PLAN": "a/b"},
+        "tour-LR=0.5-PLAN=4-11221": {"EPOCHS": 9, "LR": 0.5, "PLAN": "4-11221"},
+        "tour-LR=0.5-PLAN=a_b": {"EPOCHS": 9, "LR": 0.5, "PLAN": "a/b"},
+    }
+    assert [path.parent for path in no_kernel] == [tmp_path / "out" / "sizes"] * 4
+    assert len(list((tmp_path / "out" / "sizes").glob("*.json"))) == 4
+
+
+def test_interrupt_ends_a_grid(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_notebook("tour")
+    (tmp_path / "g.yaml").write_text("{notebook: notebooks/tour.ipynb, grid: {LR: [1, 2]}}")
+    monkeypatch.setattr(sweep, "_execute", lambda *_: NotebookError(None, "KeyboardInterrupt", ""))
+    assert [r.name for r in sweep.run_grids([tmp_path / "g.yaml"], tmp_path / "out", html=False)] == ["tour-LR=1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("notebook: [", "is not YAML"),
+        ("grid: {LR: [1]}", "must be a mapping of notebook, grid, parameters"),
+        ("{notebook: notebooks/tour.ipynb, grid: {LR: [1]}, gird: {}}", "and nothing else"),
+        ("{notebook: notebooks/tour.ipynb, grid: {LR: 1}}", "grid must map each parameter to a list"),
+        ("{notebook: notebooks/tour.ipynb, grid: {LR: [slow]}}", "LR wants float, got 'slow'"),
+        ("{notebook: notebooks/tour.ipynb, grid: {LRS: [1]}}", "no parameter LRS; did you mean LR"),
+        ("{notebook: notebooks/tour.ipynb, grid: {PLAN: [a/b, a b]}}", "two points of the grid are both named"),
+    ],
+)
+def test_bad_grids(
+    make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path], text: str, message: str
+) -> None:
+    make_notebook("tour")
+    grid = tmp_path / "g.yaml"
+    grid.write_text(text)
+    with pytest.raises(ValueError, match=r"LR|g\.yaml") as error:
+        sweep.run_grids([grid], tmp_path / "out")
+    assert message in str(error.value)
+    assert no_kernel == []
+
+
+def test_missing_grid(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no sweep file at"):
+        sweep.read_grid(tmp_path / "g.yaml")
+
+
+# committed outputs
+
+
+def executed_copy(path: Path, target: Path, outputs: list[list[dict[str, Any]]]) -> Path:
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, (cell, cell_outputs) in enumerate(zip(code, outputs, strict=True), start=1):
+        cell.execution_count = number
+        cell.outputs = [nbformat.from_dict(output) for output in cell_outputs]
+        cell.metadata["papermill"] = {"status": "completed"}
+    notebook.metadata["papermill"] = {"output_path": str(target)}
+    nbformat.write(notebook, target)
+    return target
+
+
+def printed(text: str) -> dict[str, Any]:
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def shown(**data: Any) -> dict[str, Any]:
+    bundle = {{"html": "text/html", "plain": "text/plain"}.get(key, key): value for key, value in data.items()}
+    return {"output_type": "display_data", "data": bundle, "metadata": {}}
+
+
+def test_refreshed_outputs_are_clean_and_stamped(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    path = make_notebook("tour", "print(1)", "slider")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["widgets"] = {"state": {}}
+    nbformat.write(notebook, path)
+    root, home = path.parents[1], Path.home()
+    paths = f"{path.parent}/x.csv {root}/runs file://{root}/a {home}/.cache {sys.prefix}/lib {root}-other"
+    base64 = f"QUJD{home}/QUJD"
+    outputs = [[], [printed(paths)], [shown(**{report.WIDGET_VIEW: {}, "plain": "IntSlider()"}), shown(html=base64)]]
+
+    assert not report.outputs_match_source(path)
+    report.refresh_outputs(path, executed_copy(path, tmp_path / "done.ipynb", outputs))
+
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == [1, 2, 3]
+    # pytest's tmp_path is in no folder that has a name here, so nothing but the six folders may change
+    assert cells[1].outputs[0].text == f"./x.csv ../runs ../a ~/.cache …/lib {root}-other"
+    assert [dict(output.data) for output in cells[2].outputs] == [{"text/html": base64}]
+    assert all("papermill" not in cell.metadata for cell in cells)
+    assert set(notebook.metadata) == {"kernelspec", "language_info", "redistill"}
+    assert report.outputs_match_source(path)
+
+    notebook.cells[0].source += " changed"
+    nbformat.write(notebook, path)
+    assert not report.outputs_match_source(path)
+
+
+def test_outputs_of_other_cells_are_refused(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    path = make_notebook("tour", "print(1)")
+    done = executed_copy(path, tmp_path / "done.ipynb", [[], [printed("1")]])
+    before = make_notebook("tour", "print(2)").read_bytes()
+    with pytest.raises(ValueError, match="changed while it ran"):
+        report.refresh_outputs(path, done)
+    assert path.read_bytes() == before
+
+
+# index page
+
+
+def record(folder: Path, name: str, **changes: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.ipynb").touch()
+    status = {"name": name, "status": "ok", "seconds": 75, "error": None, "parameters": {}}
+    files = {"notebook": f"{name}.ipynb", "html": f"{name}.html"}
+    (folder / f"{name}.json").write_text(json.dumps(status | files | changes))
+
+
+def test_index_page(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    record(runs / "notebooks", "00_tour", parameters={"NOTE": "<b>"})
+    error = {"cell": 4, "ename": "ValueError", "evalue": "a < b\nsecond line"}
+    record(runs / "notebooks", "01 fail", status="failed", error=error, html=None, seconds=5)
+    record(tmp_path / "elsewhere", "02_far")
+    for number, accuracy in enumerate((0.91234, 0.5)):
+        run = {"params": {"model": f"net{number}", "epochs": 6, "taps": [1]}, "status": "complete"}
+        (runs / f"run{number}").mkdir()
+        (runs / f"run{number}" / "run.json").write_text(json.dumps(run | {"metrics": {"accuracy": accuracy}}))
+
+    page = report.write_index(runs, notebooks=[tmp_path / "elsewhere"]).read_text()
+
+    assert '<a href="notebooks/00_tour.html">00_tour</a>' in page
+    assert '<a href="notebooks/01%20fail.ipynb">01 fail</a>' in page
+    assert '<a href="../elsewhere/02_far.html">02_far</a>' in page
+    assert "<code>NOTE=&lt;b&gt;</code>" in page
+    assert "In [4]: ValueError: a &lt; b</p>" in page
+    assert "2 ok, 1 failed, 2 min 35 s in all" in page
+    assert "2 runs; the same in all: <code>epochs=6</code>" in page
+    assert "<td>net0</td><td class=number>0.9123</td>" in page
+    assert "taps" not in page
+    assert str(tmp_path) not in page
+    assert "http" not in page  # self-contained: nothing is loaded from elsewhere
+
+
+def test_index_page_of_an_empty_folder(tmp_path: Path) -> None:
+    page = report.write_index(tmp_path / "runs", file=tmp_path / "pages" / "i.html").read_text()
+    assert "None executed yet" in page
+    assert "<h2>Training runs</h2><p>None yet.</p>" in page
+
+
+def test_durations() -> None:
+    assert [report.duration(s) for s in (4.21, 59.96, 75, 7260)] == ["4.2 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]

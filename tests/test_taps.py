@@ -1,0 +1,236 @@
+"""Taps: the paper's own pairs, the official YAML schema, reaching maps and leaving networks as they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from redistill_lib.models import create_model
+from redistill_lib.taps import Tap, evaluating, feature_maps, find_layer, match_taps, read_taps, tapping
+
+RESNET_X4 = ["conv1.o < layer2.0.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]
+MOBILENETV2_X4 = ["features.0.0.o < features.4.conv.3.o", "features.2.conv.3.io < features.7.conv.3.io",
+                  "features.4.conv.3.io < features.14.conv.3.io"]  # fmt: skip
+V2_PLACES = ["features.4.conv.3", "features.7.conv.3", "features.14.conv.3"]
+V3_PLACES = ["features.2.conv.3", "features.4.conv.3", "features.9.conv.3"]
+RESNET_PLACES = ["layer2.0", "layer3.0", "layer4.0"]
+
+# (student, teacher, picture size, taps), each row as the authors' configurations have it: arXiv 2406.03744.
+PAPER = [
+    ("resnet18-8-11221", "resnet18-2-21222", 224, RESNET_X4),
+    ("resnet50-8-11221", "resnet50-2-21222", 224, RESNET_X4),
+    ("resnext18-4-11221", "resnext18-1-21222", 128, RESNET_X4),
+    ("resnext50-4-11221", "resnext50-1-21222", 128, RESNET_X4),
+    ("resnext18-2-21221", "resnext18-1-21222", 128,
+     ["conv1.o < maxpool.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]),
+    ("resnext18-8-11211", "resnext18-1-21222", 128, ["conv1.o < layer3.0.o", "layer2.0.io < layer4.0.io"]),
+    ("mobilenetv2-4-1221111", "mobilenetv2-1-1222121", 128, MOBILENETV2_X4),
+    ("mobilenetv2-8-1211111", "mobilenetv2-1-1222121", 128,
+     ["features.0.0.o < features.7.conv.3.o", "features.2.conv.3.io < features.14.conv.3.io"]),
+    ("mobilenetv3_small-4-22111111111", "mobilenetv3_small-1-22121111211", 128,
+     ["features.0.0.o < features.2.conv.3.o", "features.1.conv.0.io < features.4.conv.3.io",
+      "features.2.conv.3.io < features.9.conv.3.io"]),
+]  # fmt: skip
+
+STUDENT_PLACES = {
+    "resnext18-4-11221": ["conv1", "layer2.0", "layer3.0"],
+    "mobilenetv2-4-1221111": ["features.0.0", "features.2.conv.3", "features.4.conv.3"],
+    "mobilenetv3_small-4-22111111111": ["features.0.0", "features.1.conv.0", "features.2.conv.3"],
+}
+TEACHER_PLACES = {
+    "resnext18-1-21222": RESNET_PLACES,
+    "mobilenetv2-1-1222121": V2_PLACES,
+    "mobilenetv3_small-1-22121111211": V3_PLACES,
+}
+
+
+def expand(rows: list[str]) -> list[tuple[str, str, str, str]]:
+    pairs = []
+    for row in rows:
+        (student, sides), (teacher, _) = (part.strip().rsplit(".", 1) for part in row.split("<"))
+        pairs += [(student, side, teacher, side) for side in ("input", "output") if side[0] in sides]
+    return pairs
+
+
+def found(student: nn.Module, teacher: nn.Module, size: int) -> list[tuple[str, str, str, str]]:
+    example = torch.zeros(1, 3, size, size)
+    taps = match_taps(student, teacher, example)
+    ours = feature_maps(student, [t.place for t in taps], example)
+    theirs = feature_maps(teacher, [(t.teacher_layer, t.teacher_side) for t in taps], example)
+    for tap in taps:
+        assert ours[tap.place].shape[-2:] == theirs[tap.teacher_layer, tap.teacher_side].shape[-2:]
+        assert ours[tap.place].shape[1] == tap.channels
+    return [(t.layer, t.side, t.teacher_layer, t.teacher_side) for t in taps]
+
+
+@pytest.mark.parametrize(("student", "teacher", "size", "rows"), PAPER, ids=[row[0] for row in PAPER])
+def test_the_papers_own_taps(student: str, teacher: str, size: int, rows: list[str]) -> None:
+    assert found(create_model(student, width=0.25), create_model(teacher, width=0.25), size // 2) == expand(rows)
+
+
+@pytest.mark.parametrize("student", STUDENT_PLACES)
+@pytest.mark.parametrize("teacher", TEACHER_PLACES)
+def test_taps_across_families(student: str, teacher: str) -> None:
+    s, t = STUDENT_PLACES[student], TEACHER_PLACES[teacher]
+    rows = [f"{s[0]}.o < {t[0]}.o", f"{s[1]}.io < {t[1]}.io", f"{s[2]}.io < {t[2]}.io"]
+    assert found(create_model(student, width=0.25), create_model(teacher, width=0.25), 64) == expand(rows)
+
+
+class Around(nn.Module):
+    """A layer under a name of its own, as the DDPM U-Net wraps its resampling convolutions."""
+
+    def __init__(self, main: nn.Module):
+        super().__init__()
+        self.main = main
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.main(x)
+
+
+def unet(head: int, *strides: int) -> nn.Module:
+    """The skeleton of a DDPM U-Net: head, downs, ups, and a tail of normalisation, activation, upsampling."""
+
+    def up(k: int) -> nn.Module:
+        return nn.ConvTranspose2d(8, 8, max(k, 1), k)
+
+    net = nn.Sequential()
+    net.add_module("head", nn.Conv2d(3, 8, 3, head, 1))
+    for i, stride in enumerate(strides):
+        net.add_module(f"down{i}", Around(nn.Conv2d(8, 8, 3, stride, 1)))
+    for i, stride in reversed(list(enumerate(strides))):
+        net.add_module(f"up{i}", Around(up(stride)))
+    net.add_module("tail", nn.Sequential(nn.GroupNorm(2, 8), nn.SiLU(), nn.ConvTranspose2d(8, 3, head, head)))
+    return net
+
+
+def test_taps_of_a_unet() -> None:
+    """As in the paper's DDPM pair 1,2,2,2 → 2,2,2,1: the head's output, every resampling, the tail's input alone."""
+    expected = ["head.o < down0.o", "down0.io < down1.io", "down1.io < down2.io",
+                "up1.io < up2.io", "up0.io < up1.io", "tail.i < up0.i"]  # fmt: skip
+    assert found(unet(2, 2, 2, 1), unet(1, 2, 2, 2), 32) == expand(expected)
+
+
+def test_max_pooling_and_border_effects_are_no_taps_of_the_student() -> None:
+    student = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2))
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2))
+    assert [t.place for t in match_taps(student, teacher, torch.zeros(1, 3, 32, 32))] == [("0", "output")]
+
+
+def test_nothing_to_pair() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1))
+    with pytest.raises(ValueError, match="no change at all"):
+        match_taps(net, nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 8, 8))
+
+
+def test_networks_are_left_as_they_were() -> None:
+    student, teacher = create_model("resnet18-4-11221", width=0.25), create_model("resnet18-1-21222", width=0.25)
+    teacher.layer1.eval()
+    before = {k: v.clone() for k, v in (student.state_dict() | teacher.state_dict()).items()}
+    match_taps(student, teacher, torch.rand(2, 3, 32, 32))
+    assert all(torch.equal(v, before[k]) for k, v in (student.state_dict() | teacher.state_dict()).items())
+    assert student.training and teacher.layer2.training and not teacher.layer1.training
+    assert not any(m._forward_hooks or m._forward_pre_hooks for net in (student, teacher) for m in net.modules())
+
+
+def test_evaluating_restores_modes_after_an_error() -> None:
+    net = nn.Sequential(nn.ReLU())
+    with pytest.raises(RuntimeError, match="inside"), evaluating(net):
+        assert not net.training and not torch.is_grad_enabled()
+        raise RuntimeError("inside")
+    assert net.training
+
+
+def test_tapping_replaces_and_leaves() -> None:
+    net, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.ones(1)
+    with tapping(
+        net, {("0", "input"): lambda v: v + 1, ("0", "output"): lambda v: v * 10, ("1", "output"): lambda v: None}
+    ):
+        assert net(x).item() == 20
+    assert net(x).item() == 1
+
+
+class Pair(nn.Module):
+    def forward(self, *, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.unused = Pair(), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pair(x=x)[0]
+
+
+def test_odd_layers() -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(TypeError, match="output of 'pair' is a tuple"):
+        feature_maps(Odd(), [("pair", "output")], x)
+    with pytest.raises(TypeError, match="input of 'pair' is not a tensor given by position"):
+        feature_maps(Odd(), [("pair", "input")], x)
+    with pytest.raises(RuntimeError, match=r"never reached in the forward pass: unused.output"):
+        feature_maps(Odd(), [("unused", "output")], x)
+
+
+def test_find_layer() -> None:
+    net = create_model("resnet18", width=0.25)
+    assert find_layer(net, "net.layer3.0") == "layer3.0"
+    with pytest.raises(KeyError, match=r"the student has no layer 'layer3.O'.*layer3.0"):
+        find_layer(net, "layer3.O", "student")
+
+
+YAML = """
+net.conv1:
+  t_layers: [null, tid_0=layer2.0]
+  modules: [null, RED]
+  kwargs: [null, {cs: 64, alpha: 50.0, distance: cosine, res_ks: 3}]
+layer2.0:
+  t_layers: [tid_0=net.layer3.0, tid_1=layer3.0]
+  modules: [STAGE, MSE]
+  kwargs: [{cs: 64, alpha: 1.0}, {}]
+net.fc:
+  t_layers: [null, tid_0=fc]
+  modules: [null, KD]
+  kwargs: [null, {alpha: 2.0}]
+"""
+
+
+def test_read_the_official_schema(tmp_path: Path) -> None:
+    (tmp_path / "taps.yaml").write_text(YAML)
+    assert read_taps(tmp_path / "taps.yaml") == [
+        Tap("conv1", "output", "layer2.0", "output", 0, "red", 64, 50.0, "cosine", 3),
+        Tap("layer2.0", "input", "layer3.0", "input", 0, "stage", 64, 1.0),
+        Tap("layer2.0", "output", "layer3.0", "output", 1, "mse"),
+        Tap("fc", "output", "fc", "output", 0, "kd", alpha=2.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({}, "expected a mapping"),
+        ({"a": {"t_layers": [None, None]}}, "a: expected t_layers and modules"),
+        ({"a": {"t_layers": ["tid_0=b"], "modules": [None, "RED"]}}, "t_layers must be a list of two"),
+        ({"a": {"t_layers": [None, "tid_0=b"], "modules": [None, None]}}, "on the output, t_layers says 'tid_0=b'"),
+        ({"a": {"t_layers": [None, "b"], "modules": [None, "RED"]}}, "not of the form tid_"),
+        ({"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "ROD"]}}, "unknown module 'ROD'"),
+        (
+            {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "RED"], "kwargs": [None, {"ca": 3}]}},
+            r"unknown kwargs \['ca'\]",
+        ),
+        ({"a": {"t_layers": [None, None], "modules": [None, None]}}, "there is no tap"),
+    ],
+)
+def test_schema_errors(entry: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_taps(entry)
+
+
+def test_tap_names() -> None:
+    assert repr(Tap("", "output", "", "output", 1)) == "Tap((network) output ← teacher 1: (network) output)"
+    with pytest.raises(ValueError, match="not on 'middle'"):
+        Tap("a", "middle", "b", "output")  # type: ignore[arg-type]

@@ -1,0 +1,340 @@
+"""Training: runs that repeat, resume after a kill, stop with a reason, and read test once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from redistill_lib.checkpoint import fingerprint, load_model, read_tensors
+from redistill_lib.data import load_data
+from redistill_lib.methods import KD
+from redistill_lib.models import create_model
+from redistill_lib.red import BlockedLayer
+from redistill_lib.runs import Run, load_runs
+from redistill_lib.taps import Tap
+from redistill_lib.train import STL10, Recipe, distill_classifier, evaluate, train_classifier
+from redistill_lib.train import loop as loop_module
+from redistill_lib.train.recipe import SCHEDULES
+
+TEACHER, STUDENT = "resnet18-1-21222", "resnet18-4-11221"
+RECIPE = Recipe(epochs=2, batch_size=32)
+
+
+def digits(**kwargs: Any) -> Any:
+    return load_data("digits", image_size=16, limit=96, cache_dir=None, **kwargs)
+
+
+def train(root: Path, model: str | nn.Module = TEACHER, recipe: Recipe = RECIPE, **kwargs: Any) -> Run:
+    return train_classifier(model, digits(), recipe, width=0.125, runs_dir=root, cpu=True, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(tmp_path_factory.mktemp("teacher"))
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return read_tensors(run.path / "model.safetensors")[0]
+
+
+def equal(a: Run, b: Run) -> bool:
+    ours, theirs = weights(a), weights(b)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+# ------------------------------------------------------------------------------------------------------- the record
+
+
+def test_what_a_run_leaves(teacher: Run) -> None:
+    assert sorted(p.name for p in teacher.path.iterdir()) == [".lock", "history.csv", "model.safetensors", "run.json"]
+    loaded = Run.load(teacher.path)
+    assert loaded.status == "complete" and loaded.environment["threads"] == torch.get_num_threads()
+    assert loaded.params["recipe"]["epochs"] == 2 and loaded.params["data"]["name"] == "digits"
+    history = loaded.history()
+    assert list(history.epoch) == [1, 2]
+    best = history.validation_accuracy.idxmax()
+    assert loaded.metrics["best_epoch"] == history.epoch[best]
+    assert loaded.metrics["validation_accuracy"] == history.validation_accuracy[best]
+
+
+def test_metrics_are_those_of_the_stored_model(teacher: Run) -> None:
+    model, data = load_model(teacher), digits()
+    assert not model.training
+    assert evaluate(model, data.test)["accuracy"] == pytest.approx(teacher.metrics["test_accuracy"])
+    assert evaluate(model, data.validation)["accuracy"] == pytest.approx(teacher.metrics["validation_accuracy"])
+    assert teacher.metrics["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_the_same_call_finds_its_run(teacher: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop_module.Loop, "__init__", lambda *_: pytest.fail("trained again"))
+    assert train(teacher.path.parent).metrics == teacher.metrics
+
+
+def test_seeds_and_repeats(teacher: Run, tmp_path: Path) -> None:
+    again = train(tmp_path)
+    assert again.id == teacher.id and equal(again, teacher)
+    other = train(tmp_path, seed=1)
+    assert other.id != teacher.id and not equal(other, teacher)
+
+
+def test_the_callers_random_state_is_his_own(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train(tmp_path, recipe=Recipe(epochs=1, batch_size=32))
+    assert torch.rand(1) == expected
+
+
+def test_test_split_is_read_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = digits()
+    read: list[int] = []
+    original = loop_module.evaluate
+
+    def spy(predict: Any, split: Any, **kwargs: Any) -> dict[str, float]:
+        read.append(1 if split is data.test else 0)
+        return original(predict, split, **kwargs)
+
+    monkeypatch.setattr(loop_module, "evaluate", spy)
+    train_classifier(STUDENT, data, RECIPE, width=0.125, runs_dir=tmp_path, cpu=True)
+    assert read == [0, 0, 1, 1]  # validation twice, then test for the best and for the last epoch
+
+
+# ------------------------------------------------------------------------------------------------------ distillation
+
+
+@pytest.mark.parametrize("methods", ["kd", "red", "red+kd", "red-blocks"])
+def test_distilled_students_load_again(teacher: Run, tmp_path: Path, methods: str) -> None:
+    run = distill_classifier(
+        STUDENT,
+        teacher,
+        digits(),
+        Recipe(epochs=1, batch_size=32),
+        methods=methods,
+        width=0.125,
+        runs_dir=tmp_path,
+        cpu=True,
+    )
+    model = load_model(run)
+    assert any(isinstance(m, BlockedLayer) for m in model.modules()) == ("red" in methods)
+    assert evaluate(model, digits().test)["accuracy"] == pytest.approx(run.metrics["test_accuracy"])
+    assert run.params["teachers"] == [teacher.id] and run.params["methods"] == methods
+    assert any(c.startswith("train_red/") for c in run.history()) == (methods in ("red", "red+kd"))
+
+
+def test_taps_from_a_file_and_by_hand(teacher: Run, tmp_path: Path) -> None:
+    (tmp_path / "taps.yaml").write_text(
+        "net.conv1: {t_layers: [null, tid_0=layer2.0], modules: [null, RED], kwargs: [null, {cs: 8, alpha: 5.0}]}\n"
+    )
+    common: dict[str, Any] = {"width": 0.125, "runs_dir": tmp_path, "cpu": True}
+    recipe = Recipe(epochs=1, batch_size=32)
+    one = distill_classifier(
+        STUDENT, teacher.path, digits(), recipe, taps=tmp_path / "taps.yaml", methods=None, **common
+    )
+    tap = Tap("conv1", "output", "layer2.0", "output", alpha=5.0)
+    two = distill_classifier(STUDENT, load_model(teacher), digits(), recipe, taps=[tap], methods="red", **common)
+    assert equal(one, two) and one.blocks == two.blocks == [
+        {"layer": "conv1", "side": "output", "channels": 8, "kernel_size": 3}
+    ]
+
+
+def test_method_objects(teacher: Run, tmp_path: Path) -> None:
+    run = distill_classifier(
+        STUDENT, [teacher, teacher], digits(), Recipe(epochs=1, batch_size=32), methods=[KD(temperature=4.0)],
+        width=0.125, runs_dir=tmp_path, cpu=True,
+    )  # fmt: skip
+    assert run.params["methods"] == "kd" and len(run.params["terms"]) == 2
+    assert run.params["terms"][0]["temperature"] == 4.0
+
+
+def test_a_network_of_your_own(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+        )
+
+    run = train(tmp_path, build())
+    assert "weights" in run.params["model"]
+    with pytest.raises(ValueError, match="network of your own"):
+        load_model(run)
+    assert evaluate(load_model(run, build()), digits().test)["accuracy"] == pytest.approx(
+        run.metrics["test_accuracy"]
+    )
+
+
+def test_load_model_refuses_an_unfinished_run(tmp_path: Path) -> None:
+    run = Run(tmp_path / "x", {}, "interrupted").save()
+    with pytest.raises(ValueError, match="is interrupted, not complete"):
+        load_model(run)
+
+
+# --------------------------------------------------------------------------------------------- stopping and resuming
+
+SCRIPT = """
+import sys
+sys.path[:0] = [{here!r}, {root!r}]
+import torch
+torch.set_num_threads(1)
+from test_train import long_run
+long_run({out!r}, {teacher!r})
+"""
+
+
+def long_run(root: str, teacher: str, **kwargs: Any) -> Run:
+    kwargs |= {"width": 0.125, "runs_dir": root, "cpu": True}
+    return distill_classifier(STUDENT, teacher, digits(), Recipe(epochs=5, batch_size=16), methods="red+kd", **kwargs)
+
+
+def test_a_killed_process_resumes_to_the_same_weights(teacher: Run, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        whole = long_run(str(tmp_path / "whole"), str(teacher.path))
+        here = Path(__file__).parent
+        script = SCRIPT.format(
+            here=str(here), root=str(here.parent), out=str(tmp_path / "cut"), teacher=str(teacher.path)
+        )
+        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+        state = tmp_path / "cut" / whole.id / "history.csv"
+        deadline = time.monotonic() + 120
+        while not (state.exists() and len(state.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+        cut = Run.load(tmp_path / "cut" / whole.id)
+        done = len(cut.history())
+        assert cut.status == "running" and 2 <= done < 5
+        with pytest.raises(ValueError, match="is running, not complete"):
+            load_model(cut)
+        epochs: list[int] = []
+        resumed = long_run(str(tmp_path / "cut"), str(teacher.path), on_epoch=lambda h: epochs.append(len(h)))
+    finally:
+        torch.set_num_threads(threads)
+    assert epochs == list(range(done + 1, 6))
+    assert equal(resumed, whole)
+    drop = ["seconds"]
+    assert resumed.history().drop(columns=drop).equals(whole.history().drop(columns=drop))
+    assert {k: v for k, v in resumed.metrics.items() if k not in drop} == {
+        k: v for k, v in whole.metrics.items() if k not in drop
+    }
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path: Path) -> None:
+    def stop(history: list[dict[str, float]]) -> None:
+        if len(history) == 2:
+            raise KeyboardInterrupt
+
+    recipe = replace(RECIPE, epochs=3)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 2 of 3 epochs; the same call goes on from there"):
+        train(tmp_path, recipe=recipe, on_epoch=stop)
+    frame = load_runs(tmp_path)
+    assert list(frame.status) == ["interrupted"]
+    assert train(tmp_path, recipe=recipe).status == "complete"
+    assert len(Run.load(frame.path[0]).history()) == 3
+
+
+def test_divergence_stops_with_step_and_cause(tmp_path: Path) -> None:
+    recipe = Recipe(epochs=3, batch_size=32, optimizer="sgd", learning_rate=1e18, schedule="constant")
+    with pytest.raises(FloatingPointError, match=r"loss 'task' is .* at epoch 1, step \d.* learning rate \(?1e\+18"):
+        train(tmp_path, recipe=recipe)
+    row = load_runs(tmp_path).iloc[0]
+    assert row.status == "failed" and "learning rate" in row.error
+
+
+def test_a_full_disk_loses_nothing_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = loop_module.save_tensors, []
+
+    def full(path: Path, *args: Any) -> None:
+        calls.append(path)
+        if "state" in path.parts and sum("state" in p.parts for p in calls) == 2:
+            raise OSError(28, "No space left on device")
+        original(path, *args)
+
+    monkeypatch.setattr(loop_module, "save_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert load_runs(tmp_path).status[0] == "failed"
+    epochs: list[int] = []
+    train(tmp_path, on_epoch=lambda h: epochs.append(len(h)))
+    assert epochs == [2]
+
+
+# ------------------------------------------------------------------------------------------------------------ recipe
+
+
+def test_schedules() -> None:
+    recipe = Recipe(epochs=10, warmup=0.1)
+    factors = [SCHEDULES["onecycle"](recipe, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.04) and factors[10] == 1 and factors[-1] < 0.001
+    assert factors[:11] == sorted(factors[:11]) and factors[10:] == sorted(factors[10:], reverse=True)
+    steps = [SCHEDULES["step"](STL10, epoch * 100, 30000) for epoch in (0, 179, 180, 240, 299)]
+    assert steps == pytest.approx([1, 1, 1 / 5, 1 / 25, 1 / 125])
+    assert SCHEDULES["constant"](recipe, 50, 100) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs ≥ 1"),
+        ({"batch_size": 1}, "batch_size ≥ 2"),
+        ({"learning_rate": 0.0}, "above 0"),
+        ({"optimizer": "lion"}, "unknown 'lion' in the recipe; choose one of adamw, adam, sgd"),
+        ({"schedule": "cos"}, "choose one of onecycle, step, constant"),
+    ],
+)
+def test_recipe_errors(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**change)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_other_optimizers_resume_too(tmp_path: Path, optimizer: str) -> None:
+    recipe = replace(
+        RECIPE, optimizer=optimizer, schedule="step", milestones=(1,), clip_norm=1.0, learning_rate=1e-2, amsgrad=True
+    )
+
+    def stop(history: list[dict[str, float]]) -> None:
+        if len(history) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", recipe=recipe, on_epoch=stop)
+    assert equal(train(tmp_path / "cut", recipe=recipe), train(tmp_path / "whole", recipe=recipe))
+
+
+def test_mixed_precision(tmp_path: Path) -> None:
+    run = train(tmp_path, mixed_precision="bf16", recipe=Recipe(epochs=1, batch_size=32))
+    assert run.params["mixed_precision"] == "bf16"
+    with pytest.raises(ValueError, match="'no', 'fp16' or 'bf16', not 'int8'"):
+        train(tmp_path, mixed_precision="int8")
+    assert train(tmp_path, recipe=Recipe(epochs=1, batch_size=32)).id != run.id
+
+
+def test_mixing_augmentation_trains(tmp_path: Path) -> None:
+    run = train(tmp_path, recipe=replace(RECIPE, epochs=1, augmentation="crop+cutmix|mixup"))
+    assert run.complete
+
+
+def test_fingerprint() -> None:
+    torch.manual_seed(0)
+    a = create_model("mobilenetv3_small")
+    torch.manual_seed(0)
+    b = create_model("mobilenetv3_small")
+    assert fingerprint(a) == fingerprint(b)
+    with torch.no_grad():
+        b.classifier[3].bias[0] += 1
+    assert fingerprint(a) != fingerprint(b)
