@@ -75,7 +75,12 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.in_place and parameters:
         raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
     results = run_notebooks(
-        arguments.notebooks, parameters, arguments.output, html=arguments.html, progress=sys.stderr.isatty()
+        arguments.notebooks,
+        parameters,
+        arguments.output,
+        html=arguments.html,
+        png=arguments.in_place,  # committed outputs are read where nothing runs
+        progress=sys.stderr.isatty(),
     )
     if arguments.in_place:
         for source, result in zip(arguments.notebooks, results, strict=False):  # fewer results after Ctrl-C

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # For the kernel: figures that survive in .ipynb and .html, and that nobody is there to move a slider.
 KERNEL_ENVIRONMENT = {"PLOTLY_RENDERER": "plotly_mimetype+notebook_connected", "REDISTILL_BATCH": "1"}
+PNG_RENDERER = KERNEL_ENVIRONMENT["PLOTLY_RENDERER"] + "+png"
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,12 @@ def run_notebook(
     *,
     name: str | None = None,
     html: bool = True,
+    png: bool = False,
     progress: bool = False,
 ) -> NotebookResult:
     """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
 
+    `png` adds a picture to each figure, for readers without JavaScript; it needs Chrome or Chromium.
     A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept.
     Different names can run at the same time, in processes or threads. Raises ValueError or FileNotFoundError,
     before any kernel starts, for whatever is wrong with the notebook, the parameters or the folder.
@@ -212,7 +215,7 @@ def run_notebook(
     write_text(target, _with_parameters(path, given))
 
     started = time.monotonic()
-    error = _execute(target, path.parent, progress)
+    error = _execute(target, path.parent, progress, png)
     result = NotebookResult(
         name=target.stem,
         status="failed" if error else "ok",
@@ -235,6 +238,7 @@ def run_notebooks(
     output_dir: str | Path = "runs/notebooks",
     *,
     html: bool = True,
+    png: bool = False,
     progress: bool = False,
 ) -> list[NotebookResult]:
     """Run each notebook in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
@@ -247,7 +251,7 @@ def run_notebooks(
         raise ValueError(f"several notebooks are named {', '.join(twins)}: run them into different output folders")
     results: list[NotebookResult] = []
     for source in sources:
-        results.append(run_notebook(source, parameters, output_dir, html=html, progress=progress))
+        results.append(run_notebook(source, parameters, output_dir, html=html, png=png, progress=progress))
         if results[-1].interrupted:
             break
     return results
@@ -276,11 +280,11 @@ def _with_parameters(path: Path, given: Mapping[str, Any]) -> str:
     return str(nbformat.writes(notebook))
 
 
-def _execute(notebook: Path, folder: Path, progress: bool) -> NotebookError | None:
+def _execute(notebook: Path, folder: Path, progress: bool, png: bool = False) -> NotebookError | None:
     """Execute the file where it is, the kernel working in `folder`; None when every cell succeeded."""
     import papermill
 
-    manager = _kernel_manager()
+    manager = _kernel_manager(KERNEL_ENVIRONMENT | ({"PLOTLY_RENDERER": PNG_RENDERER} if png else {}))
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -301,7 +305,7 @@ def _execute(notebook: Path, folder: Path, progress: bool) -> NotebookError | No
     return NotebookError(None, "KeyboardInterrupt", "") if manager.interrupted else None
 
 
-def _kernel_manager() -> Any:
+def _kernel_manager(environment: Mapping[str, str]) -> Any:
     """A kernel manager class for one execution, of this interpreter whatever kernels the machine has."""
     import asyncio
 
@@ -324,7 +328,7 @@ def _kernel_manager() -> Any:
             loop = asyncio.get_running_loop()
             with contextlib.suppress(RuntimeError, ValueError):
                 loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(self._on_interrupt()))
-            await super().start_kernel(env=os.environ | KERNEL_ENVIRONMENT, **options)
+            await super().start_kernel(env=os.environ | environment, **options)
 
         async def _on_interrupt(self) -> None:
             again, BatchKernelManager.interrupted = BatchKernelManager.interrupted, True
@@ -381,6 +385,7 @@ def run_grids(
     output_dir: str | Path = "runs/sweeps",
     *,
     html: bool = True,
+    png: bool = False,
     progress: bool = False,
 ) -> list[NotebookResult]:
     """Run every point of every sweep file into `output_dir/<file>/`, all checked before any kernel starts."""

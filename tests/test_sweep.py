@@ -33,7 +33,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Notebooks that would have been executed; nothing is."""
     executed: list[Path] = []
 
-    def execute(notebook: Path, folder: Path, progress: bool) -> None:
+    def execute(notebook: Path, folder: Path, progress: bool, png: bool) -> None:
         executed.append(notebook)
 
     monkeypatch.setattr(sweep, "_execute", execute)
@@ -252,7 +252,7 @@ def test_earlier_status_and_page_are_gone_when_a_run_starts(
     for stale in ("a.json", "a.html"):
         (output / stale).write_text("stale")
 
-    def killed(notebook: Path, folder: Path, progress: bool) -> None:
+    def killed(notebook: Path, folder: Path, progress: bool, png: bool) -> None:
         raise SystemExit
 
     monkeypatch.setattr(sweep, "_execute", killed)

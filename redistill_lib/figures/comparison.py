@@ -35,11 +35,9 @@ def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("no run in the frame has a test_accuracy")
     rows = []
     for role, accuracy in (100 * frame["test_accuracy"]).groupby(frame["role"].map(role_key), sort=False):
-        half = interval(accuracy.tolist())
-        mean = float(accuracy.mean())
-        rows.append(
-            {"role": role, "label": label(role), "mean": mean, "low": mean - half, "high": mean + half, "n": len(accuracy)}
-        )
+        mean, half = float(accuracy.mean()), interval(accuracy.tolist())
+        row = {"role": role, "label": label(role), "mean": mean, "low": mean - half, "high": mean + half}
+        rows.append(row | {"n": len(accuracy)})
     table = pd.DataFrame(rows)
     means = dict(zip(table["role"], table["mean"], strict=True))
     naive, teacher = means.get("student", math.nan), means.get("teacher", math.nan)
@@ -119,15 +117,14 @@ def accuracies(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         figure.add_trace(
             go.Scatter(
                 x=[row["mean"]], y=[k], mode="markers", showlegend=False, name=row["label"],
-                marker={"color": color(role), "size": 14, "symbol": symbol(role), "line": {"width": 2, "color": color(role)}},
+                marker={"color": color(role), "size": 14, "symbol": symbol(role), "line": {"color": color(role)}},
                 error_x={"array": [half], "color": color(role), "thickness": 2, "width": 5} if several else None,
                 hovertemplate="<br>".join(lines) + "<extra></extra>",
             )
         )  # fmt: skip
-        figure.add_annotation(
-            x=1.01, xref="paper", xanchor="left", y=k,
-            text=f"<b>{row['mean']:.1f} %</b>" + (f" <span style='color:{MUTED}'>n={row['n']}</span>" if several else ""),
-        )  # fmt: skip
+        count = f" <span style='color:{MUTED}'>n={row['n']}</span>" if several else ""
+        text = f"<b>{row['mean']:.1f} %</b>{count}"
+        figure.add_annotation(x=1.01, xref="paper", xanchor="left", y=k, text=text)
     if (teacher := table[table["role"] == "teacher"]).size:
         mean = float(teacher["mean"].iloc[0])
         figure.add_vline(mean, line={"color": INK, "width": 2, "dash": "dash"})

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import color, finish, label, rows_of_legend, symbol
 from redistill_lib.plans import StridePlan
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def map_sides(plan: StridePlan, image_size: int) -> list[int]:
@@ -23,6 +27,28 @@ def map_sides(plan: StridePlan, image_size: int) -> list[int]:
     return sides
 
 
+def plan_table(plans: Mapping[str, StridePlan], image_size: int, places: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per place, and for every role its stride there and the map that leaves it.
+
+    >>> plan_table({"teacher": StridePlan.parse("1-2")}, 8).values.tolist()
+    [['image', '', '8×8'], ['stem', 1, '8×8'], ['stage 1', 2, '4×4']]
+    """
+    import pandas as pd
+
+    columns: dict[str, list[object]] = {"place": list(_names(plans, places))}
+    for role, plan in plans.items():
+        columns[f"{label(role)}: stride"] = ["", *plan.places]
+        columns[f"{label(role)}: map"] = [f"{side}×{side}" for side in map_sides(plan, image_size)]
+    longest = max(map(len, columns.values()))
+    return pd.DataFrame({name: [*values, *[""] * (longest - len(values))] for name, values in columns.items()})
+
+
+def _names(plans: Mapping[str, StridePlan], places: Sequence[str] | None) -> list[str]:
+    longest = max(len(plan.places) for plan in plans.values())
+    names = ["image", *(places or ["stem"])][: longest + 1]
+    return [*names, *(f"stage {k}" for k in range(len(names) - 1, longest))]
+
+
 def stride_plans(
     plans: Mapping[str, StridePlan],
     image_size: int,
@@ -35,21 +61,20 @@ def stride_plans(
     `plans` by role, the teacher first; `places` names the places of the first plan, such as ``("conv1", …)``.
 
     >>> parse = StridePlan.parse
-    >>> stride_plans({"teacher": parse("1-21222"), "student": parse("4-11221")}, 40).layout.title.text
-    '<b>The student works on 10×10 maps from its stem on, where the teacher still has 40×40; both end at 3×3</b>'
+    >>> stride_plans({"teacher": parse("1-21222"), "student": parse("4-11221")}, 40).data[1].customdata[1]
+    ['stem', 10, 4]
     """
     sides = {role: map_sides(plan, image_size) for role, plan in plans.items()}
-    longest = max(len(values) for values in sides.values())
-    names = ["image", *(places or ["stem", *(f"stage {k}" for k in range(1, longest - 1))])]
-    names += [f"stage {k}" for k in range(len(names) - 1, longest - 1)]
+    names = _names(plans, places)
     figure = go.Figure()
     for k, (role, values) in enumerate(sides.items()):
         strides = [1, *plans[role].places]
-        name = f"{label(role)}  {plans[role]}"
+        name, dash = f"{label(role)}  {plans[role]}", "dot" if role == "teacher" else "solid"
+        shift = 2 ** (0.03 * (k - (len(sides) - 1) / 2))  # so that lines at one size lie side by side
         figure.add_trace(
             go.Scatter(
-                x=list(range(len(values))), y=[v * 2 ** (0.03 * (k - (len(sides) - 1) / 2)) for v in values], name=name,
-                line={"color": color(role), "width": 3, "shape": "hv", "dash": "dot" if role == "teacher" else "solid"},
+                x=list(range(len(values))), y=[v * shift for v in values], name=name,
+                line={"color": color(role), "width": 3, "shape": "hv", "dash": dash},
                 marker={"size": 9, "symbol": "circle" if role == "teacher" else symbol(role)}, mode="lines+markers",
                 customdata=[[names[i], v, s] for i, (v, s) in enumerate(zip(values, strides, strict=True))],
                 hovertemplate=f"<b>{label(role)}</b> after %{{customdata[0]}} (stride %{{customdata[2]}}):<br>"
@@ -58,7 +83,7 @@ def stride_plans(
         )  # fmt: skip
     ticks = sorted({v for values in sides.values() for v in values})
     figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{v}×{v}" for v in ticks], title="map size (pixels)")
-    figure.update_xaxes(tickvals=list(range(longest)), ticktext=names[:longest], title="after")
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, title="place in the network")
     legend = rows_of_legend(f"{label(role)}  {plan}" for role, plan in plans.items())
     return finish(figure, title or _finding(sides, names), "A step down is a strided layer.", plot=280, legend=legend)
 
@@ -76,4 +101,5 @@ def _finding(sides: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
     who = "student" if role == "student" else label(role)
     end = f"both end at {values[-1]}×{values[-1]}" if values[-1] == reference[-1] else ""
     end = end or f"they end at {values[-1]}×{values[-1]} and {reference[-1]}×{reference[-1]}"
-    return f"The {who} works on {ours}×{ours} maps from its {names[place]} on, where the {label(first)} still has {theirs}×{theirs}; {end}"
+    start = f"The {who} works on {ours}×{ours} maps from its {names[place]} on"
+    return f"{start}, where the {label(first)} still has {theirs}×{theirs}; {end}"

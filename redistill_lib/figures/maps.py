@@ -12,7 +12,19 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from redistill_lib.figures.samples import image_trace
-from redistill_lib.figures.theme import MUTED, WIDTH, color, finish, label, role_key, rows_of_legend, symbol
+from redistill_lib.figures.theme import (
+    GRID,
+    MUTED,
+    WIDTH,
+    color,
+    finish,
+    label,
+    listed,
+    number,
+    role_key,
+    rows_of_legend,
+    symbol,
+)
 from redistill_lib.maps import MapComparison
 
 if TYPE_CHECKING:
@@ -21,6 +33,8 @@ if TYPE_CHECKING:
 CELLS = 36_000  # of all maps of a figure; larger maps are averaged down, so that it stays below 60 KB
 HEAD = 62  # pixels above each panel, for its name
 SCALE = "colour: activation ÷ root mean square of its map (similarity ignores strength); one scale per row"
+
+FLOOR = "Maps without negative values are alike to begin with: compare students, not single numbers."
 
 
 def feature_maps(
@@ -47,7 +61,7 @@ def feature_maps(
         raise ValueError("feature_maps needs at least one comparison")
     rows = _rows(comparisons)
     columns = 2 + max(len(row) for row in rows)
-    side = min(250, (WIDTH - 88) // columns)
+    side = max(110, min(250, (WIDTH - 88) // columns, 800 // len(rows)))
     figure = _panels(len(rows), columns, side)
     budget = max(16, math.isqrt(CELLS // sum(len(row) + 1 for row in rows)))
     for r, row in enumerate(rows):
@@ -60,16 +74,20 @@ def feature_maps(
         _head(figure, r, 0, columns, "picture", f"{extent[0]}×{extent[1]} pixels")
         for k, ((role, values), level) in enumerate(zip(maps, levels, strict=True)):
             place = first.teacher_place if k == 0 else row[k - 1].student_place
-            figure.add_trace(_heatmap(level, extent, f"{label(role)}, {place}", budget), row=r + 1, col=k + 2)
-            score = "" if k == 0 else f" · similarity <b>{row[k - 1].score:.2f}</b>"
+            name = f"{'teacher' if k == 0 else _who(role)}, {place}"
+            figure.add_trace(_heatmap(level, extent, name, budget), row=r + 1, col=k + 2)
+            score = "" if k == 0 else f" · similarity <b>{number(row[k - 1].score)}</b>"
             size = f"{values.shape[0]}×{values.shape[1]}{score}"
-            _head(figure, r, k + 1, columns, label(role), f"{place}<br>{size}")
+            _head(figure, r, k + 1, columns, role if role == "student" else label(role), f"{place}<br>{size}")
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(visible=False, constrain="domain")
     figure.update_layout(
         coloraxis={
             "colorscale": "Viridis", "cmin": 0, "cmax": 100,
-            "colorbar": {"thickness": 10, "len": 0.8, "tickvals": [2, 98], "ticktext": ["weak", "strong"], "x": 1.01},
+            "colorbar": {
+                "thickness": 10, "lenmode": "pixels", "len": side, "y": 1, "yanchor": "top", "ypad": 0, "x": 1.01,
+                "tickvals": [3, 97], "ticktext": ["weak", "strong"],
+            },
         }
     )  # fmt: skip
     notes = [f"Shown: {comparisons[0].shown}", SCALE]
@@ -141,26 +159,38 @@ def _heatmap(level: NDArray[np.uint8], extent: tuple[int, int], name: str, budge
 
 def _finding(comparisons: Sequence[MapComparison]) -> str:
     first, last = comparisons[0], comparisons[-1]
-    stride = f"At stride ×{first.stride} the" if first.stride else "The"
-    t, s = ("×".join(map(str, m.shape)) for m in (first.teacher, first.student))
-    if len(comparisons) == 1 or (last.teacher_place, last.student_place) != (first.teacher_place, first.student_place):
-        if len(comparisons) > 1:
-            scores = [c.score for c in comparisons]
-            names = {label(c.label) for c in comparisons}
-            who = f"{names.pop()}'s" if len(names) == 1 else "students'"
-            return f"{stride} {who} maps have similarities from {min(scores):.2f} to {max(scores):.2f}"
-        who = "student" if role_key(first.label) == "student" and first.label == "student" else label(first.label)
+    at = f"At stride ×{first.stride} " if first.stride else ""
+    who = _who(first.label)
+    scores = [c.score for c in comparisons]
+    if len(comparisons) == 1:
+        t, s = ("×".join(map(str, m.shape)) for m in (first.teacher, first.student))
         if first.resized:
-            return (
-                f"{stride} {who}'s map has {s} pixels where the teacher's has {t}: similarity {first.score:.2f}"
-            )
-        return f"{stride} {who}'s {s} map matches the teacher's with similarity {first.score:.2f}"
-    change = last.score - first.score
-    verb = "rises" if change >= 0.005 else "falls" if change <= -0.005 else "stays"
-    return (
-        f"{stride.removesuffix(' the')}: similarity {verb} from {first.score:.2f} ({label(first.label)}) "
-        f"to {last.score:.2f} ({label(last.label)})"
-    )
+            text = f"{at}the {who}'s map has {s} pixels where the teacher's has {t}: similarity {number(scores[0])}"
+        else:
+            text = f"{at}the {who}'s and the teacher's {s} maps have similarity {number(scores[0])}"
+    elif len(comparisons) == 2 and len(_rows(comparisons)) == 1:
+        change = round(last.score, 2) - round(first.score, 2)
+        verb = "rises" if change > 0 else "falls" if change < 0 else "stays"
+        text = f"{at}similarity to the teacher's map {verb} from {number(scores[0])} ({label(first.label)})"
+        text += f" to {number(scores[1])} ({label(last.label)})"
+    elif len(_rows(comparisons)) == 1:
+        parts = [f"{number(c.score)} ({label(c.label)})" for c in comparisons]
+        text = f"{at}similarity to the teacher's map is {listed(parts)}"
+    else:
+        roles = list(dict.fromkeys(c.label for c in comparisons))
+        means = {role: float(np.mean([c.score for c in comparisons if c.label == role])) for role in roles}
+        if len(roles) == 1:
+            text = f"{at}the {who}'s maps have similarities from {number(min(scores))} to {number(max(scores))}"
+        else:
+            parts = [f"{number(mean)} ({label(role)})" for role, mean in means.items()]
+            text = f"{at}the mean similarity to the teacher's maps is {listed(parts)}"
+    return text[0].upper() + text[1:]
+
+
+def _who(role: str) -> str:
+    """The role as a student: ``student`` itself is any student here, not the naive one."""
+    name = role if role == "student" else label(role).partition(",")[0]
+    return name if name.endswith("student") else f"{name} student"
 
 
 def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
@@ -195,25 +225,24 @@ def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.5, -0.5], showgrid=False
     )
     for k in range(1, len(ticks)):
-        figure.add_hline(k - 0.5, line={"width": 1, "color": "#E6E8EB"})
-    figure.update_xaxes(title="cosine similarity to the teacher's map (1 = the same pattern)")
-    n = int(frame["n"].max())
+        figure.add_hline(k - 0.5, line={"width": 1, "color": GRID})
+    least = min(0.0, float(frame[["score", "low"]].min().min())) - 0.05
+    figure.update_xaxes(range=[least, 1.03], title="cosine similarity to the teacher's map (1 = the same pattern)")
+    note = f"Mean over {int(frame['n'].max())} pictures; lines: 95 % interval over pictures. {FLOOR}"
     return finish(
-        figure, title or _tap_finding(frame, roles), f"Mean over {n} pictures; lines: 95 % interval over pictures.",
+        figure, title or _tap_finding(frame, roles), note,
         plot=20 + 58 * len(ticks), legend=rows_of_legend(map(label, roles)), margins=(190, 8, 24, 56),
     )  # fmt: skip
 
 
 def _tap_finding(frame: pd.DataFrame, roles: Sequence[str]) -> str:
     means = frame.groupby("student", sort=False)["score"].mean()
+    words = {role: f"{label(role)} {number(mean)}" for role, mean in means.items()}
     if len(roles) == 1:
         worst = frame.loc[frame["score"].idxmin()]
-        return f"{label(roles[0])}: similarity {means.iloc[0]:.2f} on average, least at {worst['tap']} ({worst['score']:.2f})"
+        return f"Mean similarity: {words[roles[0]]}, least at {worst['tap']} ({number(worst['score'])})"
     best = means.idxmax()
     base = next((role for role in roles if role_key(role) == "student"), means.idxmin())
     if best == base:
-        return f"No student's maps are closer to the teacher's than the {label(base)}'s ({means[base]:.2f} on average)"
-    return (
-        f"{label(best)} brings the student's maps closest to the teacher's: similarity {means[best]:.2f} on average, "
-        f"{label(base)} {means[base]:.2f}"
-    )
+        return f"No student's maps are closer to the teacher's than the {label(base)}'s: {', '.join(words.values())}"
+    return f"{label(best)} comes closest to the teacher's maps: mean similarity {number(means[best])}, {words[base]}"

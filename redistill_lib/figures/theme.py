@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import zlib
 from collections.abc import Iterable
 
 import plotly.graph_objects as go
 
+NBSP = "\u00a0"
 WIDTH = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
@@ -31,14 +33,16 @@ _LABELS = {
     "red-blocks": "RED blocks, no loss",
 }
 _SYMBOLS = {
-    "teacher": "line-ew", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
+    "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
     "red-blocks": "diamond-open", "red-blocks+kd": "square-open",
 }  # fmt: skip
 
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
-        "title": {"font": {"size": 17}, "x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "pad": {"l": 12}},
+        "title": {
+            "font": {"size": 17}, "x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "pad": {"l": 12},
+        },
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "colorway": [*_COLORS.values()],
@@ -84,7 +88,8 @@ def color(role: str) -> str:
 
 def symbol(role: str) -> str:
     """The role's marker, so that colour is never alone."""
-    return _SYMBOLS.get(role_key(role), "triangle-up")
+    key = role_key(role)
+    return "circle" if key in _FACTORS else _SYMBOLS.get(key, "triangle-up")
 
 
 def label(role: str) -> str:
@@ -126,9 +131,11 @@ def finish(
     `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
     and legend, all in pixels; `legend` is the number of rows it needs.
     """
-    lines = textwrap.wrap(title.replace(" -", " −"), (width - 40) * 10 // 91)
-    small = textwrap.wrap(subtitle, (width - 40) * 10 // 64)
+    joined = re.sub(r" (\+ |%)", lambda m: m[0].replace(" ", NBSP), title)  # no line break before % and around +
+    lines = [line.replace(NBSP, " ") for line in textwrap.wrap(joined, (width - 40) * 10 // 84)]
+    small = textwrap.wrap(subtitle, (width - 40) * 10 // 61)
     left, above, right, below = margins
+    below_first = 12 * (len(lines) - 1)  # plotly hangs a title of several lines up by half a line each
     top = 14 + 23 * len(lines) + 19 * len(small) + 12 + above
     bottom = below + 26 * legend
     height = top + plot + bottom
@@ -141,7 +148,7 @@ def finish(
         title={
             "text": "<br>".join(f"<b>{line}</b>" for line in lines),
             "subtitle": {"text": "<br>".join(small), "font": {"size": 13, "color": MUTED}},
-            "y": 1 - 12 / height,
+            "y": 1 - (12 + below_first) / height,
             "yref": "container",
         },
     )
@@ -151,6 +158,16 @@ def finish(
 def rows_of_legend(names: Iterable[str], width: int = WIDTH) -> int:
     """How many rows the names take, side by side."""
     return max(1, -(-sum(48 + 8 * len(name) for name in names) // (width - 64)))
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with a true minus sign.
+
+    >>> number(-0.461), number(-0.0001)
+    ('−0.46', '0.00')
+    """
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if not float(text) else text.replace("-", "−")
 
 
 def listed(words: Iterable[str]) -> str:

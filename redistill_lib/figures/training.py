@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import color, finish, label, rows_of_legend, symbol
+from redistill_lib.figures.theme import color, finish, label, role_key, rows_of_legend, symbol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,9 +42,10 @@ def curves(histories: Mapping[str, pd.DataFrame], *, title: str | None = None) -
         )  # fmt: skip
         figure.add_trace(
             go.Scatter(
-                x=[history["epoch"].loc[k] for k in best], y=[100 * history["validation_accuracy"].loc[k] for k in best],
+                x=[history["epoch"].loc[k] for k in best],
+                y=[100 * history["validation_accuracy"].loc[k] for k in best],
                 mode="markers", showlegend=False, legendgroup=name, name=name,
-                marker={"color": color(role), "size": 11, "symbol": _closed(symbol(role)), "line": {"width": 1.5, "color": "white"}},
+                marker={"color": color(role), "size": 11, "symbol": symbol(role), "line": {"color": "white"}},
                 hovertemplate=hover + "kept: best on validation, %{y:.1f} %<extra></extra>",
             ),
             row=1, col=1,
@@ -55,7 +56,8 @@ def curves(histories: Mapping[str, pd.DataFrame], *, title: str | None = None) -
             ),
             row=1, col=2,
         )  # fmt: skip
-    figure.update_xaxes(title="epoch", rangemode="nonnegative")
+    longest = max((_last(history) for history in histories.values() if not history.empty), default=1)
+    figure.update_xaxes(title="epoch", range=[0.5, longest + 0.5], dtick=1 if longest <= 10 else None)
     figure.update_yaxes(title="validation accuracy (%)", row=1, col=1)
     figure.update_yaxes(title="training loss (task, nats)", rangemode="tozero", row=1, col=2)
     note = "Marker: the epoch that is kept, the best on validation."
@@ -63,20 +65,23 @@ def curves(histories: Mapping[str, pd.DataFrame], *, title: str | None = None) -
     return finish(figure, title or _finding(histories), note, plot=280, legend=legend)
 
 
-def _closed(name: str) -> str:
-    return "circle" if name == "line-ew" else name
-
-
 def _finding(histories: Mapping[str, pd.DataFrame]) -> str:
     best = {role: h.loc[h["validation_accuracy"].idxmax()] for role, h in histories.items() if not h.empty}
     if not best:
         return "Waiting for the first epoch"
+    percent = {role: f"{100 * row['validation_accuracy']:.1f} %" for role, row in best.items()}
     students = {role: row for role, row in best.items() if role != "teacher"} or best
-    lead = max(students, key=lambda role: students[role]["validation_accuracy"])
-    top = students[lead]
-    reach = f"{label(lead)} reaches {100 * top['validation_accuracy']:.1f} % on validation"
-    text = f"{reach[0].upper()}{reach[1:]}"
-    rest = [f"{label(r)} {100 * row['validation_accuracy']:.1f} %" for r, row in best.items() if r != lead]
-    if not rest:
-        return f"{text}, at epoch {int(top['epoch'])} of {int(histories[lead]['epoch'].max())}"
-    return f"{text}; {', '.join(rest)}"
+    lead = max(students, key=lambda role: float(students[role]["validation_accuracy"]))
+    name = label(lead)[0].upper() + label(lead)[1:]
+    reach = f"{name} reaches {percent[lead]} on validation"
+    if len(best) == 1:
+        return f"{reach}, at epoch {int(best[lead]['epoch'])} of {_last(histories[lead])}"
+    known = [role for role in best if role != lead and role_key(role) in ("student", "teacher")]
+    ends = [f"{label(role)} {percent[role]}" for role in known]
+    if len(students) == 1:
+        return "; ".join([reach, *ends])
+    return "; ".join([f"{name} leads the students on validation with {percent[lead]}", *ends])
+
+
+def _last(history: pd.DataFrame) -> int:
+    return int(history["epoch"].max())

@@ -21,18 +21,18 @@ class Recipe:
     3
     """
 
-    epochs: int = 20
+    epochs: int = 12
     batch_size: int = 64
-    optimizer: str = "adamw"
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
+    optimizer: str = "sgd"
+    learning_rate: float = 0.1
+    weight_decay: float = 1e-3
     momentum: float = 0.9
     amsgrad: bool = False
     schedule: str = "onecycle"
     warmup: float = 0.15
     milestones: tuple[int, ...] = ()
     divide_by: float = 10.0
-    augmentation: str = "none"
+    augmentation: str = "crop"
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     workers: int = 0

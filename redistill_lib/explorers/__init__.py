@@ -1,0 +1,10 @@
+"""Explorers: widgets over the figures, for a notebook that somebody is looking at; nothing in a batch.
+
+ipywidgets and plotly are imported when an explorer is shown.
+"""
+
+from redistill_lib.explorers.curves import LiveCurves, live_curves
+from redistill_lib.explorers.maps import feature_maps
+from redistill_lib.explorers.plans import stride_plan
+
+__all__ = ["LiveCurves", "feature_maps", "live_curves", "stride_plan"]

@@ -1,0 +1,69 @@
+"""What the explorers share: redrawing a figure in place, and controls of one look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
+    import plotly.graph_objects as go
+
+LABEL_WIDTH = "72px"
+WIDTH = "420px"
+
+
+def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
+    """Make the widget show `figure`: one message, traces kept, so that nothing flickers."""
+    if [trace.type for trace in shown.data] != [trace.type for trace in figure.data]:
+        with shown.batch_update():
+            shown.data = ()
+            shown.add_traces(figure.data)
+            shown.layout.update(_settings(figure.layout), overwrite=True)
+        return
+    with shown.batch_update():
+        for old, new in zip(shown.data, figure.data, strict=True):
+            old.update(_settings(new), overwrite=True)
+        shown.layout.update(_settings(figure.layout), overwrite=True)
+
+
+def _settings(part: Any) -> dict[str, Any]:
+    values: dict[str, Any] = part.to_plotly_json()
+    return {key: value for key, value in values.items() if key not in ("type", "uid", "template")}
+
+
+def slider(description: str, options: Sequence[tuple[str, Any]], value: Any = None) -> widgets.SelectionSlider:
+    import ipywidgets as widgets
+
+    value = options[0][1] if value is None else value
+    return widgets.SelectionSlider(options=options, value=value, description=description, **_look())
+
+
+def dropdown(description: str, options: Sequence[tuple[str, Any]]) -> widgets.Dropdown:
+    import ipywidgets as widgets
+
+    return widgets.Dropdown(options=options, description=description, **_look())
+
+
+def choose(control: Any, options: Sequence[tuple[str, Any]], fallback: Any = None) -> None:
+    """Give a control other options and keep its value where it is still one of them."""
+    values = [value for _, value in options]
+    kept = control.value if control.value in values else fallback if fallback in values else values[0]
+    if list(control.options) != list(options):
+        control.options = options
+    if control.value != kept:
+        control.value = kept
+    control.disabled = len(options) < 2
+
+
+def rows(*controls: Any) -> widgets.Box:
+    """Controls side by side as far as there is room."""
+    import ipywidgets as widgets
+
+    return widgets.Box(controls, layout=widgets.Layout(display="flex", flex_flow="row wrap", max_width="900px"))
+
+
+def _look() -> dict[str, Any]:
+    import ipywidgets as widgets
+
+    return {"layout": widgets.Layout(width=WIDTH), "style": {"description_width": LABEL_WIDTH}}

@@ -1,0 +1,59 @@
+"""Curves that grow while a network trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from redistill_lib.explorers.controls import redraw
+from redistill_lib.progress import is_live
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+
+class LiveCurves:
+    """A figure of `figures.curves` that `update` redraws; without a viewer it only collects."""
+
+    def __init__(self, roles: Iterable[str], shown: go.FigureWidget | None = None):
+        import pandas as pd
+
+        self.histories: dict[str, pd.DataFrame] = {role: pd.DataFrame() for role in roles}
+        self.shown = shown
+        if shown is not None:
+            self._draw()
+
+    def update(self, role: str, history: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
+        """The history of a role so far: the rows that ``on_epoch`` is given, or a frame from `Run.history`."""
+        import pandas as pd
+
+        self.histories[role] = pd.DataFrame(history)
+        if self.shown is not None:
+            self._draw()
+
+    def _draw(self) -> None:
+        from redistill_lib.figures import curves
+
+        assert self.shown is not None
+        redraw(self.shown, curves(self.histories))
+
+
+def live_curves(roles: Iterable[str]) -> LiveCurves:
+    """Show training curves that grow with every call of ``.update(role, history)``; in a batch, show nothing.
+
+    >>> live = live_curves(["teacher", "student"])
+    >>> live.update("teacher", [{"epoch": 1, "validation_accuracy": 0.5, "train_task": 1.2}])
+    >>> len(live.histories["teacher"])
+    1
+
+    As a callback: ``train_classifier(…, on_epoch=functools.partial(live.update, "teacher"))``.
+    """
+    if not is_live():
+        return LiveCurves(roles)
+    import plotly.graph_objects as go
+    from IPython.display import display
+
+    live = LiveCurves(roles, go.FigureWidget())
+    display(live.shown)
+    return live
