@@ -113,7 +113,7 @@ class MapComparison:
     teacher_name: str
     student_name: str
     stride: int | None  # of the student's stem over the teacher's, where both networks have a stride plan
-    label: str = "student"  # its role: "naive", "red", …
+    label: str | None = None  # the student's role: "naive", "red", …
 
     @property
     def resized(self) -> bool:
@@ -140,7 +140,14 @@ class MapComparison:
 
         rows = [
             ("teacher", self.teacher_name, self.teacher_place, self.teacher_channels, self.teacher, 1.0),
-            (self.label, self.student_name, self.student_place, self.student_channels, self.student, self.score),
+            (
+                self.label or "student",
+                self.student_name,
+                self.student_place,
+                self.student_channels,
+                self.student,
+                self.score,
+            ),
         ]
         return pd.DataFrame(
             {
@@ -151,11 +158,10 @@ class MapComparison:
         )  # fmt: skip
 
     def __repr__(self) -> str:
-        sizes = [f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher)]
-        return (
-            f"MapComparison({self.label}: {self.student_place} {sizes[0]} ← {self.teacher_place} {sizes[1]}, "
-            f"similarity {self.score:.3f}{', after resizing' if self.resized else ''})"
-        )
+        ours, theirs = (f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher))
+        places = f"{self.student_place} {ours} ← {self.teacher_place} {theirs}"
+        after = ", after resizing" if self.resized else ""
+        return f"MapComparison({self.label or 'student'}: {places}, similarity {self.score:.3f}{after})"
 
 
 def _nearest(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -170,7 +176,7 @@ def compare_maps(
     tap: Tap,
     image: Tensor,
     channel: int | None = None,
-    label: str = "student",
+    label: str | None = None,
 ) -> MapComparison:
     """The teacher's and the student's map at a tap, for one picture (uint8, C×H×W).
 
@@ -210,7 +216,7 @@ def compare_layer(
     layer: str,
     image: Tensor,
     channel: int | None = None,
-    label: str = "student",
+    label: str | None = None,
     side: Side = "output",
 ) -> MapComparison:
     """The same layer in both networks: what pooling earlier did to the map at one and the same place.

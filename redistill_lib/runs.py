@@ -103,7 +103,7 @@ def write_text(path: Path, text: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`; when the body succeeds it is synced and takes `path`'s place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     part = Path(name)
     try:
@@ -128,11 +128,16 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a run's folder; a second process that wants the same run waits and then finds it complete."""
+    """Hold a run's folder; a second process that wants the same run waits and then finds it complete.
+
+    What a killed process left half-written is removed.
+    """
     from filelock import FileLock
 
     path.mkdir(parents=True, exist_ok=True)
     with FileLock(path / ".lock"):
+        for part in path.rglob(".*.part"):
+            part.unlink()
         yield
 
 

@@ -60,6 +60,14 @@ def test_load_runs(tmp_path: Path) -> None:
     assert frame.loc["a", "error"] == "why" and frame.loc["c", "status"] == "unreadable"
 
 
+def test_the_half_written_is_swept_away(tmp_path: Path) -> None:
+    stale = tmp_path / "state" / ".state.safetensors.abc.part"
+    write_text(tmp_path / "state" / "state.safetensors", "whole")
+    stale.write_text("half")
+    with locked(tmp_path):
+        assert [p.name for p in stale.parent.iterdir()] == ["state.safetensors"]
+
+
 def test_lock_is_exclusive(tmp_path: Path) -> None:
     from filelock import FileLock, Timeout
 

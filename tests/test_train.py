@@ -338,3 +338,38 @@ def test_fingerprint() -> None:
     with torch.no_grad():
         b.classifier[3].bias[0] += 1
     assert fingerprint(a) != fingerprint(b)
+
+
+PROCESSES = """
+import sys
+sys.path[:0] = [{here!r}, {root!r}]
+from test_train import shared_run
+shared_run({out!r}, {teacher!r})
+"""
+
+
+def shared_run(root: str, teacher: str) -> Run:
+    recipe = Recipe(epochs=2, batch_size=32)
+    return distill_classifier(
+        STUDENT, teacher, digits(), recipe, methods="red+kd", width=0.125, runs_dir=root, cpu=True, progress=False
+    )
+
+
+def test_several_processes_share_one_run(teacher: Run, tmp_path: Path) -> None:
+    """Two processes under torchrun: each takes half of every batch, and the run is one, as if one had done it."""
+    here = Path(__file__).parent
+    script = tmp_path / "job.py"
+    out = str(tmp_path / "two")
+    script.write_text(PROCESSES.format(here=str(here), root=str(here.parent), out=out, teacher=str(teacher.path)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
+    done = subprocess.run(
+        launcher, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone = shared_run(str(tmp_path / "one"), str(teacher.path))
+    two = Run.load(tmp_path / "two" / alone.id)
+    assert two.complete and two.environment["processes"] == 2 and alone.environment["processes"] == 1
+    assert len(load_runs(tmp_path / "two")) == 1
+    assert evaluate(load_model(two), digits().test)["accuracy"] == pytest.approx(two.metrics["test_accuracy"])
+    first = [run.history().validation_loss[0] for run in (two, alone)]
+    assert first[0] == pytest.approx(first[1], rel=0.5)  # batch norm sees half batches: near, not equal

@@ -13,8 +13,21 @@ LABEL_WIDTH = "72px"
 WIDTH = "420px"
 
 
+def empty_figure() -> go.FigureWidget:
+    """A figure to be drawn into, in the look of all figures."""
+    import plotly.graph_objects as go
+
+    from redistill_lib.figures.theme import TEMPLATE
+
+    return go.FigureWidget(layout={"template": TEMPLATE})
+
+
 def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
-    """Make the widget show `figure`: one message, traces kept, so that nothing flickers."""
+    """Make the widget show `figure`: in one message, with its traces kept and no less height, so nothing flickers."""
+    if (extra := (shown.layout.height or 0) - figure.layout.height) > 0:  # a title of fewer lines
+        hanging = (1 - figure.layout.title.y) * figure.layout.height
+        figure.update_layout(height=figure.layout.height + extra, margin_t=figure.layout.margin.t + extra)
+        figure.layout.title.y = 1 - hanging / figure.layout.height
     if [trace.type for trace in shown.data] != [trace.type for trace in figure.data]:
         with shown.batch_update():
             shown.data = ()
@@ -45,14 +58,12 @@ def dropdown(description: str, options: Sequence[tuple[str, Any]]) -> widgets.Dr
     return widgets.Dropdown(options=options, description=description, **_look())
 
 
-def choose(control: Any, options: Sequence[tuple[str, Any]], fallback: Any = None) -> None:
-    """Give a control other options and keep its value where it is still one of them."""
-    values = [value for _, value in options]
-    kept = control.value if control.value in values else fallback if fallback in values else values[0]
+def choose(control: Any, options: Sequence[tuple[str, Any]], value: Any) -> None:
+    """Give a control options and a value; with a single option it can only be read."""
     if list(control.options) != list(options):
         control.options = options
-    if control.value != kept:
-        control.value = kept
+    if control.value != value:
+        control.value = value
     control.disabled = len(options) < 2
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redistill_lib.explorers.controls import redraw
+from redistill_lib.explorers.controls import empty_figure, redraw
 from redistill_lib.progress import is_live
 
 if TYPE_CHECKING:
@@ -51,9 +51,8 @@ def live_curves(roles: Iterable[str]) -> LiveCurves:
     """
     if not is_live():
         return LiveCurves(roles)
-    import plotly.graph_objects as go
     from IPython.display import display
 
-    live = LiveCurves(roles, go.FigureWidget())
+    live = LiveCurves(roles, empty_figure())
     display(live.shown)
     return live

@@ -6,71 +6,78 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redistill_lib.explorers.controls import choose, dropdown, redraw, rows, slider
+from torch import Tensor, nn
+
+from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
 from redistill_lib.maps import MapComparison, compare_maps, layer_maps
 from redistill_lib.progress import is_live
 from redistill_lib.taps import Tap
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
-    from torch import Tensor, nn
 
-Pair = tuple["nn.Module", "nn.Module", Sequence[Tap]]  # teacher, student, taps
+Pair = tuple[nn.Module, nn.Module, Sequence[Tap]]  # teacher, student, taps
 Networks = Mapping[str, Callable[[int], Mapping[str, Pair]]]
-Option = tuple[str, Any]
+Place = tuple[str, str, str]  # "both" or "tap", the student's layer, its side
 UNTRAINED = "untrained"
-HINT = "None of these networks is trained yet, so the maps are those of random weights."
+HINT = "No student is trained at this stride yet: its map is that of random weights."
 
 
 class MapSource:
     """Networks, pictures, and what has been computed of them: an explorer's memory, free of widgets.
 
-    >>> source = MapSource({}, None)
-    >>> source.comparisons
+    >>> import torch
+    >>> MapSource({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).comparisons
     {}
     """
 
-    def __init__(self, networks: Networks, images: Tensor | None):
+    def __init__(self, networks: Networks, images: Tensor):
         self.networks, self.images = networks, images
-        self.found: dict[tuple[str, int], Mapping[str, Pair]] = {}
-        self.layers: dict[tuple[str, int, str], list[str]] = {}
+        self.pairs: dict[tuple[str, int], Mapping[str, Pair]] = {}
+        self.lists: dict[tuple[str, int, str], dict[Place, tuple[str, Tap]]] = {}
         self.comparisons: dict[tuple[Any, ...], MapComparison] = {}
 
     def states(self, model: str, factor: int) -> Mapping[str, Pair]:
         """The pairs of networks there are, by state. Raises what the caller's function raises."""
-        if (model, factor) not in self.found:
-            self.found[model, factor] = self.networks[model](factor)
-        return self.found[model, factor]
+        if (model, factor) not in self.pairs:
+            self.pairs[model, factor] = self.networks[model](factor)
+        return self.pairs[model, factor]
 
-    def places(self, model: str, factor: int, state: str) -> tuple[list[Option], Any]:
-        """Options for where to look (text, (same layer in both?, tap)), and the one to begin with."""
-        teacher, student, taps = self.states(model, factor)[state]
-        options = [(f"{t.layer} {t.side} ← teacher's {t.teacher_layer} {t.teacher_side}", t) for t in taps]
-        theirs = self._layers(model, factor, state, student)
-        same = [name for name in self._layers(model, factor, "teacher", teacher) if name in theirs]
-        layers = [(f"{name} in both", Tap(name, "output", name, "output")) for name in same]
-        blocks = [tap for _, tap in layers if any(name.startswith(f"{tap.layer}.") for name in same)]
-        first = next(iter([*blocks, *(tap for _, tap in [*options, *layers])]), None)
-        if first is None:
-            raise ValueError(f"{model} ×{factor}, {state}: no taps, and no layer with a feature map in both networks")
-        return [*layers, *options], first
-
-    def _layers(self, model: str, factor: int, role: str, network: nn.Module) -> list[str]:
-        assert self.images is not None
-        key = (model, factor, role)
-        if key not in self.layers:
-            self.layers[key] = [name for name, _ in layer_maps(network, self.images[0])]
-        return self.layers[key]
+    def places(self, model: str, factor: int, state: str) -> dict[Place, tuple[str, Tap]]:
+        """Where to look: every layer that both networks have, then the taps, each with its text."""
+        if (model, factor, state) not in self.lists:
+            teacher, student, taps = self.states(model, factor)[state]
+            theirs = [name for name, _ in layer_maps(teacher, self.images[0])]
+            ours = {name for name, _ in layer_maps(student, self.images[0])}
+            both: dict[Place, tuple[str, Tap]] = {
+                ("both", name, "output"): (f"{name} of both", Tap(name, "output", name, "output"))
+                for name in theirs
+                if name in ours
+            }
+            tapped: dict[Place, tuple[str, Tap]] = {
+                ("tap", t.layer, t.side): (f"{t.layer} {t.side} ← teacher's {t.teacher_layer} {t.teacher_side}", t)
+                for t in taps
+            }
+            if not (both or tapped):
+                raise ValueError(f"{model}, {state}: no taps, and no layer with a feature map in both networks")
+            self.lists[model, factor, state] = {**both, **tapped}
+        return self.lists[model, factor, state]
 
     def compare(
         self, model: str, factor: int, state: str, tap: Tap, picture: int, channel: int | None
     ) -> MapComparison:
-        assert self.images is not None
         key = (model, factor, state, tap, picture, channel)
         if key not in self.comparisons:
             teacher, student, _ = self.states(model, factor)[state]
             self.comparisons[key] = compare_maps(teacher, student, tap, self.images[picture], channel, label=state)
         return self.comparisons[key]
+
+
+def first_place(places: Mapping[Place, Any]) -> Place:
+    """Where to begin: the first layer that holds others, since a bare convolution's output has no settled sign."""
+    names = [layer for kind, layer, _ in places if kind == "both"]
+    blocks = (name for name in names if any(other.startswith(f"{name}.") for other in names))
+    return next((("both", name, "output") for name in blocks), next(iter(places)))
 
 
 def feature_maps(
@@ -89,7 +96,8 @@ def feature_maps(
     ValueError, whose text is shown. `images` are uint8, N×C×H×W, `labels` their classes. `hint` is shown where
     nothing but ``untrained`` is there: say which notebook trains. None where nobody is looking.
 
-    >>> feature_maps({}, None) is None
+    >>> import torch
+    >>> feature_maps({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
     True
     """
     if not is_live():
@@ -104,68 +112,64 @@ class MapExplorer:
         self, source: MapSource, labels: Sequence[object] | None, factors: Sequence[int], factor: int, hint: str
     ):
         import ipywidgets as widgets
-        import plotly.graph_objects as go
 
-        assert source.images is not None
+        count = len(source.images)
+        if labels is not None and len(labels) != count:
+            raise ValueError(f"{count} pictures but {len(labels)} labels; give one per picture")
+        names = [str(k) if labels is None else f"{k} ({labels[k]})" for k in range(count)]
         self.source, self.hint, self.busy = source, hint, False
-        words = [f"{k}" for k in range(len(source.images))]
-        if labels is not None:
-            words = [f"{k}: {label}" for k, label in zip(words, labels, strict=True)]
-        self.picture = slider("picture", [(word, k) for k, word in enumerate(words)])
+        self.wanted: dict[str, Any] = {}  # what was last chosen by hand comes back wherever it is possible again
+        self.picture = slider("picture", [(name, k) for k, name in enumerate(names)])
         self.model = dropdown("model", [(name, name) for name in source.networks])
         self.stride = slider("stride", [(f"×{f}", f) for f in factors], factor if factor in factors else factors[0])
         self.state = dropdown("state", [("", None)])
         self.place = dropdown("place", [("", None)])
-        self.channel = slider("channel", [("mean", -1)])
-        self.controls = (self.model, self.stride, self.state, self.picture, self.place, self.channel)
-        self.figure, self.status = go.FigureWidget(), widgets.HTML()
+        self.channel = slider("channel", [("mean", None)])
+        self.figure, self.status = empty_figure(), widgets.HTML()
         self.draw()
-        for control in self.controls:
+        controls = (self.model, self.stride, self.state, self.picture, self.place, self.channel)
+        for control in controls:
             control.observe(self.draw, "value")
-        self.view = widgets.VBox([rows(*self.controls), self.status, self.figure])
+        self.view = widgets.VBox([rows(*controls), self.status, self.figure])
 
-    def draw(self, _: Any = None) -> None:
+    def draw(self, change: Any = None) -> None:
         if self.busy:
             return  # a control changed because another one did
+        if change:
+            self.wanted[change["owner"].description] = change["new"]
         self.busy = True
         try:
-            self._draw()
+            self._draw(self.model.value, self.stride.value)
         except (ValueError, KeyError, FileNotFoundError) as error:
             text = error.args[0] if error.args else error
             self._say(f"<b>×{self.stride.value} cannot be shown here.</b> {html.escape(str(text))}")
         finally:
             self.busy = False
 
-    def _draw(self) -> None:
+    def _draw(self, model: str, factor: int) -> None:
         from redistill_lib.figures import feature_maps as figure_of
         from redistill_lib.figures.theme import label
 
-        where = (self.model.value, self.stride.value)
-        states = self.source.states(*where)
+        states = self.source.states(model, factor)
         if not states:
             raise ValueError(self.hint)
         trained = [state for state in states if state != UNTRAINED]
-        self._say("" if trained else html.escape(self.hint))
-        choose(self.state, [(label(state), state) for state in states], (trained or [UNTRAINED])[-1])
-        options, first = self.source.places(*where, self.state.value)
-        choose(self.place, options, _nearest(self.place.value, options) or first)
-        place = (*where, self.state.value, self.place.value, self.picture.value)
-        channel = None if self.channel.value < 0 else self.channel.value
-        comparison = self.source.compare(*place, channel)
+        state = self._choose(self.state, [(label(s), s) for s in states], (trained or [UNTRAINED])[0])
+        places = self.source.places(model, factor, state)
+        place = self._choose(self.place, [(text, key) for key, (text, _) in places.items()], first_place(places))
+        where = (model, factor, state, places[place][1], self.picture.value)
+        comparison = self.source.compare(*where, self.channel.value)
         most = max(comparison.teacher_channels, comparison.student_channels)
-        choose(self.channel, [("mean", -1), *((str(c), c) for c in range(most))])
-        if channel is not None and self.channel.value != channel:
-            comparison = self.source.compare(*place, None)
-        redraw(self.figure, figure_of(comparison))
+        channel = self._choose(self.channel, [("mean", None), *((str(c), c) for c in range(most))], None)
+        redraw(self.figure, figure_of(self.source.compare(*where, channel)))
+        self._say("" if trained else html.escape(self.hint))
+
+    def _choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
+        """Give a control its options; its value is what was last chosen by hand, if that is one of them."""
+        wanted = self.wanted.get(control.description, otherwise)
+        value = wanted if wanted in [value for _, value in options] else otherwise
+        choose(control, options, value)
+        return value
 
     def _say(self, text: str) -> None:
         self.status.value = f'<p style="margin:4px 8px">{text}</p>' if text else ""
-
-
-def _nearest(before: Tap | None, options: Sequence[Option]) -> Tap | None:
-    """The option at the same place of the student, where the old one is gone: its teacher's layer may differ."""
-    if before is None:
-        return None
-    own = before.layer != before.teacher_layer  # a tap rather than one layer in both
-    found = [t for _, t in options if t.place == before.place and (t.layer != t.teacher_layer) == own]
-    return found[0] if found else None

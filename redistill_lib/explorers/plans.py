@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from redistill_lib.explorers.controls import dropdown, redraw, rows, slider
+from redistill_lib.explorers.controls import dropdown, empty_figure, redraw, rows, slider
 from redistill_lib.models import ARCHITECTURES, student_name
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import is_live
@@ -41,12 +41,11 @@ def stride_plan(
     if not is_live():
         return None
     import ipywidgets as widgets
-    import plotly.graph_objects as go
 
     teachers = [teacher] if isinstance(teacher, str) else list(teacher)
     model = dropdown("teacher", [(name, name) for name in teachers])
     stride = slider("stride", [(f"×{f}", f) for f in factors], factor if factor in factors else factors[0])
-    shown, table = go.FigureWidget(), widgets.HTML()
+    shown, table = empty_figure(), widgets.HTML()
 
     def draw(_: Any = None) -> None:
         try:
@@ -55,12 +54,18 @@ def stride_plan(
             table.value = f"<p>×{stride.value} is not possible here. {error}</p>"
             return
         redraw(shown, figure)
-        table.value = frame.to_html(index=False, border=0)
+        table.value = _roomy(frame.to_html(index=False, border=0, justify="left"))
 
     for control in (model, stride):
         control.observe(draw, "value")
     draw()
     return widgets.VBox([rows(*([model] if len(teachers) > 1 else []), stride), shown, table])
+
+
+def _roomy(table: str) -> str:
+    return table.replace("<td>", '<td style="padding:0 24px 0 8px">').replace(
+        "<th>", '<th style="padding:0 24px 0 8px">'
+    )
 
 
 def _views(teacher: str, factor: int, image_size: int) -> tuple[go.Figure, pd.DataFrame]:

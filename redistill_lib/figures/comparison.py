@@ -86,7 +86,7 @@ def accuracies(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
 
     >>> import pandas as pd
     >>> runs = pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]})
-    >>> accuracies(runs).layout.title.text
+    >>> accuracies(runs).layout.title.text.partition("<br>")[0]
     '<b>RED is the best student: 85.0 %, 5.0 points above the naive one; teacher 90.0 %</b>'
     """
     table = summary_table(frame)
@@ -124,11 +124,12 @@ def accuracies(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         )  # fmt: skip
         count = f" <span style='color:{MUTED}'>n={row['n']}</span>" if several else ""
         text = f"<b>{row['mean']:.1f} %</b>{count}"
-        figure.add_annotation(x=1.01, xref="paper", xanchor="left", y=k, text=text)
+        figure.add_annotation(x=1.01, xref="paper", xanchor="left", y=k, text=text, showarrow=False)
     if (teacher := table[table["role"] == "teacher"]).size:
         mean = float(teacher["mean"].iloc[0])
         figure.add_vline(mean, line={"color": INK, "width": 2, "dash": "dash"})
-        figure.add_annotation(x=mean, y=1, yref="paper", yanchor="bottom", text=f"teacher {mean:.1f} %")
+        text = f"teacher {mean:.1f} %"
+        figure.add_annotation(x=mean, y=1, yref="paper", yanchor="bottom", text=text, showarrow=False)
     figure.update_yaxes(
         tickvals=list(range(len(students))), ticktext=[f"<b>{name}</b>" for name in students["label"]],
         range=[len(students) - 0.5, -0.5], showgrid=False,

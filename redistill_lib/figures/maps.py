@@ -59,9 +59,10 @@ def feature_maps(
         comparisons = [replace(c, label=role) for role, c in comparisons.items()]
     if not comparisons:
         raise ValueError("feature_maps needs at least one comparison")
-    rows = _rows(comparisons)
+    rows = [_told_apart(row) for row in _rows(comparisons)]
     columns = 2 + max(len(row) for row in rows)
     side = max(110, min(250, (WIDTH - 88) // columns, 800 // len(rows)))
+    narrow = side < 150
     figure = _panels(len(rows), columns, side)
     budget = max(16, math.isqrt(CELLS // sum(len(row) + 1 for row in rows)))
     for r, row in enumerate(rows):
@@ -76,9 +77,12 @@ def feature_maps(
             place = first.teacher_place if k == 0 else row[k - 1].student_place
             name = f"{'teacher' if k == 0 else _who(role)}, {place}"
             figure.add_trace(_heatmap(level, extent, name, budget), row=r + 1, col=k + 2)
-            score = "" if k == 0 else f" · similarity <b>{number(row[k - 1].score)}</b>"
-            size = f"{values.shape[0]}×{values.shape[1]}{score}"
-            _head(figure, r, k + 1, columns, role if role == "student" else label(role), f"{place}<br>{size}")
+            size = f"{values.shape[0]}×{values.shape[1]}"
+            if k:
+                score = f"similarity <b>{number(row[k - 1].score)}</b>"
+                size = score if narrow else f"{size} · {score}"
+            name = _label(role).partition(",")[0] if narrow else _label(role)
+            _head(figure, r, k + 1, columns, name, f"{place}<br>{size}")
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(visible=False, constrain="domain")
     figure.update_layout(
@@ -93,9 +97,10 @@ def feature_maps(
     notes = [f"Shown: {comparisons[0].shown}", SCALE]
     if any(c.resized for c in comparisons):
         notes.append("similarity of maps of unequal size: after resizing the student's to the teacher's")
+    right = max(76, 660 - 12 - side * columns)
     return finish(
-        figure, title or _finding(comparisons), "; ".join(notes) + ".",
-        plot=len(rows) * (side + HEAD) - HEAD, width=side * columns + 12 + 76, margins=(12, HEAD, 76, 12),
+        figure, title or _finding([c for row in rows for c in row]), "; ".join(notes) + ".",
+        plot=len(rows) * (side + HEAD) - HEAD, width=12 + side * columns + right, margins=(12, HEAD, right, 12),
     )  # fmt: skip
 
 
@@ -110,6 +115,13 @@ def _rows(comparisons: Sequence[MapComparison]) -> list[list[MapComparison]]:
         else:
             rows.append([c])
     return rows
+
+
+def _told_apart(row: list[MapComparison]) -> list[MapComparison]:
+    """Students without a role of their own are numbered."""
+    if len({c.label for c in row}) == len(row):
+        return row
+    return [replace(c, label=f"{_label(c.label)} {k}") for k, c in enumerate(row, 1)]
 
 
 def _panels(rows: int, columns: int, side: int) -> go.Figure:
@@ -130,7 +142,7 @@ def _head(figure: go.Figure, row: int, column: int, columns: int, name: str, det
     text = f'<b>{name}</b><br><span style="color:{MUTED};font-size:12px">{detail}</span>'
     figure.add_annotation(
         text=text, x=0, xref=f"x{suffix} domain", xanchor="left", y=1, yref=f"y{suffix} domain", yanchor="bottom",
-        align="left",
+        align="left", showarrow=False,
     )  # fmt: skip
 
 
@@ -171,10 +183,10 @@ def _finding(comparisons: Sequence[MapComparison]) -> str:
     elif len(comparisons) == 2 and len(_rows(comparisons)) == 1:
         change = round(last.score, 2) - round(first.score, 2)
         verb = "rises" if change > 0 else "falls" if change < 0 else "stays"
-        text = f"{at}similarity to the teacher's map {verb} from {number(scores[0])} ({label(first.label)})"
-        text += f" to {number(scores[1])} ({label(last.label)})"
+        text = f"{at}similarity to the teacher's map {verb} from {number(scores[0])} ({_label(first.label)})"
+        text += f" to {number(scores[1])} ({_label(last.label)})"
     elif len(_rows(comparisons)) == 1:
-        parts = [f"{number(c.score)} ({label(c.label)})" for c in comparisons]
+        parts = [f"{number(c.score)} ({_label(c.label)})" for c in comparisons]
         text = f"{at}similarity to the teacher's map is {listed(parts)}"
     else:
         roles = list(dict.fromkeys(c.label for c in comparisons))
@@ -182,14 +194,17 @@ def _finding(comparisons: Sequence[MapComparison]) -> str:
         if len(roles) == 1:
             text = f"{at}the {who}'s maps have similarities from {number(min(scores))} to {number(max(scores))}"
         else:
-            parts = [f"{number(mean)} ({label(role)})" for role, mean in means.items()]
+            parts = [f"{number(mean)} ({_label(role)})" for role, mean in means.items()]
             text = f"{at}the mean similarity to the teacher's maps is {listed(parts)}"
     return text[0].upper() + text[1:]
 
 
-def _who(role: str) -> str:
-    """The role as a student: ``student`` itself is any student here, not the naive one."""
-    name = role if role == "student" else label(role).partition(",")[0]
+def _label(role: str | None) -> str:
+    return label(role) if role else "student"
+
+
+def _who(role: str | None) -> str:
+    name = _label(role).partition(",")[0]
     return name if name.endswith("student") else f"{name} student"
 
 
@@ -208,7 +223,7 @@ def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     figure = go.Figure()
     for k, role in enumerate(roles):
         part = frame[frame["student"] == role]
-        shift = 0.13 * (k - (len(roles) - 1) / 2)
+        shift = min(0.13, 0.8 / len(roles)) * (k - (len(roles) - 1) / 2)
         half = (part["high"] - part["score"]).fillna(0)
         detail = np.stack([part["tap"], part["teacher_tap"], part["low"], part["high"], part["n"]], axis=-1)
         figure.add_trace(

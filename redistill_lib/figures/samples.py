@@ -45,7 +45,7 @@ def pictures(
         figure.add_trace(trace)
         if words[index]:
             x, y = column * across + width / 2, row * down + 1.02 * height
-            figure.add_annotation(x=x, y=y, text=words[index], yanchor="top")
+            figure.add_annotation(x=x, y=y, text=words[index], yanchor="top", showarrow=False)
     shape = f"{height}×{width} pixels, {'grey' if array.shape[1] == 1 else 'colour'}"
     figure.update_xaxes(visible=False, range=[-0.02 * width, columns * across], constrain="domain")
     figure.update_yaxes(visible=False, range=[rows * down, -0.02 * height], scaleanchor="x", constrain="domain")

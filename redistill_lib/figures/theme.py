@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import plotly.graph_objects as go
 
 NBSP = "\u00a0"
+LINE = 22  # pixels from line to line in a title of size 17
 WIDTH = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
@@ -132,11 +133,14 @@ def finish(
     and legend, all in pixels; `legend` is the number of rows it needs.
     """
     joined = re.sub(r" (\+ |%)", lambda m: m[0].replace(" ", NBSP), title)  # no line break before % and around +
-    lines = [line.replace(NBSP, " ") for line in textwrap.wrap(joined, (width - 40) * 10 // 84)]
+    lines = [line.replace(NBSP, " ") for line in textwrap.wrap(joined, (width - 40) * 10 // 82)]
     small = textwrap.wrap(subtitle, (width - 40) * 10 // 61)
     left, above, right, below = margins
-    below_first = 12 * (len(lines) - 1)  # plotly hangs a title of several lines up by half a line each
-    top = 14 + 23 * len(lines) + 19 * len(small) + 12 + above
+    # The note is part of the title's text: plotly misplaces a title's own subtitle when the title has several lines.
+    note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
+    text = "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])])
+    count = len(lines) + len(small)
+    top = 20 + LINE * count + above
     bottom = below + 26 * legend
     height = top + plot + bottom
     figure.update_layout(
@@ -145,12 +149,8 @@ def finish(
         height=height,
         margin={"l": left, "t": top, "r": right, "b": bottom},
         showlegend=legend > 0,
-        title={
-            "text": "<br>".join(f"<b>{line}</b>" for line in lines),
-            "subtitle": {"text": "<br>".join(small), "font": {"size": 13, "color": MUTED}},
-            "y": 1 - (12 + below_first) / height,
-            "yref": "container",
-        },
+        # Plotly centres the lines about the first one's place, so it has to be lowered by half of the others.
+        title={"text": text, "y": 1 - (10 + LINE / 2 * (count - 1)) / height, "yref": "container"},
     )
     return figure
 

@@ -21,7 +21,7 @@ def curves(histories: Mapping[str, pd.DataFrame], *, title: str | None = None) -
 
     >>> import pandas as pd
     >>> rows = pd.DataFrame({"epoch": [1, 2], "validation_accuracy": [0.4, 0.6], "train_task": [1.9, 1.2]})
-    >>> curves({"red": rows}).layout.title.text
+    >>> curves({"red": rows}).layout.title.text.partition("<br>")[0]
     '<b>RED reaches 60.0 % on validation, at epoch 2 of 2</b>'
     """
     from plotly.subplots import make_subplots

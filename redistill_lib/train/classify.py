@@ -38,7 +38,8 @@ def train_classifier(
 
     Arguments:
         model: a name such as ``"resnet18-1-21222"``, built under `seed` for the data's classes and channels at
-            `width`, or a network of your own, trained in place from the weights it has.
+            `width`, or a network of your own, trained from the weights it has; `load_model(run, fresh_one)`
+            then gives the result.
         data: what `load_data` returns, or its name.
         runs_dir: the run store; an unfinished run there with the same parameters is resumed.
         mixed_precision: ``no``, ``fp16`` or ``bf16``; cpu: stay on the CPU where there is a GPU.

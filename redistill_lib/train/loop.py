@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -168,8 +169,7 @@ class Loop:
         size = self.batch_size
         batches = [order[k * size : (k + 1) * size][rank::world] for k in range(self.steps)]
         loader = batch_loader(self.data.train, batches, self.recipe.workers)
-        sums: dict[str, float] = {}
-        correct = 0.0
+        sums: dict[str, Tensor] = {}  # on the device: reading a number waits for the GPU
         self.module.train()
         for step, (pictures, labels) in enumerate(loader, 1):
             x, labels = on_device(pictures, self.accelerator.device), labels.to(self.accelerator.device)
@@ -185,11 +185,11 @@ class Loop:
                 self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
             self.optimizer.step()
             self.scheduler.step()
-            correct += float((outputs.argmax(1) == labels).float().mean())
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(value.detach())
+            correct = (outputs.argmax(1) == labels).float().mean()
+            for name, value in {"accuracy": correct, **losses}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach().float()
             bar.update()
-        return {"accuracy": correct / self.steps} | {name: value / self.steps for name, value in sums.items()}
+        return {name: float(value) / self.steps for name, value in sums.items()}
 
     def _evaluate(self, predict: Callable[[Tensor], Tensor], split: Dataset[Any]) -> dict[str, float]:
         a = self.accelerator
@@ -237,8 +237,7 @@ class Loop:
         run = replace(self.run, status="complete", metrics=metrics, blocks=blocks)
         if self.accelerator.is_main_process:
             run.save()
-            self.state_path.unlink(missing_ok=True)
-            self.state_path.parent.rmdir()
+            shutil.rmtree(self.state_path.parent)
         return run
 
     def _save_state(self) -> None:

@@ -1,0 +1,293 @@
+"""Figures: titles that state what the data say, one colour per role, small JSON, nothing but plotly."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from redistill_lib import figures
+from redistill_lib.figures import theme
+from redistill_lib.figures.comparison import difference, interval
+from redistill_lib.figures.diagrams import map_sides
+from redistill_lib.maps import MapComparison
+from redistill_lib.plans import StridePlan
+
+ROLES = ["teacher", "student", "kd", "red", "red+kd", "red-blocks", "red-blocks+kd"]
+RNG = np.random.default_rng(0)
+
+
+def headline(figure: go.Figure) -> str:
+    """The finding, without the note below it."""
+    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
+
+
+def note(figure: go.Figure) -> str:
+    return re.sub("<.*?>", " ", figure.layout.title.text.partition("<span")[2])
+
+
+def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: object) -> MapComparison:
+    teacher, student = (RNG.random((s, s), dtype=np.float32) for s in (side, ours))
+    picture = RNG.integers(0, 256, (40, 40, 1), dtype=np.uint8)
+    place = "layer1 output"
+    known = MapComparison(picture, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
+    return replace(known, **changes)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------- theme
+
+
+def seen_by(hex_color: str, blindness: str) -> np.ndarray:
+    """A colour in CIE Lab, as somebody with a severe dichromacy sees it (Machado et al. 2009, severity 1)."""
+    matrices = {
+        "none": np.eye(3),
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    }
+    rgb = np.array([int(hex_color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.asarray(matrices[blindness]) @ linear, 0, 1)
+    xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]] @ linear
+    f = np.cbrt(np.maximum(xyz / [0.9505, 1, 1.089], 0.008856))
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
+@pytest.mark.parametrize("roles", [ROLES, ["×1", "×2", "×4", "×8"]], ids=["roles", "factors"])
+def test_colours_stay_apart(roles: list[str], blindness: str) -> None:
+    colors = {role: seen_by(theme.color(role), blindness) for role in roles}
+    near = {pair: np.linalg.norm(colors[pair[0]] - colors[pair[1]]) for pair in itertools.combinations(roles, 2)}
+    assert min(near.values()) > 18, min(near, key=lambda pair: near[pair])
+    assert all(value[0] < 80 for value in colors.values())  # against white
+
+
+def test_roles_have_one_spelling_one_colour_and_a_name() -> None:
+    assert theme.color("naive") == theme.color("student")
+    assert theme.color("kd+red") == theme.color("RED+KD")
+    assert theme.color("fitnet") == theme.color("fitnet") not in [theme.color(role) for role in ROLES]
+    assert [theme.label(role) for role in ROLES] == [
+        "teacher", "naive student", "KD", "RED", "RED + KD", "RED blocks, no loss", "RED blocks + KD",
+    ]  # fmt: skip
+    assert theme.label("untrained") == "untrained"
+
+
+def test_long_titles_make_room_for_themselves() -> None:
+    short = theme.finish(go.Figure(), "A finding", plot=100)
+    long = theme.finish(go.Figure(), "A finding of RED + KD at 85.4 % " * 12, plot=100)
+    lines = long.layout.title.text.split("<br>")
+    assert len(lines) > 2
+    assert not any(re.search(r"\+</b>$|^<b>[+%]", line) for line in lines)
+    for figure in (short, long):
+        assert figure.layout.height - figure.layout.margin.t - figure.layout.margin.b == 100
+    assert long.layout.margin.t - short.layout.margin.t == theme.LINE * (len(lines) - 1)
+
+
+# ------------------------------------------------------------------------------------------------------- maps
+
+
+def test_feature_maps_say_what_pooling_did() -> None:
+    figure = figures.feature_maps(comparison())
+    expected = "At stride ×4 the student's map has 10×10 pixels where the teacher's has 20×20: similarity 0.41"
+    assert headline(figure) == expected
+    assert [trace.type for trace in figure.data] == ["image", "heatmap", "heatmap"]
+    assert "after resizing" in note(figure)
+    assert "mean over channels" in note(figure)
+    heads = [a.text for a in figure.layout.annotations]
+    assert "20×20" in heads[1]
+    assert "similarity <b>0.41</b>" in heads[2]
+
+
+def test_maps_of_unequal_size_cover_the_same_picture() -> None:
+    figure = figures.feature_maps(comparison())
+    for trace in figure.data[1:]:
+        cells = trace.z.shape[0]
+        assert trace.y0 - trace.dy / 2 == 0
+        assert trace.y0 + (cells - 0.5) * trace.dy == 40
+    assert [trace.z.shape for trace in figure.data[1:]] == [(20, 20), (10, 10)]
+
+
+def test_strength_is_disregarded_but_level_is_not() -> None:
+    m = RNG.random((10, 10), dtype=np.float32)
+    louder = figures.feature_maps(comparison(teacher=m, student=7 * m))
+    np.testing.assert_array_equal(louder.data[1].z, louder.data[2].z)
+    lifted = figures.feature_maps(comparison(teacher=m, student=m + 5))
+    assert lifted.data[2].z.std() < lifted.data[1].z.std() / 4
+    flat = figures.feature_maps(
+        comparison(teacher=np.zeros((4, 4), np.float32), student=np.zeros((4, 4), np.float32))
+    )
+    assert not flat.data[1].z.any()
+
+
+def test_students_of_one_map_share_a_row() -> None:
+    first = comparison(10, score=-0.4)
+    both = figures.feature_maps({"naive": first, "red": replace(first, score=0.976)})
+    assert (
+        headline(both)
+        == "At stride ×4 similarity to the teacher's map rises from −0.40 (naive student) to 0.98 (RED)"
+    )
+    assert len(both.data) == 4
+    other = comparison(5, 5, teacher_place="layer3.0 output", label="red")
+    grid = figures.feature_maps([replace(first, label="red"), other])
+    assert len(grid.data) == 6
+    assert headline(grid) == "At stride ×4 the RED student's maps have similarities from −0.40 to 0.41"
+    unnamed = figures.feature_maps([first, first])
+    assert [a.text.split("</b>")[0] for a in unnamed.layout.annotations[2:]] == ["<b>student 1", "<b>student 2"]
+    with pytest.raises(ValueError, match="at least one"):
+        figures.feature_maps([])
+
+
+@pytest.mark.parametrize("side", [40, 128, 224])
+def test_map_figures_stay_small(side: int) -> None:
+    picture = RNG.integers(0, 256, (side, side, 3), dtype=np.uint8)  # noise: the worst case for PNG and JPEG
+    figure = figures.feature_maps([comparison(side, side // 4, picture=picture)] * 2)
+    assert len(figure.to_json()) < 60_000
+
+
+def test_tap_scores_name_both_places_and_the_winner() -> None:
+    rows = [
+        {"tap": f"layer{k} output", "teacher_tap": f"layer{k + 1} output", "student": role, "score": score}
+        for k in (1, 2)
+        for role, score in (("naive", 0.6), ("red", 0.97))
+    ]
+    frame = pd.DataFrame(rows).assign(low=0.5, high=1.0, n=20)
+    figure = figures.tap_scores(frame)
+    assert headline(figure) == "RED comes closest to the teacher's maps: mean similarity 0.97, naive student 0.60"
+    assert figure.layout.yaxis.ticktext[0] == "<b>layer1 output</b><br>← teacher's layer2 output"
+    assert [trace.marker.color for trace in figure.data] == [theme.color("naive"), theme.color("red")]
+    worse = frame.assign(score=[0.9, 0.5, 0.9, 0.5])
+    assert headline(figures.tap_scores(worse)).startswith(
+        "No student's maps are closer to the teacher's than the naive"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- trainings
+
+
+def history(top: float, epochs: int = 4) -> pd.DataFrame:
+    epoch = np.arange(1, epochs + 1)
+    return pd.DataFrame({"epoch": epoch, "validation_accuracy": top * epoch / epochs, "train_task": 2.3 / epoch})
+
+
+def test_curves_share_colours_between_panels() -> None:
+    histories = {"teacher": history(0.93), "naive": history(0.78), "red": history(0.84), "kd": pd.DataFrame()}
+    figure = figures.curves(histories)
+    assert (
+        headline(figure) == "RED leads the students on validation with 84.0 %; teacher 93.0 %; naive student 78.0 %"
+    )
+    assert len(figure.data) == 12
+    for role, k in (("teacher", 0), ("red", 6)):
+        assert {figure.data[k].line.color, figure.data[k + 2].line.color} == {theme.color(role)}
+    assert figure.data[7].x == (4,)  # the epoch kept
+    assert max(figure.data[6].y) == pytest.approx(84)
+    assert headline(figures.curves({"teacher": pd.DataFrame()})) == "Waiting for the first epoch"
+
+
+# --------------------------------------------------------------------------------------------------- comparison
+
+
+def runs(**accuracies: float | list[float]) -> pd.DataFrame:
+    """Runs by role; ``red_kd`` is red+kd."""
+    rows = [
+        {"role": role.replace("_", "+"), "test_accuracy": value}
+        for role, values in accuracies.items()
+        for value in (values if isinstance(values, list) else [values])
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("frame", "finding"),
+    [
+        (
+            runs(teacher=0.928, naive=0.779, red=0.84, red_kd=0.854),
+            "RED + KD is the best student: 85.4 %, 7.5 points above the naive one; teacher 92.8 %",
+        ),
+        (
+            runs(teacher=0.928, naive=0.85, red=0.84),
+            "No method beats the naive student: 85.0 %, RED 84.0 %; teacher 92.8 %",
+        ),
+        (
+            runs(naive=[0.80, 0.84, 0.82], red=[0.81, 0.85, 0.83]),
+            "RED is the best student: 83.0 %, 1.0 points above the naive one, within what the seeds leave open (±4.5)",
+        ),
+        (
+            runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], teacher=[0.9, 0.9, 0.9]),
+            "RED is the best student: 92.0 %, 11.0 points above the naive one; teacher 90.0 %",
+        ),
+        (runs(red=0.8), "RED reaches 80.0 %"),
+        (runs(teacher=0.8), "The teacher reaches 80.0 %"),
+    ],
+)
+def test_the_title_is_honest_whoever_wins(frame: pd.DataFrame, finding: str) -> None:
+    assert headline(figures.accuracies(frame)) == finding
+
+
+def test_summary_counts_seeds_and_the_gap() -> None:
+    table = figures.summary_table(runs(teacher=0.9, student=[0.7, 0.8], kd=[0.80, 0.81, 0.82])).set_index("role")
+    assert table["n"].to_dict() == {"teacher": 1, "student": 2, "kd": 3}
+    assert table.loc["kd", "gap_recovered"] == pytest.approx(40)
+    assert table.loc["kd", "mean"] - table.loc["kd", "low"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
+    assert np.isnan(table.loc["teacher", "low"])
+    assert figures.summary_table(runs(student=0.7, kd=0.8))["gap_recovered"].isna().all()
+    assert figures.summary_table(runs(student=0.7, teacher=0.6))["gap_recovered"].isna().all()
+    with pytest.raises(ValueError, match="lacks test_accuracy; it has role, accuracy"):
+        figures.summary_table(pd.DataFrame({"role": ["kd"], "accuracy": [1.0]}))
+    with pytest.raises(ValueError, match="no run"):
+        figures.summary_table(runs(kd=float("nan")))
+
+
+def test_intervals_are_those_of_the_textbook() -> None:
+    a, b = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8]
+    delta, half = difference(a, b)
+    assert delta == pytest.approx(-2.7143, abs=1e-4)
+    assert half == pytest.approx(4.3041, abs=1e-3)
+    assert interval([5.0, 5.0]) == 0
+    assert np.isnan(difference([1.0], b)[1])
+
+
+def test_accuracies_show_seeds_teacher_and_gap() -> None:
+    figure = figures.accuracies(runs(teacher=0.9, naive=[0.7, 0.8], red=[0.85, 0.87]))
+    big = [trace for trace in figure.data if trace.marker.size == 14]
+    assert [trace.name for trace in big] == ["RED", "naive student"]
+    assert big[0].error_x.array[0] == pytest.approx(interval([85, 87]))
+    assert "recovers 73 % of the gap" in big[0].hovertemplate
+    assert sorted(figure.data[0].x) == pytest.approx([85, 87])
+    assert figure.layout.shapes[0].x0 == pytest.approx(90)
+    assert "One run per method" in note(figures.accuracies(runs(naive=0.7, red=0.8)))
+
+
+# ------------------------------------------------------------------------------------------ pictures and diagrams
+
+
+def test_pictures_are_laid_out_with_their_captions() -> None:
+    images = RNG.integers(0, 256, (10, 3, 12, 12), dtype=np.uint8)
+    figure = figures.pictures(images, range(10), title="Ten", columns=4)
+    assert headline(figure) == "Ten"
+    assert [a.text for a in figure.layout.annotations] == [str(k) for k in range(10)]
+    corners = {(trace.x0, trace.y0) for trace in figure.data}
+    assert len(corners) == 10
+    assert len({x for x, _ in corners}) == 4
+    with pytest.raises(ValueError, match="10 pictures but 2 captions"):
+        figures.pictures(images, ["a", "b"])
+    with pytest.raises(ValueError, match="uint8, N×C×H×W"):
+        figures.pictures(images.astype(float))
+
+
+def test_stride_plans_find_where_resolution_goes() -> None:
+    parse = StridePlan.parse
+    plans = {"teacher": parse("1-21222"), "student": parse("4-11221")}
+    figure = figures.stride_plans(plans, 40, places=["conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"])
+    expected = "The student works on 10×10 maps from its conv1 on, where the teacher still has 40×40; both end at 3×3"
+    assert headline(figure) == expected
+    assert [c[1] for c in figure.data[1].customdata] == map_sides(plans["student"], 40) == [40, 10, 10, 10, 5, 3, 3]
+    same = figures.stride_plans({"teacher": parse("1-22"), "student": parse("1-22")}, 8)
+    assert headline(same) == "Teacher and naive student drop resolution at the same places"
+    uneven = figures.stride_plans({"teacher": parse("1-22"), "student": parse("2-2111")}, 8)
+    assert list(uneven.layout.xaxis.ticktext) == ["image", "stem", "stage 1", "stage 2", "stage 3", "stage 4"]
+    table = figures.plan_table(plans, 40)
+    assert table["naive student: map"].tolist() == ["40×40", "10×10", "10×10", "10×10", "5×5", "3×3", "3×3"]
