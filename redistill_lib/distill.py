@@ -133,7 +133,7 @@ class Distillation(nn.Module):
         self._build_blocks()
         if inputs is not None:
             with evaluating(self):
-                self._distances(self._student(inputs, {})[1], inputs, {})
+                self._compare(inputs, {})
 
     def _located(self, tap: Tap) -> Tap:
         if not 0 <= tap.teacher < len(self.teachers):
@@ -179,8 +179,7 @@ class Distillation(nn.Module):
         ``task`` (absent without targets) and ``total``, the one to minimise. Extra keywords go to every network.
         """
         self.teachers.eval()  # someone may have called train() on a teacher itself
-        outputs, maps = self._student(inputs, kwargs)
-        losses = self._distances(maps, inputs, kwargs)
+        outputs, losses = self._compare(inputs, kwargs)
         weighted = [term.method.alpha * losses[term.name] for term in self.terms if term.method.alpha]
         zero = torch.zeros((), device=inputs[0].device)
         losses["distill"] = torch.stack(weighted).sum() / len(self.terms) if weighted else zero
@@ -195,7 +194,7 @@ class Distillation(nn.Module):
 
     def predict(self, *inputs: Tensor, **kwargs: Any) -> Any:
         """The student's outputs, blocks included, without any teacher."""
-        return self._student(inputs, kwargs)[0]
+        return self._student(inputs, kwargs)
 
     def graduate(self) -> nn.Module:
         """The distilled student as a plain module: its own copy, blocks in place, no teacher and no hooks.
@@ -210,50 +209,69 @@ class Distillation(nn.Module):
             f"{term.method.alpha:g} · {term.name} ← {term.tap.teacher_layer or 'outputs'}" for term in self.terms
         )
 
-    def _student(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[Place, Tensor]]:
-        maps: dict[Place, Tensor] = {}
+    def _compare(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
+        """The student's outputs and the loss of every term, each taken the moment the student's tensor is there."""
+        wanted = self._teacher_maps(inputs, kwargs)
+        losses: dict[str, Tensor] = {}
+
+        def compare(place: Place, x: Tensor) -> None:
+            for term in (t for t in self.terms if t.method.alpha and t.tap.place == place):
+                source = (term.tap.teacher_layer, term.tap.teacher_side)
+                try:
+                    losses[term.name] = term.method.loss(x, wanted[term.tap.teacher, source])
+                except ValueError as error:
+                    hint = _near_layer(self.teachers[term.tap.teacher], inputs, x, source)
+                    raise ValueError(f"tap {term.tap.name} ← {'.'.join(source)}: {error}{hint}") from None
+
+        outputs = self._student(inputs, kwargs, compare)
+        return outputs, {term.name: losses[term.name] for term in self.terms if term.method.alpha}
+
+    def _teacher_maps(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> dict[tuple[int, Place], Tensor]:
+        found: dict[tuple[int, Place], Tensor] = {}
+
+        def keep(key: tuple[int, Place], x: Tensor) -> None:
+            found[key] = x.clone()  # what follows in the teacher may work in place
+
+        for index, teacher in enumerate(self.teachers):
+            taps = [term.tap for term in self.terms if term.method.alpha and term.tap.teacher == index]
+            visits = {
+                place: partial(keep, (index, place)) for place in ((t.teacher_layer, t.teacher_side) for t in taps)
+            }
+            if not visits:
+                continue
+            with torch.no_grad(), tapping(teacher, visits):
+                teacher(*inputs, **kwargs)
+            if missing := [".".join(place) for place in visits if (index, place) not in found]:
+                raise RuntimeError(
+                    f"the teacher's forward pass never reached {', '.join(missing)}, which a tap wants"
+                )
+        return found
+
+    def _student(
+        self,
+        inputs: tuple[Tensor, ...],
+        kwargs: Mapping[str, Any],
+        compare: Callable[[Place, Tensor], None] | None = None,
+    ) -> Any:
         blocks = dict(zip(self.places, self.blocks, strict=True))
+        reached: set[Place] = set()
 
         def visit(tap: Tap, x: Tensor) -> Tensor:
-            if tap.place in maps:
+            if tap.place in reached:
                 raise RuntimeError(f"student layer {tap.layer!r} runs more than once per pass; tap a layer around it")
+            reached.add(tap.place)
             if block := blocks.get(tap.place):
                 _check_channels(tap, x, getattr(block, "channels", None))
                 x = block(x)
-            maps[tap.place] = x
+            if compare:
+                compare(tap.place, x.clone())  # what follows in the student may work in place
             return x
 
         with tapping(self.student, {term.tap.place: partial(visit, term.tap) for term in self.terms}):
             outputs = self.student(*inputs, **kwargs)
-        if missing := [term.tap.name for term in self.terms if term.tap.place not in maps]:
+        if missing := [term.tap.name for term in self.terms if term.tap.place not in reached]:
             raise RuntimeError(f"tapped student layers that the forward pass never reached: {', '.join(missing)}")
-        return outputs, maps
-
-    def _distances(
-        self, maps: Mapping[Place, Tensor], inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]
-    ) -> dict[str, Tensor]:
-        active = [term for term in self.terms if term.method.alpha]
-        losses: dict[str, Tensor] = {}
-        for index, teacher in enumerate(self.teachers):
-            terms = [term for term in active if term.tap.teacher == index]
-            wanted: dict[Place, Tensor] = {}
-            visits = {(t.tap.teacher_layer, t.tap.teacher_side): None for t in terms}
-            if not visits:
-                continue
-            with torch.no_grad(), tapping(teacher, {p: partial(wanted.__setitem__, p) for p in visits}):
-                teacher(*inputs, **kwargs)
-            for term in terms:
-                place = (term.tap.teacher_layer, term.tap.teacher_side)
-                if place not in wanted:
-                    raise RuntimeError(
-                        f"the teacher's forward pass never reached {place[0]!r}, which tap {term.name} wants"
-                    )
-                try:
-                    losses[term.name] = term.method.loss(maps[term.tap.place], wanted[place])
-                except ValueError as error:
-                    hint = _near_layer(teacher, inputs, maps[term.tap.place], place)
-                    raise ValueError(f"tap {term.tap.name} ← {'.'.join(place)}: {error}{hint}") from None
-        return {term.name: losses[term.name] for term in active}
+        return outputs
 
 
 def _check_channels(tap: Tap, x: Tensor, channels: int | None) -> None:

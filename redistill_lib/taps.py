@@ -142,7 +142,11 @@ def feature_maps(model: nn.Module, places: Sequence[Place], *inputs: Tensor) -> 
     """
     places = [(find_layer(model, path), side) for path, side in places]
     maps: dict[Place, Tensor] = {}
-    with evaluating(model), tapping(model, {place: partial(maps.__setitem__, place) for place in places}):
+
+    def keep(place: Place, x: Tensor) -> None:
+        maps[place] = x.clone()  # what follows may work in place
+
+    with evaluating(model), tapping(model, {place: partial(keep, place) for place in places}):
         model(*inputs)
     if missing := [f"{path}.{side}" for path, side in places if (path, side) not in maps]:
         raise RuntimeError(f"never reached in the forward pass: {', '.join(missing)}")

@@ -189,6 +189,23 @@ def test_hooks_are_gone_after_an_error() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in d.modules())
 
 
+def test_layers_that_work_in_place_change_no_map() -> None:
+    def net(in_place: bool, stride: int) -> nn.Module:
+        torch.manual_seed(stride)
+        layers = nn.Conv2d(3, 4, 3, stride, 1), nn.ReLU(in_place), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return nn.Sequential(*layers)
+
+    x, _ = batch()
+    tap = Tap("0", "output", "0", "output", method="mse")
+    plain, in_place = (Distillation(net(p, 1), net(p, 2), [tap]) for p in (False, True))
+    for d in (plain, in_place):
+        d.student[0].stride = (2, 2)
+    assert plain(x)[1]["distill"] == in_place(x)[1]["distill"] > 0
+    in_place(x)[1]["total"].backward()
+    maps = [feature_maps(d.teachers[0], [("0", "output")], x)["0", "output"] for d in (plain, in_place)]
+    assert torch.equal(*maps) and maps[0].min() < 0
+
+
 # ------------------------------------------------------------------------------------------------------ graduation
 
 
@@ -307,7 +324,7 @@ def test_layers_that_run_twice_or_never() -> None:
         Distillation(Twice(), teacher, [Tap("conv", "output", "conv", "output", channels=3)])(x)
     with pytest.raises(RuntimeError, match=r"never reached: conv.output"):
         Distillation(Twice(skip=True), teacher, [Tap("conv", "output", "conv", "output", channels=3)])(x)
-    with pytest.raises(RuntimeError, match="teacher's forward pass never reached 'other'"):
+    with pytest.raises(RuntimeError, match=r"teacher's forward pass never reached other\.output"):
         student = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         Distillation(student, teacher, [Tap("0", "output", "other", "output", channels=3)])(x)
 

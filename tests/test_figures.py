@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from scipy import stats
 
 from redistill_lib import figures
 from redistill_lib.figures import theme
@@ -135,6 +136,14 @@ def test_students_of_one_map_share_a_row() -> None:
     grid = figures.feature_maps([replace(first, label="red"), other])
     assert len(grid.data) == 6
     assert headline(grid) == "At stride ×4 the RED student's maps have similarities from −0.40 to 0.41"
+    three = figures.feature_maps({"untrained": first, "kd": first, "red": replace(first, score=0.9)})
+    assert headline(three).endswith("is −0.40 (untrained), −0.40 (KD) and 0.90 (RED)")
+    square = figures.feature_maps([replace(c, label=role) for role in ("naive", "red") for c in (first, other)])
+    assert len(square.data) == 8
+    assert (
+        headline(square)
+        == "At stride ×4 the mean similarity to the teacher's maps is 0.01 (naive student) and 0.01 (RED)"
+    )
     unnamed = figures.feature_maps([first, first])
     assert [a.text.split("</b>")[0] for a in unnamed.layout.annotations[2:]] == ["<b>student 1", "<b>student 2"]
     with pytest.raises(ValueError, match="at least one"):
@@ -213,7 +222,8 @@ def runs(**accuracies: float | list[float]) -> pd.DataFrame:
         ),
         (
             runs(naive=[0.80, 0.84, 0.82], red=[0.81, 0.85, 0.83]),
-            "RED is the best student: 83.0 %, 1.0 points above the naive one, within what the seeds leave open (±4.5)",
+            "RED is the best student: 83.0 %, 1.0 points above the naive one, "
+            "within what the seeds leave open (±4.5)",
         ),
         (
             runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], teacher=[0.9, 0.9, 0.9]),
@@ -241,11 +251,13 @@ def test_summary_counts_seeds_and_the_gap() -> None:
         figures.summary_table(runs(kd=float("nan")))
 
 
-def test_intervals_are_those_of_the_textbook() -> None:
+def test_intervals_are_those_of_scipy() -> None:
     a, b = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8]
+    known = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     delta, half = difference(a, b)
-    assert delta == pytest.approx(-2.7143, abs=1e-4)
-    assert half == pytest.approx(4.3041, abs=1e-3)
+    assert (delta - half, delta + half) == pytest.approx(tuple(known))
+    alone = stats.t.interval(0.95, len(a) - 1, np.mean(a), stats.sem(a))
+    assert np.mean(a) + interval(a) == pytest.approx(alone[1])
     assert interval([5.0, 5.0]) == 0
     assert np.isnan(difference([1.0], b)[1])
 
@@ -289,5 +301,8 @@ def test_stride_plans_find_where_resolution_goes() -> None:
     assert headline(same) == "Teacher and naive student drop resolution at the same places"
     uneven = figures.stride_plans({"teacher": parse("1-22"), "student": parse("2-2111")}, 8)
     assert list(uneven.layout.xaxis.ticktext) == ["image", "stem", "stage 1", "stage 2", "stage 3", "stage 4"]
+    many = figures.stride_plans({"teacher": parse("1-211111111")}, 8, places=[f"features.{k}" for k in range(10)])
+    assert list(many.layout.xaxis.ticktext) == ["image", *map(str, range(10))]
+    assert many.layout.xaxis.title.text == "place in the network (features.N)"
     table = figures.plan_table(plans, 40)
     assert table["naive student: map"].tolist() == ["40×40", "10×10", "10×10", "10×10", "5×5", "3×3", "3×3"]

@@ -89,15 +89,12 @@ def test_parameter_counts(name: str, count: int) -> None:
 
 def test_resnexts_differ_from_resnets_by_their_groups() -> None:
     def difference(depth: int) -> int:
-        counts = [
-            sum(p.numel() for p in on_meta(f"{kind}{depth}").parameters()) for kind in ("resnext", "resnet")
-        ]
+        counts = [sum(p.numel() for p in on_meta(f"{kind}{depth}").parameters()) for kind in ("resnext", "resnet")]
         return counts[0] - counts[1]
 
     # Basic blocks: the second 3×3 keeps 1/32 of its weights.
     assert difference(34) == sum(
-        -9 * planes**2 * 31 // 32 * depth
-        for planes, depth in zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True)
+        -9 * planes**2 * 31 // 32 * depth for planes, depth in zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True)
     )
     # Bottlenecks: the inside is twice as wide (two 1×1 and two batch norms grow), its 3×3 grouped.
     expected, inputs = 0, 64
@@ -213,9 +210,7 @@ def test_mobilenetv2_equals_a_plain_derivation() -> None:
     ],
 )
 @torch.no_grad()
-def test_mobilenetv3_equals_a_plain_derivation(
-    name: str, activations: list[str], squeeze_last: set[int]
-) -> None:
+def test_mobilenetv3_equals_a_plain_derivation(name: str, activations: list[str], squeeze_last: set[int]) -> None:
     model = randomised(name)
     x = images(1)
     state, strides = dict(model.state_dict()), list(model.plan.places)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Pair = tuple[nn.Module, nn.Module, Sequence[Tap]]  # teacher, student, taps
 Networks = Mapping[str, Callable[[int], Mapping[str, Pair]]]
 Place = tuple[str, str, str]  # "both" or "tap", the student's layer, its side
-UNTRAINED = "untrained"
+UNTRAINED, MEAN = "untrained", "mean"
 HINT = "No student is trained at this stride yet: its map is that of random weights."
 
 
@@ -124,7 +124,7 @@ class MapExplorer:
         self.stride = slider("stride", [(f"×{f}", f) for f in factors], factor if factor in factors else factors[0])
         self.state = dropdown("state", [("", None)])
         self.place = dropdown("place", [("", None)])
-        self.channel = slider("channel", [("mean", None)])
+        self.channel = slider("channel", [(MEAN, MEAN)])
         self.figure, self.status = empty_figure(), widgets.HTML()
         self.draw()
         controls = (self.model, self.stride, self.state, self.picture, self.place, self.channel)
@@ -158,10 +158,12 @@ class MapExplorer:
         places = self.source.places(model, factor, state)
         place = self._choose(self.place, [(text, key) for key, (text, _) in places.items()], first_place(places))
         where = (model, factor, state, places[place][1], self.picture.value)
-        comparison = self.source.compare(*where, self.channel.value)
+        comparison = self.source.compare(*where, None)
         most = max(comparison.teacher_channels, comparison.student_channels)
-        channel = self._choose(self.channel, [("mean", None), *((str(c), c) for c in range(most))], None)
-        redraw(self.figure, figure_of(self.source.compare(*where, channel)))
+        channel = self._choose(self.channel, [(MEAN, MEAN), *((str(c), c) for c in range(most))], MEAN)
+        if channel != MEAN:
+            comparison = self.source.compare(*where, channel)
+        redraw(self.figure, figure_of(comparison))
         self._say("" if trained else html.escape(self.hint))
 
     def _choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:

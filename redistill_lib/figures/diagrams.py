@@ -81,9 +81,14 @@ def stride_plans(
                 "map of %{customdata[1]}×%{customdata[1]} pixels<extra></extra>",
             )
         )  # fmt: skip
-    ticks = sorted({v for values in sides.values() for v in values})
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[f"{v}×{v}" for v in ticks], title="map size (pixels)")
-    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=names, title="place in the network")
+    sizes = sorted({v for values in sides.values() for v in values})
+    figure.update_yaxes(type="log", tickvals=sizes, ticktext=[f"{v}×{v}" for v in sizes], title="map size (pixels)")
+    shared = names[1].rpartition(".")[0] + "."
+    if len(names) < 10 or not all(name.startswith(shared) for name in names[1:]):
+        shared = ""  # only names that would not fit are shortened
+    axis = f"place in the network ({shared}N)" if shared else "place in the network"
+    ticks = [name.removeprefix(shared) for name in names]
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=ticks, title=axis)
     legend = rows_of_legend(f"{label(role)}  {plan}" for role, plan in plans.items())
     return finish(figure, title or _finding(sides, names), "A step down is a strided layer.", plot=280, legend=legend)
 

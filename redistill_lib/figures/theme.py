@@ -19,9 +19,9 @@ _COLORS = {
     "teacher": "#1F2328",
     "student": "#8A8F98",
     "kd": "#0072B2",
-    "red": "#D55E00",
+    "red": "#CC4C00",
     "red+kd": "#7A1F5C",
-    "red-blocks": "#E9A23B",
+    "red-blocks": "#E6B03C",
     "red-blocks+kd": "#56B4E9",
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
@@ -35,7 +35,7 @@ _LABELS = {
 }
 _SYMBOLS = {
     "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
-    "red-blocks": "diamond-open", "red-blocks+kd": "square-open",
+    "red-blocks": "hexagon", "red-blocks+kd": "pentagon",
 }  # fmt: skip
 
 TEMPLATE = go.layout.Template(
@@ -132,7 +132,8 @@ def finish(
     `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
     and legend, all in pixels; `legend` is the number of rows it needs.
     """
-    joined = re.sub(r" (\+ |%)", lambda m: m[0].replace(" ", NBSP), title)  # no line break before % and around +
+    # No line break before a number, % or a bracket, nor around +.
+    joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+])|(?<=\+) ", NBSP, title)
     lines = [line.replace(NBSP, " ") for line in textwrap.wrap(joined, (width - 40) * 10 // 82)]
     small = textwrap.wrap(subtitle, (width - 40) * 10 // 61)
     left, above, right, below = margins
@@ -140,7 +141,7 @@ def finish(
     note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
     text = "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])])
     count = len(lines) + len(small)
-    top = 20 + LINE * count + above
+    top = 26 + LINE * count + above
     bottom = below + 26 * legend
     height = top + plot + bottom
     figure.update_layout(
@@ -149,8 +150,7 @@ def finish(
         height=height,
         margin={"l": left, "t": top, "r": right, "b": bottom},
         showlegend=legend > 0,
-        # Plotly centres the lines about the first one's place, so it has to be lowered by half of the others.
-        title={"text": text, "y": 1 - (10 + LINE / 2 * (count - 1)) / height, "yref": "container"},
+        title={"text": text, "y": 1 - 20 / height, "yref": "container"},
     )
     return figure
 

@@ -151,9 +151,7 @@ def student_name(name: str, factor: int) -> str:
     return f"{arch}-{student}"
 
 
-def create_model(
-    name: str, num_classes: int = 10, in_channels: int = 3, width: float = 1.0
-) -> ResNet | MobileNet:
+def create_model(name: str, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet | MobileNet:
     """A freshly initialised classifier: float images B×in_channels×H×W → logits B×num_classes.
 
     `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan

@@ -82,9 +82,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         hidden = make_divisible(channels / 4)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Sequential(
-            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Hardsigmoid()
-        )
+        self.fc = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Hardsigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.fc(torch.flatten(self.avgpool(x), 1))
@@ -202,16 +200,12 @@ def mobilenetv3(arch: str, plan: StridePlan, num_classes: int, in_channels: int,
     'mobilenetv3_small-1-22121111211'
     """
     channels = final = make_divisible(16 * width)
-    features: list[nn.Module] = [
-        nn.Sequential(*_conv_bn(in_channels, channels, 3, plan.stem), nn.Hardswish())
-    ]
+    features: list[nn.Module] = [nn.Sequential(*_conv_bn(in_channels, channels, 3, plan.stem), nn.Hardswish())]
     for row, stride in zip(V3_BLOCKS[arch], plan.stages, strict=True):
         outputs = make_divisible(row.channels * width)
         features.append(_v3_block(channels, outputs, stride, row))
         final, channels = make_divisible(channels * row.expansion), outputs
     conv = nn.Sequential(*_conv_bn(channels, final), nn.Hardswish())
     head = make_divisible(V3_HEADS[arch] * max(width, 1.0))
-    classifier = nn.Sequential(
-        nn.Linear(final, head), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(head, num_classes)
-    )
+    classifier = nn.Sequential(nn.Linear(final, head), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(head, num_classes))
     return MobileNet(f"{arch}-{plan}", plan, nn.Sequential(*features), conv, classifier)
