@@ -20,7 +20,7 @@ Pair = tuple[nn.Module, nn.Module, Sequence[Tap]]  # teacher, student, taps
 Networks = Mapping[str, Callable[[int], Mapping[str, Pair]]]
 Place = tuple[str, str, str]  # "both" or "tap", the student's layer, its side
 UNTRAINED, MEAN = "untrained", "mean"
-HINT = "No student is trained at this stride yet: its map is that of random weights."
+HINT = "No student is trained at this stride yet: only the untrained one can be shown."
 
 
 class MapSource:
