@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from redistill_lib.models import create_model
 from redistill_lib.red import RedBlock, insert_blocks
 from redistill_lib.runs import Run, replacing
+from redistill_lib.taps import map_shapes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
@@ -32,9 +33,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(path), record
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Eight hex digits over a network's class, parameter names and values: equal weights, equal digits."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
+def fingerprint(model: nn.Module, example: Tensor | None = None) -> str:
+    """Eight hex digits over what a network is: every module's class and plain attributes (strides are among them),
+    the shapes of its maps on an `example`, and every tensor's name and values.
+    """
+    digest = hashlib.sha256()
+    for path, module in model.named_modules():
+        plain = {
+            k: v for k, v in vars(module).items() if isinstance(v, str | int | float | tuple) and k != "training"
+        }
+        digest.update(f"{path} {type(module).__qualname__} {sorted(plain.items())}".encode())
+    if example is not None:
+        digest.update(repr(map_shapes(model, example)).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -44,9 +44,11 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     for tap in taps:
         own = {key: getattr(tap, key) for key in _OPTIONS if getattr(tap, key) is not None}
         if tap.method == "red" and control:
-            terms.append(Term(tap, make_method("red-blocks", kernel_size=tap.kernel_size)))
-        elif tap.method is not None:
-            terms.append(Term(tap, make_method(tap.method, **own)))
+            own = {key: value for key, value in own.items() if key == "kernel_size"}
+            terms += [Term(tap, replace(m, **own)) for m in methods if isinstance(m, REDBlocks)]
+        elif tap.method is not None:  # what the tap leaves open is as `methods` has it
+            given = next((m for m in methods if m.name == tap.method), None)
+            terms.append(Term(tap, replace(given, **own) if given else make_method(tap.method, **own)))
         elif at_taps:
             terms += [Term(tap, replace(method, **own)) for method in at_taps]
         else:
@@ -131,6 +133,9 @@ class Distillation(nn.Module):
         self.places: list[Place] = []  # of the blocks, index by index
         self.blocks = nn.ModuleList()
         self._build_blocks()
+        like = next(student.parameters(), None)
+        if like is not None:
+            self.blocks.to(like.device, like.dtype)
         if inputs is not None:
             with evaluating(self):
                 self._compare(inputs, {})
@@ -157,6 +162,8 @@ class Distillation(nn.Module):
                 raise ValueError(
                     f"tap {tap.name} lacks the student's channels: give it channels=…, or give an example="
                 )
+            if not tap.layer:
+                raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
             block = method.block(tap.channels)
             assert block is not None  # has_block
             if tap.place not in self.places:
@@ -181,7 +188,7 @@ class Distillation(nn.Module):
         self.teachers.eval()  # someone may have called train() on a teacher itself
         outputs, losses = self._compare(inputs, kwargs)
         weighted = [term.method.alpha * losses[term.name] for term in self.terms if term.method.alpha]
-        zero = torch.zeros((), device=inputs[0].device)
+        zero = next(self.student.parameters()).new_zeros(())
         losses["distill"] = torch.stack(weighted).sum() / len(self.terms) if weighted else zero
         if targets is None:
             losses["total"] = losses["distill"]
@@ -230,6 +237,8 @@ class Distillation(nn.Module):
         found: dict[tuple[int, Place], Tensor] = {}
 
         def keep(key: tuple[int, Place], x: Tensor) -> None:
+            if key in found:
+                raise RuntimeError(f"teacher layer {key[1][0]!r} runs more than once per pass; tap a layer around it")
             found[key] = x.clone()  # what follows in the teacher may work in place
 
         for index, teacher in enumerate(self.teachers):

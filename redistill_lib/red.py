@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ class RedBlock(nn.Module):
     Works on B×C×H×W and keeps the shape. It belongs to the student: it is trained with it and stays at inference.
     Parameter names are those of the authors' checkpoints. Source: arXiv 2406.03744, section 3 (RED block).
 
+    >>> import torch
     >>> RedBlock(8)(torch.zeros(2, 8, 5, 5)).shape
     torch.Size([2, 8, 5, 5])
     """
@@ -45,6 +46,7 @@ def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -
     of 1 − cos between the flattened maps, from 0 (same pattern) to 2 (opposite). ``mse``: mean squared difference.
     Source: arXiv 2406.03744, section 3 (loss on the RED block's output).
 
+    >>> import torch
     >>> x = torch.rand(2, 3, 4, 4)
     >>> round(alignment_loss(x, 5 * x).item(), 4), alignment_loss(x, x, "mse").item()
     (0.0, 0.0)
@@ -74,10 +76,20 @@ class BlockedLayer(nn.Module):
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         return self.after(self.layer(self.before(x), *args, **kwargs))
 
+    def __getattr__(self, name: str) -> Any:
+        """What the network asks of the layer itself, such as the dtype of its weight."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "layer":
+                raise
+            return getattr(self.layer, name)
+
 
 def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]]) -> nn.Module:
     """Put each block at its place, (layer path, side), by wrapping that layer, and return the same model.
 
+    >>> import torch
     >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
     >>> type(net[0]).__name__, net(torch.zeros(1, 3, 6, 6)).shape
     ('BlockedLayer', torch.Size([1, 8, 4, 4]))
@@ -90,7 +102,10 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
             raise ValueError(f"two blocks on the {side} of {path!r}; one place takes one block")
         sides[path][side] = block
     for path in sorted(sides, key=lambda p: -p.count(".")):  # inner layers first, while their paths still hold
-        parent, _, name = path.rpartition(".")
-        wrapped = BlockedLayer(model.get_submodule(path), sides[path].get("input"), sides[path].get("output"))
-        setattr(model.get_submodule(parent), name, wrapped)
+        layer = model.get_submodule(path)
+        wrapped = BlockedLayer(layer, sides[path].get("input"), sides[path].get("output"))
+        for module in list(model.modules()):  # everywhere, since a layer may be known under several names
+            for name, child in module._modules.items():
+                if child is layer and module is not wrapped:
+                    module._modules[name] = wrapped
     return model

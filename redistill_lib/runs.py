@@ -86,7 +86,7 @@ def run_id(prefix: str, params: Mapping[str, Any]) -> str:
     """A folder name for these parameters: the prefix made safe, and eight hex digits of their SHA-256.
 
     >>> run_id("resnet18 ×4", {"seed": 0})
-    'resnet18-4-5f3439d1'
+    'resnet18-4-de7d7744'
     """
     text = json.dumps(params, sort_keys=True, ensure_ascii=False)
     safe = re.sub(r"[^A-Za-z0-9_.+]+", "-", prefix).strip("-")

@@ -385,7 +385,6 @@ def run_grids(
     output_dir: str | Path = "runs/sweeps",
     *,
     html: bool = True,
-    png: bool = False,
     progress: bool = False,
 ) -> list[NotebookResult]:
     """Run every point of every sweep file into `output_dir/<file>/`, all checked before any kernel starts."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -71,10 +72,11 @@ class Tap:
 
 def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
     """The module path as `model` knows it (an official ``net.`` prefix is dropped), or a KeyError with near names."""
-    names = dict(model.named_modules())
+    names = dict(model.named_modules(remove_duplicate=False))
+    first = {id(module): name for name, module in reversed(list(model.named_modules()))}
     for candidate in (path, path.removeprefix("net.")):
         if candidate in names:
-            return candidate
+            return first[id(names[candidate])]  # one name for a layer that has several
     near = difflib.get_close_matches(path, names, n=3, cutoff=0.4)
     hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
     raise KeyError(f"the {role} has no layer {path!r}{hint}")
@@ -165,7 +167,7 @@ class Resize:
     after: tuple[int, int]
     channels_in: int
     channels_out: int
-    has_parameters: bool
+    learns: bool  # it convolves, or something has since the step before; ResNet's max pool after conv1 does not
 
     @property
     def down(self) -> bool:
@@ -173,7 +175,10 @@ class Resize:
 
 
 def map_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, torch.Size, torch.Size]]:
-    """(path, input shape, output shape) of every module that maps a B×C×H×W tensor to one, in order of completion."""
+    """(path, input shape, output shape) of every module that maps a B×C×H×W tensor to one, in order of completion.
+
+    A module that runs more than once per pass has no shape of its own and is left out.
+    """
     seen: list[tuple[str, torch.Size, torch.Size]] = []
     handles = []
 
@@ -190,7 +195,8 @@ def map_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, torch.Size,
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    calls = Counter(path for path, _, _ in seen)
+    return [entry for entry in seen if calls[entry[0]] == 1]
 
 
 def find_resizes(model: nn.Module, *inputs: Tensor) -> list[Resize]:
@@ -206,17 +212,25 @@ def find_resizes(model: nn.Module, *inputs: Tensor) -> list[Resize]:
     changes = [(p, i, o) for p, i, o in seen if not 0.75 < (o[-2:].numel() / i[-2:].numel()) ** 0.5 < 1.34]
     paths = [p for p, _, _ in changes]
     smallest = [c for c in changes if not any(other.startswith(c[0] + ".") for other in paths)]
+    order = {path: k for k, (path, _, _) in enumerate(seen)}
     steps: list[Resize] = []
     for path, i, o in smallest:
         before, after = (i[-2], i[-1]), (o[-2], o[-1])
         if steps and (steps[-1].before, steps[-1].after) == (before, after):
-            path = _common_parent(steps.pop().path, path)
-        whole = next((c for c in seen if c[0] == path), (path, i, o))
+            both = _common_parent(steps[-1].path, path)
+            path = both if both in order else path  # branches of the network itself: the last one stands for all
+            steps.pop()
+        whole = next(c for c in seen if c[0] == path)
         while (parent := path.rpartition(".")[0]) and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
-        learns = next(model.get_submodule(path).parameters(), None) is not None
+        since = order.get(steps[-1].path, -1) if steps else -1
+        learns = any(_convolves(model.get_submodule(p)) for p, _, _ in seen[since + 1 : order[whole[0]] + 1])
         steps.append(Resize(path, before, after, whole[1][1], whole[2][1], learns))
     return steps
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(p.ndim > 2 for p in module.parameters())
 
 
 def _common_parent(a: str, b: str) -> str:
@@ -233,8 +247,9 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
 
     The student's first downsampling layer gives its output (its input is the image); each later one gives input and
     output, paired with the teacher's layer that goes from and to the same height × width. A network that ends in
-    upsampling to the image gives the input of that last step alone. Layers without parameters are not tapped. For
-    the paper's pairs these are the paper's taps (arXiv 2406.03744, and the configurations published with it).
+    upsampling to the image gives the input of that last step alone. A pool right after a tapped layer is not tapped,
+    as it adds nothing learnt. For the paper's pairs these are the paper's taps (arXiv 2406.03744, and the
+    configurations published with it).
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
     >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))
@@ -245,7 +260,7 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     ours, theirs = find_resizes(student, *inputs), find_resizes(teacher, *inputs)
     taps: list[Tap] = []
     for step in ours:
-        if not step.has_parameters:
+        if not step.learns:
             continue
         exact = [t for t in theirs if (t.before, t.after) == (step.before, step.after)]
         if step.down and step.before == image:

@@ -320,10 +320,13 @@ class Twice(nn.Module):
 
 def test_layers_that_run_twice_or_never() -> None:
     teacher, x = Twice(), torch.rand(2, 3, 4, 4)
-    with pytest.raises(RuntimeError, match="'conv' runs more than once per pass"):
-        Distillation(Twice(), teacher, [Tap("conv", "output", "conv", "output", channels=3)])(x)
+    once = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(RuntimeError, match="student layer 'conv' runs more than once per pass"):
+        Distillation(Twice(), once, [Tap("conv", "output", "0", "output", channels=3)])(x)
+    with pytest.raises(RuntimeError, match="teacher layer 'conv' runs more than once per pass"):
+        Distillation(copy.deepcopy(once), teacher, [Tap("0", "output", "conv", "output", channels=3)])(x)
     with pytest.raises(RuntimeError, match=r"never reached: conv.output"):
-        Distillation(Twice(skip=True), teacher, [Tap("conv", "output", "conv", "output", channels=3)])(x)
+        Distillation(Twice(skip=True), once, [Tap("conv", "output", "0", "output", channels=3)])(x)
     with pytest.raises(RuntimeError, match=r"teacher's forward pass never reached other\.output"):
         student = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         Distillation(student, teacher, [Tap("0", "output", "other", "output", channels=3)])(x)
@@ -359,3 +362,51 @@ def test_plan_terms() -> None:
     assert plan_terms([tap], [RED()])[0].method == RED(kernel_size=5, alpha=3.0)
     control = plan_terms([tap], parse_methods("red-blocks"))
     assert control[0].method.name == "red-blocks" and control[0].method.alpha == 0
+
+
+def test_options_reach_taps_that_leave_them_open() -> None:
+    student, teacher = networks()
+    carried = Tap("conv1", "output", "layer2.0", "output", channels=8, method="red", distance="mse")
+    d = Distillation(student, teacher, [carried], "red", options={"red": {"alpha": 1.0, "distance": "cosine"}})
+    assert d.terms[0].method == RED(alpha=1.0, distance="mse")
+    assert plan_terms([carried], [RED(kernel_size=5)])[0].method == RED(kernel_size=5, distance="mse")
+
+
+def test_blocks_follow_the_students_device_and_dtype() -> None:
+    student, teacher = (net.double() for net in networks())
+    x = batch()[0].double()
+    d = Distillation(student, teacher, match_taps(student, teacher, x), example=x)
+    assert d.blocks[0].logit[0].weight.dtype == torch.float64
+    meta = [net.to("meta") for net in networks()]
+    taps = match_taps(*meta, batch()[0].to("meta"))
+    assert Distillation(*meta, taps, example=batch()[0].to("meta")).blocks[0].logit[0].weight.is_meta
+
+
+def test_no_block_on_the_whole_network() -> None:
+    student, teacher = networks()
+    with pytest.raises(ValueError, match="red needs a layer inside the student"):
+        Distillation(student, teacher, [Tap("", "output", "layer4", "output", channels=10)])
+
+
+class Aliased(nn.Module):
+    """A layer under two names, one of them used; its dtype is read from outside, as transformers' networks do."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.base = nn.Sequential(nn.Conv2d(3, 4, 3, stride, 1), nn.BatchNorm2d(4))
+        self.first = self.base[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base[1](self.first(x.to(self.first.weight.dtype))).mean((2, 3))
+
+
+@pytest.mark.parametrize("name", ["first", "base.0"])
+def test_graduates_of_networks_with_aliases(name: str) -> None:
+    torch.manual_seed(0)
+    x, _ = batch()
+    d = Distillation(Aliased(2), Aliased(2), [Tap(name, "output", name, "output")], example=x).eval()
+    model = d.graduate()
+    assert torch.equal(model(x), d.predict(x)) and not torch.equal(model(x), d.student.eval()(x))
+    assert torch.equal(copy.deepcopy(model)(x), model(x))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = model.first.nothing

@@ -113,10 +113,68 @@ def test_taps_of_a_unet() -> None:
     assert found(unet(2, 2, 2, 1), unet(1, 2, 2, 2), 32) == expand(expected)
 
 
-def test_max_pooling_and_border_effects_are_no_taps_of_the_student() -> None:
-    student = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2))
-    teacher = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2))
+def test_a_pool_right_after_a_tap_and_a_shaved_border_are_no_taps() -> None:
+    student = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+    teacher = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.MaxPool2d(2))
     assert [t.place for t in match_taps(student, teacher, torch.zeros(1, 3, 32, 32))] == [("0", "output")]
+
+
+def test_networks_that_pool_without_strides() -> None:
+    """As VGG does: each pool follows convolutions of its own, so it is worth a tap."""
+
+    def vgg(first: int, pools: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Conv2d(3, 4, 3, first, 1)]
+        for _ in range(pools):
+            layers += [nn.Conv2d(4, 4, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers)
+
+    expected = ["0.o < 6.o", "3.io < 9.io"]
+    assert found(vgg(4, 1), vgg(1, 3), 32) == expand(expected)
+    assert found(vgg(1, 2), vgg(1, 2), 32) == expand(["3.o < 3.o", "6.io < 6.io"])
+
+
+def test_branches_of_the_network_itself_are_no_tap_of_the_whole() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 4, 1, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.left(x) + self.right(x)
+
+    assert found(Two(), Two(), 16) == [("right", "output", "right", "output")]
+
+
+def test_a_shared_pool_is_no_place() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.body, self.pool = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.MaxPool2d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.pool(self.body(self.pool(self.stem(x))))
+
+    taps = found(Shared(), Shared(), 64)
+    assert "pool" not in {layer for layer, *_ in taps} and taps[0] == ("stem", "output", "stem", "output")
+
+
+class Aliased(nn.Module):
+    """A layer under two names, as wrappers around pretrained encoders have it."""
+
+    def __init__(self, stride: int = 2) -> None:
+        super().__init__()
+        self.base = nn.Sequential(nn.Conv2d(3, 4, 3, stride, 1), nn.BatchNorm2d(4))
+        self.first = self.base[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base[1](self.first(x))
+
+
+def test_a_layer_with_two_names_is_one_layer() -> None:
+    assert find_layer(Aliased(), "first") == "base.0"
+    x = torch.zeros(1, 3, 8, 8)
+    maps = feature_maps(Aliased(), [("first", "output")], x)
+    assert maps["base.0", "output"].shape == (1, 4, 4, 4)
 
 
 def test_nothing_to_pair() -> None:

@@ -98,13 +98,13 @@ def test_the_callers_random_state_is_his_own(tmp_path: Path) -> None:
 def test_test_split_is_read_only_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = digits()
     read: list[int] = []
-    original = loop_module.evaluate
+    original = loop_module.count_correct
 
-    def spy(predict: Any, split: Any, **kwargs: Any) -> dict[str, float]:
+    def spy(predict: Any, split: Any, *args: Any, **kwargs: Any) -> tuple[float, float, float]:
         read.append(1 if split is data.test else 0)
-        return original(predict, split, **kwargs)
+        return original(predict, split, *args, **kwargs)
 
-    monkeypatch.setattr(loop_module, "evaluate", spy)
+    monkeypatch.setattr(loop_module, "count_correct", spy)
     train_classifier(STUDENT, data, RECIPE, width=0.125, runs_dir=tmp_path, cpu=True)
     assert read == [0, 0, 1, 1]  # validation twice, then test for the best and for the last epoch
 
@@ -170,6 +170,61 @@ def test_a_network_of_your_own(tmp_path: Path) -> None:
     assert evaluate(load_model(run, build()), digits().test)["accuracy"] == pytest.approx(
         run.metrics["test_accuracy"]
     )
+
+
+class Strided(nn.Module):
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.conv, self.stride, self.fc = nn.Conv2d(1, 8, 3), stride, nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.conv(x)[..., :: self.stride, :: self.stride]).mean((2, 3)))
+
+
+def test_equal_weights_in_different_networks_are_different_runs(tmp_path: Path) -> None:
+    """Strides are not in a state_dict; neither in a layer nor in a forward method."""
+    torch.manual_seed(0)
+    one, four = Strided(1), Strided(4)
+    four.load_state_dict(one.state_dict())
+    assert train(tmp_path, one, RECIPE).id != train(tmp_path, four, RECIPE).id
+    conv = [nn.Conv2d(1, 1, 3, stride, 1) for stride in (1, 2)]
+    conv[1].load_state_dict(conv[0].state_dict())
+    assert fingerprint(conv[0]) != fingerprint(conv[1])
+
+
+def test_the_callers_network_is_a_copy_and_resumes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    mine = Strided(2)
+    before = fingerprint(mine)
+
+    def stop(history: list[dict[str, float]]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, mine, on_epoch=stop)
+    assert fingerprint(mine) == before
+    epochs: list[int] = []
+    train(tmp_path, mine, on_epoch=lambda h: epochs.append(len(h)))
+    assert epochs == [2] and len(load_runs(tmp_path)) == 1
+
+
+def test_other_pictures_are_another_run(tmp_path: Path) -> None:
+    data = digits()
+    changed = replace(data, train=type(data.train)(data.train.images.flip(-1), data.train.labels))
+    recipe = Recipe(epochs=1, batch_size=32)
+    ids = {train_classifier(STUDENT, d, recipe, width=0.125, runs_dir=tmp_path, cpu=True).id for d in (data, changed)}
+    assert len(ids) == 2 and data.fingerprint() == digits().fingerprint()
+
+
+def test_networks_that_cannot_be_trained_say_why(tmp_path: Path) -> None:
+    class Wrapped(Strided):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"logits": super().forward(x)}
+
+    with pytest.raises(TypeError, match="returns a dict; wrap it in a module that returns its logits"):
+        train(tmp_path, Wrapped(2))
+    with pytest.raises(ValueError, match="starts from float32 weights; give mixed_precision='bf16'"):
+        train(tmp_path, Strided(2).bfloat16())
 
 
 def test_load_model_refuses_an_unfinished_run(tmp_path: Path) -> None:

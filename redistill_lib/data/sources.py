@@ -32,7 +32,7 @@ HUB_NAMES = {
     "celeba": "hf:flwrlabs/celeba",
     "imagenet": "hf:ILSVRC/imagenet-1k",
 }
-_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?:ing)?(?![a-z])", re.IGNORECASE)
+_SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

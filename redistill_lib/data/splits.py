@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -62,6 +63,18 @@ class DataSplits:
         sizes = " · ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
         shape = f"{self.in_channels}×{self.image_size}×{self.image_size}"
         return f"DataSplits({self.name!r}: {sizes}; {self.num_classes} classes; {shape} uint8; {self.origin})"
+
+    def fingerprint(self) -> str:
+        """Eight hex digits over labels, pictures in memory, and where those are from that are decoded on the fly."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            digest.update(split.labels.contiguous().numpy().tobytes())
+            digest.update(
+                split.images.contiguous().numpy().tobytes()
+                if isinstance(split, TensorImages)
+                else repr(split).encode()
+            )
+        return digest.hexdigest()[:8]
 
     def to_frame(self) -> pd.DataFrame:
         """One row per class, one column per split: how many pictures."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,8 +39,8 @@ def train_classifier(
 
     Arguments:
         model: a name such as ``"resnet18-1-21222"``, built under `seed` for the data's classes and channels at
-            `width`, or a network of your own, trained from the weights it has; `load_model(run, fresh_one)`
-            then gives the result.
+            `width`, or a network of your own, of which a copy is trained from the weights it has;
+            `load_model(run, network)` then gives the result.
         data: what `load_data` returns, or its name.
         runs_dir: the run store; an unfinished run there with the same parameters is resumed.
         mixed_precision: ``no``, ``fp16`` or ``bf16``; cpu: stay on the CPU where there is a GPU.
@@ -87,9 +88,9 @@ def distill_classifier(
     """
     data, recipe = load_data(data) if not isinstance(data, DataSplits) else data, recipe or Recipe()
     several = list(teacher) if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
-    teachers = [t if isinstance(t, nn.Module) else load_model(t) for t in several]
+    teachers = [copy.deepcopy(t).cpu() if isinstance(t, nn.Module) else load_model(t) for t in several]
     network, spec = _network(student, data, width, seed)
-    example = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
+    example = _example(data)
     if isinstance(taps, str | Path):
         taps = read_taps(taps)
     elif taps is None:
@@ -123,7 +124,12 @@ def distill_classifier(
 
 def _network(model: str | nn.Module, data: DataSplits, width: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     if isinstance(model, nn.Module):
-        return model, {"name": type(model).__name__, "weights": fingerprint(model)}
+        model = copy.deepcopy(model).cpu()  # the caller's stays as it is, so the same call finds the same run
+        if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
+            raise ValueError(
+                "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
+            )
+        return model, {"name": type(model).__name__, "weights": fingerprint(model, _example(data))}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create_model(model, num_classes=data.num_classes, in_channels=data.in_channels, width=width)
@@ -133,6 +139,10 @@ def _network(model: str | nn.Module, data: DataSplits, width: float, seed: int) 
         "in_channels": data.in_channels,
         "width": width,
     }
+
+
+def _example(data: DataSplits) -> torch.Tensor:
+    return torch.zeros(2, data.in_channels, data.image_size, data.image_size)
 
 
 def _wants_taps(methods: str | Sequence[Method] | None) -> bool:

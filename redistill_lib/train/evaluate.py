@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from redistill_lib.augment import to_float
 from redistill_lib.data import as_batch
+from redistill_lib.taps import evaluating
 
 
 def evaluate(
@@ -20,31 +21,36 @@ def evaluate(
     *,
     batch_size: int = 256,
     device: torch.device | str = "cpu",
-    shard: tuple[int, int] = (0, 1),
 ) -> dict[str, float]:
     """Accuracy (0…1) and mean cross-entropy of ``predict(images)`` → logits over a split.
 
-    A module is put into eval mode for the time being. ``shard=(k, n)`` reads every n-th picture from the k-th on.
+    `predict` is a module or a method of one, which is put into eval mode for the time being; of any other function,
+    the modules stay in the mode they are in.
     """
+    correct, loss, count = count_correct(predict, split, device, batch_size)
+    return {"accuracy": correct / count, "loss": loss / count}
+
+
+def count_correct(
+    predict: Callable[[Tensor], Tensor],
+    split: Dataset[Any],
+    device: torch.device | str,
+    batch_size: int = 256,
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[float, float, float]:
+    """Right answers, summed cross-entropy and number of pictures: every n-th from the k-th on, for shard (k, n)."""
     rank, world = shard
     indices = list(range(rank, len(split), world))  # type: ignore[arg-type]
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     correct, loss = 0.0, 0.0
     owner = getattr(predict, "__self__", predict)
-    modes = [(m, m.training) for m in owner.modules()] if isinstance(owner, nn.Module) else []
-    try:
-        if isinstance(owner, nn.Module):
-            owner.eval()
-        with torch.no_grad():
-            for images, labels in batch_loader(split, batches):
-                logits = predict(on_device(images, device)).float()
-                labels = labels.to(device)
-                correct += float((logits.argmax(1) == labels).sum())
-                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return {"accuracy": correct / len(indices), "loss": loss / len(indices), "count": len(indices)}
+    with evaluating(owner) if isinstance(owner, nn.Module) else torch.no_grad():
+        for images, labels in batch_loader(split, batches):
+            logits = predict(on_device(images, device)).float()
+            labels = labels.to(device)
+            correct += float((logits.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+    return correct, loss, float(len(indices))
 
 
 def on_device(pictures: Tensor, device: torch.device | str) -> Tensor:
@@ -55,5 +61,10 @@ def batch_loader(split: Dataset[Any], batches: list[list[int]], workers: int = 0
     """Those batches of a split (uint8 pictures B×C×H×W, labels B), read by `workers` further processes."""
     context = "spawn" if workers else None  # a fork hangs once torch has run on several threads
     return DataLoader(
-        split, batch_sampler=batches, collate_fn=as_batch, num_workers=workers, multiprocessing_context=context
+        split,
+        batch_sampler=batches,
+        collate_fn=as_batch,
+        num_workers=workers,
+        multiprocessing_context=context,
+        persistent_workers=bool(workers),
     )

@@ -1,4 +1,4 @@
-"""The training loop: on accelerate, killed at any time, resumed where it was, to the same weights bit for bit."""
+"""The training loop: on accelerate, killed at any time, resumed where it was (on a CPU to the same bits)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from redistill_lib.augment import augment
 from redistill_lib.checkpoint import pack_optimizer, read_tensors, save_tensors, unpack_optimizer
-from redistill_lib.data import DataSplits
+from redistill_lib.data import DataSplits, TensorImages
 from redistill_lib.distill import Distillation
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run, locked, run_id, write_history
-from redistill_lib.train.evaluate import batch_loader, evaluate, on_device
+from redistill_lib.train.evaluate import batch_loader, count_correct, on_device
 from redistill_lib.train.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class Supervised(nn.Module):
 
     def forward(self, x: Tensor, targets: Any) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = self.model(x)
+        if not isinstance(outputs, Tensor):
+            kind = type(outputs).__name__
+            raise TypeError(f"the network returns a {kind}; wrap it in a module that returns its logits, B×classes")
         loss = self.task_loss(outputs, targets)
         return outputs, {"task": loss, "total": loss}
 
@@ -66,7 +69,7 @@ def fit(
     progress: bool,
 ) -> Run:
     accelerator = _accelerator(mixed_precision, cpu)
-    params = {**params, "mixed_precision": mixed_precision}
+    params = {**params, "pictures": data.fingerprint(), "mixed_precision": mixed_precision}
     parts = (Path(params["model"]["name"]).name, params.get("methods"), Path(data.name).name, f"s{params['seed']}")
     folder = root / run_id("_".join(part for part in parts if part), params)
     run = Run(folder, params, environment=_environment(accelerator))
@@ -115,6 +118,13 @@ class Loop:
         total = recipe.epochs * self.steps
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(recipe, step, total))
         self.module, self.optimizer = accelerator.prepare(trainee, optimizer)
+        if self.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
+            )
+        workers = 0 if isinstance(data.train, TensorImages) else recipe.workers
+        self.batches: list[list[int]] = []  # refilled each epoch; the loader and its processes stay
+        self.loader = batch_loader(data.train, self.batches, workers)
         self.history: History = []
         self.best: dict[str, float] = {}
 
@@ -167,11 +177,10 @@ class Loop:
             len(self.data.train), generator=torch.Generator().manual_seed(_mix(seed, epoch, 0, 2))
         ).tolist()
         size = self.batch_size
-        batches = [order[k * size : (k + 1) * size][rank::world] for k in range(self.steps)]
-        loader = batch_loader(self.data.train, batches, self.recipe.workers)
-        sums: dict[str, Tensor] = {}  # on the device: reading a number waits for the GPU
+        self.batches[:] = [order[k * size : (k + 1) * size][rank::world] for k in range(self.steps)]
+        sums: dict[str, Tensor] = {}  # on the device: the check for NaN is the one wait per step
         self.module.train()
-        for step, (pictures, labels) in enumerate(loader, 1):
+        for step, (pictures, labels) in enumerate(self.loader, 1):
             x, labels = on_device(pictures, self.accelerator.device), labels.to(self.accelerator.device)
             x, targets = augment(
                 x, labels, self.recipe.augmentation, num_classes=self.data.num_classes, generator=draws
@@ -192,13 +201,14 @@ class Loop:
         return {name: float(value) / self.steps for name, value in sums.items()}
 
     def _evaluate(self, predict: Callable[[Tensor], Tensor], split: Dataset[Any]) -> dict[str, float]:
+        from accelerate.utils import broadcast
+
         a = self.accelerator
+        for buffer in self.trainee.buffers():  # batch norm saw another share of each batch in every process
+            broadcast(buffer)
         with a.autocast():
-            mine = evaluate(predict, split, device=a.device, shard=(a.process_index, a.num_processes))
-        sums = torch.tensor(
-            [mine["accuracy"] * mine["count"], mine["loss"] * mine["count"], mine["count"]], device=a.device
-        )
-        correct, loss, count = a.reduce(sums, "sum").tolist()
+            mine = count_correct(predict, split, a.device, shard=(a.process_index, a.num_processes))
+        correct, loss, count = a.reduce(torch.tensor(mine, device=a.device), "sum").tolist()
         return {"accuracy": correct / count, "loss": loss / count}
 
     def _diverged(self, epoch: int, step: int, x: Tensor, losses: Mapping[str, Tensor]) -> str:
@@ -268,12 +278,14 @@ def _mix(*numbers: int) -> int:
 
 def _accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, PartialState
 
     if mixed_precision not in ("no", "fp16", "bf16"):
         raise ValueError(f"mixed_precision is 'no', 'fp16' or 'bf16', not {mixed_precision!r}")
-    if AcceleratorState._shared_state.get("_mixed_precision", mixed_precision) != mixed_precision:
-        AcceleratorState._reset_state()  # an earlier run in this process had another precision
+    earlier = AcceleratorState._shared_state
+    wanted = {"_mixed_precision": mixed_precision, "_cpu": cpu}
+    if earlier and PartialState().num_processes == 1 and any(earlier.get(k) != v for k, v in wanted.items()):
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had others
     return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
 
 

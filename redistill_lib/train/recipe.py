@@ -15,7 +15,8 @@ class Recipe:
 
     `schedule` is ``onecycle`` (warm up over `warmup` of all steps, then anneal to 0 along a cosine), ``step`` (divide
     by `divide_by` after each epoch in `milestones`) or ``constant``. `augmentation` is read by
-    `redistill_lib.augment.augment`. `workers` are DataLoader processes, of use for pictures decoded on the fly.
+    `redistill_lib.augment.augment`. `workers` are processes that decode pictures on the fly, without effect on data
+    in memory; as they are spawned, a script that uses them keeps its calls under ``if __name__ == "__main__":``.
 
     >>> Recipe(epochs=3).epochs
     3
