@@ -229,6 +229,11 @@ def runs(**accuracies: float | list[float]) -> pd.DataFrame:
             runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], teacher=[0.9, 0.9, 0.9]),
             "RED is the best student: 92.0 %, 11.0 points above the naive one; teacher 90.0 %",
         ),
+        (
+            runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], kd=[0.90, 0.91, 0.92], teacher=0.95),
+            "RED leads: 92.0 %, 11.0 points above the naive student; "
+            "the seeds cannot tell it from KD; teacher 95.0 %",
+        ),
         (runs(red=0.8), "RED reaches 80.0 %"),
         (runs(teacher=0.8), "The teacher reaches 80.0 %"),
     ],

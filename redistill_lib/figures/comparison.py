@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import INK, MUTED, color, faint, finish, label, role_key, symbol
+from redistill_lib.figures.theme import INK, MUTED, color, faint, finish, label, listed, role_key, symbol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,7 +158,19 @@ def _finding(students: pd.DataFrame, table: pd.DataFrame, values: dict[str, list
     lead = f"{_capital(best['label'])} is the best student: {best['mean']:.1f} %, {delta:.1f} points"
     if half >= delta:
         return f"{lead} above the naive one, within what the seeds leave open (±{half:.1f}){end}"
+    near = [
+        row["label"] for _, row in students.iloc[1:].iterrows() if _open(values[best["role"]], values[row["role"]])
+    ]
+    if near:
+        lead = lead.replace("is the best student", "leads")
+        return f"{lead} above the naive student; the seeds cannot tell it from {listed(near)}{end}"
     return f"{lead} above the naive one{end}"
+
+
+def _open(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether the seeds leave open which mean is the higher; False where there are too few to say."""
+    delta, half = difference(a, b)
+    return half >= delta
 
 
 def _caution(table: pd.DataFrame) -> str:
