@@ -9,7 +9,9 @@ from typing import Any
 
 def is_live() -> bool:
     """Whether somebody is looking at a notebook that can show widgets: a kernel that no batch runner started."""
-    return "ipykernel" in sys.modules and os.environ.get("REDISTILL_BATCH") != "1"
+    ipython = sys.modules.get("IPython")  # not imported: nobody sits in a notebook
+    shell = ipython.get_ipython() if ipython else None
+    return hasattr(shell, "kernel") and os.environ.get("REDISTILL_BATCH") != "1"
 
 
 def progress_bar(total: int, description: str, enabled: bool = True) -> Any:

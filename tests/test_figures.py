@@ -214,7 +214,7 @@ def runs(**accuracies: float | list[float]) -> pd.DataFrame:
     [
         (
             runs(teacher=0.928, naive=0.779, red=0.84, red_kd=0.854),
-            "RED + KD is the best student: 85.4 %, 7.5 points above the naive one; teacher 92.8 %",
+            "RED + KD does best in one run: 85.4 %, 7.5 points above the naive one; teacher 92.8 %",
         ),
         (
             runs(teacher=0.928, naive=0.85, red=0.84),
@@ -311,3 +311,14 @@ def test_stride_plans_find_where_resolution_goes() -> None:
     assert many.layout.xaxis.title.text == "place in the network (features.N)"
     table = figures.plan_table(plans, 40)
     assert table["naive student: map"].tolist() == ["40×40", "10×10", "10×10", "10×10", "5×5", "3×3", "3×3"]
+
+
+def test_model_names_stand_for_their_plans_and_places() -> None:
+    named = figures.stride_plans({"teacher": "resnet18", "student": "resnet18-8-11221"}, 64)
+    plain = figures.stride_plans(
+        {"teacher": StridePlan.parse("2-21222"), "student": StridePlan.parse("8-11221")},
+        64,
+        places=("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"),
+    )
+    assert named == plain
+    assert list(figures.plan_table({"teacher": "resnet18"}, 64)["place"][:3]) == ["image", "conv1", "maxpool"]

@@ -87,7 +87,7 @@ def accuracies(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
     >>> import pandas as pd
     >>> runs = pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]})
     >>> accuracies(runs).layout.title.text.partition("<br>")[0]
-    '<b>RED is the best student: 85.0 %, 5.0 points above the naive one; teacher 90.0 %</b>'
+    '<b>RED does best in one run: 85.0 %, 5.0 points above the naive one; teacher 90.0 %</b>'
     """
     table = summary_table(frame)
     runs = (100 * frame.dropna(subset=["test_accuracy"])["test_accuracy"]).groupby(frame["role"].map(role_key))
@@ -155,14 +155,15 @@ def _finding(students: pd.DataFrame, table: pd.DataFrame, values: dict[str, list
             f"No method beats the naive student: {best['mean']:.1f} %, {second['label']} {second['mean']:.1f} %{end}"
         )
     delta, half = difference(values[best["role"]], values["student"])
-    lead = f"{_capital(best['label'])} is the best student: {best['mean']:.1f} %, {delta:.1f} points"
+    verb = "is the best student" if best["n"] > 1 else "does best in one run"
+    lead = f"{_capital(best['label'])} {verb}: {best['mean']:.1f} %, {delta:.1f} points"
     if half >= delta:
         return f"{lead} above the naive one, within what the seeds leave open (±{half:.1f}){end}"
     near = [
         row["label"] for _, row in students.iloc[1:].iterrows() if _open(values[best["role"]], values[row["role"]])
     ]
     if near:
-        lead = lead.replace("is the best student", "leads")
+        lead = lead.replace(verb, "leads")
         return f"{lead} above the naive student; the seeds cannot tell it from {listed(near)}{end}"
     return f"{lead} above the naive one{end}"
 

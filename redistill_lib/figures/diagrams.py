@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import color, finish, label, rows_of_legend, symbol
+from redistill_lib.models import ARCHITECTURES, student_name
 from redistill_lib.plans import StridePlan
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ def map_sides(plan: StridePlan, image_size: int) -> list[int]:
     return sides
 
 
-def plan_table(plans: Mapping[str, StridePlan], image_size: int, places: Sequence[str] | None = None) -> pd.DataFrame:
+def plan_table(
+    plans: Mapping[str, StridePlan | str], image_size: int, places: Sequence[str] | None = None
+) -> pd.DataFrame:
     """One row per place, and for every role its stride there and the map that leaves it.
 
     >>> plan_table({"teacher": StridePlan.parse("1-2")}, 8).values.tolist()
@@ -35,12 +38,26 @@ def plan_table(plans: Mapping[str, StridePlan], image_size: int, places: Sequenc
     """
     import pandas as pd
 
+    plans, places = _read(plans, places)
     columns: dict[str, list[object]] = {"place": list(_names(plans, places))}
     for role, plan in plans.items():
         columns[f"{label(role)}: stride"] = ["", *plan.places]
         columns[f"{label(role)}: map"] = [f"{side}×{side}" for side in map_sides(plan, image_size)]
     longest = max(map(len, columns.values()))
     return pd.DataFrame({name: [*values, *[""] * (longest - len(values))] for name, values in columns.items()})
+
+
+def _read(
+    plans: Mapping[str, StridePlan | str], places: Sequence[str] | None
+) -> tuple[dict[str, StridePlan], Sequence[str] | None]:
+    """Model names become their plans, and the first one's architecture names the places."""
+    for plan in plans.values():
+        if isinstance(plan, str) and places is None:
+            places = ARCHITECTURES[plan.partition("-")[0]].names
+    return {
+        role: StridePlan.parse(student_name(plan, 1).partition("-")[2]) if isinstance(plan, str) else plan
+        for role, plan in plans.items()
+    }, places
 
 
 def _names(plans: Mapping[str, StridePlan], places: Sequence[str] | None) -> list[str]:
@@ -50,7 +67,7 @@ def _names(plans: Mapping[str, StridePlan], places: Sequence[str] | None) -> lis
 
 
 def stride_plans(
-    plans: Mapping[str, StridePlan],
+    plans: Mapping[str, StridePlan | str],
     image_size: int,
     *,
     places: Sequence[str] | None = None,
@@ -58,12 +75,14 @@ def stride_plans(
 ) -> go.Figure:
     """The side of the feature maps in pixels, place by place, for a teacher and its students.
 
-    `plans` by role, the teacher first; `places` names the places of the first plan, such as ``("conv1", …)``.
+    `plans` by role, the teacher first, as plans or as names of models; `places` names the places of the first plan,
+    such as ``("conv1", …)``, which model names do by themselves.
 
     >>> parse = StridePlan.parse
     >>> stride_plans({"teacher": parse("1-21222"), "student": parse("4-11221")}, 40).data[1].customdata[1]
     ['stem', 10, 4]
     """
+    plans, places = _read(plans, places)
     sides = {role: map_sides(plan, image_size) for role, plan in plans.items()}
     names = _names(plans, places)
     figure = go.Figure()

@@ -1,0 +1,37 @@
+"""Who sees a progress bar, and in what form."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from redistill_lib import progress
+
+
+def sit_in(monkeypatch: pytest.MonkeyPatch, shell: object) -> None:
+    monkeypatch.delenv("REDISTILL_BATCH", raising=False)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+
+
+def test_live_means_a_kernel_that_no_batch_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not progress.is_live()  # pytest, whatever it has imported
+    sit_in(monkeypatch, None)
+    assert not progress.is_live()
+    sit_in(monkeypatch, SimpleNamespace())  # IPython on a terminal
+    assert not progress.is_live()
+    sit_in(monkeypatch, SimpleNamespace(kernel=object()))
+    assert progress.is_live()
+    monkeypatch.setenv("REDISTILL_BATCH", "1")
+    assert not progress.is_live()
+
+
+def test_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.progress_bar(3, "redirected") as bar:
+        bar.update()
+    assert bar.disable and capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "is_live", lambda: True)
+    with progress.progress_bar(3, "a notebook") as bar:
+        assert type(bar).__name__ == "tqdm_notebook" and not bar.disable
+    assert progress.progress_bar(3, "nobody wants it", enabled=False).disable
