@@ -77,7 +77,9 @@ def test_metrics_are_those_of_the_stored_model(teacher: Run) -> None:
 
 def test_the_same_call_finds_its_run(teacher: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop_module.Loop, "__init__", lambda *_: pytest.fail("trained again"))
-    assert train(teacher.path.parent).metrics == teacher.metrics
+    seen: list[int] = []
+    assert train(teacher.path.parent, on_epoch=lambda rows: seen.append(len(rows))).metrics == teacher.metrics
+    assert seen == [2]
 
 
 def test_seeds_and_repeats(teacher: Run, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def train_classifier(
         data: what `load_data` returns, or its name.
         runs_dir: the run store; an unfinished run there with the same parameters is resumed.
         mixed_precision: ``no``, ``fp16`` or ``bf16``; cpu: stay on the CPU where there is a GPU.
-        on_epoch: called with the history so far after each epoch.
+        on_epoch: called with the history so far after each epoch; once, with all of it, for a run found complete.
 
     Returns the complete `Run`: metrics ``validation_accuracy``, ``test_accuracy`` (both at the best epoch on
     validation), ``test_accuracy_last``, ``best_epoch``, ``parameters``, ``seconds``. Under ``torchrun`` or

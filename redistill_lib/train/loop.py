@@ -75,6 +75,8 @@ def fit(
     run = Run(folder, params, environment=_environment(accelerator))
     with _main_holds(accelerator, run.path):
         if (run.path / "run.json").exists() and (done := Run.load(run.path)).complete:
+            if on_epoch and accelerator.is_main_process:
+                on_epoch(done.history().to_dict("records"))
             return done
         loop = Loop(trainee, data, recipe, run, accelerator, on_epoch, progress)
         accelerator.wait_for_everyone()
