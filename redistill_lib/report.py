@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-PLOTLY = "application/vnd.plotly.v1+json"
 
 
 # ------------------------------------------------------------------------------------- committed notebooks
@@ -59,9 +58,6 @@ def refresh_outputs(source: str | Path, executed: str | Path) -> None:
         if cell.cell_type == "code":
             cell.execution_count = ran.execution_count
             kept = [output for output in ran.outputs if WIDGET_VIEW not in output.get("data", {})]
-            for output in kept:
-                if PLOTLY in output.get("data", {}):  # the figure itself and its picture are enough
-                    output.data.pop("text/html", None)
             cell.outputs = [nbformat.from_dict(clean(output)) for output in kept]
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)

@@ -585,3 +585,11 @@ def test_the_published_files_agree_where_they_overlap() -> None:
     assert red["top1"].tolist() == [pytest.approx(100 * best["mobilenetv2-red.yaml", "2024-03-22"])]
     assert curves.groupby(["student", "config", "date"]).size().tolist() == [300] * 11
     assert (footprints.groupby(["panel", "role"])["index"].max() + 1).min() == 10
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_head_is_the_first_pictures(tmp_path: Path, lazy: bool) -> None:
+    split = load_data(image_folder(tmp_path), lazy=lazy).train
+    pictures, labels = split.head(3)
+    assert len(pictures) == 3 and torch.equal(pictures[2], split[2][0]) and torch.equal(labels, split.labels[:3])
+    assert len(split.head(10_000)[1]) == len(split)

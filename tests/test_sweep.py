@@ -436,14 +436,6 @@ def test_durations() -> None:
     assert [report.duration(s) for s in (4.21, 59.96, 75, 7260)] == ["4.2 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]
 
 
-def test_a_committed_figure_is_its_json_and_a_picture(make_notebook: MakeNotebook, tmp_path: Path) -> None:
-    path = make_notebook("tour", "figure")
-    figure = {report.PLOTLY: {"data": []}, "image/png": "iVBO", "text/html": "<script>3 MB</script>"}
-    report.refresh_outputs(path, executed_copy(path, tmp_path / "done.ipynb", [[], [shown(**figure)]]))
-    (output,) = nbformat.read(path, as_version=4).cells[-1].outputs
-    assert set(output.data) == {report.PLOTLY, "image/png"}
-
-
 def test_pictures_are_asked_for_in_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
 

@@ -45,6 +45,10 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[chosen], self.labels[chosen]
 
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` pictures, uint8 B×C×H×W, and their labels."""
+        return self.__getitems__(range(min(count, len(self))))
+
     def __repr__(self) -> str:
         return f"TensorImages({len(self):,} × {'×'.join(str(n) for n in self.images.shape[1:])} uint8)"
 
@@ -107,6 +111,10 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
         found = self.encoded.read(chosen.tolist())
         images = torch.stack([decode_image(raw, where, self.size, self.channels) for raw, where in found])
         return images, self.labels[chosen]
+
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` pictures, uint8 B×C×H×W, and their labels."""
+        return self.__getitems__(range(min(count, len(self))))
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
