@@ -24,6 +24,8 @@ _HOMES = {
     "feature_maps": "taps",
     "Distillation": "distill",
     "load_data": "data",
+    "as_batch": "data",
+    "to_float": "augment",
     "Recipe": "train",
     "STL10": "train",
     "train_classifier": "train",
@@ -35,8 +37,9 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from redistill_lib.augment import to_float
     from redistill_lib.checkpoint import load_model
-    from redistill_lib.data import load_data
+    from redistill_lib.data import as_batch, load_data
     from redistill_lib.distill import Distillation
     from redistill_lib.models import create_model, list_models, load_checkpoint, student_name
     from redistill_lib.plans import StridePlan

@@ -80,7 +80,7 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
     """The trained network of a complete run, in eval mode, RED blocks included.
 
     Built-in networks are built from the run's record. For a network of your own, pass a freshly built `model` of the
-    same architecture; blocks are put into it.
+    same architecture; blocks are put into it. It expects what it was trained on: pictures through `to_float`, −1…1.
 
     Raises FileNotFoundError for a missing run, ValueError for an unfinished one.
     """
@@ -92,7 +92,10 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
     if model is None:
         spec = run.params["model"]
         if "width" not in spec:
-            raise ValueError(f"run {run.id} trained a network of your own ({spec['name']}); pass it as model=")
+            raise ValueError(
+                f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
+                "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
+            )
         model = create_model(**spec)
     blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
     insert_blocks(model, blocks)

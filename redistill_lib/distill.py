@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from redistill_lib.methods import Method, REDBlocks, make_method, parse_methods
 from redistill_lib.red import insert_blocks
-from redistill_lib.taps import Place, Tap, evaluating, feature_maps, find_layer, map_shapes, tapping
+from redistill_lib.taps import Place, Tap, check_float, evaluating, feature_maps, find_layer, map_shapes, tapping
 
 _OPTIONS = ("alpha", "distance", "kernel_size", "temperature")
 
@@ -218,6 +218,7 @@ class Distillation(nn.Module):
 
     def _compare(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         """The student's outputs and the loss of every term, each taken the moment the student's tensor is there."""
+        check_float(inputs)
         wanted = self._teacher_maps(inputs, kwargs)
         losses: dict[str, Tensor] = {}
 

@@ -252,7 +252,8 @@ def run_notebooks(
         raise ValueError(f"several notebooks are named {', '.join(twins)}: run them into different output folders")
     results: list[NotebookResult] = []
     for source in sources:
-        results.append(run_notebook(source, parameters, output_dir, html=html, png=png, progress=progress))
+        name = _point_name(source, parameters or {})
+        results.append(run_notebook(source, parameters, output_dir, name=name, html=html, png=png, progress=progress))
         if results[-1].interrupted:
             break
     return results
@@ -342,7 +343,8 @@ def _html(notebook: Path) -> str:
     from nbconvert import HTMLExporter
 
     body, _ = HTMLExporter(template_name="lab").from_filename(str(notebook))
-    return str(body)
+    pages = re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', str(body))  # the neighbours are pages here, too
+    return pages.replace('href="README.md"', 'href="../index.html"')
 
 
 # --------------------------------------------------------------------------------------------------- grids
@@ -373,12 +375,16 @@ def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     points: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))
-        label = "-".join([notebook.stem, *(f"{key}={value}" for key, value in point.items())])
-        name = re.sub(r"[^\w.=+-]+", "_", label)
+        name = _point_name(notebook, point)
         if name in points:
             raise ValueError(f"{path}: two points of the grid are both named {name}")
         points[name] = check_parameters(notebook, fixed | point)
     return notebook, points
+
+
+def _point_name(notebook: Path, given: Mapping[str, Any]) -> str:
+    """``04_distill_student-FACTOR=8``: what was given is in the name, so that no run hides another."""
+    return re.sub(r"[^\w.=+-]+", "_", "-".join([notebook.stem, *(f"{key}={value}" for key, value in given.items())]))
 
 
 def run_grids(

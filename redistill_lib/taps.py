@@ -135,6 +135,12 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def check_float(inputs: Sequence[object]) -> None:
+    """Raise TypeError for pictures as they are stored, which no network takes."""
+    if inputs and isinstance(inputs[0], Tensor) and inputs[0].dtype == torch.uint8:
+        raise TypeError("the network wants float pictures, not uint8; redistill_lib.to_float makes them")
+
+
 def feature_maps(model: nn.Module, places: Sequence[Place], *inputs: Tensor) -> dict[Place, Tensor]:
     """The tensors at `places` during one forward pass in eval mode; the model is left as it was.
 
@@ -256,6 +262,7 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     [Tap(0 output ← 1 output, channels=8), Tap(2 input ← 2 input, channels=8), Tap(2 output ← 2 output, channels=8)]
     """
     inputs = example if isinstance(example, tuple) else (example,)
+    check_float(inputs)
     image = tuple(inputs[0].shape[-2:])
     ours, theirs = find_resizes(student, *inputs), find_resizes(teacher, *inputs)
     taps: list[Tap] = []
@@ -321,7 +328,10 @@ def read_taps(source: str | Path | Mapping[str, Any]) -> list[Tap]:
         import yaml
 
         where = str(source)
-        entries = yaml.safe_load(Path(source).read_text())
+        try:
+            entries = yaml.safe_load(Path(source).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where}: expected a mapping of student layers to t_layers, modules and kwargs")
     taps = [tap for layer, entry in entries.items() for tap in _entry_taps(where, str(layer), entry)]

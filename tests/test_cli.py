@@ -31,18 +31,18 @@ def test_failing_cell_keeps_the_partial_notebook(
     table, index = capsys.readouterr().out.strip().rsplit("\n", 1)
     head, row = table.splitlines()
     assert head.split() == ["notebook", "status", "time", "where"]
-    assert row.split()[:2] == ["01_fail", "failed"]
+    assert row.split()[:2] == ["01_fail-EPOCHS=0", "failed"]
     assert row.endswith("In [4]: ZeroDivisionError: division by zero")
     assert row.index("failed") == head.index("status")
     assert index == str(Path("runs/index.html").resolve())
 
-    partial = nbformat.read("runs/notebooks/01_fail.ipynb", as_version=4)
+    partial = nbformat.read("runs/notebooks/01_fail-EPOCHS=0.ipynb", as_version=4)
     outputs = {cell.source: cell.outputs for cell in partial.cells if cell.cell_type == "code"}
     assert outputs["print('kept')"][0].text == "kept\n"
     assert outputs["1 / EPOCHS"][0].ename == "ZeroDivisionError"
     assert outputs["print('never')"] == []
-    assert "division by zero" in Path("runs/notebooks/01_fail.html").read_text()
-    status = json.loads(Path("runs/notebooks/01_fail.json").read_text())
+    assert "division by zero" in Path("runs/notebooks/01_fail-EPOCHS=0.html").read_text()
+    status = json.loads(Path("runs/notebooks/01_fail-EPOCHS=0.json").read_text())
     assert status["error"] == {"cell": 4, "ename": "ZeroDivisionError", "evalue": "division by zero"}
     assert "ZeroDivisionError: division by zero" in Path("runs/index.html").read_text()
 

@@ -449,3 +449,27 @@ def test_pictures_are_asked_for_in_place_only(monkeypatch: pytest.MonkeyPatch) -
             sweep._execute(Path("a.ipynb"), Path(), progress=False, png=png)
     assert [e["PLOTLY_RENDERER"].endswith("+png") for e in seen] == [False, True]
     assert all(e["REDISTILL_BATCH"] == "1" for e in seen)
+
+
+def test_what_is_given_is_in_the_name(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
+    path = make_notebook("tour", "1")
+    for given in ({}, {"EPOCHS": 1}, {"PLAN": "a/b"}):
+        sweep.run_notebooks([path], given, tmp_path / "out", html=False)
+    assert sorted(p.stem for p in (tmp_path / "out").glob("*.ipynb")) == ["tour", "tour-EPOCHS=1", "tour-PLAN=a_b"]
+
+
+@pytest.mark.parametrize("grid", sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+def test_grids_that_come_with_the_project_fit_their_notebooks(grid: Path) -> None:
+    notebook, points = sweep.read_grid(grid)
+    assert notebook.is_file()
+    assert len(points) > 1
+
+
+def test_links_between_pages_stay_among_pages(make_notebook: MakeNotebook) -> None:
+    path = make_notebook("tour")
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_markdown_cell("[next](01_next.ipynb) [all](README.md)"))
+    nbformat.write(notebook, path)
+    page = sweep._html(path)
+    assert 'href="01_next.html"' in page
+    assert 'href="../index.html"' in page

@@ -292,3 +292,12 @@ def test_tap_names() -> None:
     assert repr(Tap("", "output", "", "output", 1)) == "Tap((network) output ← teacher 1: (network) output)"
     with pytest.raises(ValueError, match="not on 'middle'"):
         Tap("a", "middle", "b", "output")  # type: ignore[arg-type]
+
+
+def test_stored_pictures_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2))
+    with pytest.raises(TypeError, match=r"float pictures, not uint8; redistill_lib\.to_float makes them"):
+        match_taps(net, net, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    (tmp_path / "taps.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
+        read_taps(tmp_path / "taps.yaml")

@@ -182,7 +182,10 @@ def _options(kind: type[Options], name: str, options: Mapping[str, Any]) -> Opti
     known = [option.name for option in fields(kind)]  # type: ignore[arg-type]
     for option in options:
         if option not in known:
-            raise ValueError(f"'{name}' has no option '{option}'{hint(option, known)}; it has {', '.join(known)}.")
+            raise ValueError(
+                f"'{name}' has no option '{option}'{hint(option, known)}; "
+                f"it has {', '.join(known)}, besides image_size, limit and the like."
+            )
     return kind(**options)
 
 

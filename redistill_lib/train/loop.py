@@ -312,4 +312,5 @@ def _environment(accelerator: Accelerator) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "cpus": os.cpu_count(),
+        "input": "pixels / 127.5 - 1 (redistill_lib.to_float)",
     }
