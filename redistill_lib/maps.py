@@ -83,6 +83,15 @@ def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[t
     return found
 
 
+def first_block(names: Sequence[str]) -> str:
+    """Where to look first: the first layer that holds others, since a bare convolution's output has no settled sign.
+
+    >>> first_block(["conv1", "layer1.0.conv1", "layer1.0"])
+    'layer1.0'
+    """
+    return next((name for name in names if any(other.startswith(f"{name}.") for other in names)), names[0])
+
+
 def _worth_seeing(module: nn.Module) -> bool:
     kinds = {type(m).__name__ for m in module.modules() if not next(m.children(), None)}
     return any(("Conv" in kind or "Pool" in kind) and "Adaptive" not in kind for kind in kinds)

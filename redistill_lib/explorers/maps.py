@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
-from redistill_lib.maps import MapComparison, compare_maps, layer_maps
+from redistill_lib.maps import MapComparison, compare_maps, first_block, layer_maps
 from redistill_lib.progress import is_live
 from redistill_lib.taps import Tap
 
@@ -74,10 +74,9 @@ class MapSource:
 
 
 def first_place(places: Mapping[Place, Any]) -> Place:
-    """Where to begin: the first layer that holds others, since a bare convolution's output has no settled sign."""
+    """The first block that both networks have; where they share no layer, the first tap."""
     names = [layer for kind, layer, _ in places if kind == "both"]
-    blocks = (name for name in names if any(other.startswith(f"{name}.") for other in names))
-    return next((("both", name, "output") for name in blocks), next(iter(places)))
+    return ("both", first_block(names), "output") if names else next(iter(places))
 
 
 def feature_maps(
