@@ -264,8 +264,7 @@ def test_moving_the_slider_changes_the_figure_in_jupyterlab(lab: str) -> None:
         cell, headline = page.locator(".jp-Notebook .jp-CodeCell").first, page.locator(".gtitle")
         idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
         expect(idle).to_be_attached(timeout=60_000)  # a key pressed before the kernel is there is lost
-        for _ in range(3):  # and so is one pressed while a dialog of the Lab has the focus
-            page.keyboard.press("Escape")
+        for _ in range(3):
             cell.click(timeout=40_000)
             page.keyboard.press("Control+Enter")
             with contextlib.suppress(AssertionError):
