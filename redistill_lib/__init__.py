@@ -22,6 +22,7 @@ _HOMES = {
     "match_taps": "taps",
     "read_taps": "taps",
     "feature_maps": "taps",
+    "derive_student": "student",
     "Distillation": "distill",
     "load_data": "data",
     "as_batch": "data",
@@ -33,6 +34,9 @@ _HOMES = {
     "evaluate": "train",
     "load_runs": "runs",
     "load_model": "checkpoint",
+    "profile_memory": "memory",
+    "measure_memory": "memory",
+    "memory_bounds": "memory",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -41,10 +45,12 @@ if TYPE_CHECKING:
     from redistill_lib.checkpoint import load_model
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.distill import Distillation
+    from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, list_models, load_checkpoint, student_name
     from redistill_lib.plans import StridePlan
     from redistill_lib.red import RedBlock, alignment_loss
     from redistill_lib.runs import load_runs
+    from redistill_lib.student import derive_student
     from redistill_lib.taps import Tap, feature_maps, match_taps, read_taps
     from redistill_lib.train import STL10, Recipe, distill_classifier, evaluate, train_classifier
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.methods import Method, REDBlocks, make_method, parse_methods
-from redistill_lib.red import insert_blocks
+from redistill_lib.red import insert_blocks, make_in_place
 from redistill_lib.taps import Place, Tap, check_float, evaluating, feature_maps, find_layer, map_shapes, tapping
 
 _OPTIONS = ("alpha", "distance", "kernel_size", "temperature")
@@ -203,13 +203,29 @@ class Distillation(nn.Module):
         """The student's outputs, blocks included, without any teacher."""
         return self._student(inputs, kwargs)
 
-    def graduate(self) -> nn.Module:
-        """The distilled student as a plain module: its own copy, blocks in place, no teacher and no hooks.
+    def graduate(self, *, in_place: bool = False, example: Tensor | tuple[Tensor, ...] | None = None) -> nn.Module:
+        """The distilled student as a plain module: its own copy, blocks built in, no teacher and no hooks.
 
         In eval mode its outputs equal `predict`'s. It can be copied, exported, trained on and saved.
+
+        With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
+        maps slab by slab instead of holding two more maps (`red.InPlaceRedBlock`). One pass of `example`, a batch or
+        tuple of inputs, shows who else reads a map: a block on a skip connection or on the network's own input
+        stays plain, and `repr` shows which did. Applied to a plain graduate, `red.make_in_place` also says why.
+        Raises ValueError if no block can work in place.
         """
         student, blocks = copy.deepcopy(self.student), copy.deepcopy(self.blocks)
-        return insert_blocks(student, [(*place, block) for place, block in zip(self.places, blocks, strict=True)])
+        model = insert_blocks(student, [(*place, block) for place, block in zip(self.places, blocks, strict=True)])
+        if in_place != (example is not None):
+            raise ValueError(
+                "graduate takes in_place=True together with example=, a batch that shows who reads a map"
+            )
+        if example is not None:
+            plain = make_in_place(model, *(example if isinstance(example, tuple) else (example,)))
+            if len(plain) == len(blocks):
+                why = "; ".join(f"{path}: {reason}" for path, reason in plain.items()) or "there is none"
+                raise ValueError(f"no RED block can work in place ({why}); graduate() gives the plain form")
+        return model
 
     def extra_repr(self) -> str:
         return "\n".join(

@@ -1,12 +1,22 @@
-"""The residual encoded distillation (RED) block, its alignment loss, and putting blocks into a network for good."""
+"""The residual encoded distillation (RED) block, its alignment loss, and putting blocks into a network for good.
+
+For inference there is a second form of the block, which overwrites its input map slab by slab: `InPlaceRedBlock`;
+`make_in_place` chooses it wherever a network allows it.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 Side = Literal["input", "output"]
 DISTANCES = ("cosine", "mse")
@@ -37,6 +47,114 @@ class RedBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"channels={self.channels}, kernel_size={self.kernel_size}"
+
+
+class InPlaceRedBlock(nn.Module):
+    """A trained RED block for inference that overwrites its input map, B×C×H×W, and returns that same tensor.
+
+    `RedBlock` holds three maps or more at once: input, gated input and encoding. Here the map is worked through in
+    slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms folded into convolutions,
+    so that beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder. The price is time: a CPU takes
+    two to three times as long for maps of 32² and smaller. More rows make it faster and the slab larger.
+    Equal to the plain form up to rounding. It takes maps of any strides and asks that no one else reads them
+    afterwards; `make_in_place` sees to that.
+
+    Raises ValueError for a map that requires a gradient or whose elements share memory, and in `from_block` for a
+    block in train mode; RuntimeError when put into train mode, or run with gradients on after its weights were
+    unfrozen.
+
+    >>> block = RedBlock(8).eval()
+    >>> x = torch.rand(1, 8, 20, 20)
+    >>> expected = block(x).detach()
+    >>> out = InPlaceRedBlock.from_block(block)(x)
+    >>> out is x, torch.allclose(out, expected, atol=1e-5)
+    (True, True)
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 3, rows: int | None = None):
+        super().__init__()
+        if rows is not None and rows < 1:
+            raise ValueError(f"a slab needs at least one row, so rows cannot be {rows}; leave it out for H / 16")
+        self.channels, self.kernel_size, self.rows = channels, kernel_size, rows
+        self.gate = nn.Conv2d(channels, channels, 1)
+        self.encoder = nn.Conv2d(channels, channels, kernel_size, padding=(0, kernel_size // 2))
+        self.eval().requires_grad_(False)
+        # Pixel by pixel, rows of one sample lie in one piece: neither slab nor weights are copied to be convolved.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_block(cls, block: RedBlock, rows: int | None = None) -> InPlaceRedBlock:
+        """The same block, in eval mode, with copies of its weights."""
+        if block.training:
+            raise ValueError(
+                "the in-place form uses a RED block's running statistics; call eval() on the block first"
+            )
+        new = cls(block.channels, block.kernel_size, rows)
+        parameter, wide = next(block.parameters()), copy.deepcopy(block)
+        if parameter.dtype.itemsize < 4:  # half precision is folded in single precision
+            wide = wide.float()
+        for own, branch in ((new.gate, wide.logit), (new.encoder, wide.residual_encoder)):
+            conv, norm = branch[0], branch[1]
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            fused = fuse_conv_bn_eval(conv, norm)
+            own.to(parameter.device, parameter.dtype).load_state_dict(fused.state_dict())
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            raise ValueError("an in-place RED block overwrites its input, which requires a gradient; use RedBlock")
+        if torch.is_grad_enabled() and self.gate.weight.requires_grad:
+            raise RuntimeError("an in-place RED block passes no gradient; run it under torch.no_grad()")
+        if _overlaps(x):
+            raise ValueError(
+                f"an in-place RED block needs an element of memory for each of its input's, but the strides of this "
+                f"{tuple(x.shape)} are {x.stride()}; give it x.contiguous()"
+            )
+        batch, channels, height, width = x.shape
+        edge = self.kernel_size // 2
+        rows = min(self.rows or max(1, height // 16), max(1, height))
+        # The slab holds the original rows from `edge` above to `edge` below those at work, and slides down: what it
+        # has in common with the next one it keeps, the rest is still untouched in x.
+        shape = batch, channels, rows + 2 * edge, width
+        slab = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
+        slab.narrow(2, edge, min(edge, height)).copy_(x.narrow(2, 0, min(edge, height)))
+        for top in range(0, height, rows):
+            n = min(rows, height - top)
+            fresh = max(0, min(n, height - top - edge))
+            if fresh:
+                slab.narrow(2, 2 * edge, fresh).copy_(x.narrow(2, top + edge, fresh))
+            if fresh < n:
+                slab.narrow(2, 2 * edge + fresh, n - fresh).zero_()
+            x.narrow(2, top, n).copy_(self._result(slab.narrow(2, 0, n + 2 * edge)))
+            if edge and top + n < height:
+                slab.narrow(2, 0, 2 * edge).copy_(slab.narrow(2, n, 2 * edge).clone())  # the two may overlap
+        return x
+
+    def _result(self, slab: Tensor) -> Tensor:
+        edge = self.kernel_size // 2
+        centre = slab.narrow(2, edge, slab.shape[2] - 2 * edge)
+        gated = self.gate(centre).sigmoid_().mul_(centre)
+        return gated.add_(F.relu6(self.encoder(slab), inplace=True))
+
+    def train(self, mode: bool = True) -> InPlaceRedBlock:
+        if mode:
+            raise RuntimeError("an in-place RED block is for inference only; train the network with plain RED blocks")
+        super().train(False)
+        return self
+
+    def extra_repr(self) -> str:
+        return f"channels={self.channels}, kernel_size={self.kernel_size}, rows={self.rows or 'H / 16'}"
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether elements of `x` may share memory, as those of an expanded tensor do."""
+    reach = 0
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -> Tensor:
@@ -109,3 +227,87 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
                 if child is layer and module is not wrapped:
                     module._modules[name] = wrapped
     return model
+
+
+class _MapWatch(TorchDispatchMode):
+    """Watches one pass with plain blocks and finds whose input map no one needs once the block has run.
+
+    A plain block writes its output elsewhere, so whatever touches the memory of its input map afterwards wants the
+    old values: a skip connection, a shortcut, a returned map. Unlike a comparison of outputs, this cannot be fooled
+    by values. Memory is known by weak references, which also tell what outlives the pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[StorageWeakRef] = set()  # by an operation of this pass; all else is the caller's or a weight
+        self.used: dict[StorageWeakRef, RedBlock] = {}  # input maps of blocks that have run
+        self.reasons: dict[RedBlock, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        read = _storages(args, kwargs)
+        for storage in read & self.used.keys():
+            self.reasons.setdefault(self.used[storage], f"{func} reads its input map later on")
+        out = func(*args, **(kwargs or {}))
+        self.made |= _storages(out) - read
+        return out
+
+    def before(self, block: RedBlock, args: tuple[Tensor, ...]) -> None:
+        (storage,) = _storages(args)
+        if storage not in self.made:
+            self.reasons.setdefault(block, "its input map is not made by the network but given to it, or a weight")
+        if _overlaps(args[0]):
+            self.reasons.setdefault(block, "elements of its input map share memory")
+
+    def after(self, block: RedBlock, args: tuple[Tensor, ...], out: Tensor) -> None:
+        (storage,) = _storages(args)
+        self.used[storage] = block
+
+    def finish(self, blocks: Iterable[RedBlock]) -> None:
+        for storage, block in self.used.items():
+            if not storage.expired():
+                self.reasons.setdefault(block, "its input map is kept after the pass")
+        for block in blocks:
+            if block not in self.used.values():
+                self.reasons[block] = "the pass never reached it"
+
+
+def _storages(*trees: object) -> set[StorageWeakRef]:
+    return {StorageWeakRef(leaf.untyped_storage()) for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)}
+
+
+def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, str]:
+    """Exchange each RED block that may overwrite its input map for an `InPlaceRedBlock`; returns why the others stay.
+
+    `model(*inputs, **kwargs)` is run once to see who else reads the maps, which holds for all inputs of that size,
+    dtype and layout that take the same path through the network. The model itself is changed, put into eval mode
+    and frozen: from now on it is for inference. Returns path → reason for each block that stays plain.
+
+    >>> net, (first, second) = nn.Sequential(nn.Conv2d(3, 8, 3)), (RedBlock(3), RedBlock(8))
+    >>> net = insert_blocks(net, [("0", "input", first), ("0", "output", second)])
+    >>> make_in_place(net, torch.zeros(1, 3, 20, 20))
+    {'0.before': 'its input map is not made by the network but given to it, or a weight'}
+    >>> type(net[0].after).__name__
+    'InPlaceRedBlock'
+    """
+    model.eval().requires_grad_(False)
+    blocks = {module: path for path, module in model.named_modules() if isinstance(module, RedBlock)}
+    watch = _MapWatch()
+    hooks = [
+        hook
+        for b in blocks
+        for hook in (b.register_forward_pre_hook(watch.before), b.register_forward_hook(watch.after))
+    ]
+    try:
+        with torch.no_grad(), watch:
+            outputs = model(*inputs, **kwargs)
+        watch.finish(blocks)  # while the outputs are held
+        del outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+    forms = {block: InPlaceRedBlock.from_block(block) for block in blocks if block not in watch.reasons}
+    for module in list(model.modules()):  # everywhere, since a block may be known under several names
+        for name, child in module._modules.items():
+            if isinstance(child, RedBlock) and child in forms:
+                module._modules[name] = forms[child]
+    return {path: watch.reasons[block] for block, path in blocks.items() if block in watch.reasons}

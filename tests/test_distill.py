@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from redistill_lib.distill import Distillation, plan_terms
 from redistill_lib.methods import KD, RED, parse_methods
 from redistill_lib.models import create_model
-from redistill_lib.red import BlockedLayer, alignment_loss
+from redistill_lib.red import BlockedLayer, InPlaceRedBlock, RedBlock, alignment_loss
 from redistill_lib.taps import Tap, feature_maps, match_taps, read_taps
 
 TEACHER, STUDENT = "resnet18-1-21222", "resnet18-4-11221"
@@ -247,6 +247,51 @@ def test_graduate_is_independent() -> None:
         for p in model.parameters():
             p.zero_()
     assert all(p.abs().sum() > 0 for p in (d.student.conv1.weight, d.blocks[0].logit[0].weight))
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 3, 32, 32), (torch.rand(1, 3, 32, 32),)], ids=["tensor", "tuple"])
+def test_graduate_in_place(example: Tensor | tuple[Tensor, ...]) -> None:
+    d = distillation()
+    d(batch(64)[0])  # statistics of its own
+    model, x = d.graduate(in_place=True, example=example), batch()[0]
+    before = x.clone()
+    assert d.training and not model.training and not any(p.requires_grad for p in model.parameters())
+    assert sum(isinstance(m, InPlaceRedBlock) for m in model.modules()) == len(d.blocks) == 5
+    expected = d.eval().predict(x).detach()
+    assert (model(x) - expected).abs().max() <= 1e-6 * expected.abs().max() and torch.equal(x, before)
+    with pytest.raises(RuntimeError, match="for inference only"):
+        model.train()
+
+
+def test_graduate_in_place_keeps_skips_of_a_unet() -> None:
+    """What a down-sampling convolution reads is also kept for the way up; what it gives is not, before the block."""
+    torch.manual_seed(0)
+    student, teacher = (create_model("unet", strides=s, ch=32).eval() for s in ((2, 2, 2, 1), (1, 2, 2, 2)))
+    for p in student.parameters():  # layers that start near zero hide what they read
+        nn.init.normal_(p, std=0.05)
+    x = torch.rand(1, 3, 16, 16), torch.tensor([5])
+    taps = [Tap("downblocks.2", side, "downblocks.5", side) for side in ("input", "output")]
+    d = Distillation(student, teacher, taps, "red", example=x).eval()
+    model = d.graduate(in_place=True, example=x)
+    blocked = model.get_submodule("downblocks.2")
+    assert type(blocked.before) is RedBlock and type(blocked.after) is InPlaceRedBlock
+    expected = d.predict(*x).detach()
+    assert (model(*x) - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_graduate_in_place_errors() -> None:
+    d, x = distillation(), batch()[0]
+    with pytest.raises(ValueError, match=r"in_place=True together with example="):
+        d.graduate(in_place=True)
+    with pytest.raises(ValueError, match=r"in_place=True together with example="):
+        d.graduate(example=x)
+    on_the_image = Distillation(*networks(), [Tap("conv1", "input", "conv1", "input")], example=x)
+    with pytest.raises(
+        ValueError, match=r"no RED block can work in place \(conv1.before: its input map is not made by"
+    ):
+        on_the_image.graduate(in_place=True, example=x)
+    with pytest.raises(ValueError, match=r"no RED block can work in place \(there is none\)"):
+        distillation("kd").graduate(in_place=True, example=x)
 
 
 # ---------------------------------------------------------------------------------------------------------- errors

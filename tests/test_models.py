@@ -280,7 +280,7 @@ def map_sizes(model: nn.Module, paths: list[str], x: Tensor) -> list[int]:
     return [sizes[path][0] for path in paths]
 
 
-@pytest.mark.parametrize("arch", list_models())
+@pytest.mark.parametrize("arch", list_models("classifier"))
 @pytest.mark.parametrize("channels", [1, 3])
 @torch.no_grad()
 def test_map_sizes_follow_the_plan(arch: str, channels: int) -> None:
@@ -382,6 +382,19 @@ def test_bad_width(width: Any) -> None:
 
 def test_numpy_counts_are_fine() -> None:
     assert create_model("resnet18", num_classes=np.int64(4), width=0.125).fc.out_features == 4  # type: ignore[arg-type]
+
+
+def test_options_of_another_architecture() -> None:
+    with pytest.raises(ValueError, match=r"resnet18 has no option ch \(given 64\); .* takes num_classes, width"):
+        create_model("resnet18", ch=64)
+
+
+def test_models_by_kind() -> None:
+    assert list_models("diffusion") == ["unet"]
+    assert {name.partition("-")[0] for name in CLASSIFIERS} <= set(list_models("classifier"))
+    assert sorted(list_models()) == sorted(list_models("classifier") + list_models("diffusion"))
+    with pytest.raises(ValueError, match="kind='unet' is neither"):
+        list_models("unet")  # type: ignore[arg-type]
 
 
 def test_questions_about_unknown_architectures() -> None:

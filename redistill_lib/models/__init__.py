@@ -7,16 +7,16 @@ import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.models import mobilenet, resnet
+from redistill_lib.models import mobilenet, resnet, unet
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
+from redistill_lib.models.unet import UNet, UNetOptions, whole, wholes
 from redistill_lib.plans import StridePlan
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Architecture",
     "MobileNet",
     "ResNet",
+    "UNet",
     "create_model",
     "list_models",
     "load_checkpoint",
@@ -33,20 +34,24 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
-
-STEM_STRIDES = (1, 2, 4, 8, 16)
+Kind = Literal["classifier", "diffusion"]  # pictures → logits; pictures and time steps → noise
 
 
 @dataclass(frozen=True)
 class Architecture:
     """What distinguishes one architecture from another where stride plans are concerned."""
 
-    build: Callable[[str, StridePlan, int, int, float], ResNet | MobileNet]
-    usual: StridePlan  # the plan of the ImageNet literature
+    build: Callable[[str, StridePlan, int, int, float], ResNet | MobileNet] | None  # None: a U-Net
+    usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's)
     names: tuple[str, ...]  # what a reader calls each place: "conv1", "layer3", "features.4"
     paths: tuple[str, ...]  # the module that carries its stride: "layer3.0.conv1"
     allowed: tuple[int, ...]  # strides of every place but the stem
+    stem: tuple[int, ...] = (1, 2, 4, 8, 16)
     pool: tuple[int, ...] = ()  # the place a ×4 or ×8 student removes first: the max pool of a ResNet
+
+    @property
+    def kind(self) -> Kind:
+        return "classifier" if self.build else "diffusion"
 
 
 def _resnet(arch: str) -> Architecture:
@@ -62,6 +67,12 @@ def _mobilenet(arch: str, usual: str) -> Architecture:
     return Architecture(build, StridePlan.parse(usual), names, paths, (1, 2))
 
 
+def _unet(levels: int = unet.LEVELS) -> Architecture:
+    paths = unet.place_paths(levels)
+    names = tuple(path.removesuffix(".main") for path in paths)
+    return Architecture(None, unet.usual_plan(levels), names, paths, (1, 2, 4), stem=(1, 2, 4, 8))
+
+
 ARCHITECTURES = {
     **{
         arch: _mobilenet(arch, plan)
@@ -72,16 +83,19 @@ ARCHITECTURES = {
         }.items()
     },
     **{arch: _resnet(arch) for arch in resnet.LAYOUTS},
+    "unet": _unet(),
 }
 
 
-def list_models() -> list[str]:
-    """The architectures that `create_model` knows.
+def list_models(kind: Kind | None = None) -> list[str]:
+    """The architectures that `create_model` knows, or those of one kind: "classifier" or "diffusion".
 
-    >>> "resnext18" in list_models()
-    True
+    >>> "resnext18" in list_models("classifier"), list_models("diffusion")
+    (True, ['unet'])
     """
-    return list(ARCHITECTURES)
+    if kind not in (None, "classifier", "diffusion"):
+        raise ValueError(f"kind={kind!r} is neither 'classifier' nor 'diffusion' (leave it out for all).")
+    return [arch for arch, facts in ARCHITECTURES.items() if kind in (None, facts.kind)]
 
 
 def _split(name: str) -> tuple[str, Architecture, StridePlan]:
@@ -99,6 +113,8 @@ def _split(name: str) -> tuple[str, Architecture, StridePlan]:
         plan = StridePlan.parse(text) if dash else facts.usual
     except ValueError as error:
         raise ValueError(f"{error} The usual plan of {arch} is {facts.usual}.") from error
+    if arch == "unet":
+        facts = _unet(len(plan.places))  # as many levels as the plan has places
     _check_plan(arch, facts, plan)
     return arch, facts, plan
 
@@ -111,14 +127,14 @@ def _check_plan(arch: str, facts: Architecture, plan: StridePlan) -> None:
             f"({', '.join(facts.names)}); {usual}."
         )
     for index, (name, stride) in enumerate(zip(facts.names, plan.places, strict=True)):
-        allowed = facts.allowed if index else STEM_STRIDES
+        allowed = facts.allowed if index else facts.stem
         if stride not in allowed:
             choices = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
             raise ValueError(f"Plan {plan} puts stride {stride} at {name}, which allows {choices}; {usual}.")
 
 
 def usual_plan(arch: str) -> StridePlan:
-    """The plan of the ImageNet literature: stem stride 2, total 32.
+    """The plan of the literature: ImageNet's with stem stride 2 and total 32, or DDPM's, whose head has stride 1.
 
     >>> str(usual_plan("resnet50"))
     '2-21222'
@@ -128,6 +144,8 @@ def usual_plan(arch: str) -> StridePlan:
 
 def places(arch: str) -> tuple[str, ...]:
     """Module paths of the layers whose strides the plan's places are, stem first.
+
+    Those of a U-Net are for its usual two residual blocks per level.
 
     >>> places("resnet18")[:3]
     ('conv1', 'maxpool', 'layer1.0.conv1')
@@ -151,25 +169,64 @@ def student_name(name: str, factor: int) -> str:
     return f"{arch}-{student}"
 
 
-def create_model(name: str, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet | MobileNet:
-    """A freshly initialised classifier: float images B×in_channels×H×W → logits B×num_classes.
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    in_channels: int = 3,
+    width: float | None = None,
+    **options: Unpack[UNetOptions],
+) -> ResNet | MobileNet | UNet:
+    """A freshly initialised network: a classifier, or the U-Net that predicts the noise of a diffusion model.
 
     `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan
-    (`usual_plan`). `width` multiplies the channel counts, from 0.125 to 8; each family's rounding is told at
-    `ResNet`, `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`. The model has the attributes `name` (with
-    the plan) and `plan`. Raises ValueError on an unknown architecture or a plan that it cannot have.
+    (`usual_plan`). The model has the attributes `name` (with the plan) and `plan`.
+
+    A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width` multiplies
+    its channel counts, from 0.125 to 8 (1, the paper's, unless given); each family's rounding is told at `ResNet`,
+    `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`.
+
+    A U-Net is called with images and time steps (int64, B) and returns the images' shape. It takes `ch`, `mult`,
+    `attention`, `res_blocks`, `dropout` and `T`, told at `UNet`, and `strides` in place of a plan in its name.
+
+    Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
     >>> model = create_model("resnet18", num_classes=5, in_channels=1, width=0.25)
     >>> model.name, model.plan.total, model(torch.zeros(2, 1, 64, 64)).shape
     ('resnet18-2-21222', 32, torch.Size([2, 5]))
+    >>> create_model("unet", strides=(2, 2, 2, 1), ch=8).name
+    'unet-2-221'
     """
-    for label, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{label}={value!r} is not a whole number of 1 or more.")
+    arch, facts, plan = _split(name)
+    in_channels = whole("in_channels", in_channels)
+    given: dict[str, object] = {"num_classes": num_classes, "width": width}
+    given = {option: value for option, value in given.items() if value is not None} | dict(options)
+    taken = ("num_classes", "width") if facts.build else tuple(UNetOptions.__annotations__)
+    for option, value in given.items():
+        if option not in taken:
+            raise ValueError(
+                f"{arch} has no option {option} (given {value!r}); "
+                f"beside its name and in_channels it takes {', '.join(taken)}."
+            )
+    if facts.build is None:
+        return _create_unet(name, in_channels, options)
+    width = 1.0 if width is None else width
     if not isinstance(width, (int, float)) or not math.isfinite(width) or not 0.125 <= width <= 8:
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
-    arch, facts, plan = _split(name)
-    return facts.build(arch, plan, int(num_classes), int(in_channels), float(width))
+    classes = 10 if num_classes is None else whole("num_classes", num_classes)
+    return facts.build(arch, plan, classes, in_channels, float(width))
+
+
+def _create_unet(name: str, in_channels: int, options: UNetOptions) -> UNet:
+    strides = options.pop("strides", None)
+    if strides is not None:
+        if "-" in name:
+            raise ValueError(f"{name} has its plan in its name; strides={strides!r} can only be given to 'unet'.")
+        stem, *stages = wholes("strides", strides) or (1,)
+        name = f"{name}-{StridePlan(stem, tuple(stages))}"
+    elif "-" not in name and "mult" in options:
+        name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', options['mult']))))}"
+    plan = _split(name)[2]
+    return UNet(plan, in_channels, **options)  # type: ignore[misc]
 
 
 def load_checkpoint(model: Model, source: str | Path | Mapping[str, object]) -> Model:

@@ -1,0 +1,236 @@
+"""How little memory a network could do with: the best order, the largest operator, streaming by rows."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from redistill_lib.memory.profile import storage_size
+from redistill_lib.memory.schedule import Schedule, Size, constants, fused_schedule, may_overwrite, needed_ops
+from redistill_lib.memory.trace import Trace, trace
+
+STATES = 2_000  # of the search for the best order: about half a second
+SMALL = 1 / 200  # of the peak: tensors below are left out where the search would take too long
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What other ways of running the same network would need, in bytes, beside the ``fused`` peak."""
+
+    peak_bytes: int  # in the order in which the program runs it
+    order_bytes: int  # the least that any order needs without computing anything twice
+    order_exact: bool  # False: no order needs less, but perhaps every one needs more
+    op_bytes: int  # the largest step's inputs and outputs: needed whatever else is freed
+    op_name: str
+    streaming_bytes: int  # the leading chain of convolutions and pools run row by row
+    streaming_name: str  # the last layer of that chain; empty where streaming gains nothing
+    in_place_depthwise_bytes: int  # depthwise convolutions over their own input
+
+
+def memory_bounds(
+    model: nn.Module, *inputs: Any, dtype: str | torch.dtype | None = None, kwargs: Mapping[str, Any] | None = None
+) -> Bounds:
+    """Bounds on the peak of a forward pass, all under the ``fused`` convention.
+
+    - best order: exact where the orders can be searched, otherwise a proven lower bound;
+    - largest operator: in + out, with what is overwritten counted once;
+    - row streaming: a map between two layers of the leading chain is held only as the rows that the next kernel
+      spans (RNNPool, arXiv 2002.11921, Proposition 1: k − s rows of each are unavoidable without recomputation); the
+      image and the chain's last map are there in full. The chain is cut where the peak is then least;
+    - in-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, padding=1))
+    >>> bounds = memory_bounds(net, torch.zeros(1, 3, 16, 16))
+    >>> bounds.order_bytes == bounds.peak_bytes, bounds.streaming_bytes == 4 * (3 * 16 * 16 + 8 * 3 * 16 + 4 * 8 * 8)
+    (True, True)
+    """
+    _, size = storage_size(dtype)
+    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=False)
+    schedule = fused_schedule(passed, size)
+    live = schedule.live_bytes()
+    sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
+    needs = [sum(sizes[index] for index in {*step.reads, *step.writes}) + step.scratch for step in schedule.steps]
+    largest = max(range(len(needs)), key=lambda k: needs[k])
+    order, exact = _best_order(passed, size, max(live))
+    streaming, until = _streaming(schedule)
+    return Bounds(
+        peak_bytes=max(live),
+        order_bytes=order,
+        order_exact=exact,
+        op_bytes=needs[largest],
+        op_name=schedule.steps[largest].module or schedule.steps[largest].name,
+        streaming_bytes=streaming,
+        streaming_name=until,
+        in_place_depthwise_bytes=max(fused_schedule(passed, size, in_place_depthwise=True).live_bytes()),
+    )
+
+
+def _streaming(schedule: Schedule) -> tuple[int, str]:
+    """The least peak over all cuts of the leading chain, and the layer at the cut."""
+    live = schedule.live_bytes()
+    buffers = {buffer.index: buffer for buffer in schedule.buffers}
+    readers: dict[int, int] = {}
+    for step in schedule.steps:
+        for index in step.reads:
+            readers[index] = readers.get(index, 0) + 1
+    best, until, rows = max(live), "", 0
+    for k, step in enumerate(schedule.steps):
+        source = buffers[step.reads[0]] if len(step.reads) == 1 else None
+        chained = source is not None and (source.kind == "input" if k == 0 else source.first == k - 1)
+        if not step.kernel or not chained or source is None or readers[source.index] > 1 or len(step.writes) != 1:
+            break
+        if k == 0:
+            image = source.nbytes
+        else:
+            rows += source.nbytes * min(step.kernel[0], source.shape[2]) // source.shape[2]
+        peak = max([image + rows + buffers[step.writes[0]].nbytes, *live[k + 1 :]])
+        if peak < best:
+            best, until = peak, step.module or step.name
+    return best, until
+
+
+# ---------------------------------------------------------------------------------------------------- best order
+
+
+@dataclass(frozen=True)
+class _Value:
+    nbytes: int
+    producer: int  # −1: the network's input
+    consumers: int  # set of nodes, as bits
+    output: bool
+
+
+@dataclass(frozen=True)
+class _Node:
+    before: int  # nodes that have to run first, as bits
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    over: tuple[int, ...]  # values that it may write over if they die with it
+
+
+def _graph(passed: Trace, size: Size) -> tuple[list[_Node], list[_Value]]:
+    """The operators that count and the values between them. What mutates a value stays in the program's order."""
+    fixed = constants(passed)
+    ops = [op for op in needed_ops(passed) if op.decides or any(i not in fixed for i in (*op.writes, *op.mutates))]
+    used = {index for op in ops for index in (*op.reads, *op.mutates)} | {
+        s.index for s in passed.storages if s.output
+    }
+    number = {
+        s.index: k for k, s in enumerate(s for s in passed.storages if s.index in used and s.index not in fixed)
+    }
+    producer, consumers = dict.fromkeys(number, -1), dict.fromkeys(number, 0)
+    touched, changed = dict.fromkeys(number, 0), dict.fromkeys(number, -1)
+    nodes = []
+    for k, op in enumerate(ops):
+        reads = [index for index in dict.fromkeys((*op.reads, *op.mutates)) if index in number]
+        before = 0
+        for index in reads:
+            consumers[index] |= 1 << k
+            before |= 1 << producer[index] if producer[index] >= 0 else 0
+            before |= 1 << changed[index] if changed[index] >= 0 else 0
+            if index in op.mutates:
+                before |= touched[index]
+                changed[index] = k
+            touched[index] |= 1 << k
+        makes = [index for index in op.writes if index in number]
+        producer |= dict.fromkeys(makes, k)
+        over = [
+            i
+            for i in reads
+            if len(makes) == 1 and may_overwrite(op, passed.storages[i], passed.storages[makes[0]], size)
+        ]
+        nodes.append(
+            _Node(
+                before,
+                tuple(number[i] for i in reads),
+                tuple(number[i] for i in makes),
+                tuple(number[i] for i in over),
+            )
+        )
+    values = [_Value(size(passed.storages[i]), producer[i], consumers[i], passed.storages[i].output) for i in number]
+    return nodes, values
+
+
+def _best_order(passed: Trace, size: Size, known: int) -> tuple[int, bool]:
+    """Least peak over all orders, and whether that is exact. `known` is the peak of one order, the program's."""
+    nodes, values = _graph(passed, size)
+    found, exact = _search(nodes, values, known)
+    if exact:
+        return found, True
+    # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
+    large = [value if value.nbytes > known * SMALL else replace(value, nbytes=0) for value in values]
+    return max(found, _search(nodes, large, known)[0]), False
+
+
+def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, bool]:
+    """The least peak of all orders, by best-first search, or a lower bound where that takes too long."""
+    floor = _floor(nodes, values)
+    if floor >= known:
+        return known, True
+    everything = (1 << len(nodes)) - 1
+
+    def run(k: int, done: int, live: int) -> tuple[int, int]:
+        """Bytes while node k runs after `done`, and after it."""
+        node, after = nodes[k], done | 1 << k
+        made = sum(values[i].nbytes for i in node.makes)
+        freed = [i for i in node.reads if not values[i].output and not values[i].consumers & ~after]
+        reused = max((values[i].nbytes for i in node.over if i in freed), default=0)
+        return live + made - reused, live + made - sum(values[i].nbytes for i in freed)
+
+    def options(done: int, live: int) -> dict[int, tuple[int, int]]:
+        ready = [k for k, node in enumerate(nodes) if not done >> k & 1 and not node.before & ~done]
+        return {k: run(k, done, live) for k in ready}
+
+    start = sum(value.nbytes for value in values if value.producer < 0 and value.consumers)
+    queue, seen = [(floor, 0, 0, start)], {0}
+    for _ in range(STATES):
+        if not queue:
+            return known, True  # every other order reaches the known peak
+        peak, _, done, live = heapq.heappop(queue)
+        # A node that lowers what is live without a new peak can as well run at once: no order loses by it.
+        while (costs := options(done, live)) and (
+            free := [k for k, (during, after) in costs.items() if during <= peak and after <= live]
+        ):
+            done, live = done | 1 << free[0], costs[free[0]][1]
+        if done == everything:
+            return peak, True
+        for k, (during, after) in costs.items():
+            following = done | 1 << k
+            if following not in seen and max(peak, during) < known:
+                seen.add(following)
+                # Among equals the one that is further on: straight ahead where nothing is at stake.
+                heapq.heappush(queue, (max(peak, during), -following.bit_count(), following, after))
+    return queue[0][0] if queue else known, not queue
+
+
+def _floor(nodes: list[_Node], values: list[_Value]) -> int:
+    """A lower bound for every order: what must be there when each node runs, by what must run before and after it."""
+    ancestors = [0] * len(nodes)
+    for k, node in enumerate(nodes):
+        for j in range(k):
+            if node.before >> j & 1:
+                ancestors[k] |= ancestors[j] | 1 << j
+    descendants = [0] * len(nodes)
+    for k in range(len(nodes)):
+        for j in range(k):
+            if ancestors[k] >> j & 1:
+                descendants[j] |= 1 << k
+    floor = 0
+    for k, node in enumerate(nodes):
+        here = descendants[k] | 1 << k
+        needed = [
+            index
+            for index, value in enumerate(values)
+            if (value.producer < 0 or ancestors[k] >> value.producer & 1)
+            and (value.consumers & here or (value.output and value.producer >= 0))
+        ]
+        made = sum(values[index].nbytes for index in node.makes)
+        free = [i for i in node.over if not values[i].output and not values[i].consumers & descendants[k]]
+        reused = max((values[index].nbytes for index in free), default=0)
+        floor = max(floor, sum(values[index].nbytes for index in needed) + made - reused)
+    return floor

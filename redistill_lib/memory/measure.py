@@ -1,0 +1,145 @@
+"""The real thing: what one forward pass holds while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from redistill_lib.memory.sizes import format_size
+from redistill_lib.memory.trace import tensors_in, untouched
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Peak bytes of one forward pass, inputs included and weights not.
+
+    On a CPU `peak_bytes` counts the tensors alive between operators, and `temporary_bytes` is what operators
+    allocated inside themselves on top of that peak, where PyTorch's profiler sees it (None where it does not). On
+    a GPU the allocator counts both, in blocks of 512 bytes, and `temporary_bytes` is None.
+    """
+
+    peak_bytes: int
+    temporary_bytes: int | None
+    device: str
+
+    def __str__(self) -> str:
+        more = "" if not self.temporary_bytes else f" + {format_size(self.temporary_bytes)} inside operators"
+        return f"{format_size(self.peak_bytes)}{more} on {self.device}"
+
+
+def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Measurement:
+    """Run the network once in eval mode and measure its peak of activation memory on the device where it is.
+
+    On a CPU this equals `profile_memory(..., convention="eager")` to the byte. The inputs are copied first and the
+    buffers restored afterwards, since a network may write to them. Raises ValueError for devices other than CPU and
+    CUDA.
+
+    >>> measured = measure_memory(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.zeros(1, 3, 16, 16))
+    >>> measured.peak_bytes == 4 * 16 * 16 * (3 + 8 + 8)
+    True
+    """
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in((inputs, kwargs))]
+    devices = {tensor.device.type for tensor in tensors}
+    if len(devices) != 1 or not devices <= {"cpu", "cuda"}:
+        raise ValueError(
+            f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
+        )
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with untouched(model), torch.random.fork_rng(devices=[]):
+            return (_on_cuda if devices == {"cuda"} else _on_cpu)(model, inputs, dict(kwargs or {}))
+    finally:
+        with torch.no_grad():
+            for buffer, before in saved:
+                buffer.copy_(before)
+
+
+def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
+    device = tensors_in((inputs, kwargs))[0].device
+    model(*inputs, **kwargs)  # libraries allocate their workspaces on first use
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
+    torch.cuda.reset_peak_memory_stats(device)
+    out = model(*inputs, **kwargs)
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    del out
+    return Measurement(peak, None, torch.cuda.get_device_name(device))
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Adds up the storages that are alive after each operator."""
+
+    def __init__(self, weights: list[Tensor], inputs: list[Tensor]):
+        super().__init__()
+        self.weights = [tensor.untyped_storage() for tensor in weights]  # held, so that their addresses stay theirs
+        self.known = {storage._cdata for storage in self.weights}
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.peak = 0
+        self.add(inputs)
+
+    def add(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in self.known:
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.peak = max(self.peak, sum(nbytes for _, nbytes in self.alive.values()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        out = func(*args, **(kwargs or {}))
+        self.add([tensor for tensor in tensors_in(out) if tensor.layout == torch.strided])
+        return out
+
+
+def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
+    own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
+    live = _LiveBytes([*model.parameters(), *model.buffers()], tensors_in((own, named)))
+    with live:
+        model(*own, **named)
+    total = _allocator_peak(model, inputs, kwargs)
+    return Measurement(live.peak, None if total is None else max(0, total - live.peak), "CPU")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the profiler's library from writing to the process's stderr that it starts and stops."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _allocator_peak(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Peak of all that PyTorch's CPU allocator handed out during a pass, and the inputs."""
+    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
+    model(*inputs, **kwargs)  # what is allocated once and kept, such as packed weights, is no part of a pass
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        model(*inputs, **kwargs)
+    results = getattr(profiler.profiler, "kineto_results", None)
+    if results is None:
+        return None
+    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    given = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in((inputs, kwargs))}
+    peak = total = sum(given.values())
+    for _, nbytes in changes:
+        total += nbytes
+        peak = max(peak, total)
+    return peak if changes else None

@@ -1,0 +1,232 @@
+"""Where a network's memory goes: live bytes step by step, under a named convention."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from redistill_lib.memory.paper import paper_layers
+from redistill_lib.memory.schedule import Buffer, Schedule, Size, eager_schedule, fused_schedule
+from redistill_lib.memory.sizes import format_size
+from redistill_lib.memory.trace import Storage, Trace, trace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Convention = Literal["eager", "fused", "paper"]
+CONVENTIONS: tuple[Convention, ...] = ("eager", "fused", "paper")
+DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of a profile. `live_bytes` = inputs + outputs + what it holds for later + its scratch."""
+
+    op: str  # "conv+bn+relu"
+    module: str
+    shape: tuple[int, ...]  # of the output
+    live_bytes: int
+    in_bytes: int
+    out_bytes: int
+    held_bytes: int
+    alive: tuple[int, ...] = ()  # indices into `Profile.tensors`
+    flops: int = 0  # 2 per multiply-add
+
+    @property
+    def name(self) -> str:
+        """What a reader calls the place: the module's path, or the operator outside any."""
+        return self.module or self.op
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Live bytes of one forward pass. Weights are beside it, never inside.
+
+    `tensors` are the blocks of memory, each with its first and last step; `rows` are the steps. `unfused` names
+    operators that were taken to need their inputs and outputs side by side for want of knowledge. `source` is
+    "real" where the network had to be run, as its control flow depends on values.
+    """
+
+    model: str
+    convention: str
+    dtype: str
+    inputs: tuple[tuple[int, ...], ...]
+    rows: tuple[Row, ...] = field(repr=False)
+    tensors: tuple[Buffer, ...] = field(repr=False)
+    weight_bytes: int
+    weight_count: int
+    buffer_bytes: int  # running statistics and the like
+    constant_bytes: int  # tensors that do not depend on the input, computed once
+    unfused: tuple[str, ...]
+    source: str
+    schedule: Schedule | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.peak_op.live_bytes
+
+    @property
+    def peak_index(self) -> int:
+        """The first step at which the most bytes are alive."""
+        return max(range(len(self.rows)), key=lambda k: self.rows[k].live_bytes)
+
+    @property
+    def peak_op(self) -> Row:
+        return self.rows[self.peak_index]
+
+    @property
+    def peak_tensors(self) -> tuple[Buffer, ...]:
+        """What is alive at the peak, the largest first."""
+        alive = set(self.peak_op.alive)
+        return tuple(sorted((t for t in self.tensors if t.index in alive), key=lambda t: -t.nbytes))
+
+    @property
+    def flops(self) -> int:
+        """2 per multiply-add, of convolutions, matrix products and attention."""
+        return sum(row.flops for row in self.rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per step; `alive` lists the tensors that are there, as "module shape"."""
+        import pandas as pd
+
+        names = {t.index: f"{t.module or t.kind} {'×'.join(map(str, t.shape))}" for t in self.tensors}
+        return pd.DataFrame(
+            [
+                {
+                    "op": row.op,
+                    "module": row.module,
+                    "shape": row.shape,
+                    "in_bytes": row.in_bytes,
+                    "out_bytes": row.out_bytes,
+                    "held_bytes": row.held_bytes,
+                    "live_bytes": row.live_bytes,
+                    "flops": row.flops,
+                    "alive": [names[index] for index in row.alive],
+                }
+                for row in self.rows
+            ]
+        )
+
+    def __str__(self) -> str:
+        shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
+        at = self.peak_op
+        return (
+            f"{self.model} on {shapes} ({self.convention}, {self.dtype}): peak {format_size(self.peak_bytes)} "
+            f"at {at.name} ({at.op}), weights {format_size(self.weight_bytes)}"
+        )
+
+
+def profile_memory(
+    model: nn.Module,
+    *inputs: Any,
+    convention: Convention = "fused",
+    dtype: str | torch.dtype | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    in_place_depthwise: bool = False,
+) -> Profile:
+    """Live activation bytes of one forward pass in eval mode, step by step, without computing or allocating them.
+
+    `inputs` are what the network is called with (`kwargs` by name); tensors on the meta device will do.
+    `convention` says what is alive:
+
+    - ``eager``: what PyTorch keeps, every operator's output until Python lets go of it; `measure_memory` on a CPU;
+    - ``fused``: what a sane edge runtime keeps, see `redistill_lib.memory.schedule.fused_schedule`;
+    - ``paper``: the authors' estimate per layer, for the built-in networks, see `redistill_lib.memory.paper`.
+
+    `dtype` (``fp32``, ``fp16``, ``bf16``, ``int8``) is what floating-point activations and weights would be stored
+    as; nothing is converted. The model, its mode, hooks and buffers are afterwards as they were. Raises ValueError on
+    an unknown convention or dtype and, for ``paper``, on a network the authors have no estimate for.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+    >>> profile = profile_memory(net, torch.zeros(1, 3, 16, 16))
+    >>> profile.peak_bytes == 4 * 16 * 16 * (8 + 4), profile.peak_op.module
+    (True, '2')
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
+    if in_place_depthwise and convention != "fused":
+        raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {convention}")
+    name, size = storage_size(dtype)
+    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=convention == "eager")
+    return build_profile(model, passed, convention, name, size, in_place_depthwise=in_place_depthwise)
+
+
+def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, Size]:
+    """The name of a dtype, and how many bytes a storage would take in it."""
+    if dtype is None:
+        return None, lambda storage: storage.nbytes
+    name = _NAMES.get(dtype, str(dtype)) if isinstance(dtype, torch.dtype) else dtype
+    name = "int8" if name in ("torch.int8", "torch.uint8") else name
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    width = DTYPES[name]
+
+    def size(storage: Storage) -> int:
+        return storage.nbytes // storage.itemsize * width if storage.floating else storage.nbytes
+
+    return name, size
+
+
+def build_profile(
+    model: nn.Module,
+    passed: Trace,
+    convention: str,
+    dtype: str | None,
+    size: Size,
+    *,
+    in_place_depthwise: bool = False,
+) -> Profile:
+    """A profile from a trace that is there already."""
+    schedule = None
+    if convention == "paper":
+        width = DTYPES[dtype or "fp32"]
+        rows = tuple(
+            Row(layer.kind, layer.module, layer.shape, n := layer.elements * width, n, 0, 0)
+            for layer in paper_layers(model, passed)
+        )
+    else:
+        fused = convention == "fused"
+        schedule = (
+            fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
+            if fused
+            else eager_schedule(passed, size)
+        )
+        rows = _rows(schedule)
+    if not rows:
+        raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
+    dtypes = [storage.itemsize for storage in passed.storages if storage.floating]
+    return Profile(
+        model=str(getattr(model, "name", type(model).__name__)),
+        convention=convention,
+        dtype=dtype or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(max(dtypes, default=4), "mixed"),
+        inputs=passed.inputs,
+        rows=rows,
+        tensors=schedule.buffers if schedule else (),
+        weight_bytes=passed.weight_count * DTYPES[dtype] if dtype else passed.weight_bytes,
+        weight_count=passed.weight_count,
+        buffer_bytes=passed.buffer_bytes,
+        constant_bytes=schedule.constant_bytes if schedule else 0,
+        unfused=schedule.unfused if schedule else (),
+        source=passed.source,
+        schedule=schedule,
+    )
+
+
+def _rows(schedule: Schedule) -> tuple[Row, ...]:
+    sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
+    alive: list[list[int]] = [[] for _ in schedule.steps]
+    for buffer in schedule.buffers:
+        for k in range(buffer.first, buffer.last + 1):
+            alive[k].append(buffer.index)
+    rows = []
+    for step, here, live in zip(schedule.steps, alive, schedule.live_bytes(), strict=True):
+        taken = sum(sizes.get(index, 0) for index in step.reads)
+        made = sum(sizes.get(index, 0) for index in step.writes)
+        held = live - taken - made - step.scratch
+        rows.append(Row(step.name, step.module, step.shape, live, taken, made, held, tuple(here), step.flops))
+    return tuple(rows)

@@ -1,0 +1,227 @@
+"""What a runtime executes: steps over buffers, as eager PyTorch runs a traced pass or as an edge runtime would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from redistill_lib.memory.trace import Op, Storage, Trace
+
+Size = Callable[[Storage], int]
+
+# Operators that read a place, a row or a channel only to write it anew, beside those that PyTorch tags as pointwise.
+_OVERWRITING = {
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm",
+    "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
+    "hardswish", "_prelu_kernel", "log_sigmoid_forward",
+}  # fmt: skip
+# Operators known to need their inputs while they write their output; reductions too, which PyTorch tags.
+_SEPARATE = {
+    "convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "cat", "stack", "repeat",
+    "embedding", "gather", "index", "index_select", "take", "topk", "sort", "argmax", "argmin", "cumsum",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
+    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle",
+    "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
+    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sampler_2d",
+    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "roll", "flip", "rot90", "tril",
+    "triu", "im2col", "col2im", "unfold", "mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std",
+    "logsumexp", "prod", "any", "all", "linalg_vector_norm", "_cdist_forward", "one_hot", "scatter", "slice_scatter",
+    "select_scatter", "index_put", "index_put_", "_fft_r2c", "_fft_c2r", "_fft_c2c", "native_dropout",
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+}  # fmt: skip
+_FACTORIES = (
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "new_",
+    "arange",
+    "linspace",
+    "eye",
+    "scalar_tensor",
+    "rand",
+    "normal",
+)
+_SHORT = {
+    "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
+    "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
+    "max_pool2d_with_indices": "max_pool", "avg_pool2d": "avg_pool", "_adaptive_avg_pool2d": "avg_pool",
+    "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul", "hardtanh": "relu6",
+    "upsample_nearest2d": "upsample", "upsample_bilinear2d": "upsample", "_to_copy": "to",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """One block of the runtime's memory, there from step `first` to step `last`, both included."""
+
+    index: int
+    nbytes: int
+    shape: tuple[int, ...]
+    module: str  # that made it; empty for the network's inputs
+    kind: str  # "input", "activation" or "output"
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel: the buffers that it reads, makes and writes over, by index, and where it is in the network."""
+
+    name: str  # "conv+bn+relu"
+    module: str
+    shape: tuple[int, ...]  # of its output
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    overwrites: tuple[int, ...]
+    kernel: tuple[int, ...] = ()  # of a convolution or pooling: size and stride along the height
+    flops: int = 0
+    scratch: int = 0  # bytes beside the buffers
+
+
+@dataclass(frozen=True)
+class Schedule:
+    steps: tuple[Step, ...]
+    buffers: tuple[Buffer, ...]
+    unfused: tuple[str, ...] = ()  # operators of which it is not known whether they could write over their input
+    constant_bytes: int = 0  # what does not depend on the input: computed once, kept beside the weights
+
+    def live_bytes(self) -> list[int]:
+        """Bytes of all buffers that are there during each step, its scratch included."""
+        live = [step.scratch for step in self.steps]
+        for buffer in self.buffers:
+            for k in range(buffer.first, buffer.last + 1):
+                live[k] += buffer.nbytes
+        return live
+
+
+def short_name(op: Op) -> str:
+    """What a reader calls the operator: "conv" for aten's convolution, "relu" for relu_."""
+    return _SHORT.get(op.name, op.name.strip("_"))
+
+
+def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0) -> Step:
+    unique = tuple(dict.fromkeys(reads))
+    return Step(
+        short_name(op), op.module, op.shape, unique, tuple(writes), tuple(overwrites), op.kernel, op.flops, scratch
+    )
+
+
+def _buffer(storage: Storage, nbytes: int, first: int, last: int, returned: bool) -> Buffer:
+    kind = "input" if storage.kind == "input" else "output" if returned else "activation"
+    return Buffer(storage.index, nbytes, storage.shape, storage.module, kind, first, last)
+
+
+def eager_schedule(trace: Trace, size: Size) -> Schedule:
+    """PyTorch as it is: one step per operator, and every tensor lives until Python lets go of it."""
+    end = len(trace.ops) - 1
+    return Schedule(
+        tuple(_step(op, op.reads, op.writes, op.mutates) for op in trace.ops),
+        tuple(_buffer(s, size(s), max(s.born, 0), min(s.died - 1, end), s.output) for s in trace.storages),
+    )
+
+
+def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False) -> Schedule:
+    """A sane edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
+
+    Operators that write a place from that place alone (activations, batch norm, residual adds, gates, softmax,
+    normalisations) write over an input that dies with them and is as large. One that follows the step which made
+    that input becomes part of it, as batch norm folded into its convolution. What nothing needs, such as the indices
+    of a max pooling, is not made, and what does not depend on the network's input is computed beforehand. With
+    `in_place_depthwise` a depthwise convolution overwrites its input too, through a scratch of one channel
+    (MCUNetV2, arXiv 2110.15352).
+    """
+    ops, storages = needed_ops(trace), trace.storages
+    fixed = constants(trace)
+    last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
+    last_use |= {storage.index: len(trace.ops) for storage in storages if storage.output}
+    made_at = {storage.index: -1 for storage in storages if storage.kind == "input"}  # buffer → step that wrote it
+    first = dict.fromkeys(made_at, 0)
+    home = {index: index for index in made_at}  # storage → buffer that holds it
+    steps: list[Step] = []
+    step_of: dict[int, int] = {}  # operator → step
+    for op in ops:
+        if not op.decides and all(index in fixed for index in (*op.writes, *op.mutates)):
+            continue
+        reads = [index for index in op.reads if index in home]
+        writes = [index for index in op.writes if index in last_use]
+        overwrites = [home[index] for index in op.mutates if index in home]
+        scratch = 0
+        if len(writes) == 1 and not overwrites:
+            made = storages[writes[0]]
+            dying = [index for index in reads if last_use[index] == op.index]
+            alike = [index for index in dying if may_overwrite(op, storages[index], made, size)]
+            if alike:
+                # The one made last: adding a shortcut is then part of the convolution before it.
+                home[made.index] = max((home[index] for index in alike), key=lambda buffer: made_at[buffer])
+                overwrites, writes = [home[made.index]], []
+            elif in_place_depthwise and op.depthwise and dying and size(storages[dying[0]]) >= size(made):
+                scratch = size(made) // op.shape[1]
+                home[made.index], first[made.index] = made.index, len(steps) + 1  # until then it is in the old one
+                overwrites, writes = [home[dying[0]]], []
+        home |= {index: index for index in writes}
+        step = _step(op, [home[index] for index in reads], writes, overwrites, scratch)
+        if steps and overwrites and not scratch and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
+            steps[-1] = _joined(steps[-1], step)
+        else:
+            first |= {index: len(steps) for index in writes}
+            steps.append(step)
+        made_at |= {home[index]: len(steps) - 1 for index in (*op.writes, *op.mutates) if index in home}
+        step_of[op.index] = len(steps) - 1
+    step_of[len(trace.ops)] = len(steps) - 1
+    last = dict(first)
+    for index, buffer in home.items():
+        if index in last_use:
+            last[buffer] = max(last[buffer], step_of[last_use[index]])
+    returned = {home[storage.index] for storage in storages if storage.output and storage.index in home}
+    buffers = tuple(
+        _buffer(storages[k], size(storages[k]), first[k], last[k], k in returned)
+        for k in first
+        if first[k] < len(steps)
+    )
+    unfused = {op.target for op in ops if not _is_known(op)}
+    return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[k]) for k in fixed))
+
+
+def may_overwrite(op: Op, read: Storage, made: Storage, size: Size) -> bool:
+    """Whether the operator could write its output over this input, if nothing else needs that any more."""
+    alike = read.index in op.aligned and size(read) == size(made)
+    return alike and (op.pointwise or op.name in _OVERWRITING)
+
+
+def _joined(step: Step, more: Step) -> Step:
+    """A step and the one after it that only works over what it made."""
+    reads = dict.fromkeys((*step.reads, *(index for index in more.reads if index not in more.overwrites)))
+    name, flops = f"{step.name}+{more.name}", step.flops + more.flops
+    return replace(step, name=name, shape=more.shape, reads=tuple(reads), flops=flops)
+
+
+def _is_known(op: Op) -> bool:
+    known = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_FACTORIES)
+    return known or op.pointwise or op.reduction or op.decides or op.name.endswith("_")
+
+
+def needed_ops(trace: Trace) -> list[Op]:
+    """The operators on which what the network returns depends, in order."""
+    end = len(trace.ops)
+    needed = {s.index for s in trace.storages if s.output} or {s.index for s in trace.storages if s.died == end}
+    kept = []
+    for op in reversed(trace.ops):
+        if op.decides or needed.intersection(op.writes) or needed.intersection(op.mutates):
+            needed.update(op.reads)
+            kept.append(op)
+    return kept[::-1]
+
+
+def constants(trace: Trace) -> set[int]:
+    """Storages that are the same whatever the input is. One that is written to from the input is none."""
+    varying = {storage.index for storage in trace.storages if storage.kind == "input"}
+    for _ in trace.ops:  # again while a storage turns out to vary that an earlier operator read
+        before = len(varying)
+        for op in trace.ops:
+            if varying.intersection(op.reads) or op.name.startswith(("rand", "normal", "bernoulli")):
+                varying.update(op.writes, op.mutates)
+        if len(varying) == before:
+            break
+    return {storage.index for storage in trace.storages} - varying

@@ -1,0 +1,271 @@
+"""The U-Net of DDPM with a free stride plan, in the parameter names of the authors' checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.plans import StridePlan
+
+LEVELS = 4  # resolutions of the paper's U-Net
+RES_BLOCKS = 2
+
+
+class UNetOptions(TypedDict, total=False):
+    """What `create_model("unet", …)` takes beside the name and `in_channels`; explained at `UNet`."""
+
+    strides: Sequence[int]  # in place of a plan in the name
+    ch: int
+    mult: Sequence[int]
+    attention: Sequence[int]
+    res_blocks: int
+    dropout: float
+    T: int
+
+
+def usual_plan(levels: int = LEVELS) -> StridePlan:
+    """DDPM's own plan: the head keeps the picture's size, every DownSample halves it."""
+    return StridePlan(1, (2,) * (levels - 1))
+
+
+def place_paths(levels: int = LEVELS) -> tuple[str, ...]:
+    """Module paths of the strided layers: the head, then the last block of every level but the deepest."""
+    return ("head", *(f"downblocks.{(RES_BLOCKS + 1) * level - 1}.main" for level in range(1, levels)))
+
+
+def whole(label: str, value: Any, least: int = 1) -> int:
+    """`value` as an int from `least` up, or a ValueError that names it."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise ValueError(f"{label}={value!r} is not a whole number of {least} or more.")
+    return int(value)
+
+
+def wholes(label: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """`values` as a tuple of ints from `least` up, or a ValueError that names the wrong one."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise ValueError(f"{label}={values!r} is not a sequence of whole numbers, such as (1, 2).")
+    return tuple(whole(f"{label}[{index}]", value, least) for index, value in enumerate(values))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    # 32 groups as in DDPM; the largest divisor below keeps narrow networks buildable.
+    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)
+
+
+class TimeEmbedding(nn.Module):
+    """Time steps (int64, B) → B×4·ch: a frozen table of sinusoids (T×ch), then two linear layers.
+
+    Row t holds sin(t·ω), cos(t·ω) in turn, for ω = 10000^(−2k/ch), k = 0 … ch/2 − 1.
+    """
+
+    def __init__(self, steps: int, ch: int) -> None:
+        super().__init__()
+        frequencies = torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
+        angles = torch.arange(steps)[:, None] * frequencies
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
+        self.timembedding = nn.Sequential(
+            nn.Embedding.from_pretrained(table), nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.timembedding(t)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention between all H·W positions: B×C×H×W → the same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.group_norm = _norm(channels)
+        self.proj_q = nn.Conv2d(channels, channels, 1)
+        self.proj_k = nn.Conv2d(channels, channels, 1)
+        self.proj_v = nn.Conv2d(channels, channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.proj(self._attend(self.group_norm(x)).view(x.shape))
+
+    def _attend(self, h: Tensor) -> Tensor:
+        # Written out instead of a fused kernel: the B×HW×HW weights are the cost that strides are chosen by.
+        weights = torch.bmm(self.proj_q(h).flatten(2).transpose(1, 2), self.proj_k(h).flatten(2))
+        weights = weights * h.shape[1] ** -0.5
+        weights = torch.softmax(weights, dim=-1)  # B×HW (query)×HW (key)
+        return torch.bmm(self.proj_v(h).flatten(2), weights.transpose(1, 2))
+
+
+class ResBlock(nn.Module):
+    """Two 3×3 convolutions around the time step's shift, a shortcut, and attention where asked for."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block1 = nn.Sequential(_norm(inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
+        self.temb_proj = nn.Sequential(nn.SiLU(), nn.Linear(embedding, outputs))
+        self.block2 = nn.Sequential(
+            _norm(outputs), nn.SiLU(), nn.Dropout(dropout), nn.Conv2d(outputs, outputs, 3, padding=1)
+        )
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+        self.attn = Attention(outputs) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.block1(x) + self.temb_proj(temb)[:, :, None, None]
+        return self.attn(self.block2(h) + self.shortcut(x))
+
+
+class DownSample(nn.Module):
+    """Conv3×3 with its place's stride."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Conv2d(channels, channels, 3, stride, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x)
+
+
+class UpSample(nn.Module):
+    """Transposed convolution whose kernel is the stride that it undoes."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.main = nn.ConvTranspose2d(channels, channels, stride, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.main(x)
+
+
+class UNet(nn.Module):
+    """The noise predictor of DDPM (arXiv 2006.11239, appendix B): pictures B×C×H×W, t (int64, B) → B×C×H×W.
+
+    The plan's places are the head and the DownSample that ends each level but the deepest; height and width have
+    to be multiples of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
+    one more on the way up, each with attention where i is in `attention`; the first middle block always attends.
+    GroupNorm has 32 groups, or as many below as divide the channels. Time steps run from 0 to T − 1. Upsampling
+    and tail are transposed convolutions, as in ReDistill (arXiv 2406.03744), not DDPM's interpolation.
+
+    Raises ValueError for options that do not fit each other, and on inputs of another shape or kind.
+
+    >>> model = UNet(StridePlan.parse("2-21"), ch=8, mult=(1, 2, 2))
+    >>> model.name, model(torch.zeros(5, 3, 16, 16), torch.arange(5)).shape
+    ('unet-2-21', torch.Size([5, 3, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        plan: StridePlan,
+        in_channels: int = 3,
+        ch: int = 128,
+        mult: Sequence[int] = (1, 2, 2, 2),
+        attention: Sequence[int] = (1,),
+        res_blocks: int = RES_BLOCKS,
+        dropout: float = 0.1,
+        T: int = 1000,
+    ) -> None:
+        super().__init__()
+        ch, res_blocks, T = whole("ch", ch), whole("res_blocks", res_blocks), whole("T", T)
+        mult, attention = wholes("mult", mult), wholes("attention", attention, least=0)
+        _check(plan, ch, mult, attention, dropout)
+        self.name, self.plan, self.T = f"unet-{plan}", plan, T
+        self.time_embedding = TimeEmbedding(T, ch)
+        self.head = nn.Conv2d(in_channels, ch, 3, plan.stem, 1)
+
+        def block(inputs: int, level: int) -> ResBlock:
+            return ResBlock(inputs, ch * mult[level], 4 * ch, dropout, level in attention)
+
+        channels, skips = ch, [ch]
+        self.downblocks = nn.ModuleList()
+        for level in range(len(mult)):
+            for _ in range(res_blocks):
+                self.downblocks.append(block(channels, level))
+                channels = ch * mult[level]
+                skips.append(channels)
+            if level < len(mult) - 1:
+                self.downblocks.append(DownSample(channels, plan.places[level + 1]))
+                skips.append(channels)
+        self.middleblocks = nn.ModuleList(
+            ResBlock(channels, channels, 4 * ch, dropout, attention) for attention in (True, False)
+        )
+        self.upblocks = nn.ModuleList()
+        for level in reversed(range(len(mult))):
+            for _ in range(res_blocks + 1):
+                self.upblocks.append(block(channels + skips.pop(), level))
+                channels = ch * mult[level]
+            if level:
+                self.upblocks.append(UpSample(channels, plan.places[level]))
+        self.tail = nn.Sequential(
+            _norm(channels), nn.SiLU(), nn.ConvTranspose2d(channels, in_channels, plan.stem, plan.stem)
+        )
+        _initialise(self)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self._check_inputs(x, t)
+        temb = self.time_embedding(t)
+        x = self.head(x)
+        skips = [x]
+        for block in self.downblocks:
+            x = block(x, temb) if isinstance(block, ResBlock) else block(x)
+            skips.append(x)
+        for block in self.middleblocks:
+            x = block(x, temb)
+        for block in self.upblocks:
+            if isinstance(block, ResBlock):
+                x = torch.cat((x, skips.pop()), dim=1)
+                x = block(x, temb)
+            else:
+                x = block(x)
+        return self.tail(x)
+
+    def _check_inputs(self, x: Tensor, t: Tensor) -> None:
+        shape = "×".join(map(str, x.shape))
+        channels, total = self.head.in_channels, self.plan.total
+        if x.ndim != 4 or x.shape[1] != channels:
+            raise ValueError(f"{self.name} takes pictures of shape B×{channels}×H×W, not {shape or 'a number'}.")
+        if x.shape[2] % total or x.shape[3] % total:
+            near = "×".join(str(max(1, round(side / total)) * total) for side in x.shape[2:])
+            raise ValueError(
+                f"{self.name} takes heights and widths that are multiples of {total}, its total stride; "
+                f"of the pictures {shape}, the nearest such size is {near}."
+            )
+        if t.shape != x.shape[:1] or t.dtype not in (torch.int64, torch.int32):
+            kind = f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
+            raise ValueError(
+                f"{self.name} takes one int64 time step for each picture, of shape ({x.shape[0]},), not {kind}."
+            )
+
+
+def _check(plan: StridePlan, ch: int, mult: tuple[int, ...], attention: tuple[int, ...], dropout: Any) -> None:
+    if len(plan.places) != len(mult):
+        usual = f"; the usual plan for it is {usual_plan(len(mult))}" if len(mult) > 1 else ""
+        raise ValueError(
+            f"Plan {plan} has {len(plan.places)} places where a U-Net with mult={mult} has {len(mult)} "
+            f"(the head and what ends each level but the deepest){usual}."
+        )
+    if ch % 2:
+        raise ValueError(
+            f"ch={ch} is odd; the table of time steps needs a sine and a cosine per frequency: {ch + 1}."
+        )
+    if max(attention, default=0) >= len(mult):
+        raise ValueError(
+            f"attention={attention} names a level beyond {len(mult) - 1}, the last that mult={mult} has."
+        )
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout!r} is not a probability from 0 to below 1.")
+
+
+def _initialise(model: UNet) -> None:
+    """DDPM's start: every residual and attention branch, and the tail, begin near zero."""
+    last: list[nn.Module] = [model.tail[2]]
+    for module in model.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.get_parameter("bias"))
+        elif isinstance(module, Attention):
+            last.append(module.proj)
+        elif isinstance(module, ResBlock):
+            last.append(module.block2[3])
+    for module in last:
+        nn.init.xavier_uniform_(module.get_parameter("weight"), gain=1e-5)

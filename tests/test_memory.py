@@ -1,0 +1,452 @@
+"""Profiles against arithmetic done by hand, published values, and the measured bytes of the same network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import redistill_lib as rd
+from redistill_lib.memory import format_size, parse_size
+from redistill_lib.memory.trace import trace
+
+MIB = 2**20
+PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "data" / "published" / "footprints.csv")
+PAIRS = {
+    "stl10-MobileNetV2": ("mobilenetv2-1-1222121", "mobilenetv2-8-1211111"),
+    "stl10-MobileNetv3_Small": ("mobilenetv3_small-1-22121111211", "mobilenetv3_small-4-22111111111"),
+    "stl10-ResNeXt18": ("resnext18-1-21222", "resnext18-4-11221"),
+    "imagenet-ResNet18": ("resnet18-2-21222", "resnet18-8-11221"),
+    "imagenet-ResNet50": ("resnet50-2-21222", "resnet50-8-11221"),
+    "cifar10-DDPM": ("unet-1-222", "unet-2-221"),
+}
+
+
+def on_meta(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return rd.create_model(name)
+
+
+def image(size: int, batch: int = 1, channels: int = 3) -> Tensor:
+    return torch.zeros(batch, channels, size, size)
+
+
+def inputs_for(name: str, size: int, batch: int = 1) -> tuple[Tensor, ...]:
+    return (
+        (image(size, batch), torch.zeros(batch, dtype=torch.long))
+        if name.startswith("unet")
+        else (image(size, batch),)
+    )
+
+
+# ------------------------------------------------------------------------------------------- published and known
+
+
+@pytest.mark.parametrize(("name", "mib"), [("resnet18", 3.828125), ("resnet50", 6.890625), ("resnext18", 3.828125)])
+def test_fused_peaks_at_224(name: str, mib: float) -> None:
+    assert rd.profile_memory(on_meta(name), image(224)).peak_bytes == mib * MIB
+
+
+def test_mobilenetv2_int8_with_and_without_in_place_depthwise() -> None:
+    model = on_meta("mobilenetv2")
+    assert rd.profile_memory(model, image(224), dtype="int8").peak_bytes == 1470 * 1024
+    assert rd.profile_memory(model, image(224), dtype="int8", in_place_depthwise=True).peak_bytes == 1372 * 1024
+
+
+@pytest.mark.parametrize("panel", PAIRS)
+def test_every_published_footprint_is_met(panel: str) -> None:
+    teacher, student = (rd.create_model(name) for name in PAIRS[panel])
+    published = PUBLISHED[PUBLISHED["panel"] == panel]
+    inputs = inputs_for(PAIRS[panel][0], int(published["image_size"].iloc[0]))
+    taps = rd.match_taps(student, teacher, inputs)
+    blocked = rd.Distillation(student, teacher, taps, methods="red", example=inputs).graduate()
+    for role, model in (("teacher", teacher), ("student", student), ("red", blocked)):
+        rows = rd.profile_memory(model, *inputs, convention="paper").rows
+        expected = published[published["role"] == role].sort_values("index")["mib"].tolist()
+        if (panel, role) == ("cifar10-DDPM", "red"):
+            assert expected[-1] == 0.01171875
+            expected[-1] = 0.375  # the figure forgets the block on the tail's input
+        assert [row.live_bytes / MIB for row in rows] == expected
+
+
+def test_the_paper_convention_of_resnet50_and_its_refusal_of_other_networks() -> None:
+    assert rd.profile_memory(on_meta("resnet50"), image(224), convention="paper").peak_bytes == 9.1875 * MIB
+    with pytest.raises(ValueError, match="not for Sequential: use fused or eager"):
+        rd.profile_memory(nn.Sequential(nn.Conv2d(3, 4, 3)), image(8), convention="paper")
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", rd.list_models())
+def test_eager_is_what_is_measured_to_the_byte(name: str, batch: int) -> None:
+    model = rd.create_model(name) if name == "unet" else rd.create_model(name, width=0.25)
+    inputs = inputs_for(name, 32 if name == "unet" else 64, batch)
+    assert (
+        rd.profile_memory(model, *inputs, convention="eager").peak_bytes
+        == rd.measure_memory(model, *inputs).peak_bytes
+    )
+
+
+# ------------------------------------------------------------------------------------- networks with a known peak
+
+MAP = 4 * 8 * 8  # bytes of one 8×8 channel
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = conv(4, 16), conv(16, 4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.norm(self.second(self.first(x))))
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = conv(4, 4), conv(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, self.first(x)], 1)
+        return torch.cat([x, self.second(x)], 1)
+
+
+class SmallUNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.down, self.up = conv(4, 8), conv(8, 16, stride=2), nn.ConvTranspose2d(16, 8, 2, 2)
+        self.tail = conv(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.head(x)
+        return self.tail(torch.cat([skip, self.up(self.down(skip))], 1))
+
+
+class Attention(nn.Module):
+    """4 channels at 64 positions: a 64×64 matrix of weights, 16 KiB."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        weights = torch.softmax(torch.bmm(tokens, x.flatten(2)), dim=-1)
+        return torch.bmm(weights, tokens)
+
+
+class InPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return F.relu(x, inplace=True).add_(1.0)
+
+
+class Views(nn.Module):
+    """Halves of one map: both are views of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.conv(x).chunk(2, dim=1)
+        return torch.cat([b, a], 1)
+
+
+@dataclass
+class Known:
+    """Peaks in channels of 8×8: in eager mode and fused, and the module that sets the fused one."""
+
+    model: Callable[[], nn.Module]
+    eager: float
+    fused: float
+    module: str
+
+
+KNOWN = {
+    # PyTorch: input 4 held by the caller, 16, 16 of ReLU. An edge runtime: ReLU over 16, then 16 + 8.
+    "chain": Known(lambda: nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 8)), 36, 24, "2"),
+    # x 4 + 16 + 4; PyTorch: the same, 16 still held while second runs.
+    "residual": Known(Residual, 24, 24, "second"),
+    # x 8 after the first concatenation: 8 + 4 + 12; PyTorch holds the input 4 as well.
+    "dense": Known(Dense, 28, 24, ""),
+    # the concatenation: skip 8 + up 8 + 16, and in PyTorch the caller's input 4.
+    "unet": Known(SmallUNet, 36, 32, ""),
+    # x 4 and two matrices of 64 channels each in PyTorch; one where softmax works in place.
+    "attention": Known(Attention, 132, 72, ""),
+    # 4 + 8 in both.
+    "in place": Known(InPlace, 12, 12, "conv"),
+    # 8 + 8, and the caller's 4.
+    "views": Known(Views, 20, 16, ""),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_peaks_worked_out_by_hand(name: str) -> None:
+    known, x = KNOWN[name], image(8, channels=4)
+    eager = rd.profile_memory(known.model(), x, convention="eager")
+    fused = rd.profile_memory(known.model(), x)
+    assert eager.peak_bytes == known.eager * MAP == rd.measure_memory(known.model(), x).peak_bytes
+    assert fused.peak_bytes == known.fused * MAP
+    assert fused.peak_op.module == known.module
+
+
+def test_what_is_alive_at_the_peak_is_named() -> None:
+    profile = rd.profile_memory(Residual(), image(8, channels=4))
+    assert [(t.kind, t.module, t.nbytes // MAP) for t in profile.peak_tensors] == [
+        ("activation", "first", 16), ("input", "", 4), ("output", "second", 4),
+    ]  # fmt: skip
+    row = profile.to_frame().loc[profile.peak_index]
+    assert row["op"] == "conv+bn+add+relu"
+    assert row["live_bytes"] == row["in_bytes"] + row["out_bytes"] + row["held_bytes"] == 24 * MAP
+    assert row["alive"] == ["input 1×4×8×8", "first 1×16×8×8", "second 1×4×8×8"]
+
+
+@pytest.mark.parametrize("convention", ["eager", "fused"])
+def test_live_bytes_are_the_sum_of_the_tensors_alive(convention: Any) -> None:
+    profile = rd.profile_memory(rd.create_model("mobilenetv3_small", width=0.25), image(64), convention=convention)
+    sizes = {tensor.index: tensor.nbytes for tensor in profile.tensors}
+    for row in profile.rows:
+        assert row.live_bytes == sum(sizes[index] for index in row.alive)
+        assert row.live_bytes == row.in_bytes + row.out_bytes + row.held_bytes and row.held_bytes >= 0
+
+
+def test_dtypes_change_activations_and_leave_indices() -> None:
+    class Index(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return F.max_pool2d(x, 2, return_indices=True)
+
+    x = image(8, channels=4)
+    assert rd.profile_memory(Index(), x, dtype="int8").peak_bytes == 64 * 4 + 16 * 4 + 16 * 4 * 8
+    halves = [rd.profile_memory(Residual(), x, dtype=d).peak_bytes for d in ("fp32", "fp16", torch.bfloat16, "int8")]
+    assert halves == [24 * MAP, 12 * MAP, 12 * MAP, 6 * MAP]
+    assert rd.profile_memory(Residual().half(), x.half()).peak_bytes == 12 * MAP
+
+
+def test_weights_and_buffers_are_beside() -> None:
+    profile = rd.profile_memory(Residual(), image(8, channels=4), dtype="int8")
+    count = 4 * 16 * 9 + 16 + 16 * 4 * 9 + 4 + 8
+    assert (profile.weight_bytes, profile.weight_count, profile.buffer_bytes) == (count, count, 2 * 16 + 8)
+    assert rd.profile_memory(Residual(), image(8, channels=4)).weight_bytes == 4 * count
+
+
+def test_flops_are_two_per_multiply_add() -> None:
+    profile = rd.profile_memory(nn.Sequential(conv(4, 16), nn.Flatten(), nn.Linear(1024, 10)), image(8, channels=4))
+    assert profile.flops == 2 * (64 * 16 * 4 * 9 + 1024 * 10)
+
+
+# ------------------------------------------------------------------------------------------------- odd networks
+
+
+class Many(nn.Module):
+    """Tuples and dicts in, a dict and a number out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = conv(4, 4), conv(4, 4)
+
+    def forward(self, pair: tuple[Tensor, Tensor], extra: dict[str, Tensor], scale: float = 1.0) -> dict[str, Any]:
+        a, b = self.a(pair[0]), self.b(pair[1])
+        return {"sum": a + b * extra["gate"], "a": a, "scale": scale}
+
+
+def test_several_inputs_and_outputs_in_containers() -> None:
+    x = image(8, channels=4)
+    inputs = (x, torch.ones_like(x)), {"gate": torch.ones(1, 4, 1, 1)}
+    profile = rd.profile_memory(Many(), *inputs, kwargs={"scale": 2.0})
+    assert profile.inputs == ((1, 4, 8, 8), (1, 4, 8, 8), (1, 4, 1, 1))
+    assert profile.peak_bytes == 12 * MAP + 16  # both inputs and a; then a, the second input and b
+    eager = rd.profile_memory(Many(), *inputs, convention="eager")
+    assert eager.peak_bytes == rd.measure_memory(Many(), *inputs).peak_bytes
+
+
+class ByValue(nn.Module):
+    """What it does depends on what it sees: no graph shows both branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = conv(4, 8)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += 1
+        return F.relu(self.conv(x)) if x.sum() > 0 else x
+
+
+def test_control_flow_that_depends_on_values_is_run_and_says_so() -> None:
+    model, x = ByValue(), torch.ones(1, 4, 8, 8)
+    profile = rd.profile_memory(model, x)
+    assert profile.source == "real" and profile.peak_bytes == 12 * MAP
+    assert [row.op for row in profile.rows] == ["sum", "gt", "local_scalar_dense", "conv+relu"]
+    assert rd.profile_memory(model, -x).peak_bytes == 4 * MAP + 4 + 1  # the sum, and whether it is above 0
+    assert rd.profile_memory(model, x, convention="eager").peak_bytes == rd.measure_memory(model, x).peak_bytes
+    assert model.seen.item() == 0
+    assert rd.profile_memory(Residual(), x).source == "fake"
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout(0.5)
+            self.last: Tensor | None = None
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self.drop(self.norm(x))
+            self.norm.running_mean.add_(1.0)  # type: ignore[union-attr]
+            return self.last
+
+    model, calls = Caching(), []
+    model.norm.eval()
+    handle = model.norm.register_forward_hook(lambda *_: calls.append(1))
+    before = copy.deepcopy(model.state_dict())
+    x = image(8, channels=4)
+    for run in (rd.profile_memory, rd.measure_memory):
+        run(model, x)
+        assert model.training and not model.norm.training and model.drop.training
+        assert model.last is None and handle.id in model.norm._forward_hooks
+        assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+        assert all(type(p) is nn.Parameter for p in model.parameters())
+    assert not torch.nn.modules.module._global_forward_hooks
+
+
+def test_nothing_is_allocated_and_meta_models_will_do() -> None:
+    with torch.device("meta"):
+        huge = nn.Sequential(conv(3, 4096), nn.ReLU(), conv(4096, 4096))
+        x = torch.empty(64, 3, 1024, 1024)
+    assert rd.profile_memory(huge, x).peak_bytes == 2 * 64 * 4096 * 1024 * 1024 * 4  # two terabytes
+
+
+def test_tied_weights_and_repeated_modules_count_once() -> None:
+    layer = conv(4, 4)
+    profile = rd.profile_memory(nn.Sequential(layer, layer, layer), image(8, channels=4))
+    assert profile.weight_count == 4 * 4 * 9 + 4
+    assert [row.module for row in profile.rows] == ["0"] * 3 and profile.peak_bytes == 8 * MAP
+
+
+def test_constants_are_computed_beforehand_and_what_is_not_needed_is_not_made() -> None:
+    class Positions(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            unused = torch.cat([x, x, x], 1)
+            assert unused.shape[1] == 12
+            return x + torch.arange(64.0).sqrt().reshape(8, 8)
+
+    profile = rd.profile_memory(Positions(), image(8, channels=4))
+    assert [row.op for row in profile.rows] == ["add"] and profile.peak_bytes == 4 * MAP
+    assert profile.constant_bytes == 2 * MAP  # arange and its root
+
+
+def test_a_transposed_operand_is_not_overwritten() -> None:
+    class Symmetric(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * 2.0
+            return y + y.transpose(2, 3)
+
+    assert rd.profile_memory(Symmetric(), image(8, channels=4)).peak_bytes == 8 * MAP
+
+
+def test_unknown_operators_are_listed() -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.inv(x)
+
+    profile = rd.profile_memory(Odd(), torch.eye(8)[None])
+    assert profile.unfused == ("aten.linalg_inv_ex.default",)
+    assert rd.profile_memory(Residual(), image(8, channels=4)).unfused == ()
+
+
+@pytest.mark.parametrize("convention", ["eager", "fused"])
+def test_the_fast_attention_of_pytorch_is_opened_when_fused(convention: Any) -> None:
+    layer, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), torch.zeros(1, 64, 16)
+    profile = rd.profile_memory(layer, x, convention=convention)
+    assert (len(profile.rows) == 1) == (convention == "eager")
+    if convention == "eager":
+        assert profile.peak_bytes == rd.measure_memory(layer, x).peak_bytes
+
+
+def test_red_blocks_have_rows_of_their_own_and_the_slab_form_holds_one_map() -> None:
+    student, teacher = (
+        nn.Sequential(conv(3, 16, stride=4), conv(16, 8, stride=2)),
+        nn.Sequential(conv(3, 16, stride=2), conv(16, 8, stride=4)),
+    )
+    x = image(64)
+    distillation = (
+        rd.Distillation(student, teacher, [rd.Tap("0", "output", "0", "output")], "red-blocks", example=None)
+        if False
+        else rd.Distillation(student, teacher, [rd.Tap("0", "output", "1", "input")], "red-blocks", example=x)
+    )
+    plain = rd.profile_memory(distillation.graduate(), x)
+    slab = rd.profile_memory(distillation.graduate(in_place=True, example=x), x)
+    one = 4 * 16 * 16 * 16
+    inside = [row.live_bytes for row in plain.rows if row.module.startswith("0.after")]
+    assert plain.rows[0].module == "0" and max(inside) == 3 * one
+    assert one < max(row.live_bytes for row in slab.rows if row.module.startswith("0.after")) <= 1.4 * one
+
+
+def test_temporaries_inside_operators_are_reported_apart() -> None:
+    model = nn.Conv2d(8, 8, 3, padding=1)  # one thread or many, its result is all that is alive
+    measured = rd.measure_memory(model, image(8, channels=8))
+    assert measured.peak_bytes == 16 * MAP and measured.device == "CPU"
+    sort = rd.measure_memory(
+        type("Sort", (nn.Module,), {"forward": lambda self, x: torch.sort(x, dim=1, stable=True)[0]})(), image(8)
+    )
+    assert sort.temporary_bytes is not None and sort.temporary_bytes >= 0
+
+
+# ------------------------------------------------------------------------------------------------------- mistakes
+
+
+def test_bad_input_is_one_clear_sentence() -> None:
+    model, x = Residual(), image(8, channels=4)
+    with pytest.raises(ValueError, match="unknown convention 'fusd': choose from eager, fused, paper"):
+        rd.profile_memory(model, x, convention="fusd")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown dtype 'fp8': choose from fp32, fp16, bf16, int8"):
+        rd.profile_memory(model, x, dtype="fp8")
+    with pytest.raises(ValueError, match="needs an example input"):
+        rd.profile_memory(model)
+    with pytest.raises(TypeError, match=r"must be an nn\.Module, not function"):
+        rd.profile_memory(F.relu, x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="uint8"):
+        rd.profile_memory(model, x.byte())
+    with pytest.raises(RuntimeError, match=r"expected input.* to have 4 channels"):
+        rd.profile_memory(model, image(8))
+    with pytest.raises(ValueError, match="on the CPU, or on one GPU, and not on meta"):
+        rd.measure_memory(on_meta("resnet18"), torch.empty(1, 3, 64, 64, device="meta"))
+
+
+def test_sizes_are_read_and_written_as_people_do() -> None:
+    assert [parse_size(text) for text in (1024, "256KB", "256 kib", "1.5MB", "2 GiB")] == [
+        1024, 262144, 262144, 1572864, 2**31,
+    ]  # fmt: skip
+    for wrong in ("", "much", "3 apples", 0, -1, "0KB"):
+        with pytest.raises(ValueError, match="not an amount of memory"):
+            parse_size(wrong)
+    assert format_size(1372 * 1024) == "1.34 MiB"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_allocator_is_asked() -> None:
+    model, x = rd.create_model("resnet18").cuda(), image(224).cuda()
+    measured = rd.measure_memory(model, x)
+    assert measured.peak_bytes >= rd.profile_memory(model, x, convention="eager").peak_bytes
+    assert measured.temporary_bytes is None
+
+
+def test_the_trace_knows_modules_behind_wrappers() -> None:
+    student = rd.create_model("resnet18-4-11221", width=0.25)
+    teacher = rd.create_model("resnet18-1-21222", width=0.25)
+    x = image(32)
+    model = rd.Distillation(student, teacher, rd.match_taps(student, teacher, x), "red", example=x).graduate()
+    modules = {op.module for op in trace(model, x).ops}
+    assert {"conv1", "conv1.after.logit.0", "layer2.0.conv1", "layer2.0.before.residual_encoder.0"} <= modules
