@@ -37,11 +37,13 @@ _HOMES = {
     "profile_memory": "memory",
     "measure_memory": "memory",
     "memory_bounds": "memory",
+    "fit_to_budget": "budget",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from redistill_lib.augment import to_float
+    from redistill_lib.budget import fit_to_budget
     from redistill_lib.checkpoint import load_model
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.distill import Distillation

@@ -17,6 +17,7 @@ from torch import nn
 
 from redistill_lib.checkpoint import fingerprint, load_model, read_tensors
 from redistill_lib.data import load_data
+from redistill_lib.memory import profile_memory
 from redistill_lib.methods import KD
 from redistill_lib.models import create_model
 from redistill_lib.red import BlockedLayer
@@ -73,6 +74,17 @@ def test_metrics_are_those_of_the_stored_model(teacher: Run) -> None:
     assert evaluate(model, data.test)["accuracy"] == pytest.approx(teacher.metrics["test_accuracy"])
     assert evaluate(model, data.validation)["accuracy"] == pytest.approx(teacher.metrics["validation_accuracy"])
     assert teacher.metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    profile = profile_memory(model, torch.zeros(1, data.in_channels, data.image_size, data.image_size))
+    assert teacher.metrics["peak_bytes"] == profile.peak_bytes < teacher.metrics["peak_bytes_eager"]
+    assert teacher.metrics["peak_at"] == profile.peak_op.name
+
+
+def test_a_network_that_cannot_be_profiled_keeps_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "profile_memory", lambda *_, **__: torch.zeros(-1))
+    run = train(tmp_path)
+    assert run.complete and run.metrics["memory_error"].startswith("RuntimeError") and "peak_bytes" not in run.metrics
 
 
 def test_the_same_call_finds_its_run(teacher: Run, monkeypatch: pytest.MonkeyPatch) -> None:

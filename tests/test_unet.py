@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redistill_lib.models import create_model, load_checkpoint, places, student_name, usual_plan
 from redistill_lib.plans import StridePlan
+from redistill_lib.red import RedBlock, insert_blocks
 from redistill_lib.taps import match_taps
 
 OFFICIAL: dict[str, dict[str, list[int]]] = json.loads(
@@ -328,3 +329,13 @@ def test_bad_inputs(x: tuple[int, ...], t: Tensor, parts: list[str]) -> None:
     with pytest.raises(ValueError, match="unet-2-221 takes") as caught:
         create_model(STUDENT, ch=8)(torch.zeros(x), t)
     assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_a_residual_block_may_carry_red_blocks() -> None:
+    model, x, t = (
+        create_model("unet", ch=8, mult=(1, 2)).eval(),
+        torch.rand(1, 3, 8, 8),
+        torch.zeros(1, dtype=torch.long),
+    )
+    insert_blocks(model, [("downblocks.1", "output", RedBlock(8)), ("upblocks.0", "output", RedBlock(16))])
+    assert model.eval()(x, t).shape == x.shape

@@ -116,6 +116,10 @@ class ResBlock(nn.Module):
         return self.attn(self.block2(h) + self.shortcut(x))
 
 
+def _is_residual(block: nn.Module) -> bool:
+    return hasattr(block, "temb_proj")  # also where it carries a RED block
+
+
 class DownSample(nn.Module):
     """Conv3×3 with its place's stride."""
 
@@ -207,12 +211,12 @@ class UNet(nn.Module):
         x = self.head(x)
         skips = [x]
         for block in self.downblocks:
-            x = block(x, temb) if isinstance(block, ResBlock) else block(x)
+            x = block(x, temb) if _is_residual(block) else block(x)
             skips.append(x)
         for block in self.middleblocks:
             x = block(x, temb)
         for block in self.upblocks:
-            if isinstance(block, ResBlock):
+            if _is_residual(block):
                 x = torch.cat((x, skips.pop()), dim=1)
                 x = block(x, temb)
             else:

@@ -47,8 +47,9 @@ def train_classifier(
         on_epoch: called with the history so far after each epoch; once, with all of it, for a run found complete.
 
     Returns the complete `Run`: metrics ``validation_accuracy``, ``test_accuracy`` (both at the best epoch on
-    validation), ``test_accuracy_last``, ``best_epoch``, ``parameters``, ``seconds``. Under ``torchrun`` or
-    ``accelerate.notebook_launcher`` the batch is shared among the processes.
+    validation), ``test_accuracy_last``, ``best_epoch``, ``parameters``, ``seconds``, ``peak_bytes`` (activations of
+    one picture in fp32, ``fused`` convention; ``peak_bytes_eager`` is PyTorch's) and ``peak_at``. Under ``torchrun``
+    or ``accelerate.notebook_launcher`` the batch is shared among the processes.
 
     >>> run = train_classifier("mobilenetv3_small", load_data("digits"), Recipe(epochs=1))    # doctest: +SKIP
     """

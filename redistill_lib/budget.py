@@ -1,0 +1,222 @@
+"""Which stride plans and dtypes fit a device's memory."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.memory import DTYPES, Profile, format_size, parse_size
+from redistill_lib.memory.profile import build_profile, storage_size
+from redistill_lib.memory.trace import trace
+from redistill_lib.models import ARCHITECTURES, create_model
+from redistill_lib.plans import StridePlan
+from redistill_lib.progress import progress_bar
+from redistill_lib.student import derive_student, find_places
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One stride plan in one dtype, and what it needs."""
+
+    plan: str
+    dtype: str
+    peak_bytes: int  # activations, weights apart
+    peak_at: str  # the layer that sets it
+    flops: int  # 2 per multiply-add
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class BudgetFit:
+    """The answer to `fit_to_budget`. `fits` is empty where nothing fits; `closest` then comes nearest."""
+
+    model: str
+    budget_bytes: int
+    inputs: tuple[tuple[int, ...], ...]
+    own: tuple[Fit, ...]  # the network as it is, once per dtype
+    candidates: tuple[Fit, ...] = field(repr=False)  # every plan looked at
+
+    @property
+    def fits(self) -> tuple[Fit, ...]:
+        """The fitting plans worth a look, the one that computes most first.
+
+        Computation stands for the resolution that a plan keeps: a plan is left out where another one of the same
+        dtype needs no more memory and computes no less. Plans equal in both are one, the first in plan order.
+        """
+        fitting = sorted(
+            (fit for fit in self.candidates if fit.peak_bytes <= self.budget_bytes),
+            key=lambda fit: (-fit.flops, fit.peak_bytes, fit.plan),
+        )
+        least: dict[str, int] = {}
+        kept = []
+        for fit in fitting:
+            if fit.peak_bytes < least.get(fit.dtype, self.budget_bytes + 1):
+                least[fit.dtype] = fit.peak_bytes
+                kept.append(fit)
+        return tuple(kept)
+
+    @property
+    def closest(self) -> Fit:
+        """The plan that needs the least memory of all."""
+        return min(self.candidates, key=lambda fit: fit.peak_bytes)
+
+    def to_frame(self) -> pd.DataFrame:
+        """`fits` as a table: KiB, multiply-adds in millions, and both as shares of the network as it is."""
+        import pandas as pd
+
+        own = {fit.dtype: fit for fit in self.own}
+        return pd.DataFrame(
+            [
+                {
+                    "plan": fit.plan,
+                    "dtype": fit.dtype,
+                    "peak (KiB)": fit.peak_bytes / 1024,
+                    "set by": fit.peak_at,
+                    "peak ÷ own": fit.peak_bytes / own[fit.dtype].peak_bytes,
+                    "mult-adds (M)": fit.flops / 2e6,
+                    "mult-adds ÷ own": fit.flops / own[fit.dtype].flops,
+                    "weights (KiB)": fit.weight_bytes / 1024,
+                }
+                for fit in self.fits
+            ]
+        )
+
+    def __str__(self) -> str:
+        budget, near = format_size(self.budget_bytes), self.closest
+        if not self.fits:
+            return (
+                f"no plan of {self.model} fits {budget}: the nearest, {near.plan} in {near.dtype}, "
+                f"needs {format_size(near.peak_bytes)} at {near.peak_at}; try a smaller input or width"
+            )
+        best = self.fits[0]
+        return (
+            f"{self.model} in {budget}: {best.plan} in {best.dtype} keeps most, peak "
+            f"{format_size(best.peak_bytes)} at {best.peak_at} ({len(self.fits)} plans worth a look)"
+        )
+
+
+def fit_to_budget(
+    model: str | nn.Module,
+    budget: int | str,
+    *inputs: Tensor,
+    dtypes: Sequence[str] = ("fp32", "int8"),
+    plans: Iterable[StridePlan | str] | None = None,
+    in_place_depthwise: bool = False,
+    progress: bool = True,
+) -> BudgetFit:
+    """Which stride plans of a network keep its peak of activations within a budget, and what each costs.
+
+    `model` is a built-in name (``"mobilenetv2"``, with a plan for another total stride) or any network that
+    `derive_student` can handle; `budget` is bytes or ``"256KB"``; `inputs` an example, of which only shapes count.
+    Looked at are all plans with the network's own total stride: for a name every legal one (where these are more
+    than 500, those that nowhere pool later than the network itself), for a network every way of moving its strides
+    to the stem; or the `plans` given. Peaks follow the ``fused`` convention; weights are beside them. Nothing is
+    computed or trained: which of the plans learns best is for training to tell.
+
+    >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
+    >>> [(f.plan, f.dtype) for f in fit.fits]
+    [('4-1221121', 'int8')]
+    """
+    budget_bytes = parse_size(budget)
+    if not inputs:
+        raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
+    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
+    if unknown or not dtypes:
+        raise ValueError(f"unknown dtype {unknown[0] if unknown else ''!r}: choose from {', '.join(DTYPES)}")
+    builder = _Named(model) if isinstance(model, str) else _Derived(model, inputs)
+    chosen = [StridePlan.parse(p) if isinstance(p, str) else p for p in plans] if plans else list(builder.plans())
+    found: dict[str, list[Fit]] = {}
+    with progress_bar(len(chosen) + 1, f"plans of {builder.name}", enabled=progress) as bar:
+        for plan in (builder.own, *chosen):
+            if str(plan) not in found:
+                profiles = _profiles(builder.build(plan), inputs, dtypes, in_place_depthwise)
+                found[str(plan)] = [_fit(plan, profile) for profile in profiles]
+            bar.update()
+    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
+    candidates = [fit for plan in dict.fromkeys(map(str, chosen)) for fit in found[plan]]
+    return BudgetFit(builder.name, budget_bytes, shapes, tuple(found[str(builder.own)]), tuple(candidates))
+
+
+def _profiles(
+    model: nn.Module, inputs: tuple[Tensor, ...], dtypes: Sequence[str], in_place_depthwise: bool
+) -> Iterator[Profile]:
+    passed = trace(model, *inputs, fast_attention=False)  # once for all dtypes
+    for dtype in dtypes:
+        name, size = storage_size(dtype)
+        yield build_profile(model, passed, "fused", name, size, in_place_depthwise=in_place_depthwise)
+
+
+def _fit(plan: StridePlan, profile: Profile) -> Fit:
+    at = profile.peak_op.name
+    return Fit(str(plan), profile.dtype, profile.peak_bytes, at, profile.flops, profile.weight_bytes)
+
+
+class _Named:
+    """A built-in architecture: every legal plan."""
+
+    def __init__(self, name: str):
+        with torch.device("meta"):
+            self.own: StridePlan = create_model(name).plan
+        self.name, _, _ = name.partition("-")
+        self.facts = ARCHITECTURES[self.name]
+
+    def plans(self) -> Iterator[StridePlan]:
+        own, facts = self.own, self.facts
+        here = list(itertools.accumulate(own.places, lambda a, b: a * b))
+        found = []
+        for stages in _products(facts.allowed, len(own.stages), own.total):
+            stem = own.total // math.prod(stages)
+            if stem in facts.stem:
+                found.append(StridePlan(stem, stages))
+        if len(found) > MANY:
+            later = (itertools.accumulate(plan.places, lambda a, b: a * b) for plan in found)
+            found = [p for p, there in zip(found, later, strict=True) if all(map(int.__ge__, there, here))]
+        yield from found
+
+    def build(self, plan: StridePlan) -> nn.Module:
+        with torch.device("meta"):
+            return create_model(f"{self.name}-{plan}")
+
+
+class _Derived:
+    """Any network: every way of moving the strides that it has to its stem."""
+
+    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
+        self.name = str(getattr(model, "name", type(model).__name__))
+        # Only shapes count from here on, and a copy per plan then costs nothing.
+        self.model, self.inputs = copy.deepcopy(model).to("meta"), tuple(tensor.to("meta") for tensor in inputs)
+        strides = [place.stride for place in find_places(model, inputs)]
+        self.own = StridePlan(strides[0], tuple(strides[1:]))
+
+    def plans(self) -> Iterator[StridePlan]:
+        choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in self.own.stages]
+        for stages in itertools.product(*choices):
+            yield StridePlan(self.own.total // math.prod(stages), stages)
+
+    def build(self, plan: StridePlan) -> nn.Module:
+        if plan == self.own:
+            return self.model
+        return derive_student(self.model, plan=plan, example=self.inputs)[0]
+
+
+def _products(allowed: tuple[int, ...], length: int, total: int) -> Iterator[tuple[int, ...]]:
+    """All tuples of allowed strides whose product divides the total."""
+    if not length:
+        yield ()
+        return
+    for stride in allowed:
+        if total % stride == 0:
+            for rest in _products(allowed, length - 1, total // stride):
+                yield (stride, *rest)

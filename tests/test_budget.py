@@ -1,0 +1,86 @@
+"""Which plans fit: against profiles made one by one, and against brute force over the candidates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import redistill_lib as rd
+from redistill_lib.budget import BudgetFit, Fit, fit_to_budget
+
+X = torch.zeros(1, 3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def resnet() -> BudgetFit:
+    return fit_to_budget("resnet18", "96KB", X, progress=False)
+
+
+def test_every_legal_plan_of_the_same_total_is_looked_at(resnet: BudgetFit) -> None:
+    plans = {fit.plan for fit in resnet.candidates}
+    assert len(plans) == 146 and len(resnet.candidates) == 2 * 146
+    assert {"2-21222", "8-11221", "1-22222", "16-11112", "2-12222"} <= plans
+    assert all(rd.StridePlan.parse(plan).total == 32 for plan in plans)
+
+
+def test_a_candidate_is_what_its_profile_says(resnet: BudgetFit) -> None:
+    fit = next(fit for fit in resnet.candidates if (fit.plan, fit.dtype) == ("8-11221", "int8"))
+    profile = rd.profile_memory(rd.create_model("resnet18-8-11221"), X, dtype="int8")
+    assert fit == Fit(
+        "8-11221", "int8", profile.peak_bytes, profile.peak_op.name, profile.flops, profile.weight_bytes
+    )
+    assert [own.plan for own in resnet.own] == ["2-21222", "2-21222"]
+
+
+def test_what_is_kept_fits_and_is_not_beaten(resnet: BudgetFit) -> None:
+    def beats(a: Fit, b: Fit) -> bool:
+        better = a.peak_bytes < b.peak_bytes or a.flops > b.flops
+        return a.dtype == b.dtype and a.peak_bytes <= b.peak_bytes and a.flops >= b.flops and better
+
+    fitting = [fit for fit in resnet.candidates if fit.peak_bytes <= 96 * 1024]
+    best = {(fit.dtype, fit.peak_bytes, fit.flops) for fit in fitting if not any(beats(o, fit) for o in fitting)}
+    assert {(fit.dtype, fit.peak_bytes, fit.flops) for fit in resnet.fits} == best and len(resnet.fits) == len(best)
+    assert [fit.flops for fit in resnet.fits] == sorted((fit.flops for fit in resnet.fits), reverse=True)
+    frame = resnet.to_frame()
+    assert list(frame["plan"]) == [fit.plan for fit in resnet.fits] and (frame["peak (KiB)"] <= 96).all()
+    assert resnet.fits[0].plan in str(resnet)
+
+
+def test_a_network_of_ones_own_moves_its_strides_to_the_stem() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 4, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    fit = fit_to_budget(net, "64KB", X, dtypes=["fp32"], progress=False)
+    assert {f.plan for f in fit.candidates} == {"1-24", "2-14", "2-22", "4-21", "4-12", "8-11"}
+    # Image 48 KiB throughout the stem: with stem stride 4 its output is 16 × 16² × 4 B = 16 KiB more.
+    assert {f.plan for f in fit.candidates if f.peak_bytes <= 64 * 1024} == {"4-21", "4-12", "8-11"}
+    assert not next(net.parameters()).is_meta
+
+
+def test_where_nothing_fits_the_nearest_is_named() -> None:
+    fit = fit_to_budget("mobilenetv2", "1KB", X, plans=["2-1222121", "8-1211121"], progress=False)
+    assert fit.fits == () and fit.to_frame().empty
+    assert "no plan of mobilenetv2 fits 1.0 KiB: the nearest, 8-1211121 in int8" in str(fit)
+
+
+def test_in_place_depthwise_makes_room() -> None:
+    plain, in_place = (
+        fit_to_budget(
+            "mobilenetv2", 1, X, dtypes=["int8"], plans=["2-1222121"], in_place_depthwise=flag, progress=False
+        )
+        for flag in (False, True)
+    )
+    assert in_place.closest.peak_bytes < plain.closest.peak_bytes
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match="not an amount of memory"):
+        fit_to_budget("mobilenetv2", "lots", X)
+    with pytest.raises(ValueError, match="needs an example input"):
+        fit_to_budget("mobilenetv2", "1MB")
+    with pytest.raises(ValueError, match="unknown dtype 'int4'"):
+        fit_to_budget("mobilenetv2", "1MB", X, dtypes=["int4"])
+    with pytest.raises(ValueError, match="Unknown architecture"):
+        fit_to_budget("mobilnetv9", "1MB", X)
