@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from redistill_lib.models import create_model
-from redistill_lib.taps import Tap, evaluating, feature_maps, find_layer, match_taps, read_taps, tapping
+from redistill_lib.taps import Tap, evaluating, feature_maps, find_layer, find_resizes, match_taps, read_taps, tapping
 
 RESNET_X4 = ["conv1.o < layer2.0.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]
 MOBILENETV2_X4 = ["features.0.0.o < features.4.conv.3.o", "features.2.conv.3.io < features.7.conv.3.io",
@@ -301,3 +301,16 @@ def test_stored_pictures_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "taps.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
         read_taps(tmp_path / "taps.yaml")
+
+
+def test_a_linear_layer_over_channels_last_maps_is_no_change_of_resolution() -> None:
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.wide, self.narrow = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).permute(0, 2, 3, 1)
+            return self.narrow(self.wide(x)).permute(0, 3, 1, 2)
+
+    assert [step.path for step in find_resizes(Mixer(), torch.zeros(1, 3, 32, 32))] == ["stem"]

@@ -1,0 +1,263 @@
+"""Derive a student with aggressive pooling from any network."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import Tensor, nn
+
+from redistill_lib.plans import StridePlan
+from redistill_lib.student.edits import LAYERS, Change, inside_forward, lift, noted, reconnect, restride, settle
+from redistill_lib.student.layers import DOWNSAMPLERS, Downsampler
+from redistill_lib.student.places import Layout, find_layout
+from redistill_lib.student.trace import FITTING, Call, Level, Size, Trace, as_inputs, image_size, trace
+
+Model = TypeVar("Model", bound=nn.Module)
+Weights = Literal["copy", "init"]
+
+
+def derive_student(
+    model: Model,
+    factor: int | None = None,
+    *,
+    plan: StridePlan | str | None = None,
+    example: Tensor | tuple[Any, ...],
+    downsampler: Downsampler = "stride",
+    weights: Weights = "copy",
+) -> tuple[Model, tuple[Change, ...]]:
+    """A copy of `model` that pools its maps earlier, and the list of what was changed. `model` is left as it is.
+
+    Give `factor` (2, 4, 8, …): the stem's stride is multiplied by it and given back from the last place backwards;
+    a student of ×4 and more gives up a pool right behind the stem first (ReDistill, arXiv 2406.03744, section 4).
+    Or give `plan`: one stride for each of `find_places(model, example)`; a built-in network also takes its own
+    notation, stride-1 places included. `example` is a float picture B×C×H×W, or the tuple of the network's inputs,
+    such as (x, t); only its shape matters.
+
+    Every layer between two resolutions follows them: parallel branches, skip connections, upsampling, and the last
+    convolution of a network that returns a picture. Kernels stay as they are, whatever the stride, except where
+    kernel and stride are one thing: patch embeddings, 2×2 downsampling and transposed convolutions keep kernel =
+    stride, and pools with kernel = stride become the identity at stride 1. The student's outputs have the teacher's
+    shapes, which is checked without computing.
+
+    `downsampler` says how convolutions that get more stride reduce: by "stride" as in the paper; by keeping their
+    stride in front of a "max", "avg" or "blur" pool (anti-aliased, arXiv 1904.11486); or by "space_to_depth" before
+    them, their input channels growing by factor².
+
+    `weights`: "copy" keeps every weight. Where a kernel changed its size its weights are averaged or repeated, so
+    that it does to a map of equal neighbours what it did; a space-to-depth stem starts as the teacher's on the
+    averaged picture. "init" draws all anew, by each module's `reset_parameters` and then by the network's
+    `_init_weights` where it has one, and warns of parameters that neither reaches.
+
+    Raises ValueError where the stride cannot be moved, naming the layer and the reason.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
+    >>> student, changes = derive_student(net, 4, example=torch.zeros(1, 3, 32, 32))
+    >>> changes
+    (0: conv stride 2 → 8, 1: max pool 2 → 1, 2: conv stride 2 → 1)
+    """
+    for label, value, choices in (
+        ("downsampler", downsampler, DOWNSAMPLERS),
+        ("weights", weights, get_args(Weights)),
+    ):
+        if value not in choices:
+            raise ValueError(f"{label}={value!r} is not one of {', '.join(choices)}")
+    inputs = as_inputs(example)
+    layout = find_layout(model, inputs)
+    target = _target(model, layout, factor, plan)
+    sizes = _Sizes(layout, target, image_size(inputs))
+    student = copy.deepcopy(model)
+    changes: dict[str, Change] = {}
+    for call, old, new in _due(model, layout, sizes):
+        if call is layout.tail and old == 1:
+            changes[call.path] = lift(student, call, new)
+        else:
+            changes[call.path] = restride(student, call, old, new, downsampler)
+            if new == 1 and (change := reconnect(student, call.path)):
+                changes[change.layer] = change
+    _settle(student, inputs, layout, sizes, changes)
+    _rename(student, layout, target, downsampler)
+    if weights == "init":
+        _initialise(student)
+    return student, tuple(changes.values())
+
+
+# -------------------------------------------------------------------------------------------------- the new plan
+
+
+def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
+    if (factor is None) == (plan is None):
+        raise ValueError("give derive_student either factor= or plan=")
+    if len(layout.places) == 1:
+        raise ValueError(
+            f"only {layout.places[0].name} strides in this {type(model).__name__}: no later layer strides or pools "
+            "that could give it back (a transformer's patches keep their grid, or are merged by slicing)"
+        )
+    if factor is not None:
+        return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())
+    plan = StridePlan.parse(plan) if isinstance(plan, str) else plan
+    assert plan is not None
+    own = getattr(model, "plan", None)
+    if isinstance(own, StridePlan) and len(own.places) == len(plan.places) != len(layout.places):
+        kept = _kept(own)
+        if any(stride > 1 for k, stride in enumerate(plan.places) if k not in kept):
+            raise ValueError(f"plan {plan} strides where {own} has stride 1; a student can only change strides")
+        plan = StridePlan(plan.stem, tuple(plan.places[k] for k in kept[1:]))
+    if len(plan.places) != len(layout.places):
+        names = ", ".join(place.name for place in layout.places)
+        raise ValueError(
+            f"plan {plan} has {len(plan.places)} places where this {type(model).__name__} has {len(layout.places)}: "
+            f"{names}; its own plan is {layout.plan}"
+        )
+    return plan
+
+
+def _kept(own: StridePlan) -> list[int]:
+    """The indices of a built-in network's plan that are places here: the stem and strides above 1."""
+    return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
+
+
+class _Sizes:
+    """The student's height and width at each of the teacher's levels."""
+
+    def __init__(self, layout: Layout, target: StridePlan, image: Size) -> None:
+        self.image, self.sizes = image, dict[Level, Size]()
+        total = 1
+        for level, stride in zip(layout.levels, target.places, strict=True):
+            total *= stride
+            if any(side % total for side in image):
+                raise ValueError(
+                    f"a student of plan {target} divides its pictures by {total} or more, which an example of "
+                    f"{image[0]}×{image[1]} does not allow"
+                )
+            self.sizes[level] = (image[0] // total, image[1] // total)
+        self.stem = layout.levels[0].size
+        self.shrink = target.stem / layout.plan.stem
+
+    def __getitem__(self, level: Level) -> Size:
+        if level in self.sizes:
+            return self.sizes[level]
+        outside = level.raw or not self.stem[0] * self.stem[1] < level.height * level.width < math.prod(self.image)
+        if outside:  # the picture's, or that of a gate or a head
+            return level.size
+        # A level of the way up alone shrinks with the stem's: what leads back to the picture grows by the factor.
+        return (round(level.height / self.shrink), round(level.width / self.shrink))
+
+
+def _due(model: nn.Module, layout: Layout, sizes: _Sizes) -> Iterator[tuple[Call, int, int]]:
+    """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
+    wanted: dict[tuple[str, str], tuple[Call, int, int]] = {}
+    for call in layout.found.calls:
+        if call.function == FITTING or (call is not layout.tail and not call.resizes):
+            continue
+        before = call.before.size, call.after.size
+        after = sizes[call.before], sizes.image if call is layout.tail else sizes[call.after]
+        ratios = [max(x[0] / y[0], y[0] / x[0]) for x, y in (before, after)]
+        old, new = round(ratios[0]), round(ratios[1])
+        if abs(new - ratios[1]) > 1e-6:
+            raise ValueError(
+                f"{call.path} would have to change resolution by {ratios[1]:g}, which is no whole stride"
+            )
+        seen = wanted.setdefault((call.path, call.function), (call, old, new))
+        if seen[1:] != (old, new):
+            if not isinstance(layer := model.get_submodule(call.path), LAYERS):
+                raise ValueError(inside_forward(call, layer))
+            raise ValueError(
+                f"{call.path} runs {call.function} at several places, whose strides would differ "
+                f"({seen[1]} → {seen[2]} and {old} → {new}); give each place a layer of its own"
+            )
+    return (due for due in wanted.values() if due[1] != due[2])
+
+
+# --------------------------------------------------------------------------------------------------- checking
+
+
+def _settle(
+    student: nn.Module, inputs: tuple[Any, ...], layout: Layout, sizes: _Sizes, changes: dict[str, Change]
+) -> None:
+    """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
+    wanted = dict(_expected(layout, sizes))
+    for _ in range(len(changes) + 1):
+        found = trace(student, inputs)
+        wrong = next(((p, got) for p, got in _numbered(found) if wanted.get(p, got) != got), None)
+        if wrong is None:
+            break
+        (path, _), got = wrong
+        note = settle(student, path, got, wanted[wrong[0]]) if path in changes else None
+        if note is None:
+            raise ValueError(_reason(layout, changes, path, got, wanted[wrong[0]]))
+        changes[path] = noted(changes[path], note)
+    if found.error is not None:
+        if found.inside in changes and changes[found.inside].kind == "attribute":
+            raise ValueError(_without_effect(layout, changes, found.inside))
+        raise ValueError(f"the student breaks in {found.inside or 'its forward'}: {found.error}") from found.error
+    if found.outputs != layout.found.outputs:
+        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, layout.found))
+        raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
+
+
+def _numbered(found: Trace) -> Iterator[tuple[tuple[str, int], Size]]:
+    counts: dict[str, int] = {}
+    for visit in found.visits:
+        counts[visit.path] = counts.get(visit.path, -1) + 1
+        yield (visit.path, counts[visit.path]), visit.size
+
+
+def _expected(layout: Layout, sizes: _Sizes) -> Iterator[tuple[tuple[str, int], Size]]:
+    resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
+    for visit, (key, size) in zip(layout.found.visits, _numbered(layout.found), strict=True):
+        if layout.tail is not None and visit.path == layout.tail.path:
+            return  # from here on, the picture's size
+        if visit.path in resizing and visit.level.size == size:
+            yield key, sizes[visit.level]
+
+
+def _reason(layout: Layout, changes: dict[str, Change], path: str, got: Size, wanted: Size) -> str:
+    if path in changes and changes[path].kind == "attribute":
+        return _without_effect(layout, changes, path)
+    what = f", its {c.kind} changed from {c.before} to {c.after}" if (c := changes.get(path)) else ""
+    return f"{path or 'the network'} gives maps of {got[0]}×{got[1]}{what}, not of {wanted[0]}×{wanted[1]}"
+
+
+def _without_effect(layout: Layout, changes: dict[str, Change], path: str) -> str:
+    function = next(call.function for call in layout.found.calls if call.path == path and call.resizes)
+    return (
+        f"{path} calls {function} in its own forward, which cannot be changed from outside: "
+        f"its attribute {changes[path].note!r} was set to {changes[path].after}, without effect"
+    )
+
+
+# ------------------------------------------------------------------------------------------- names and weights
+
+
+def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:
+    """A built-in network carries its plan in `plan` and `name`."""
+    own, name = getattr(student, "plan", None), getattr(student, "name", None)
+    if not isinstance(own, StridePlan) or not isinstance(name, str) or len(_kept(own)) != len(target.places):
+        return
+    places = list(own.places)
+    for index, stride in zip(_kept(own), target.places, strict=True):
+        places[index] = stride
+    plan = StridePlan(places[0], tuple(places[1:]))
+    marker = "" if downsampler == "stride" else f"-{downsampler}"
+    student.plan, student.name = plan, name.removesuffix(str(own)) + str(plan) + marker  # type: ignore[assignment]
+
+
+def _initialise(student: nn.Module) -> None:
+    reached: set[int] = set()
+    for module in student.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+            reached.update(id(p) for p in module.parameters(recurse=False))
+    if callable(init := getattr(student, "_init_weights", None)):
+        student.apply(init)
+    elif left := [name for name, p in student.named_parameters() if id(p) not in reached]:
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        warnings.warn(
+            f"no reset_parameters reaches {', '.join(left[:3])}{more}: the student keeps the teacher's values there",
+            stacklevel=3,
+        )

@@ -1,0 +1,273 @@
+"""Changing one layer's stride, kind by kind, and saying what was changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redistill_lib.student.layers import (
+    Downsampler,
+    PaddedConv2d,
+    PooledConv2d,
+    ShuffledConv2d,
+    UnshuffledConv2d,
+    become,
+)
+from redistill_lib.student.trace import Call, Size
+
+# What `restride` knows; any other module that resizes does so in its own forward.
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)
+# Names under which modules with a resizing function in their forward keep its stride.
+_ATTRIBUTES = ("stride", "scale_factor", "scale", "factor")
+# Names under which inverted residuals keep whether they add their input: here, torchvision's and transformers'.
+_RESIDUALS = ("residual", "use_res_connect", "use_residual")
+
+
+@dataclass(frozen=True, repr=False)
+class Change:
+    """One layer that `derive_student` changed: its stride (or upsampling) before and after.
+
+    `kind` is "conv stride", "patch embed" (a convolution whose kernel is its stride), "max pool", "avg pool",
+    "transposed conv", "upsample", "inserted" (a pool or a shuffle at a convolution), "attribute" (of a module that
+    resizes in its own forward) or "residual" (of a MobileNet block that has stride 1 now). `note` says what else had
+    to change. `pd.DataFrame(changes)` is their table.
+
+    >>> Change("conv1", "conv stride", 2, 8)
+    conv1: conv stride 2 → 8
+    """
+
+    layer: str
+    kind: str
+    before: int
+    after: int
+    note: str = ""
+
+    def __repr__(self) -> str:
+        return f"{self.layer}: {self.kind} {self.before} → {self.after}" + (f" ({self.note})" if self.note else "")
+
+
+def restride(model: nn.Module, call: Call, old: int, new: int, downsampler: Downsampler) -> Change:
+    """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not."""
+    layer = model.get_submodule(call.path)
+    if isinstance(layer, nn.Conv2d) and call.function == "conv2d":
+        if new > old and downsampler != "stride":
+            return _insert(model, call.path, layer, old, new, downsampler)
+        return _conv(call.path, layer, old, new)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _transposed(call.path, layer, old, new)
+    if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+        return _pool(model, call.path, layer, old, new)
+    if isinstance(layer, nn.Upsample):
+        if new == 1:
+            swap(model, layer, nn.Identity())
+        else:
+            layer.scale_factor, layer.size = float(new), None
+        return Change(call.path, "upsample", old, new, "removed" if new == 1 else "")
+    return _attribute(call, layer, old, new)
+
+
+def lift(model: nn.Module, call: Call, factor: int) -> Change:
+    """Let the network's last convolution return to the picture's size, `factor` times its input's.
+
+    A transposed convolution upsamples; a convolution gets factor² times its channels and shuffles them into space,
+    its weights repeated: at first each pixel is the old one, repeated.
+    """
+    layer = model.get_submodule(call.path)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _transposed(call.path, layer, 1, factor)
+    if not isinstance(layer, nn.Conv2d) or not _plain(layer) or layer.groups > 1:
+        raise ValueError(
+            f"{call.path or 'the network'} makes the output picture, which has to grow ×{factor}; that can be added "
+            f"to a plain Conv2d or ConvTranspose2d, not to a {type(layer).__name__}"
+        )
+    lifted = become(layer, ShuffledConv2d, factor=factor)
+    for name in ("weight", "bias"):
+        if (old := getattr(layer, name)) is not None:
+            setattr(lifted, name, _parameter(old.repeat_interleave(factor**2, 0), old))
+    swap(model, layer, lifted)
+    return Change(call.path, "inserted", 1, factor, f"depth to space ×{factor}")
+
+
+def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `model` holds `old`."""
+    new.training = old.training
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if child is old:
+                setattr(parent, name, new)
+
+
+def reconnect(model: nn.Module, path: str) -> Change | None:
+    """Switch on the residual of the inverted residual block around `path`, where only its stride forbade one.
+
+    As the paper's students have it: a residual is added where the stride is 1 and the channels are equal.
+    """
+    while path := path.rpartition(".")[0]:
+        block = model.get_submodule(path)
+        flag = next((name for name in _RESIDUALS if getattr(block, name, None) is False), None)
+        if flag is not None:
+            convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
+            if convs[0].in_channels != convs[-1].out_channels or any(conv.stride != (1, 1) for conv in convs):
+                return None
+            setattr(block, flag, True)
+            return Change(path, "residual", 0, 1, flag)
+    return None
+
+
+def settle(model: nn.Module, path: str, got: Size, wanted: Size) -> str | None:
+    """Pad a layer whose map came out too small by a border; what was done, or None where nothing can be."""
+    layer = model.get_submodule(path)
+    short = [w - g for w, g in zip(wanted, got, strict=True)]
+    if min(short) < 0:
+        return None
+    if isinstance(layer, nn.Conv2d) and _plain(layer):
+        # At most what keeps the size is missing; the odd line goes to the left and top, as its like stands right.
+        missing = [d * s for d, s in zip(short, layer.stride, strict=True)]
+        if any(m > d * (k - 1) for m, d, k in zip(missing, layer.dilation, layer.kernel_size, strict=True)):
+            return None
+        (top, bottom), (left, right) = ((m - m // 2, m // 2) for m in missing)
+        swap(model, layer, become(layer, PaddedConv2d, border=(left, right, top, bottom)))
+        return f"padded by {left} left, {right} right, {top} top, {bottom} bottom"
+    if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) and short[0] == short[1] and short[0] % 2 == 0:
+        padding = _one(layer.padding) + short[0] // 2
+        if padding <= _one(layer.kernel_size) // 2:
+            layer.padding = padding
+            return f"padding {padding}"
+    return None
+
+
+# ------------------------------------------------------------------------------------------------- kind by kind
+
+
+def _conv(path: str, conv: nn.Conv2d, old: int, new: int) -> Change:
+    if _tiles(conv):
+        size = conv.kernel_size[0] * new // old
+        note = _resize_kernel(path, conv, size, (conv.kernel_size[0] / size) ** 2)
+        conv.stride = (size, size)
+        return Change(path, "patch embed", old, new, note)
+    note = ""
+    if conv.padding == "same" and new > 1:  # which only stride 1 may have
+        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        conv.padding = (reach[0] // 2, reach[1] // 2)
+        if conv.padding_mode != "zeros":
+            conv._reversed_padding_repeated_twice = [conv.padding[1]] * 2 + [conv.padding[0]] * 2
+        note = f"padding {conv.padding[0]}"
+    conv.stride = (conv.stride[0] * new // old, conv.stride[1] * new // old)
+    return Change(path, "conv stride", old, new, note)
+
+
+def _insert(model: nn.Module, path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsampler) -> Change:
+    factor = new // old
+    if new % old:
+        raise ValueError(f"{path}: a {downsampler} pool cannot take stride {old} to {new}; 'stride' can")
+    if not _plain(conv):
+        raise ValueError(
+            f"{path} is a {type(conv).__name__}, which convolves in its own way: "
+            f"downsampler={downsampler!r} needs a plain Conv2d there, 'stride' does not"
+        )
+    if downsampler == "space_to_depth":
+        unshuffled = become(conv, UnshuffledConv2d, factor=factor)
+        # Every pixel of a square weighs the same: at first the teacher's stem on the picture shrunk by averaging.
+        unshuffled.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
+        swap(model, conv, unshuffled)
+        return Change(path, "inserted", old, new, f"space to depth {factor}")
+    if downsampler == "blur" and factor & (factor - 1):
+        raise ValueError(f"{path}: blur halves, so it cannot reduce by {factor}; choose a power of two, or 'avg'")
+    swap(model, conv, become(conv, PooledConv2d, pool=downsampler, factor=factor))
+    return Change(path, "inserted", old, new, f"{downsampler} pool {factor}")
+
+
+def _transposed(path: str, conv: nn.ConvTranspose2d, old: int, new: int) -> Change:
+    if _tiles(conv):
+        note = _resize_kernel(path, conv, new, 1.0)
+        conv.stride = (new, new)
+        return Change(path, "transposed conv", old, new, note)
+    reach = conv.dilation[0] * (conv.kernel_size[0] - 1)
+    extra = new - 1 + 2 * int(conv.padding[0]) - reach
+    if not 0 <= extra < max(new, conv.dilation[0]):
+        raise ValueError(
+            f"{path} upsamples with kernel {conv.kernel_size[0]} and padding {conv.padding[0]}, "
+            f"which give no map of {new} times its input's size"
+        )
+    conv.stride, conv.output_padding = (new, new), (extra, extra)
+    return Change(path, "transposed conv", old, new)
+
+
+def _pool(model: nn.Module, path: str, pool: nn.MaxPool2d | nn.AvgPool2d, old: int, new: int) -> Change:
+    kind = "max pool" if isinstance(pool, nn.MaxPool2d) else "avg pool"
+    tiles = _one(pool.kernel_size) == _one(pool.stride) and _one(pool.padding) == 0
+    if tiles and new == 1:
+        swap(model, pool, nn.Identity())  # a pool over one pixel
+        return Change(path, kind, old, new, "removed")
+    pool.stride = new
+    if tiles:
+        pool.kernel_size = new
+    return Change(path, kind, old, new, f"kernel {new}" if tiles else "")
+
+
+def _attribute(call: Call, layer: nn.Module, old: int, new: int) -> Change:
+    if call.function == "interpolate" and getattr(layer, "interpolate", None) is True and new == 1:
+        setattr(layer, "interpolate", False)  # noqa: B010
+        return Change(call.path, "attribute", old, new, "interpolate off")
+    for name in _ATTRIBUTES:
+        value = getattr(layer, name, None)
+        if value == old and not isinstance(value, bool):
+            setattr(layer, name, type(value)(new))
+        elif isinstance(value, (tuple, list)) and set(value) == {old}:
+            setattr(layer, name, type(value)([new] * len(value)))
+        else:
+            continue
+        return Change(call.path, "attribute", old, new, name)
+    raise ValueError(inside_forward(call, layer))
+
+
+def inside_forward(call: Call, layer: nn.Module) -> str:
+    what = "slices" if call.function == "__getitem__" else f"calls {call.function}"
+    return (
+        f"{call.path or 'the network'} ({type(layer).__name__}) {what} in its own forward, "
+        "which cannot be changed from outside"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ details
+
+
+def _plain(conv: nn.Conv2d) -> bool:
+    return type(conv).forward is nn.Conv2d.forward and "weight" in conv._parameters
+
+
+def _tiles(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    return (
+        conv.kernel_size == conv.stride
+        and conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.padding in ("valid", (0, 0))
+        and conv.dilation == (1, 1)
+    )
+
+
+def _resize_kernel(path: str, conv: nn.Conv2d | nn.ConvTranspose2d, size: int, gain: float) -> str:
+    """A kernel that tiles the map keeps tiling it, without gaps or overlap: average or repeat its weights."""
+    if "weight" not in conv._parameters:
+        raise ValueError(f"{path} computes its weight, so its kernel cannot follow its stride of {size}")
+    before = conv.kernel_size[0]
+    conv.weight = _parameter(F.adaptive_avg_pool2d(conv.weight, size) * gain, conv.weight)
+    conv.kernel_size = (size, size)
+    return f"kernel {before} → {size}"
+
+
+def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.detach().clone(), requires_grad=like.requires_grad)
+
+
+def _one(value: Any) -> int:
+    values = set(value) if isinstance(value, (tuple, list)) else {value}
+    if len(values) > 1:
+        raise ValueError(f"a pool of {value} treats height and width differently; a plan has one stride for both")
+    return int(values.pop())
+
+
+def noted(change: Change, note: str) -> Change:
+    return replace(change, note=", ".join(part for part in (change.note, note) if part))

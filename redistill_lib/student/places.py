@@ -1,0 +1,141 @@
+"""Places: where a network downsamples, and by which layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from redistill_lib.plans import StridePlan
+from redistill_lib.student.trace import Call, Level, Size, Trace, as_inputs, image_size, trace
+from redistill_lib.taps import check_float
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place where a network downsamples: the layers that carry its stride, all parallel branches together.
+
+    `before` and `after` are height and width of the maps around it. `pool` says that nothing learns between the
+    stem and this pool: the place that a ×4 student gives up first.
+    """
+
+    layers: tuple[str, ...]
+    stride: int
+    before: Size
+    after: Size
+    pool: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its first layer, e.g. `layer2.0.conv1`."""
+        return self.layers[0] or "the network"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of a network, and the trace that they were read from."""
+
+    places: tuple[Place, ...]
+    levels: tuple[Level, ...]  # behind each place
+    found: Trace
+    tail: Call | None  # what makes the output picture, where only the stem's stride of 1 allows it its size
+
+    @property
+    def plan(self) -> StridePlan:
+        return StridePlan(self.places[0].stride, tuple(place.stride for place in self.places[1:]))
+
+
+def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Place, ...]:
+    """Where a network downsamples, in order: the stem, then every later place with a stride above 1.
+
+    The stem is the first convolution on the picture, whatever its stride. `example` is a float picture B×C×H×W, or
+    the tuple of the network's inputs. Nothing is computed and the network is left as it is. Upsampling layers belong
+    to no place: they follow. Raises ValueError where the picture's size is no multiple of the strides, where height
+    and width are treated differently, or where nothing convolves.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1))
+    >>> import torch
+    >>> [(place.name, place.stride, place.after) for place in find_places(net, torch.zeros(1, 3, 32, 32))]
+    [('0', 1, (32, 32)), ('2', 2, (16, 16)), ('3', 2, (8, 8))]
+    """
+    return find_layout(model, as_inputs(example)).places
+
+
+def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Layout:
+    check_float(inputs)
+    size = image_size(inputs)
+    found = trace(model, inputs)
+    if found.error is not None:
+        raise found.error
+    stems = [call for call in found.calls if call.before.raw and not call.after.raw]
+    if not stems:
+        raise ValueError(f"no 2-D convolution of this {type(model).__name__} takes the picture, so it has no stem")
+    first = stems[0].after
+    head = _head_pool(found.calls)
+    down = [c for c in found.calls if _smaller(c.after, c.before) and not c.before.raw and c is not head]
+    below = {c.after for c in down if _smaller(c.after, first)}
+    levels = sorted({first, *below}, key=lambda level: -level.height * level.width)
+    chain = [Level(*size, raw=True), *levels]
+    tail = _tail(found, first, size)
+    places: list[Place] = []
+    for before, after in itertools.pairwise(chain):
+        carriers = stems if before.raw else [c for c in down if (c.before, c.after) == (before, after)]
+        if not carriers:  # no layer between neighbouring levels: the smaller one is reached from further up only
+            carriers = [c for c in down if c.after == after]
+        layers = tuple(dict.fromkeys(c.path for c in carriers if c.after == after))
+        position = found.calls.index(carriers[0])
+        since = [c for c in found.calls[: position + 1] if not c.before.raw]
+        pool = len(places) == 1 and not any(_learns(model, c) for c in (*since, *carriers))
+        places.append(Place(layers, _stride(layers[0], before, after, size), before.size, after.size, pool))
+    _check_size(places, size)
+    return Layout(tuple(places), tuple(levels), found, tail)
+
+
+def _smaller(a: Level, b: Level) -> bool:
+    return a.height * a.width < b.height * b.width
+
+
+def _learns(model: nn.Module, call: Call) -> bool:
+    # A fixed filter, as that of a blur pool, is a buffer.
+    return call.convolves and any(True for _ in model.get_submodule(call.path).parameters(recurse=False))
+
+
+def _head_pool(calls: Sequence[Call]) -> Call | None:
+    """An average behind the last convolution, e.g. the AvgPool2d(7) of older classifiers: not a place."""
+    return calls[-1] if calls[-1].function == "avg_pool2d" else None
+
+
+def _tail(found: Trace, first: Level, size: Size) -> Call | None:
+    # A stem of stride 1 leaves the picture's size, so only the place of the last call tells the picture from a map.
+    pictures = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
+    return found.calls[-1] if pictures and first.size == size and found.calls[-1].after == first else None
+
+
+def _stride(layer: str, before: Level, after: Level, size: Size) -> int:
+    ratios = [b / a for b, a in zip(before.size, after.size, strict=True)]
+    down, across = (round(ratio) for ratio in ratios)
+    if down != across:
+        raise ValueError(
+            f"{layer} strides {down} down and {across} across ({_x(before.size)} → {_x(after.size)}); "
+            "a plan has one stride for both"
+        )
+    return down
+
+
+def _check_size(places: Sequence[Place], size: Size) -> None:
+    total = math.prod(place.stride for place in places)
+    for place in places:
+        if any(b != place.stride * a for b, a in zip(place.before, place.after, strict=True)):
+            near = _x(tuple(max(1, math.ceil(side / total)) * total for side in size))
+            raise ValueError(
+                f"{place.name} takes {_x(place.before)} to {_x(place.after)}, but stride can move only where it "
+                f"divides the maps; try an example of {near} instead of {_x(size)} (without padding, none will do)"
+            )
+
+
+def _x(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))

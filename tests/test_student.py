@@ -1,0 +1,375 @@
+"""derive_student: the paper's own students, other libraries' structures, downsamplers, weights, refusals."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import lookalikes as look
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redistill_lib.models import create_model, student_name
+from redistill_lib.plans import StridePlan
+from redistill_lib.student import Change, derive_student, find_places
+from redistill_lib.student.trace import tensors_in
+from redistill_lib.taps import match_taps
+
+PICTURE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+STEPS = torch.tensor([1, 5])
+
+BUILT_IN = [
+    (name, factor)
+    for name in ("resnet18-1-21222", "resnet50", "resnext18-1-21222", "mobilenetv2-1-1222121",
+                 "mobilenetv3_small", "mobilenetv3_large-1-121211211111211")
+    for factor in (2, 4, 8)
+]  # fmt: skip
+
+
+def strides(model: nn.Module) -> dict[str, Any]:
+    def once(value: Any) -> Any:
+        return value[0] if isinstance(value, tuple) else value
+
+    return {n: (once(m.stride), once(m.kernel_size)) for n, m in model.named_modules() if hasattr(m, "kernel_size")}
+
+
+def outputs(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        return list(tensors_in(model.eval()(*inputs)))
+
+
+# ------------------------------------------------------------------------------------------ the paper's own families
+
+
+@pytest.mark.parametrize(("name", "factor"), BUILT_IN)
+def test_a_built_in_student_is_the_papers(name: str, factor: int) -> None:
+    teacher = create_model(name, width=0.25)
+    student, _ = derive_student(teacher, factor, example=PICTURE)
+    theirs = create_model(student_name(teacher.name, factor), width=0.25)
+    theirs.load_state_dict(student.state_dict())
+    assert strides(student) == strides(theirs)
+    assert (student.name, student.plan) == (theirs.name, theirs.plan)
+    assert torch.equal(*outputs(student, PICTURE), *outputs(theirs, PICTURE))
+
+
+@pytest.mark.parametrize("factor", [2, 8])
+def test_the_u_net_is_mirrored_to_its_tail(factor: int) -> None:
+    teacher = create_model("unet-1-222", ch=8)
+    student, changes = derive_student(teacher, factor, example=(PICTURE, STEPS))
+    theirs = create_model(student_name(teacher.name, factor), ch=8)
+    theirs.load_state_dict(student.state_dict())
+    assert student.name == theirs.name
+    assert torch.equal(*outputs(student, PICTURE, STEPS), *outputs(theirs, PICTURE, STEPS))
+    if factor == 2:
+        assert [repr(change) for change in changes] == [
+            "head: conv stride 1 → 2",
+            "downblocks.8.main: conv stride 2 → 1",
+            "upblocks.3.main: transposed conv 2 → 1 (kernel 2 → 1)",
+            "tail.2: transposed conv 1 → 2 (kernel 1 → 2)",
+        ]
+
+
+def test_places_changes_and_the_untouched_teacher() -> None:
+    teacher = create_model("resnet18-1-21222", width=0.25).train()
+    before = copy.deepcopy(teacher.state_dict())
+    places = find_places(teacher, PICTURE)
+    assert [(p.name, p.stride, p.after[0], p.pool) for p in places] == [
+        ("conv1", 1, 64, False), ("maxpool", 2, 32, True), ("layer2.0.conv1", 2, 16, False),
+        ("layer3.0.conv1", 2, 8, False), ("layer4.0.conv1", 2, 4, False),
+    ]  # fmt: skip
+    assert places[2].layers == ("layer2.0.conv1", "layer2.0.downsample.0")
+    student, changes = derive_student(teacher, 4, example=PICTURE)
+    table = pd.DataFrame(list(changes))
+    assert list(table.layer) == ["conv1", "maxpool", "layer4.0.conv1", "layer4.0.downsample.0"]
+    assert list(zip(table.before, table.after, strict=True)) == [(1, 4), (2, 1), (2, 1), (2, 1)]
+    assert changes[0] == Change("conv1", "conv stride", 1, 4)
+    assert student.training and all(module.training for module in teacher.modules())
+    assert strides(teacher) == strides(create_model("resnet18-1-21222", width=0.25))
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_plans_have_one_digit_per_place_or_are_the_networks_own() -> None:
+    teacher = create_model("resnet18-1-21222", width=0.25)
+    by_place, _ = derive_student(teacher, plan=StridePlan(4, (1, 2, 2, 1)), example=PICTURE)
+    own, _ = derive_student(teacher, plan="4-11221", example=PICTURE)
+    assert strides(by_place) == strides(own) == strides(create_model("resnet18-4-11221", width=0.25))
+    same, changes = derive_student(teacher, plan="1-21222", example=PICTURE)
+    assert changes == () and same is not teacher
+    harder, _ = derive_student(teacher, plan="4-1222", example=PICTURE)  # a smaller last map, the same logits
+    assert harder.name == "resnet18-4-11222"
+    with pytest.raises(
+        ValueError, match=r"plan 4-122 has 4 places where this ResNet has 5: conv1, maxpool, layer2.0"
+    ):
+        derive_student(teacher, plan="4-122", example=PICTURE)
+    with pytest.raises(ValueError, match="plan 4-12211 strides where 1-21222 has stride 1"):
+        derive_student(teacher, plan="4-12211", example=PICTURE)
+
+
+# -------------------------------------------------------------------------------------------- other libraries' tricks
+
+# structure, its plan, and what the ×4 student changes: layer, stride before, after
+LOOKALIKES: list[tuple[Callable[[], nn.Module], str, str]] = [
+    (look.VGG, "1-22222", "features.0 1 4, features.2 2 1, features.14 2 1"),
+    (look.DenseNet, "2-222", "features.conv0 2 8, features.pool0 2 1, features.transition2.3 2 1"),
+    (look.efficientnet, "2-222", "0.0 2 8, 3.depthwise.0 2 1, 3 0 1, 5.depthwise.0 2 1"),
+    (look.tf_efficientnet, "2-222", "0 2 8, 2.1 2 1, 3.1 2 1"),
+    (look.ConvNeXt, "4-222", "stem.0 4 16, stages.2.0.1 2 1, stages.3.0.1 2 1"),
+    (look.RegNet, "2-222", "embedder.convolution.0 2 8, stages.1.layer.1.0 2 1, stages.1.shortcut.0 2 1, "
+                           "stages.2.layer.1.0 2 1, stages.2.shortcut.0 2 1"),
+    (look.resnet_d, "2-2222", "0.0 2 8, 5.layer.1.0 2 1, 5.shortcut.0 2 1, 6.layer.1.0 2 1, 6.shortcut.0 2 1"),
+    (lambda: look.resnet_d(blur=True), "2-2222",
+     "0.0 2 8, 5.layer.2 2 1, 5.shortcut.0 2 1, 6.layer.1.0 2 1, 6.shortcut.0 2 1"),
+    (lambda: look.SegmentationUNet(False), "1-222",
+     "inc.0.0 1 4, downs.1.0 2 1, downs.2.0 2 1, ups.0 2 1, ups.1 2 1, outc 1 4"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "plan", "changed"), LOOKALIKES)
+@pytest.mark.parametrize("factor", [4, 8])
+def test_structures_of_other_libraries(build: Callable[[], nn.Module], plan: str, changed: str, factor: int) -> None:
+    teacher = build()
+    places = find_places(teacher, PICTURE)
+    assert str(StridePlan(places[0].stride, tuple(place.stride for place in places[1:]))) == plan
+    student, changes = derive_student(teacher, factor, example=PICTURE)
+    ours, theirs = outputs(student, PICTURE), outputs(teacher, PICTURE)
+    assert [x.shape for x in ours] == [x.shape for x in theirs]
+    if factor == 4:
+        assert ", ".join(f"{c.layer} {c.before} {c.after}" for c in changes) == changed
+    again = find_places(student, PICTURE)
+    assert (again[0].stride, again[-1].after) == (places[0].stride * factor, places[-1].after)
+
+
+@pytest.mark.parametrize("pad", [0, 1])
+def test_diffusers_u_net(pad: int) -> None:
+    teacher = look.DiffusionUNet(pad=pad)
+    student, changes = derive_student(teacher, 2, example=(PICTURE, STEPS))
+    assert [c.layer for c in changes] == ["conv_in", "downs.1", "ups.0", "conv_out"]
+    (ours,), (theirs,) = outputs(student, PICTURE, STEPS), outputs(teacher, PICTURE, STEPS)
+    assert ours.shape == theirs.shape
+    # depth to space starts as the old convolution's pixels, repeated
+    assert torch.equal(ours, ours[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
+
+
+def test_unpadded_pools_that_round_up() -> None:
+    small = PICTURE[..., :32, :32]
+    student, changes = derive_student(look.CeilPools(), 4, example=small)
+    assert [repr(c) for c in changes][1:] == [
+        "maxpool1: max pool 2 → 1 (padding 1)", "maxpool2: max pool 2 → 1 (padding 1)",
+    ]  # fmt: skip
+    assert outputs(student, small)[0].shape == (2, 5)
+
+
+def test_an_autoencoders_last_upsampling_takes_the_factor() -> None:
+    ends: list[nn.Module] = [
+        nn.ConvTranspose2d(8, 3, 2, 2),
+        nn.ConvTranspose2d(8, 3, 4, 2, 1),
+        nn.Upsample(scale_factor=2),
+    ]
+    for end in ends:
+        net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 2, 2), end)
+        student, changes = derive_student(net, 2, example=PICTURE)
+        assert [(c.layer, c.before, c.after) for c in changes] == [("0", 1, 2), ("2", 2, 1)]
+        assert outputs(student, PICTURE)[0].shape[-2:] == (64, 64)
+
+
+def test_the_step_back_to_the_picture_takes_the_factor() -> None:
+    ups = [nn.ConvTranspose2d(4, 4, 2, 2), nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2)]
+    net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 3, 2, 1), *ups)  # 64 → 16 → 8 → 16 → 32 → 64
+    student, changes = derive_student(net, 2, example=PICTURE)
+    assert [(c.layer, c.before, c.after) for c in changes] == [("0", 4, 8), ("1", 2, 1), ("2", 2, 1), ("4", 2, 4)]
+    assert outputs(student, PICTURE)[0].shape[-2:] == (64, 64)
+
+
+def test_a_plan_may_raise_later_places_too() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), look.ResidualBlock(8, 8, 2, pooled=True), look.ResidualBlock(8, 8, 2)
+    )
+    for downsampler in ("stride", "max"):
+        student, changes = derive_student(net, plan="2-41", example=PICTURE, downsampler=downsampler)  # type: ignore
+        assert [(c.layer, c.before, c.after) for c in changes] == [
+            ("1.layer.1.0", 2, 4), ("1.shortcut.0", 2, 4), ("2.layer.1.0", 2, 1), ("2.shortcut.0", 2, 1),
+        ]  # fmt: skip
+        assert outputs(student, PICTURE)[0].shape == (2, 8, 8, 8)
+    with pytest.raises(ValueError, match="a max pool cannot take stride 2 to 3; 'stride' can"):
+        derive_student(net, plan="3-21", example=torch.zeros(1, 3, 48, 48), downsampler="max")
+    with pytest.raises(ValueError, match="a student of plan 2-91 divides its pictures by 18 or more"):
+        derive_student(net, plan="2-91", example=PICTURE)
+
+
+@pytest.mark.parametrize("downsampler", ["avg", "space_to_depth"])
+def test_a_u_nets_head_may_pool_too(downsampler: Any) -> None:
+    teacher = create_model("unet-1-222", ch=8)
+    student, _ = derive_student(teacher, 2, example=(PICTURE, STEPS), downsampler=downsampler)
+    assert outputs(student, PICTURE, STEPS)[0].shape == PICTURE.shape
+    taps = match_taps(student, teacher, (PICTURE, STEPS))
+    assert len(taps) == 10 and taps[0].layer == "head"  # as the paper's ×2 pair has them
+
+
+def test_even_kernels_and_upsampling_layers() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 4, 4, 2, 1), nn.Upsample(scale_factor=2),
+        nn.Conv2d(4, 4, 4, 2, 1), nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1), nn.Conv2d(4, 3, 3, padding=1),
+    )  # fmt: skip
+    student, changes = derive_student(net, 2, example=PICTURE)
+    assert [(c.layer, c.before, c.after) for c in changes] == [
+        ("0", 1, 2), ("1", 2, 1), ("2", 2, 1), ("3", 2, 1), ("4", 2, 1), ("5", 1, 2),
+    ]  # fmt: skip
+    assert outputs(student, PICTURE)[0].shape == PICTURE.shape
+
+
+# ---------------------------------------------------------------------------------------- downsamplers and weights
+
+
+@pytest.mark.parametrize("downsampler", ["max", "avg", "blur"])
+def test_pooled_stems_keep_stride_and_weights(downsampler: Any) -> None:
+    teacher = create_model("resnet18-1-21222", width=0.25).eval()
+    student, changes = derive_student(teacher, 4, example=PICTURE, downsampler=downsampler)
+    assert repr(changes[0]) == f"conv1: inserted 1 → 4 ({downsampler} pool 4)"
+    assert (student.conv1.stride, student.name) == ((1, 1), f"resnet18-4-11221-{downsampler}")
+    assert list(student.state_dict()) == list(teacher.state_dict())
+    whole = teacher.conv1(PICTURE)
+    if downsampler == "blur":
+        line = torch.tensor([1.0, 2.0, 1.0]) / 4
+        weight = torch.outer(line, line).expand(16, 1, 3, 3)
+        wanted = whole
+        for _ in range(2):
+            wanted = F.conv2d(F.pad(wanted, (1, 1, 1, 1), mode="reflect"), weight, stride=2, groups=16)
+    else:
+        wanted = {"max": F.max_pool2d, "avg": F.avg_pool2d}[downsampler](whole, 4)
+    assert torch.allclose(student.conv1(PICTURE), wanted, atol=1e-5)
+    assert outputs(student, PICTURE)[0].shape == (2, 10)
+
+
+def test_space_to_depth_starts_on_the_averaged_picture() -> None:
+    teacher = create_model("resnet18", width=0.25)
+    student, _ = derive_student(teacher, 4, example=PICTURE, downsampler="space_to_depth")
+    assert student.conv1.weight.shape == (16, 48, 7, 7)
+    assert torch.allclose(student.conv1(PICTURE), teacher.conv1(F.avg_pool2d(PICTURE, 4)), atol=1e-5)
+
+
+def test_kernels_that_tile_follow_their_stride() -> None:
+    teacher = look.ConvNeXt()
+    student, changes = derive_student(teacher, 2, example=PICTURE)
+    assert [c.note for c in changes] == ["kernel 4 → 8", "kernel 2 → 1"]
+    stems = student.stem(PICTURE), teacher.stem(F.avg_pool2d(PICTURE, 2))
+    assert torch.allclose(*stems, atol=1e-4)
+    flat = torch.ones(1, 16, 8, 8)
+    down = [net.stages[3][0][1](flat)[0, :, 0, 0] for net in (student, teacher)]
+    assert torch.allclose(*down, atol=1e-5)
+
+
+def test_init_draws_every_weight_anew_and_says_what_it_cannot() -> None:
+    teacher = create_model("resnet18", width=0.25)
+    student, _ = derive_student(teacher, 2, example=PICTURE, weights="init")
+    assert not torch.equal(student.layer1[0].conv1.weight, teacher.layer1[0].conv1.weight)
+    with pytest.warns(UserWarning, match=r"no reset_parameters reaches stages\.0\.1\.gamma"):
+        derive_student(look.ConvNeXt(), 2, example=PICTURE, weights="init")
+    assert not any(warned(lambda: derive_student(teacher, 2, example=PICTURE, weights="init")))
+
+
+def warned(call: Callable[[], object]) -> list[Any]:
+    with pytest.WarningsRecorder(_ispytest=True) as seen:
+        call()
+    return seen.list
+
+
+# ----------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("build", "factor", "sentence"),
+    [
+        (look.ViT, 2, "only patch_embed strides in this ViT: no later layer strides or pools"),
+        (lambda: look.FunctionalPools(False), 4, r"\(FunctionalPools\) calls max_pool2d in its own forward"),
+        (lambda: look.FunctionalPools(True), 4, "pool runs max_pool2d at several places, whose strides would differ"),
+        (lambda: look.SegmentationUNet(True), 4, r"ups\.1 runs interpolate at several places"),
+        (lambda: create_model("resnet18"), 32, "Plan 2-2222 cannot be front-loaded ×32: .* can give back only ×16"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, (3, 3), (2, 1), 1)), 2,
+         "1 strides 2 down and 1 across"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2)), 2, "0 takes 64×64 to 31×31"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12288, 2)), 2, "no 2-D convolution of this Sequential"),
+        (lambda: nn.Sequential(look.Conv2dSame(3, 4, 3, 2), nn.PixelUnshuffle(2)), 2,
+         r"1 \(PixelUnshuffle\) calls pixel_unshuffle in its own forward"),
+    ],
+)  # fmt: skip
+def test_what_cannot_move_is_refused(build: Callable[[], nn.Module], factor: int, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        derive_student(build(), factor, example=PICTURE)
+
+
+def test_functional_pools_that_stay_are_fine() -> None:
+    _, changes = derive_student(look.FunctionalPools(False), 2, example=PICTURE)
+    assert [c.layer for c in changes] == ["convs.0", "convs.2"]
+
+
+def test_interpolation_without_a_switch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ups\.0 \(Upsample2D\) calls interpolate in its own forward"):
+        derive_student(look.DiffusionUNet(interpolate=False), 2, example=(PICTURE, STEPS))
+
+
+def test_an_attribute_without_effect_is_told() -> None:
+    class Pool(nn.Module):
+        stride = 2
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.avg_pool2d(x, 2)
+
+    with pytest.raises(ValueError, match=r"1 calls avg_pool2d in its own forward.*'stride' was set to 1, without"):
+        derive_student(nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), Pool(), nn.Conv2d(4, 4, 1)), 2, example=PICTURE)
+
+
+def test_arguments_and_sizes() -> None:
+    teacher = create_model("resnet18", width=0.25)
+    with pytest.raises(ValueError, match="an example of 64×64 instead of 40×40"):
+        derive_student(teacher, 2, example=PICTURE[..., :40, :40])
+    with pytest.raises(ValueError, match=r"either factor= or plan="):
+        derive_student(teacher, example=PICTURE)
+    with pytest.raises(ValueError, match="downsampler='min' is not one of stride, max, avg, blur, space_to_depth"):
+        derive_student(teacher, 2, example=PICTURE, downsampler="min")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="0 is a Conv2dSame, which convolves in its own way"):
+        derive_student(look.tf_efficientnet(), 2, example=PICTURE, downsampler="max")
+    with pytest.raises(TypeError, match="not uint8"):
+        derive_student(teacher, 2, example=PICTURE.byte())
+
+
+def test_a_network_that_decides_by_values_runs_for_real() -> None:
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if float(x.mean()) > 1e9 else x + 1
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Gate(), nn.Conv2d(4, 4, 3, 2, 1))
+    assert derive_student(net, 2, example=PICTURE)[0][0].stride == (4, 4)
+
+
+# -------------------------------------------------------------------------------------------- the real libraries
+
+
+@pytest.mark.parametrize("family", ["ResNet", "RegNet", "ConvNext", "EfficientNet", "MobileNetV2"])
+def test_transformers(family: str) -> None:
+    hub = pytest.importorskip("transformers")
+    options: dict[str, Any] = {
+        "EfficientNet": {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320},
+        "MobileNetV2": {"image_size": 64, "depth_multiplier": 0.35},
+        "ConvNext": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]},
+    }.get(family, {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]})
+    options |= {"groups_width": 8} if family == "RegNet" else {}
+    teacher = getattr(hub, f"{family}ForImageClassification")(getattr(hub, f"{family}Config")(**options))
+    student, _ = derive_student(teacher, 4, example=PICTURE)
+    assert outputs(student, PICTURE)[0].shape == outputs(teacher, PICTURE)[0].shape
+
+
+def test_diffusers() -> None:
+    hub = pytest.importorskip("diffusers")
+    blocks = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    teacher = hub.UNet2DModel(64, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4, **blocks)
+    student, changes = derive_student(teacher, 2, example=(PICTURE, STEPS))
+    assert [c.layer.rpartition(".")[2] for c in changes] == ["conv_in", "conv", "0", "conv_out"]
+    assert outputs(student, PICTURE, STEPS)[0].shape == PICTURE.shape
