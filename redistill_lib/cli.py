@@ -1,4 +1,4 @@
-"""The `redistill` command: run notebooks and sweeps, list runs and models.
+"""The `redistill` command: run notebooks and sweeps, profile memory, list runs and models.
 
 Exit codes: 0 all well, 1 a notebook failed or was interrupted, 2 the command itself was wrong.
 """
@@ -6,14 +6,19 @@ Exit codes: 0 all well, 1 a notebook failed or was interrupted, 2 the command it
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from redistill_lib.memory import Bounds
     from redistill_lib.sweep import NotebookResult
 
 
@@ -58,6 +63,28 @@ def _parser() -> argparse.ArgumentParser:
     runs = commands.add_parser("runs", help="list training runs")
     runs.add_argument("root", nargs="?", type=Path, default=Path("runs"), metavar="ROOT")
     runs.set_defaults(command=_runs)
+
+    memory = commands.add_parser(
+        "memory",
+        help="where a network's peak memory is, and which stride plans fit a budget",
+        description="Peak memory of one forward pass of MODEL: a built-in name such as resnet18-4-11221, or "
+        "package.module:function for a function without arguments that returns your own nn.Module.",
+    )
+    memory.add_argument("model", metavar="MODEL")
+    memory.add_argument("--image-size", type=int, metavar="N", help="height and width (default 224; 32 for unet)")
+    memory.add_argument("--batch", type=int, default=1, metavar="B")
+    memory.add_argument("--in-channels", type=int, default=3, metavar="C")
+    memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
+    memory.add_argument("--convention", default="fused", choices=("eager", "fused", "paper"))
+    memory.add_argument(
+        "--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations would be stored as"
+    )
+    memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
+    memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
+    form = memory.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
+    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="the picture of live bytes, as one page")
+    memory.set_defaults(command=_memory)
 
     models = commands.add_parser("models", help="list the built-in networks and their usual stride plans")
     models.set_defaults(command=_models)
@@ -119,6 +146,104 @@ def _runs(arguments: argparse.Namespace) -> int:
         print(runs.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
         print(*("the same in all:", *(f"{name}={value}" for name, value in same.items())) if same else ())
     return 0
+
+
+def _memory(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from redistill_lib.budget import fit_to_budget
+    from redistill_lib.memory import format_size, memory_bounds, profile_memory
+
+    size = arguments.image_size or (32 if arguments.model.startswith("unet") else 224)
+    if min(size, arguments.batch, arguments.in_channels) < 1:
+        raise ValueError("--image-size, --batch and --in-channels are whole numbers of 1 or more")
+    inputs = [torch.empty(arguments.batch, arguments.in_channels, size, size, device="meta")]
+    if arguments.model.startswith("unet"):
+        inputs.append(torch.empty(arguments.batch, dtype=torch.long, device="meta"))
+    model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
+    if arguments.budget:
+        dtypes = [arguments.dtype] if arguments.dtype else ["fp32", "int8"]
+        named = arguments.in_channels == 3 and arguments.factor == 1 and ":" not in arguments.model
+        fit = fit_to_budget(
+            arguments.model if named else model,
+            arguments.budget,
+            *inputs,
+            dtypes=dtypes,
+            in_place_depthwise=arguments.in_place_depthwise,
+            progress=sys.stderr.isatty(),
+        )
+        table = fit.to_frame()
+        if arguments.json:
+            print(json.dumps({"answer": str(fit), "plans": table.to_dict("records")}, indent=1, ensure_ascii=False))
+        else:
+            print(fit, *([] if table.empty else ["", table.to_string(index=False, float_format="%.4g")]), sep="\n")
+        return 0
+    settings = {"dtype": arguments.dtype, "convention": arguments.convention}
+    profile = profile_memory(model, *inputs, **settings, in_place_depthwise=arguments.in_place_depthwise)
+    bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
+    if arguments.json:
+        shown = ("model", "convention", "dtype", "inputs", "peak_bytes", "weight_bytes", "weight_count",
+                 "buffer_bytes", "constant_bytes", "flops", "unfused", "source")  # fmt: skip
+        record = {name: getattr(profile, name) for name in shown}
+        record |= {"peak_at": profile.peak_op.name, "bounds": vars(bounds)}
+        rows = profile.to_frame().to_dict("records")
+        print(json.dumps({**record, "rows": rows}, indent=1, ensure_ascii=False))
+    elif arguments.html is not None:
+        from redistill_lib.figures import memory_timeline
+
+        file = Path(arguments.html or f"{profile.model}-{size}px-{profile.convention}-{profile.dtype}.html")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure = memory_timeline(profile, bounds=bounds if arguments.convention == "fused" else None)
+        figure.write_html(file, include_plotlyjs=True)
+        print(file)
+    else:
+        rows = [(r.name, r.op, "×".join(map(str, r.shape)), format_size(r.live_bytes)) for r in profile.rows]
+        order = sorted(range(len(rows)), key=lambda k: -profile.rows[k].live_bytes)[:10]
+        print(profile)
+        for name in profile.unfused:
+            print(f"counted apart from its input and output, as it is not known: {name}")
+        print("", _table(("largest steps", "operator", "output", "live"), [rows[k] for k in order]), "", sep="\n")
+        print(_table(("what else it could need (fused)", "peak"), _bounds_rows(bounds)))
+    return 0
+
+
+def _bounds_rows(bounds: Bounds) -> list[tuple[str, str]]:
+    from redistill_lib.memory import format_size
+
+    order = "best order of execution" if bounds.order_exact else "best order of execution, at least"
+    until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
+    return [
+        ("in the program's order", format_size(bounds.peak_bytes)),
+        (order, format_size(bounds.order_bytes)),
+        (f"largest operator, {bounds.op_name}", format_size(bounds.op_bytes)),
+        (f"row by row{until}", format_size(bounds.streaming_bytes)),
+        ("depthwise convolutions in place", format_size(bounds.in_place_depthwise_bytes)),
+    ]
+
+
+def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) -> nn.Module:
+    """A built-in network or the user's own, and of either the student that pools ×factor; on the meta device."""
+    import torch
+
+    from redistill_lib.models import create_model, student_name
+    from redistill_lib.student import derive_student
+
+    if ":" not in name:
+        with torch.device("meta"):
+            return create_model(student_name(name, factor), in_channels=in_channels)
+    module, _, function = name.partition(":")
+    sys.path.insert(0, "")  # as `python -m` would find it
+    try:
+        made = getattr(importlib.import_module(module), function, None)
+    finally:
+        sys.path.remove("")
+    if not callable(made):
+        raise ValueError(f"module {module} has no function {function!r}; write package.module:function")
+    model = made()
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"{name} returned a {type(model).__name__}, not an nn.Module")
+    model = model.to("meta")
+    return model if factor == 1 else derive_student(model, factor, example=tuple(inputs))[0]
 
 
 def _models(arguments: argparse.Namespace) -> int:

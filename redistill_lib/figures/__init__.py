@@ -3,6 +3,9 @@
 from redistill_lib.figures.comparison import accuracies, summary_table
 from redistill_lib.figures.diagrams import plan_table, stride_plans
 from redistill_lib.figures.maps import feature_maps, tap_scores
+from redistill_lib.figures.memory import memory_timeline
+from redistill_lib.figures.memory_bars import memory_bars, memory_table
+from redistill_lib.figures.memory_layers import memory_by_layer, published_footprints
 from redistill_lib.figures.samples import pictures
 from redistill_lib.figures.training import curves
 
@@ -10,8 +13,13 @@ __all__ = [
     "accuracies",
     "curves",
     "feature_maps",
+    "memory_bars",
+    "memory_by_layer",
+    "memory_table",
+    "memory_timeline",
     "pictures",
     "plan_table",
+    "published_footprints",
     "stride_plans",
     "summary_table",
     "tap_scores",
