@@ -154,7 +154,9 @@ def _memory(arguments: argparse.Namespace) -> int:
     from redistill_lib.budget import fit_to_budget
     from redistill_lib.memory import format_size, memory_bounds, profile_memory
 
-    size = arguments.image_size or (32 if arguments.model.startswith("unet") else 224)
+    size = (
+        (32 if arguments.model.startswith("unet") else 224) if arguments.image_size is None else arguments.image_size
+    )
     if min(size, arguments.batch, arguments.in_channels) < 1:
         raise ValueError("--image-size, --batch and --in-channels are whole numbers of 1 or more")
     inputs = [torch.empty(arguments.batch, arguments.in_channels, size, size, device="meta")]
@@ -189,11 +191,14 @@ def _memory(arguments: argparse.Namespace) -> int:
         rows = profile.to_frame().to_dict("records")
         print(json.dumps({**record, "rows": rows}, indent=1, ensure_ascii=False))
     elif arguments.html is not None:
-        from redistill_lib.figures import memory_timeline
+        from redistill_lib.figures import memory_by_layer, memory_timeline
 
         file = Path(arguments.html or f"{profile.model}-{size}px-{profile.convention}-{profile.dtype}.html")
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure = memory_timeline(profile, bounds=bounds if arguments.convention == "fused" else None)
+        if arguments.convention == "paper":  # counts layers, not tensors
+            figure = memory_by_layer({"teacher": profile})
+        else:
+            figure = memory_timeline(profile, bounds=bounds if arguments.convention == "fused" else None)
         figure.write_html(file, include_plotlyjs=True)
         print(file)
     else:
@@ -202,8 +207,9 @@ def _memory(arguments: argparse.Namespace) -> int:
         print(profile)
         for name in profile.unfused:
             print(f"counted apart from its input and output, as it is not known: {name}")
-        print("", _table(("largest steps", "operator", "output", "live"), [rows[k] for k in order]), "", sep="\n")
-        print(_table(("what else it could need (fused)", "peak"), _bounds_rows(bounds)))
+        print("", _table(("largest steps", "operator", "output", "live"), [rows[k] for k in order]), sep="\n")
+        if arguments.convention != "paper":
+            print("", _table(("what else it could need (fused)", "peak"), _bounds_rows(bounds)), sep="\n")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +163,81 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["model", "usual", "plan", "total", "stride"]
     assert ["resnet18", "2-21222", "32"] in rows
+
+
+# ------------------------------------------------------------------------------------------------------- memory
+
+
+def test_memory_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "mobilenetv2", "--dtype", "int8"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("mobilenetv2-2-1222121 on 1×3×224×224 (fused, int8): peak 1.44 MiB at features.2.conv.3")
+    assert ["features.2.conv.3", "conv+bn+relu6", "1×96×56×56", "1.44", "MiB"] in [
+        line.split() for line in out.splitlines()
+    ]
+    assert "depthwise convolutions in place      1.34 MiB" in out
+
+
+def test_memory_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "resnet18", "--image-size", "64", "--batch", "2", "--factor", "4", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["model"] == "resnet18-8-11221" and record["inputs"] == [[2, 3, 64, 64]]
+    assert record["peak_bytes"] == max(row["live_bytes"] for row in record["rows"]) == record["bounds"]["peak_bytes"]
+
+
+def test_memory_as_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["memory", "unet", "--html"]) == 0
+    name = "unet-1-222-32px-fused-fp32.html"
+    assert capsys.readouterr().out == f"{name}\n"
+    page = (tmp_path / name).read_text()
+    assert "upblocks.12" in page and "<script src=" not in page  # works offline
+    assert main(["memory", "resnet18", "--convention", "paper", "--html", "deep/page.html"]) == 0
+    assert (tmp_path / "deep" / "page.html").is_file()
+
+
+def test_memory_of_a_function_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))\n"
+        "number = 3\n"
+    )
+    arguments = ["memory", "my_nets:small", "--image-size", "32", "--in-channels", "1"]
+    assert main(arguments) == 0
+    assert "Sequential on 1×1×32×32 (fused, fp32): peak 40.0 KiB at 1" in capsys.readouterr().out
+    assert main([*arguments, "--factor", "2"]) == 0
+    assert "peak 12.0 KiB at 0" in capsys.readouterr().out
+    assert main(["memory", "my_nets:large"]) == 2
+    assert "module my_nets has no function 'large'" in capsys.readouterr().err
+    assert main(["memory", "no_such_module:small"]) == 2
+    assert "No module named 'no_such_module'" in capsys.readouterr().err
+    sys.modules.pop("my_nets")
+
+
+def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["memory", "unet", "--budget", "300KB", "--dtype", "int8"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("unet in 300 KiB: 2-212 in int8 keeps most")
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plans"][0]["plan"] == "2-212"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet81"], "Unknown architecture 'resnet81'"),
+        (["resnet18", "--budget", "lots"], "'lots' is not an amount of memory"),
+        (["resnet18", "--image-size", "0"], "whole numbers of 1 or more"),
+        (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
+    ],
+)
+def test_memory_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -28,16 +28,16 @@ def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
         hanging = (1 - figure.layout.title.y) * figure.layout.height
         figure.update_layout(height=figure.layout.height + extra, margin_t=figure.layout.margin.t + extra)
         figure.layout.title.y = 1 - hanging / figure.layout.height
-    if [trace.type for trace in shown.data] != [trace.type for trace in figure.data]:
-        with shown.batch_update():
+    layout = _settings(figure.layout)
+    gone = dict.fromkeys(_settings(shown.layout).keys() - layout.keys())  # e.g. the lines of another state
+    with shown.batch_update():
+        if [trace.type for trace in shown.data] != [trace.type for trace in figure.data]:
             shown.data = ()
             shown.add_traces(figure.data)
-            shown.layout.update(_settings(figure.layout), overwrite=True)
-        return
-    with shown.batch_update():
-        for old, new in zip(shown.data, figure.data, strict=True):
-            old.update(_settings(new), overwrite=True)
-        shown.layout.update(_settings(figure.layout), overwrite=True)
+        else:
+            for old, new in zip(shown.data, figure.data, strict=True):
+                old.update(_settings(new), overwrite=True)
+        shown.layout.update({**gone, **layout}, overwrite=True)
 
 
 def _settings(part: Any) -> dict[str, Any]:

@@ -1,0 +1,284 @@
+"""What a network needs at its peak, and what pooling, RED blocks, input, dtype and convention do to it."""
+
+from __future__ import annotations
+
+import copy
+import html
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
+from redistill_lib.memory import Bounds, Profile, memory_bounds, profile_memory
+from redistill_lib.memory.profile import Convention
+from redistill_lib.models import create_model, list_models, student_name
+from redistill_lib.progress import is_live
+from redistill_lib.red import RedBlock, insert_blocks, make_in_place
+from redistill_lib.taps import Tap, match_taps
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
+    import pandas as pd
+    import plotly.graph_objects as go
+
+FACTORS = (1, 2, 4, 8)
+SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256)
+BATCHES = (1, 2, 4, 8, 16, 32)
+DTYPES = ("fp32", "fp16", "int8")
+NONE, PLAIN, IN_PLACE = "none", "as published", "in place"
+OWN = "own network"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the controls say."""
+
+    model: str
+    factor: int = 1
+    blocks: str = NONE
+    size: int = 128
+    batch: int = 1
+    dtype: str = "fp32"
+    convention: Convention = "fused"
+
+    @property
+    def teacher(self) -> Choice:
+        return replace(self, factor=1, blocks=NONE)
+
+
+class MemorySource:
+    """Networks and their profiles by choice, each computed once: an explorer's memory, free of widgets.
+
+    Built-in networks are on the meta device: they have shapes and no weights. A network of one's own stays as it is.
+
+    >>> source = MemorySource("resnext18-1-21222")
+    >>> source.factors("resnext18-1-21222")
+    (1, 2, 4, 8)
+    >>> source.profile(Choice("resnext18-1-21222", factor=4)).peak_bytes
+    786432
+    """
+
+    def __init__(self, model: str | nn.Module, example: Tensor | tuple[Any, ...] | None = None):
+        if isinstance(model, nn.Module) == (example is None):
+            raise ValueError("give a network of your own together with example=, a batch for it, and a name without")
+        self.own = model if isinstance(model, nn.Module) else None
+        self.example = example if isinstance(example, tuple) else (example,)
+        if isinstance(model, str):
+            student_name(model, 1)  # a name that is none is told here
+            names = [*list_models("classifier"), "unet"]
+            self.models = [model, *(name for name in names if name != model)]
+        else:
+            self.models = [OWN]
+        self.students: dict[int, nn.Module] = {1: self.own} if self.own else {}  # of a network of one's own
+        self.legal: dict[str, tuple[int, ...]] = {}
+        self.taps: dict[Choice, list[Tap]] = {}
+        self.profiles: dict[Choice, Profile] = {}
+        self.limits: dict[Choice, Bounds] = {}
+
+    def factors(self, model: str) -> tuple[int, ...]:
+        """The pooling factors that this network's stride allows; 1 is the teacher itself."""
+        if model not in self.legal:
+            self.legal[model] = tuple(factor for factor in FACTORS if factor == 1 or self._allows(model, factor))
+        return self.legal[model]
+
+    def _allows(self, model: str, factor: int) -> bool:
+        try:
+            if self.own:
+                self._own_student(factor)
+            else:
+                student_name(model, factor)
+        except (ValueError, RuntimeError):
+            return False
+        return True
+
+    def _own_student(self, factor: int) -> nn.Module:
+        if factor not in self.students:
+            from redistill_lib.student import derive_student
+
+            assert self.own is not None
+            self.students[factor], _ = derive_student(self.own, factor, example=self.example)
+        return self.students[factor]
+
+    def inputs(self, choice: Choice) -> tuple[Any, ...]:
+        """What the network is called with; a U-Net also takes time steps."""
+        if self.own:
+            return self.example
+        x = torch.empty(choice.batch, 3, choice.size, choice.size, device="meta")
+        diffuses = choice.model.partition("-")[0] in list_models("diffusion")
+        return (x, torch.empty(choice.batch, dtype=torch.int64, device="meta")) if diffuses else (x,)
+
+    def network(self, choice: Choice) -> nn.Module:
+        """The network of this choice, RED blocks included. Raises ValueError where there is none."""
+        plain = self._plain(choice)
+        if choice.blocks == NONE:
+            return plain
+        inputs = self.inputs(choice)
+        place = Choice(choice.model, choice.factor, size=choice.size)  # what taps depend on
+        if place not in self.taps:
+            self.taps[place] = match_taps(plain, self._plain(place.teacher), self.inputs(place))
+        taps = self.taps[place]
+        like = next(plain.parameters())
+        with torch.device(like.device):
+            blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
+        model = insert_blocks(copy.deepcopy(plain) if self.own else plain, blocks)
+        if choice.blocks == IN_PLACE:
+            if choice.convention == "paper":
+                raise ValueError("The authors' estimate knows no blocks in place: choose fused or eager for them.")
+            reasons = make_in_place(model, *inputs)
+            if len(reasons) == len(blocks):
+                raise ValueError(f"No RED block can work in place here: {next(iter(reasons.values()))}.")
+        return model
+
+    def _plain(self, choice: Choice) -> nn.Module:
+        if self.own:
+            return self._own_student(choice.factor)
+        with torch.device("meta"):
+            return create_model(student_name(choice.model, choice.factor))
+
+    def profile(self, choice: Choice) -> Profile:
+        """Raises ValueError in one sentence where the network cannot be run or counted like that."""
+        return self._computed(self.profiles, choice, self._profile)
+
+    def bounds(self, choice: Choice) -> Bounds:
+        """The same for the bounds, which are those of the ``fused`` convention."""
+        return self._computed(self.limits, choice, self._bounds)
+
+    def _computed(self, known: dict[Choice, Any], choice: Choice, compute: Callable[[Choice], Any]) -> Any:
+        if choice not in known:
+            try:
+                known[choice] = compute(choice)
+            except RuntimeError as error:  # PyTorch's own, from some layer inside
+                reason = str(error).splitlines()[0]
+                where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
+                raise ValueError(f"The network cannot run{where}: {reason}") from None
+        return known[choice]
+
+    def _profile(self, choice: Choice) -> Profile:
+        return profile_memory(
+            self.network(choice), *self.inputs(choice), convention=choice.convention, dtype=choice.dtype
+        )
+
+    def _bounds(self, choice: Choice) -> Bounds:
+        return memory_bounds(self.network(choice), *self.inputs(choice), dtype=choice.dtype)
+
+
+def memory_explorer(
+    model: str | nn.Module = "resnext18-1-21222",
+    image_size: int = 128,
+    *,
+    example: Tensor | tuple[Any, ...] | None = None,
+) -> widgets.VBox | None:
+    """Choose a network, its student, RED blocks, input, dtype and convention; see what is alive at each step.
+
+    `model` is the name of a built-in teacher, or a network of your own together with `example`, a batch that it can
+    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights. None
+    where nobody is looking.
+
+    >>> memory_explorer("resnet18", image_size=224) is None
+    True
+    """
+    if not is_live():
+        return None
+    return MemoryExplorer(MemorySource(model, example), image_size).view
+
+
+class MemoryExplorer:
+    """The widgets: they ask the source for profiles and the figures for their picture."""
+
+    def __init__(self, source: MemorySource, image_size: int = 128):
+        import ipywidgets as widgets
+
+        self.source, self.busy = source, False
+        self.wanted: dict[str, Any] = {}  # what was last chosen by hand comes back wherever it is possible again
+        sizes = sorted({*SIZES, image_size})
+        self.model = dropdown("model", [(name, name) for name in source.models])
+        self.student = slider("student", [("×1", 1)])
+        self.blocks = dropdown("RED blocks", [(NONE, NONE)])
+        self.size = slider("input", [(f"{size}×{size}", size) for size in sizes], image_size)
+        self.batch = slider("batch", [(str(batch), batch) for batch in BATCHES])
+        self.dtype = dropdown("dtype", [(dtype, dtype) for dtype in DTYPES])
+        self.convention = dropdown("convention", [(name, name) for name in ("fused", "eager", "paper")])
+        lines = [
+            ("the teacher's peak", "teacher"),
+            ("bounds (takes a second or two)", "bounds"),
+            ("none, own scale", "none"),
+        ]
+        self.lines = dropdown("lines", lines)
+        built_in = (self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention)
+        controls = built_in if source.own is None else (self.student, self.blocks, self.dtype, self.convention)
+        self.status, self.table, self.figure = widgets.HTML(), widgets.HTML(), empty_figure()
+        self.place = widgets.VBox([self.figure, self.table])
+        self.draw()
+        for control in (*controls, self.lines):
+            control.style.description_width = "88px"
+            control.observe(self.draw, "value")
+        self.view = widgets.VBox([rows(*controls, self.lines), self.status, self.place])
+
+    def draw(self, change: Any = None) -> None:
+        if self.busy:
+            return  # a control changed because another one did
+        if change:
+            self.wanted[change["owner"].description] = change["new"]
+        self.busy = True
+        try:
+            figure, table = self._views(self._choice())
+        except ValueError as error:
+            text = html.escape(str(error))
+            self.status.value = f'<p style="margin:4px 8px"><b>This cannot be shown.</b> {text}</p>'
+            self.place.layout.display = "none"  # a figure that is taken out of the page does not come back whole
+        else:
+            redraw(self.figure, figure)
+            self.status.value = ""
+            self.table.value = _roomy(table)
+            self.place.layout.display = ""
+        finally:
+            self.busy = False
+
+    def _choice(self) -> Choice:
+        """What the controls say, after those that depend on others have been given what is possible."""
+        model = self.model.value
+        factors = self.source.factors(model)
+        factor = self._choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
+        names = (NONE,) if factor == 1 else (NONE, PLAIN, IN_PLACE)  # blocks go into students
+        blocks = self._choose(self.blocks, [(name, name) for name in names], NONE)
+        return Choice(
+            model, factor, blocks, self.size.value, self.batch.value, self.dtype.value, self.convention.value
+        )
+
+    def _choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
+        """Give a control its options; its value is what was last chosen by hand, if that is one of them."""
+        wanted = self.wanted.get(control.description, otherwise)
+        value = wanted if wanted in [value for _, value in options] else otherwise
+        choose(control, options, value)
+        return value
+
+    def _views(self, choice: Choice) -> tuple[go.Figure, pd.DataFrame]:
+        from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
+
+        role = {NONE: "student", PLAIN: "red", IN_PLACE: "red in place"}[choice.blocks]
+        profiles = {"teacher": self.source.profile(choice.teacher)}
+        if choice.factor > 1:
+            profiles[role] = self.source.profile(choice)
+        *_, shown = profiles.values()
+        if choice.convention == "paper":
+            if role == "red":  # what the blocks add shows beside the student without them
+                profiles = {"student": self.source.profile(replace(choice, blocks=NONE)), **profiles}
+                profiles = {name: profiles[name] for name in ("teacher", "student", "red")}
+            return memory_by_layer(profiles), memory_table(profiles)
+        lines = self.lines.value
+        if lines == "bounds" and choice.convention != "fused":
+            raise ValueError("The bounds are those of the fused convention: choose it, or other lines.")
+        reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
+        bounds = self.source.bounds(choice) if lines == "bounds" else None
+        return memory_timeline(shown, reference=reference, bounds=bounds), memory_table(profiles)
+
+
+def _roomy(table: pd.DataFrame) -> str:
+    numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
+    text: str = table.to_html(index=False, border=0, justify="left", formatters=numbers)
+    for cell in ("td", "th"):
+        text = text.replace(f"<{cell}>", f'<{cell} style="padding:0 16px 0 8px">')
+    return text
