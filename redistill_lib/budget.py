@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ class BudgetFit:
     inputs: tuple[tuple[int, ...], ...]
     own: tuple[Fit, ...]  # the network as it is, once per dtype
     candidates: tuple[Fit, ...] = field(repr=False)  # every plan looked at
+    refused: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans that cannot be derived, and why
 
     @property
     def fits(self) -> tuple[Fit, ...]:
@@ -111,8 +112,8 @@ def fit_to_budget(
     model: str | nn.Module,
     budget: int | str,
     *inputs: Tensor,
-    dtypes: Sequence[str] = ("fp32", "int8"),
-    plans: Iterable[StridePlan | str] | None = None,
+    dtypes: str | Sequence[str] = ("fp32", "int8"),
+    plans: StridePlan | str | Iterable[StridePlan | str] | None = None,
     in_place_depthwise: bool = False,
     progress: bool = True,
 ) -> BudgetFit:
@@ -132,21 +133,39 @@ def fit_to_budget(
     budget_bytes = parse_size(budget)
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
+    dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
+    plans = [plans] if isinstance(plans, (str, StridePlan)) else plans
     unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
     if unknown or not dtypes:
         raise ValueError(f"unknown dtype {unknown[0] if unknown else ''!r}: choose from {', '.join(DTYPES)}")
     builder = _Named(model) if isinstance(model, str) else _Derived(model, inputs)
-    chosen = [StridePlan.parse(p) if isinstance(p, str) else p for p in plans] if plans else list(builder.plans())
+    if plans is None:
+        chosen = list(builder.plans())
+    else:
+        chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
+    if not chosen:
+        raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
     found: dict[str, list[Fit]] = {}
+    refused: dict[str, str] = {}
     with progress_bar(len(chosen) + 1, f"plans of {builder.name}", enabled=progress) as bar:
         for plan in (builder.own, *chosen):
             if str(plan) not in found:
-                profiles = _profiles(builder.build(plan), inputs, dtypes, in_place_depthwise)
-                found[str(plan)] = [_fit(plan, profile) for profile in profiles]
+                try:
+                    network = builder.build(plan)
+                except ValueError as error:
+                    if plans is not None or plan == builder.own:
+                        raise
+                    refused[str(plan)] = str(
+                        error
+                    )  # one plan that cannot be had is no reason to keep the others back
+                else:
+                    profiles = _profiles(network, inputs, dtypes, in_place_depthwise)
+                    found[str(plan)] = [_fit(plan, profile) for profile in profiles]
             bar.update()
     shapes = tuple(tuple(tensor.shape) for tensor in inputs)
-    candidates = [fit for plan in dict.fromkeys(map(str, chosen)) for fit in found[plan]]
-    return BudgetFit(builder.name, budget_bytes, shapes, tuple(found[str(builder.own)]), tuple(candidates))
+    candidates = [fit for plan in dict.fromkeys(map(str, chosen)) for fit in found.get(plan, ())]
+    own = tuple(found[str(builder.own)])
+    return BudgetFit(builder.name, budget_bytes, shapes, own, tuple(candidates) or own, refused)
 
 
 def _profiles(
@@ -195,9 +214,15 @@ class _Derived:
 
     def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
         self.name = str(getattr(model, "name", type(model).__name__))
-        # Only shapes count from here on, and a copy per plan then costs nothing.
-        self.model, self.inputs = copy.deepcopy(model).to("meta"), tuple(tensor.to("meta") for tensor in inputs)
         strides = [place.stride for place in find_places(model, inputs)]
+        if len(strides) < 2:
+            raise ValueError(
+                f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
+            )
+        self.model, self.inputs = model, inputs
+        if trace(model, *inputs).source == "fake":
+            # Only shapes count, and a copy per plan then costs nothing.
+            self.model, self.inputs = copy.deepcopy(model).to("meta"), tuple(tensor.to("meta") for tensor in inputs)
         self.own = StridePlan(strides[0], tuple(strides[1:]))
 
     def plans(self) -> Iterator[StridePlan]:

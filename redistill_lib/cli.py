@@ -163,6 +163,7 @@ def _memory(arguments: argparse.Namespace) -> int:
     if arguments.model.startswith("unet"):
         inputs.append(torch.empty(arguments.batch, dtype=torch.long, device="meta"))
     model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
+    _check_runs(arguments.model, model, inputs)
     if arguments.budget:
         dtypes = [arguments.dtype] if arguments.dtype else ["fp32", "int8"]
         named = arguments.in_channels == 3 and arguments.factor == 1 and ":" not in arguments.model
@@ -213,6 +214,21 @@ def _memory(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _check_runs(name: str, model: nn.Module, inputs: Sequence[Any]) -> None:
+    """Raise ValueError where the network cannot be followed on such inputs."""
+    from redistill_lib.memory import profile_memory
+
+    try:
+        profile_memory(model, *inputs)
+    except Exception as error:
+        shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
+        first = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{name} cannot be followed on {shapes} ({type(error).__name__}: {first}); fit --image-size and "
+            "--in-channels to it, and profile a network whose control flow depends on values from Python"
+        ) from None
+
+
 def _bounds_rows(bounds: Bounds) -> list[tuple[str, str]]:
     from redistill_lib.memory import format_size
 
@@ -245,7 +261,10 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
         sys.path.remove("")
     if not callable(made):
         raise ValueError(f"module {module} has no function {function!r}; write package.module:function")
-    model = made()
+    try:
+        model = made()
+    except Exception as error:
+        raise ValueError(f"{name}() failed: {type(error).__name__}: {error}") from None
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{name} returned a {type(model).__name__}, not an nn.Module")
     model = model.to("meta")

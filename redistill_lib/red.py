@@ -234,13 +234,15 @@ class _MapWatch(TorchDispatchMode):
 
     A plain block writes its output elsewhere, so whatever touches the memory of its input map afterwards wants the
     old values: a skip connection, a shortcut, a returned map. Unlike a comparison of outputs, this cannot be fooled
-    by values. Memory is known by weak references, which also tell what outlives the pass.
+    by values. Memory is known by weak references, which also tell what outlives the pass. What leaves PyTorch, such
+    as `.numpy()` of a map, is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.made: set[StorageWeakRef] = set()  # by an operation of this pass; all else is the caller's or a weight
         self.used: dict[StorageWeakRef, RedBlock] = {}  # input maps of blocks that have run
+        self.ran: set[RedBlock] = set()
         self.reasons: dict[RedBlock, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -252,6 +254,10 @@ class _MapWatch(TorchDispatchMode):
         return out
 
     def before(self, block: RedBlock, args: tuple[Tensor, ...]) -> None:
+        self.ran.add(block)
+        if len(args) != 1:
+            self.reasons.setdefault(block, "it is called with a keyword")
+            return
         (storage,) = _storages(args)
         if storage not in self.made:
             self.reasons.setdefault(block, "its input map is not made by the network but given to it, or a weight")
@@ -259,20 +265,20 @@ class _MapWatch(TorchDispatchMode):
             self.reasons.setdefault(block, "elements of its input map share memory")
 
     def after(self, block: RedBlock, args: tuple[Tensor, ...], out: Tensor) -> None:
-        (storage,) = _storages(args)
-        self.used[storage] = block
+        self.used |= dict.fromkeys(_storages(args), block)
 
     def finish(self, blocks: Iterable[RedBlock]) -> None:
         for storage, block in self.used.items():
             if not storage.expired():
                 self.reasons.setdefault(block, "its input map is kept after the pass")
         for block in blocks:
-            if block not in self.used.values():
-                self.reasons[block] = "the pass never reached it"
+            if block not in self.ran:
+                self.reasons.setdefault(block, "the pass never reached it")
 
 
 def _storages(*trees: object) -> set[StorageWeakRef]:
-    return {StorageWeakRef(leaf.untyped_storage()) for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)}
+    tensors = [leaf for leaf in tree_leaves(trees) if isinstance(leaf, Tensor)]
+    return {StorageWeakRef(t.untyped_storage()) for t in tensors if t.layout == torch.strided and not t.is_nested}
 
 
 def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, str]:
@@ -292,6 +298,11 @@ def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, st
     model.eval().requires_grad_(False)
     blocks = {module: path for path, module in model.named_modules() if isinstance(module, RedBlock)}
     watch = _MapWatch()
+    for block in blocks:
+        if type(block) is not RedBlock:
+            watch.reasons[block] = "it is of a class of its own, whose forward may be another"
+        elif block._forward_hooks or block._forward_pre_hooks:
+            watch.reasons[block] = "it has hooks, which would be lost"
     hooks = [
         hook
         for b in blocks

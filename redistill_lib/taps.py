@@ -227,7 +227,7 @@ def find_resizes(model: nn.Module, *inputs: Tensor) -> list[Resize]:
             path = both if both in order else path  # branches of the network itself: the last one stands for all
             steps.pop()
         whole = next(c for c in seen if c[0] == path)
-        while (parent := path.rpartition(".")[0]) and len(list(model.get_submodule(parent).children())) == 1:
+        while (parent := path.rpartition(".")[0]) in order and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
         since = order.get(steps[-1].path, -1) if steps else -1
         learns = any(_convolves(model.get_submodule(p)) for p, _, _ in seen[since + 1 : order[whole[0]] + 1])

@@ -84,3 +84,32 @@ def test_bad_input() -> None:
         fit_to_budget("mobilenetv2", "1MB", X, dtypes=["int4"])
     with pytest.raises(ValueError, match="Unknown architecture"):
         fit_to_budget("mobilnetv9", "1MB", X)
+
+
+def test_one_text_is_one_plan_and_one_dtype() -> None:
+    fit = fit_to_budget("mobilenetv2", "1MB", X, dtypes="int8", plans="4-1221121", progress=False)
+    assert [(f.plan, f.dtype) for f in fit.candidates] == [("4-1221121", "int8")]
+    with pytest.raises(ValueError, match="plans is empty"):
+        fit_to_budget("mobilenetv2", "1MB", X, plans=[])
+
+
+def test_a_plan_that_cannot_be_derived_is_listed_and_the_others_are_there() -> None:
+    class Two(nn.Module):
+        """Two outputs: the first one's size leaves only the last stride free."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(k, 8, 3, 2, 1) for k in (3, 8, 8))
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            z = self.b(self.a(x))
+            return z, self.c(z)
+
+    fit = fit_to_budget(Two(), "1MB", X, dtypes="fp32", progress=False)
+    assert {f.plan for f in fit.candidates} == {"2-22", "4-12"} and fit.refused.keys() == {"4-21", "8-11"}
+    assert "outputs" in fit.refused["8-11"]
+
+
+def test_a_network_with_a_single_strided_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="only one layer of this Sequential strides or pools"):
+        fit_to_budget(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1)), "1MB", X)

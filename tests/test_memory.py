@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,7 +289,7 @@ def test_control_flow_that_depends_on_values_is_run_and_says_so() -> None:
     model, x = ByValue(), torch.ones(1, 4, 8, 8)
     profile = rd.profile_memory(model, x)
     assert profile.source == "real" and profile.peak_bytes == 12 * MAP
-    assert [row.op for row in profile.rows] == ["sum", "gt", "local_scalar_dense", "conv+relu"]
+    assert [row.op for row in profile.rows] == ["add", "sum", "gt", "local_scalar_dense", "conv+relu"]
     assert rd.profile_memory(model, -x).peak_bytes == 4 * MAP + 4 + 1  # the sum, and whether it is above 0
     assert rd.profile_memory(model, x, convention="eager").peak_bytes == rd.measure_memory(model, x).peak_bytes
     assert model.seen.item() == 0
@@ -450,3 +451,100 @@ def test_the_trace_knows_modules_behind_wrappers() -> None:
     model = rd.Distillation(student, teacher, rd.match_taps(student, teacher, x), "red", example=x).graduate()
     modules = {op.module for op in trace(model, x).ops}
     assert {"conv1", "conv1.after.logit.0", "layer2.0.conv1", "layer2.0.before.residual_encoder.0"} <= modules
+
+
+# ---------------------------------------------------------------------------------- networks that are hard to follow
+
+
+class Remembers(nn.Module):
+    """A cache in a dict, a list that grows, and a plain tensor written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[int, Tensor] = {}
+        self.seen: list[int] = []
+        self.plain = torch.zeros(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        self.plain.add_(1)
+        if x.shape[-1] not in self.cache:
+            self.cache[x.shape[-1]] = torch.arange(float(x.shape[-1]))
+        return x + self.cache[x.shape[-1]] + self.plain
+
+
+def test_containers_and_plain_tensors_are_as_before() -> None:
+    model, x = Remembers(), image(8, channels=4)
+    for run in (rd.profile_memory, rd.measure_memory, rd.memory_bounds):
+        run(model, x)
+        assert model.cache == {} and model.seen == [] and model.plain.item() == 0
+    assert type(model(x)) is Tensor
+
+
+class Cache(nn.Module):
+    """What is read back from a buffer was computed from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(16, 1024)
+        self.register_buffer("kept", torch.zeros(1, 1024))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept.copy_(self.wide(x))
+        return self.kept[:, :4] * 2
+
+
+def test_what_goes_through_a_buffer_is_computed() -> None:
+    profile = rd.profile_memory(Cache(), torch.zeros(1, 16))
+    assert profile.flops == 2 * 16 * 1024 and profile.peak_bytes >= 4 * (16 + 1024)
+
+
+def test_what_goes_through_python_is_computed() -> None:
+    class Through(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(torch.from_numpy(self.conv(x).numpy() + 1.0))
+
+    profile = rd.profile_memory(Through(), image(8, channels=4))
+    assert profile.source == "real" and sum(row.op == "conv" for row in profile.rows) == 2
+
+
+def test_random_numbers_are_no_constants() -> None:
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.empty_like(x).exponential_()
+
+    profile = rd.profile_memory(Noise(), image(8, channels=4))
+    assert profile.peak_bytes == 8 * MAP and profile.constant_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: x[:, :4], lambda x: x[:, ::2, ::2, ::2], lambda x: x[:1, :1].expand(2, 4, 16, 16)],
+    ids=["slice", "steps", "expand"],
+)
+def test_inputs_that_are_views_count_as_what_is_given(view: Callable[[Tensor], Tensor]) -> None:
+    x = view(torch.zeros(2, 8, 16, 16))
+    model = conv(4, 8)
+    eager = rd.profile_memory(model, x, convention="eager").peak_bytes
+    assert eager == rd.measure_memory(model, x).peak_bytes == 4 * 2 * (4 + 8) * x.shape[-1] ** 2
+
+
+def test_modules_that_write_and_change_do_not_trip_it() -> None:
+    assert rd.profile_memory(nn.Sequential(conv(4, 8), nn.RReLU()), image(8, channels=4)).peak_bytes >= 12 * MAP
+    sparse = type("Sparse", (nn.Module,), {"forward": lambda self, x: torch.sparse.mm(torch.eye(8).to_sparse(), x)})()
+    assert rd.profile_memory(sparse, torch.zeros(8, 8), convention="eager").peak_bytes > 0
+
+
+def test_scripted_networks_are_run_for_real() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        scripted = torch.jit.trace(nn.Sequential(conv(4, 8), nn.ReLU()), image(8, channels=4))
+    profile = rd.profile_memory(scripted, image(8, channels=4), convention="eager")
+    assert (
+        profile.source == "real"
+        and profile.peak_bytes == rd.measure_memory(scripted, image(8, channels=4)).peak_bytes
+    )

@@ -175,3 +175,60 @@ def test_the_search_alone_agrees_with_the_floor_on_a_chain() -> None:
     net = nn.Sequential(conv(2, 4), conv(4, 8), conv(8, 1))
     nodes, values = _graph(trace(net, torch.zeros(1, 2, 8, 8)), size)
     assert _search(nodes, values, known=10**9) == (12 * MAP, True)
+
+
+class ThreeOutputs(nn.Module):
+    """Whether a is computed before or after c decides how long x stays; every order ends in the same set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(12, 12, 1), conv(8, 11, 1), conv(12, 6, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.a(x), self.b(y), self.c(x)
+
+
+def test_a_set_of_operators_is_reached_by_its_cheapest_order() -> None:
+    bounds = rd.memory_bounds(ThreeOutputs(), torch.zeros(1, 12, 8, 8), torch.zeros(1, 8, 8, 8))
+    # c, a, b: 20 + 6, then + 12 = 38; x is gone when b makes its 11: 8 + 18 + 11 = 37.
+    assert (bounds.order_bytes, bounds.order_exact) == (38 * MAP, True)
+
+
+STEM = 4 * 3 * 32 * 32
+
+
+def streaming(*layers: nn.Module) -> int:
+    return rd.memory_bounds(nn.Sequential(conv(3, 16), *layers), torch.zeros(1, 3, 32, 32)).streaming_bytes
+
+
+def test_streaming_counts_dilated_rows_and_stops_where_rows_do_not_do() -> None:
+    row = 4 * 16 * 32
+    out = 4 * 2 * 32 * 32
+    assert streaming(nn.Conv2d(16, 2, 3, padding=1)) == STEM + 3 * row + out
+    assert streaming(nn.Conv2d(16, 2, 3, padding=8, dilation=8)) == STEM + 17 * row + out
+    whole = STEM + 32 * row  # the stem's map in full
+    assert streaming(nn.GroupNorm(4, 16), nn.Conv2d(16, 2, 3, padding=1)) >= whole
+
+
+def test_streaming_keeps_what_is_returned_and_what_waits() -> None:
+    class Returned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.next = conv(3, 16), conv(16, 16)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.stem(x)
+            return y, self.next(y)
+
+    assert rd.memory_bounds(Returned(), torch.zeros(1, 3, 32, 32)).streaming_bytes >= 2 * 4 * 16 * 32 * 32
+
+    class Waiting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = conv(3, 16), conv(16, 4), conv(30, 4)
+
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            return self.b(self.a(x)) + self.c(z)
+
+    inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 30, 32, 32)
+    assert rd.memory_bounds(Waiting(), *inputs).streaming_bytes >= 4 * 32 * 32 * (30 + 4 + 4)

@@ -293,3 +293,20 @@ def test_one_block_run_twice_on_one_map() -> None:
             return self.block(x) - 2 * self.block(x)
 
     assert list(make_in_place(Twice(), torch.zeros(1, 2, 4, 4))) == ["block"]
+
+
+def test_blocks_that_are_more_than_a_red_block_stay_plain() -> None:
+    class Doubled(RedBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    def net(block: RedBlock) -> nn.Module:
+        return insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", block)])
+
+    x = torch.zeros(1, 3, 20, 20)
+    assert make_in_place(net(Doubled(8)), x) == {
+        "0.after": "it is of a class of its own, whose forward may be another"
+    }
+    hooked = RedBlock(8)
+    hooked.register_forward_hook(lambda *_: None)
+    assert make_in_place(net(hooked), x) == {"0.after": "it has hooks, which would be lost"}

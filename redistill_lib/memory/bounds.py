@@ -78,17 +78,21 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
     for step in schedule.steps:
         for index in step.reads:
             readers[index] = readers.get(index, 0) + 1
-    best, until, rows = max(live), "", 0
+    best, until, rows, beside = max(live), "", 0, 0
     for k, step in enumerate(schedule.steps):
         source = buffers[step.reads[0]] if len(step.reads) == 1 else None
-        chained = source is not None and (source.kind == "input" if k == 0 else source.first == k - 1)
-        if not step.kernel or not chained or source is None or readers[source.index] > 1 or len(step.writes) != 1:
+        if source is None or len(step.writes) != 1 or not step.kernel or not step.by_rows:
             break
+        chained = source.kind == "input" if k == 0 else source.kind == "activation" and source.first == k - 1
+        if not chained or readers[source.index] > 1:
+            break
+        made = buffers[step.writes[0]].nbytes
+        beside = max(beside, live[k] - source.nbytes - made)  # what is alive apart from the chain
         if k == 0:
             image = source.nbytes
         else:
             rows += source.nbytes * min(step.kernel[0], source.shape[2]) // source.shape[2]
-        peak = max([image + rows + buffers[step.writes[0]].nbytes, *live[k + 1 :]])
+        peak = max([image + rows + beside + made, *live[k + 1 :]])
         if peak < best:
             best, until = peak, step.module or step.name
     return best, until
@@ -187,11 +191,14 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
         return {k: run(k, done, live) for k in ready}
 
     start = sum(value.nbytes for value in values if value.producer < 0 and value.consumers)
-    queue, seen = [(floor, 0, 0, start)], {0}
+    queue, seen = [(floor, 0, 0, start)], set[int]()
     for _ in range(STATES):
         if not queue:
             return known, True  # every other order reaches the known peak
         peak, _, done, live = heapq.heappop(queue)
+        if done in seen:
+            continue
+        seen.add(done)
         # A node that lowers what is live without a new peak can as well run at once: no order loses by it.
         while (costs := options(done, live)) and (
             free := [k for k, (during, after) in costs.items() if during <= peak and after <= live]
@@ -202,7 +209,6 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
         for k, (during, after) in costs.items():
             following = done | 1 << k
             if following not in seen and max(peak, during) < known:
-                seen.add(following)
                 # Among equals the one that is further on: straight ahead where nothing is at stake.
                 heapq.heappush(queue, (max(peak, during), -following.bit_count(), following, after))
     return queue[0][0] if queue else known, not queue

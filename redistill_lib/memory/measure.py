@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.trace import tensors_in, untouched
+from redistill_lib.memory.trace import tensors_in
+from redistill_lib.memory.untouched import untouched, values_kept
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,8 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
         raise ValueError(
             f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
         )
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with untouched(model), torch.random.fork_rng(devices=[]):
-            return (_on_cuda if devices == {"cuda"} else _on_cpu)(model, inputs, dict(kwargs or {}))
-    finally:
-        with torch.no_grad():
-            for buffer, before in saved:
-                buffer.copy_(before)
+    with untouched(model), values_kept(model):
+        return (_on_cuda if devices == {"cuda"} else _on_cpu)(model, inputs, dict(kwargs or {}))
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
@@ -92,6 +87,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def add(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:
+            if tensor.layout != torch.strided or tensor.is_nested:
+                continue
             storage = tensor.untyped_storage()
             if storage._cdata not in self.known:
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
@@ -100,13 +97,14 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
         out = func(*args, **(kwargs or {}))
-        self.add([tensor for tensor in tensors_in(out) if tensor.layout == torch.strided])
+        self.add(tensors_in(out))
         return out
 
 
 def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
     own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    live = _LiveBytes([*model.parameters(), *model.buffers()], tensors_in((own, named)))
+    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    live = _LiveBytes([*model.parameters(), *model.buffers(), *plain], tensors_in((own, named)))
     with live:
         model(*own, **named)
     total = _allocator_peak(model, inputs, kwargs)

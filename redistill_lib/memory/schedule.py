@@ -15,6 +15,11 @@ _OVERWRITING = {
     "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
     "hardswish", "_prelu_kernel", "log_sigmoid_forward",
 }  # fmt: skip
+# Those of them that need no more than the place itself, as pointwise operators do: batch norm in eval mode.
+_BY_POINT = {
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
+    "_prelu_kernel",
+}  # fmt: skip
 # Operators known to need their inputs while they write their output; reductions too, which PyTorch tags.
 _SEPARATE = {
     "convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "cat", "stack", "repeat",
@@ -78,6 +83,7 @@ class Step:
     kernel: tuple[int, ...] = ()  # of a convolution or pooling: size and stride along the height
     flops: int = 0
     scratch: int = 0  # bytes beside the buffers
+    by_rows: bool = False  # a convolution or pooling, and what joined it needs no more than the row at hand
 
 
 @dataclass(frozen=True)
@@ -102,9 +108,17 @@ def short_name(op: Op) -> str:
 
 
 def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0) -> Step:
-    unique = tuple(dict.fromkeys(reads))
     return Step(
-        short_name(op), op.module, op.shape, unique, tuple(writes), tuple(overwrites), op.kernel, op.flops, scratch
+        name=short_name(op),
+        module=op.module,
+        shape=op.shape,
+        reads=tuple(dict.fromkeys(reads)),
+        writes=tuple(writes),
+        overwrites=tuple(overwrites),
+        kernel=op.kernel,
+        flops=op.flops,
+        scratch=scratch,
+        by_rows=bool(op.kernel) or op.pointwise or op.name in _BY_POINT,
     )
 
 
@@ -136,7 +150,7 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     fixed = constants(trace)
     last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
     last_use |= {storage.index: len(trace.ops) for storage in storages if storage.output}
-    made_at = {storage.index: -1 for storage in storages if storage.kind == "input"}  # buffer → step that wrote it
+    made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
     first = dict.fromkeys(made_at, 0)
     home = {index: index for index in made_at}  # storage → buffer that holds it
     steps: list[Step] = []
@@ -162,7 +176,13 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
                 overwrites, writes = [home[dying[0]]], []
         home |= {index: index for index in writes}
         step = _step(op, [home[index] for index in reads], writes, overwrites, scratch)
-        if steps and overwrites and not scratch and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
+        if (
+            steps
+            and overwrites
+            and not writes
+            and not scratch
+            and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites)
+        ):
             steps[-1] = _joined(steps[-1], step)
         else:
             first |= {index: len(steps) for index in writes}
@@ -194,7 +214,8 @@ def _joined(step: Step, more: Step) -> Step:
     """A step and the one after it that only works over what it made."""
     reads = dict.fromkeys((*step.reads, *(index for index in more.reads if index not in more.overwrites)))
     name, flops = f"{step.name}+{more.name}", step.flops + more.flops
-    return replace(step, name=name, shape=more.shape, reads=tuple(reads), flops=flops)
+    by_rows = step.by_rows and more.by_rows
+    return replace(step, name=name, shape=more.shape, reads=tuple(reads), flops=flops, by_rows=by_rows)
 
 
 def _is_known(op: Op) -> bool:
@@ -203,7 +224,9 @@ def _is_known(op: Op) -> bool:
 
 
 def needed_ops(trace: Trace) -> list[Op]:
-    """The operators on which what the network returns depends, in order."""
+    """The operators on which depends what the network returns, or keeps in its buffers, in order."""
+    if trace.source == "real":
+        return list(trace.ops)  # values may have gone through Python, where no operator shows them
     end = len(trace.ops)
     needed = {s.index for s in trace.storages if s.output} or {s.index for s in trace.storages if s.died == end}
     kept = []
@@ -216,11 +239,13 @@ def needed_ops(trace: Trace) -> list[Op]:
 
 def constants(trace: Trace) -> set[int]:
     """Storages that are the same whatever the input is. One that is written to from the input is none."""
-    varying = {storage.index for storage in trace.storages if storage.kind == "input"}
+    if trace.source == "real":
+        return set()
+    varying = {storage.index for storage in trace.storages if storage.kind != "activation"}
     for _ in trace.ops:  # again while a storage turns out to vary that an earlier operator read
         before = len(varying)
         for op in trace.ops:
-            if varying.intersection(op.reads) or op.name.startswith(("rand", "normal", "bernoulli")):
+            if op.random or varying.intersection(op.reads):
                 varying.update(op.writes, op.mutates)
         if len(varying) == before:
             break

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from redistill_lib.memory.untouched import exchange_tensors, untouched, values_kept
 from redistill_lib.red import BlockedLayer
-from redistill_lib.taps import check_float, evaluating
+from redistill_lib.taps import check_float
 
-Kind = Literal["input", "activation", "constant"]
+Kind = Literal["input", "activation", "state"]  # state: a weight or buffer that the pass writes to, of no bytes here
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Op:
     reduction: bool
     depthwise: bool
     decides: bool  # it hands a value to Python, whose control flow may depend on it
+    random: bool
     aligned: tuple[int, ...]  # storages read just as the output is written: same shape, same strides, whole
     kernel: tuple[int, ...] = ()  # of a convolution or pooling: its size and stride along the height
     flops: int = 0  # 2 per multiply-add, of convolutions, matrix products and attention
@@ -95,6 +97,7 @@ class _Recorder(TorchDispatchMode):
         self.calls: list[Call] = []
         self.found: list[dict[str, Any]] = []  # the fields of each Storage
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}  # address → (reference, index)
+        self.layouts: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # shape and strides of each when made
         self.weights: dict[int, Any] = {}  # address → the storage itself, kept so that its address stays its own
 
     # ------------------------------------------------------------------------------------------------ storages
@@ -106,24 +109,25 @@ class _Recorder(TorchDispatchMode):
 
     def index_of(self, tensor: Tensor) -> int | None:
         """The storage's number; None for a weight, an empty one, or one that was there before (a constant)."""
-        if tensor.layout != torch.strided:
+        if not _is_plain(tensor):
             return None
         entry = self.alive.get(tensor.untyped_storage()._cdata)
         return None if entry is None else entry[1]
 
     def add(self, tensor: Tensor, kind: Kind) -> int | None:
         """Number a storage that was not there before; None where it was, or holds nothing."""
-        if tensor.layout != torch.strided:
+        if not _is_plain(tensor):
             return None
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key in self.alive or key in self.weights or storage.nbytes() == 0:
+        if key in self.alive or (kind != "state" and (key in self.weights or storage.nbytes() == 0)):
             return None
         index = len(self.found)
+        self.layouts[index] = tuple(tensor.shape), tensor.stride()
         self.found.append(
             {
                 "index": index,
-                "nbytes": storage.nbytes(),
+                "nbytes": 0 if kind == "state" else storage.nbytes(),
                 "itemsize": tensor.itemsize,
                 "floating": tensor.is_floating_point(),
                 "shape": tuple(tensor.shape),
@@ -146,10 +150,13 @@ class _Recorder(TorchDispatchMode):
         if func.namespace == "prim":  # questions such as a tensor's device
             return func(*args, **kwargs)
         self.bury()
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and _is_plain(leaf)]
+        mutates = _mutated(func, args, kwargs)
+        for tensor in mutates:
+            if self.index_of(tensor) is None:
+                self.add(tensor, "state")  # what is read from it later depends on this
         reads = [self.index_of(tensor) for tensor in given]
         layouts = [(tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes()) for t in given]
-        mutates = _mutated(func, args, kwargs)
         out = func(*args, **kwargs)
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         writes = [index for tensor in made if (index := self.add(tensor, "activation")) is not None]
@@ -157,12 +164,14 @@ class _Recorder(TorchDispatchMode):
         decides = func is torch.ops.aten._local_scalar_dense.default
         if not (writes or changed or decides):
             return out  # a view
-        shape, stride = (tuple(made[0].shape), made[0].stride()) if made else ((), ())
+        shape, stride = (tuple(made[0].shape), made[0].stride()) if made and _is_plain(made[0]) else ((), ())
         per_storage: dict[int, set[bool]] = {}
         for index, layout in zip(reads, layouts, strict=True):
             if index is not None:
                 per_storage.setdefault(index, set()).add(layout == (shape, stride, True))
         kernel, depthwise = _kernel(func, args)
+        if reads and reads[0] is not None and layouts[0][:2] != self.layouts[reads[0]]:
+            kernel = ()  # not the map as it was made: its rows are other ones
         self.ops.append(
             Op(
                 index=len(self.ops),
@@ -177,6 +186,7 @@ class _Recorder(TorchDispatchMode):
                 reduction=torch.Tag.reduction in func.tags,
                 depthwise=depthwise,
                 decides=decides,
+                random=torch.Tag.nondeterministic_seeded in func.tags,
                 aligned=tuple(index for index, fits in per_storage.items() if fits == {True}),
                 kernel=kernel,
                 flops=_flops(func, args, kwargs, out),
@@ -193,6 +203,10 @@ class _Recorder(TorchDispatchMode):
         path = self.stack.pop()
         if self.paths.get(id(module)) == path:
             self.calls.append(Call(path, _first_shape(args), _first_shape(output)))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_nested
 
 
 def tensors_in(values: Any) -> list[Tensor]:
@@ -228,44 +242,24 @@ def _mutated(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _kernel(func: Any, args: Any) -> tuple[tuple[int, ...], bool]:
-    """(kernel rows, stride along the height) of a 2-d convolution or pooling, and whether it is depthwise."""
+    """(rows that the kernel spans, stride along the height) of a 2-d convolution or pooling; whether depthwise."""
     name = func._schema.name
     if name == "aten::convolution":
-        weight, stride, transposed, groups = args[1], args[3], args[6], args[8]
+        weight, stride, dilation, transposed, groups = args[1], args[3], args[5], args[6], args[8]
         if weight.ndim != 4 or transposed:
             return (), False
-        return (weight.shape[2], stride[0]), groups > 1 and groups == args[0].shape[1] == weight.shape[0]
+        rows = dilation[0] * (weight.shape[2] - 1) + 1
+        return (rows, stride[0]), groups > 1 and groups == args[0].shape[1] == weight.shape[0]
     if name.startswith(("aten::max_pool2d", "aten::avg_pool2d")):
-        return (args[1][0], (args[2] if len(args) > 2 and args[2] else args[1])[0]), False
+        stride = args[2] if len(args) > 2 and args[2] else args[1]
+        dilation = args[4][0] if name.startswith("aten::max") and len(args) > 4 else 1
+        return (dilation * (args[1][0] - 1) + 1, stride[0]), False
     return (), False
 
 
 def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     count = flop_registry.get(func._overloadpacket)
     return int(count(*args, **kwargs, out_val=out)) if count else 0
-
-
-@contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; afterwards every attribute of every module is again the object it was.
-
-    What a forward pass does to the *contents* of buffers is not undone here: traces run on stand-ins for them.
-    """
-    own = ("_parameters", "_buffers", "_modules")
-    before = [
-        (module, dict(module.__dict__), {name: dict(module.__dict__[name]) for name in own})
-        for module in model.modules()
-    ]
-    try:
-        with evaluating(model):
-            yield
-    finally:
-        for module, attributes, contents in before:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in contents.items():
-                module.__dict__[name].clear()
-                module.__dict__[name].update(content)
 
 
 def trace(
@@ -290,6 +284,8 @@ def trace(
     check_float(inputs)
     settings = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    silent, log.disabled = log.disabled, True  # what cannot be followed is run for real: no news for the user
     try:
         with untouched(model):
             return _trace_fake(model, inputs, dict(kwargs or {}))
@@ -299,6 +295,7 @@ def trace(
         with untouched(model):
             return _trace_real(model, inputs, dict(kwargs or {}))
     finally:
+        log.disabled = silent
         torch.backends.mha.set_fastpath_enabled(settings)
 
 
@@ -311,24 +308,25 @@ def _trace_fake(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def stand_in(tensor: Tensor) -> Tensor:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            # As a copy of it would be, since that is what measuring gives the network.
+            return torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad)
 
         # One stand-in per storage, so that tied weights stay tied.
         by_id = {id(tensor): stand_in(tensor) for tensor in tensors.values()}
         weights = {name: by_id[id(tensor)] for name, tensor in tensors.items()}
         inputs, kwargs = tree_map_only(Tensor, stand_in, (inputs, kwargs))
         recorder = _Recorder(_paths(model))
-        recorder.add_weights(list(weights.values()))
+        recorder.add_weights([*weights.values(), *exchange_tensors(model, stand_in)])
         return _record(model, recorder, inputs, kwargs, "fake", weights)
 
 
 def _trace_real(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     recorder = _Recorder(_paths(model))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    recorder.add_weights([*model.parameters(), *buffers.values()])
-    with torch.random.fork_rng(devices=[]):
-        return _record(model, recorder, inputs, kwargs, "real", buffers)
+    with values_kept(model):
+        plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+        recorder.add_weights([*model.parameters(), *model.buffers(), *plain])
+        return _record(model, recorder, inputs, kwargs, "real")
 
 
 def _paths(model: nn.Module) -> dict[int, str]:
@@ -351,7 +349,7 @@ def _record(
     inputs: tuple[Any, ...],
     kwargs: dict[str, Any],
     source: Literal["fake", "real"],
-    weights: dict[str, Tensor],
+    weights: dict[str, Tensor] | None = None,
 ) -> Trace:
     shapes = []
     for tensor in tensors_in((inputs, kwargs)):
@@ -363,14 +361,16 @@ def _record(
     ]
     try:
         with recorder:
-            out = functional_call(model, weights, inputs, kwargs)
+            out = model(*inputs, **kwargs) if weights is None else functional_call(model, weights, inputs, kwargs)
     finally:
         for handle in handles:
             handle.remove()
     recorder.bury()
     returned = {recorder.index_of(tensor) for tensor in tensors_in(out)}
     storages = tuple(
-        Storage(**{"died": len(recorder.ops), **fields}, output=fields["index"] in returned)
+        Storage(
+            **{"died": len(recorder.ops), **fields}, output=fields["index"] in returned or fields["kind"] == "state"
+        )
         for fields in recorder.found
     )
     parameters = {id(p): p for p in model.parameters()}.values()
