@@ -6,6 +6,7 @@ from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_bars import memory_bars, memory_table
 from redistill_lib.figures.memory_layers import memory_by_layer, published_footprints
+from redistill_lib.figures.quality import quality_vs_memory
 from redistill_lib.figures.samples import pictures
 from redistill_lib.figures.training import curves
 
@@ -20,6 +21,7 @@ __all__ = [
     "pictures",
     "plan_table",
     "published_footprints",
+    "quality_vs_memory",
     "stride_plans",
     "summary_table",
     "tap_scores",

@@ -1,0 +1,292 @@
+"""How good the generated pictures are for the memory they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from redistill_lib.figures.comparison import difference, interval
+from redistill_lib.figures.theme import (
+    INK,
+    MUTED,
+    WIDTH,
+    color,
+    faint,
+    finish,
+    label,
+    number,
+    role_key,
+    rows_of_legend,
+    symbol,
+)
+from redistill_lib.quality import Quality, check_comparable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIB = 2**20
+NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
+PANELS = {"fid": "FID", "kid": "KID × 1,000"}
+BUDGET = 1.15  # students whose peaks are within this factor have the same memory: RED blocks need a little
+APART = 0.03  # of the axis: how far such students stand from each other
+LARGEST = 34  # pixels across the bubble of the largest network
+
+
+def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, title: str | None = None) -> go.Figure:
+    """FID and KID over peak memory, lower left is better; the area of a bubble is the network's parameters.
+
+    `frame` has a row per trained network: `Quality.to_frame()` of its score, and columns ``role``, ``peak_bytes`` and
+    ``parameters``. Rows of one role and peak are runs (seeds): the bubble is their mean, its line the 95 % t-interval
+    over runs. A single run's line is its FID's 95 % interval over draws of pictures, and its KID's spread over
+    subsets. `floor` is what `redistill_lib.quality.floor` gives. The title goes by FID.
+
+    Raises ValueError for a missing column, an empty frame, scores that are not made in the same way, and a floor of
+    other numbers of pictures or another extractor.
+
+    >>> import pandas as pd
+    >>> from redistill_lib.quality import Quality
+    >>> by = {"n_fake": 900, "n_real": 900, "picture": "1×16×16", "extractor": "teacher", "num_features": 64}
+    >>> rows = [("teacher", 8, 9.0), ("student", 2, 15.0), ("red", 2, 12.0)]
+    >>> frame = pd.concat(
+    ...     Quality(fid, fid - 1, 0.5, fid / 1000, 0.001, 5.0, 0.1, 0.8, 0.7, by).to_frame()
+    ...     .assign(role=role, peak_bytes=mib * 2**20, parameters=10**6) for role, mib, fid in rows
+    ... )
+    >>> quality_vs_memory(frame).layout.title.text.partition("<br>")[0]
+    "<b>RED does best in one run: FID 12.0, naive student 15.0, at 25 % of the teacher's memory; teacher 9.0</b>"
+    """
+    if missing := [name for name in NEEDED if name not in frame.columns]:
+        raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError("the frame has no row: there is no score to show")
+    check_comparable(frame)
+    if floor is not None:
+        _check_floor(frame, floor)
+    table = _points(frame)
+    figure = go.Figure()
+    for k, panel in enumerate(PANELS):
+        _add_panel(figure, table, panel, k)
+        if floor is not None:
+            _add_floor(figure, getattr(floor, panel) * (1000 if panel == "kid" else 1), k)
+    figure.update_layout(
+        xaxis={"domain": [0, 0.46]}, xaxis2={"domain": [0.56, 1], "anchor": "y2"}, yaxis2={"anchor": "x2"},
+    )  # fmt: skip
+    figure.update_xaxes(title="peak memory, activations (MiB)", rangemode="tozero")
+    figure.update_yaxes(rangemode="tozero")
+    for k, name in enumerate(PANELS.values()):
+        figure.update_layout({f"yaxis{k + 1 if k else ''}": {"title": f"{name} (lower is better)"}})
+    roles = list(dict.fromkeys(table["role"]))
+    return finish(
+        figure, title or _finding(table), _note(frame, table, floor),
+        plot=330, margins=(64, 8, 24, 60), legend=rows_of_legend([label(role) for role in roles], WIDTH),
+    )  # fmt: skip
+
+
+def _points(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per role and peak: means, intervals, the values of the runs; KID in thousandths."""
+    import pandas as pd
+
+    frame = frame.assign(role=frame["role"].map(role_key))
+    rows = []
+    for (role, peak), runs in frame.groupby(["role", "peak_bytes"], sort=False):
+        row: dict[str, Any] = {"role": role, "mib": peak / MIB, "parameters": float(runs["parameters"].mean())}
+        row["n"] = len(runs)
+        for panel, spread, scale in (("fid", "fid_error", 1), ("kid", "kid_std", 1000)):
+            values = [scale * float(value) for value in runs[panel]]
+            row[f"{panel}_runs"] = values
+            row[panel] = sum(values) / len(values)
+            row[f"{panel}_error"] = interval(values) if len(runs) > 1 else scale * float(runs[spread].iloc[0])
+        rows.append(row)
+    table = pd.DataFrame(rows).assign(x=lambda points: points["mib"])
+    for budget in _budgets(table):  # side by side, as their bubbles would hide each other
+        order = budget.sort_index().sort_values("mib", kind="stable").index
+        for k, index in enumerate(order):
+            table.loc[index, "x"] += (k - (len(order) - 1) / 2) * APART * table["mib"].max()
+    return table
+
+
+def _add_panel(figure: go.Figure, table: pd.DataFrame, panel: str, k: int) -> None:
+    axes = {"xaxis": f"x{k + 1 if k else ''}", "yaxis": f"y{k + 1 if k else ''}"}
+    most = float(table["parameters"].max())
+    for role, part in table.groupby("role", sort=False):
+        part, hue = part.sort_values("mib"), color(str(role))
+        runs = [(row.x, value) for row in part.itertuples() if row.n > 1 for value in getattr(row, f"{panel}_runs")]
+        if runs:
+            figure.add_trace(
+                go.Scatter(
+                    x=[x for x, _ in runs], y=[y for _, y in runs], mode="markers", showlegend=False,
+                    marker={"color": faint(hue), "size": 6}, hoverinfo="skip", **axes,
+                )
+            )  # fmt: skip
+        detail = [
+            f"{number(getattr(row, panel), 1)} ± {number(getattr(row, f'{panel}_error'), 1)}, "
+            f"{row.n} run{'s' * (row.n > 1)}<br>{row.mib:.2f} MiB at peak, {row.parameters:,.0f} parameters"
+            for row in part.itertuples()
+        ]
+        shared = {"x": part["x"], "y": part[panel], "legendgroup": str(role), **axes}
+        bubble = {
+            "color": faint(hue, 0.16), "symbol": "circle", "line": {"color": faint(hue, 0.6), "width": 1},
+            "size": part["parameters"], "sizemode": "area", "sizeref": most / LARGEST**2,
+        }  # fmt: skip
+        mode = "lines+markers" if len(part) > 1 else "markers"
+        line = {"color": faint(hue, 0.6), "width": 1.5, "dash": "dot"}
+        figure.add_trace(
+            go.Scatter(mode=mode, marker=bubble, line=line, showlegend=False, hoverinfo="skip", **shared)
+        )
+        figure.add_trace(
+            go.Scatter(
+                mode="markers", name=label(str(role)), showlegend=k == 0, customdata=detail,
+                marker={"color": hue, "symbol": symbol(str(role)), "size": 9},
+                error_y={"array": part[f"{panel}_error"], "color": hue, "thickness": 1.5, "width": 4},
+                hovertemplate=f"<b>{label(str(role))}</b>: {PANELS[panel]} %{{customdata}}<extra></extra>", **shared,
+            )
+        )  # fmt: skip
+
+
+def _add_floor(figure: go.Figure, value: float, k: int) -> None:
+    axis = k + 1 if k else ""
+    figure.add_shape(
+        type="line", xref=f"x{axis} domain", yref=f"y{axis}", x0=0, x1=1, y0=value, y1=value,
+        line={"color": MUTED, "width": 1.5, "dash": "dash"},
+    )  # fmt: skip
+    figure.add_annotation(
+        xref=f"x{axis} domain", yref=f"y{axis}", x=0.995, xanchor="right", y=value, yanchor="bottom",
+        text=f"real pictures {number(value, 1)}", showarrow=False, font={"color": INK, "size": 12},
+    )  # fmt: skip
+
+
+def _check_floor(frame: pd.DataFrame, floor: Quality) -> None:
+    import pandas as pd
+
+    sampled = [name for name, value in floor.settings.items() if value == "real pictures"]
+    told = [name.removeprefix("settings.") for name in map(str, frame.columns) if name.startswith("settings.")]
+    ignore = [*sampled, *(name for name in told if name not in floor.settings)]
+    try:
+        check_comparable(pd.concat([frame.head(1), floor.to_frame()]), ignore=ignore)
+    except ValueError as error:
+        raise ValueError(f"this floor does not belong to these scores: {error}") from None
+
+
+# ---------------------------------------------------------------------------------------------------------- words
+
+
+def _budgets(table: pd.DataFrame) -> list[pd.DataFrame]:
+    """Students of about the same memory, best first; the least memory first."""
+    students = table[table["role"] != "teacher"].sort_values("mib")
+    budgets: list[list[int]] = []
+    for index, mib in students["mib"].items():
+        if budgets and mib <= BUDGET * students.loc[budgets[-1][0], "mib"]:
+            budgets[-1].append(index)
+        else:
+            budgets.append([index])
+    return [students.loc[rows].sort_values("fid") for rows in budgets]
+
+
+def _finding(table: pd.DataFrame) -> str:
+    budgets = [budget for budget in _budgets(table) if len(budget) > 1]
+    teacher = table[table["role"] == "teacher"]
+    if not budgets:
+        best = table.sort_values("fid").iloc[0]
+        return f"{_capital(label(best['role']))} has the lowest FID, {best['fid']:.1f} at {best['mib']:.1f} MiB"
+    once = " in one run" if int(table["n"].min()) == 1 else ""
+    if len(budgets) == 1:
+        return _at_one_budget(budgets[0], teacher, once)
+    parts = []
+    for budget in budgets:
+        best, second = budget.iloc[0], budget.iloc[1]
+        rival = _rival(budget)
+        also = ", too close to tell" if _open(best, second) else ""
+        lead = f"{label(best['role'])} {best['fid']:.1f} ({label(rival['role'])} {rival['fid']:.1f}{also})"
+        parts.append(f"{lead} at {best['mib']:.1f} MiB")
+    return f"The lowest FID{once or ' on average'}: {'; '.join(parts)}"
+
+
+def _at_one_budget(budget: pd.DataFrame, teacher: pd.DataFrame, once: str) -> str:
+    best, rival = budget.iloc[0], _rival(budget)
+    memory = f"at {best['mib']:.1f} MiB"
+    if len(teacher):
+        top = teacher.iloc[0]
+        memory = f"at {100 * best['mib'] / top['mib']:.0f} % of the teacher's memory; teacher {top['fid']:.1f}"
+    text = f"FID {best['fid']:.1f}, {label(rival['role'])} {rival['fid']:.1f}, {memory}"
+    name = _capital(label(best["role"]))
+    if near := [label(row["role"]) for _, row in budget.iloc[1:].iterrows() if _open(best, row)]:
+        return f"{name} leads{once}, too close to {' and '.join(near)} to tell: {text}"
+    other = budget.sort_values("kid").iloc[0]["role"]
+    doubt = f"; by KID {label(other)} is ahead" if other != best["role"] else ""
+    return f"{name} does best{once}: {text}{doubt}"
+
+
+def _rival(budget: pd.DataFrame) -> Mapping[str, Any]:
+    """The naive student where there is one that is not the best itself, otherwise the second."""
+    naive = budget[budget["role"] == "student"]
+    rival: Mapping[str, Any] = naive.iloc[0] if len(naive) and budget.iloc[0]["role"] != "student" else budget.iloc[1]
+    return rival
+
+
+def _open(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the intervals leave open which FID is the lower: over seeds, or over pictures where a run is single."""
+    if min(best["n"], other["n"]) > 1:
+        delta, half = difference(other["fid_runs"], best["fid_runs"])
+        return half >= delta
+    return math.hypot(best["fid_error"], other["fid_error"]) >= other["fid"] - best["fid"]
+
+
+def _note(frame: pd.DataFrame, table: pd.DataFrame, floor: Quality | None) -> str:
+    said = {
+        str(name).removeprefix("settings."): frame[name].iloc[0]
+        for name in frame.columns
+        if str(name).startswith("settings.")
+    }
+    parts = [_setting(said)]
+    one = int(table["n"].max()) == 1
+    if one:
+        parts.append("One run each: lines hold the draw of pictures (FID, 95 %) and of subsets (KID), not the seed.")
+    elif int(table["n"].min()) > 1:
+        parts.append("Bubble: mean over runs; line: 95 % t-interval; dots: single runs.")
+    else:
+        parts.append("Line: 95 % over runs, or, where there is one run only, over draws of pictures.")
+    small, large = (_count(float(value)) for value in (table["parameters"].min(), table["parameters"].max()))
+    parts.append(f"Area: parameters, {small}{f' to {large}' * (small != large)}.")
+    if any(len(budget) > 1 for budget in _budgets(table)):
+        parts.append("Students of about one memory stand side by side.")
+    if floor is not None:
+        parts.append("Dashed: real pictures, one half against the other.")
+    return " ".join(parts)
+
+
+def _setting(said: Mapping[str, Any]) -> str:
+    """What the scores were made with, in words."""
+    accuracy = said.get("extractor_accuracy")
+    known = isinstance(accuracy, float) and not math.isnan(accuracy)
+    right = f", test accuracy {100 * accuracy:.1f} %" if known and accuracy is not None else ""
+    eye = f"{said.get('extractor')} ({said.get('num_features')} features{right})"
+    sampler, steps, ema = (_stated(said.get(name)) for name in ("sampler", "steps", "ema"))
+    made = ", ".join(
+        [
+            f"sampler {sampler or 'not stated'}",
+            f"{int(steps)} steps" if isinstance(steps, int | float) else f"{steps or 'steps not stated'}",
+            "EMA not stated" if ema is None else "EMA" if ema else "no EMA",
+        ]
+    )
+    resize = said.get("resize", "none")
+    size = "not resized" if resize == "none" else f"resized to {resize}"
+    return (
+        f"{int(said.get('n_fake', 0)):,} generated against {int(said.get('n_real', 0)):,} real pictures "
+        f"{said.get('picture')}, by {eye}, {size}; {made}."
+    )
+
+
+def _stated(value: Any) -> Any:
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _count(value: float) -> str:
+    return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,0 +1,149 @@
+"""From pictures to features: read once, checked, kept with what is needed to tell one set from another."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from redistill_lib.data import as_batch
+from redistill_lib.progress import progress_bar
+from redistill_lib.quality.extractors import Extractor
+from redistill_lib.taps import evaluating
+
+TOLERANCE = 1e-3  # how far outside −1…1 a float picture may be
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Features:
+    """What an extractor makes of a set of pictures.
+
+    `values` float32 N×num_features, `logits` float32 N×classes or None, both on the CPU; `digests` int64 N, a hash
+    of each picture; `shape` C×H×W of the pictures; `extractor` its `Extractor.settings`.
+    """
+
+    values: Tensor
+    logits: Tensor | None
+    digests: Tensor
+    shape: tuple[int, ...]
+    extractor: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """float64, num_features."""
+        return self.values.double().mean(0)
+
+    @cached_property
+    def cov(self) -> Tensor:
+        """Unbiased covariance, float64, num_features×num_features."""
+        return torch.cov(self.values.double().T)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Eight hex digits over the set of pictures, in whatever order."""
+        return hashlib.sha256(self.digests.sort().values.numpy().tobytes()).hexdigest()[:8]
+
+    def take(self, rows: Tensor) -> Features:
+        """Those pictures."""
+        logits = None if self.logits is None else self.logits[rows]
+        return Features(self.values[rows], logits, self.digests[rows], self.shape, self.extractor)
+
+    def __repr__(self) -> str:
+        shape, by = "×".join(map(str, self.shape)), self.extractor["extractor"]
+        return f"Features({len(self):,} × {self.values.shape[1]} of {shape} pictures by {by})"
+
+
+def features(
+    images: Tensor | Dataset[Any], extractor: Extractor, *, batch_size: int = 256, progress: bool = True
+) -> Features:
+    """Features and logits of all pictures: N×C×H×W, uint8 or float −1…1, or a split of `load_data`.
+
+    Float pictures are rounded to the 256 levels a picture file has, so that a picture counts the same in whichever
+    form it comes. Grey ones are repeated where the extractor takes three channels. The extractor works on the
+    device it is on.
+
+    Raises ValueError for an empty set, another dtype, values that are not finite or outside −1…1, floats that look
+    like 0…1, and a number of channels that the extractor does not take.
+
+    >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
+    >>> features(torch.zeros(3, 1, 2, 2), eye).values[0].tolist()  # −1…1 in steps of 1/127.5: no level is 0
+    [0.003921627998352051, 0.003921627998352051, 0.003921627998352051, 0.003921627998352051]
+    """
+    count = len(images)  # type: ignore[arg-type]
+    if not count:
+        raise ValueError("there are no pictures to look at: the set is empty")
+    state = next((t for t in (*extractor.parameters(), *extractor.buffers())), torch.empty(0))
+    seen, logits, digests = [], [], []
+    least = torch.inf
+    shape: tuple[int, ...] = ()
+    with evaluating(extractor), progress_bar(count, f"features by {extractor.name}", progress) as bar:
+        for batch in _batches(images, batch_size):
+            least = min(least, float(batch.min()) if batch.is_floating_point() else -1.0)
+            levels = _levels(batch)
+            shape = tuple(levels.shape[1:])
+            values, scores = extractor(levels.to(state.device))
+            seen.append(values.float().cpu())
+            logits.append(None if scores is None else scores.float().cpu())
+            digests += [_digest(picture) for picture in levels.cpu()]
+            bar.update(len(levels))
+    if least >= 0 and bool(torch.as_tensor(digests).unique().numel() > 1):
+        raise ValueError(
+            "no value of these float pictures is below 0, so they look like 0…1; −1…1 is expected: "
+            "images * 2 - 1, or (images * 255).round().byte()"
+        )
+    values = torch.cat(seen)
+    if not values.isfinite().all():
+        row = int((~values.isfinite().all(1)).nonzero()[0])
+        raise ValueError(f"{extractor.name} gives features that are not finite, for picture {row} first")
+    given = [part for part in logits if part is not None]
+    return Features(values, torch.cat(given) if given else None, torch.tensor(digests), shape, extractor.settings)
+
+
+def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
+    """Two halves of a set, drawn with `seed`: what one is to the other is the floor of any score."""
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    middle = len(real) // 2
+    return real.take(order[:middle]), real.take(order[middle : 2 * middle])
+
+
+def _batches(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
+    if isinstance(images, Tensor):
+        yield from images.split(size)
+    else:
+        for pictures, _ in DataLoader(images, batch_size=size, collate_fn=as_batch):
+            yield pictures
+
+
+def _levels(images: Tensor) -> Tensor:
+    """uint8 B×C×H×W."""
+    if images.ndim != 4:
+        raise ValueError(f"pictures are a batch N×C×H×W, these have the shape {'×'.join(map(str, images.shape))}")
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"pictures are uint8 0…255 or floats −1…1, these are {images.dtype}")
+    if not images.isfinite().all():
+        row = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
+        raise ValueError(
+            f"{'nan' if images.isnan().any() else 'inf'} in the pictures, in picture {row} of its batch first: "
+            "the model or its sampler diverged"
+        )
+    low, high = float(images.min()), float(images.max())
+    if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
+        hint = "they look like 0…255: make them uint8" if low >= 0 and high > 2 else "images.clamp(-1, 1) cuts them"
+        raise ValueError(f"float pictures are −1…1, these go from {low:.3g} to {high:.3g}; {hint}")
+    return (images.float().clamp(-1, 1) + 1).mul(127.5).round().byte()
+
+
+def _digest(picture: Tensor) -> int:
+    digest = hashlib.blake2b(picture.contiguous().numpy().tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

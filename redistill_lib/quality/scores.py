@@ -1,0 +1,194 @@
+"""The scores of a set of generated pictures, with all that one has to know before comparing them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from redistill_lib.quality import metrics
+from redistill_lib.quality.extractors import Extractor
+from redistill_lib.quality.images import Features, features, halves
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
+FREE = ("seed",)  # scores may differ in it and be compared
+
+
+@dataclass(frozen=True, repr=False)
+class Quality:
+    """How like the real ones generated pictures are, as one extractor sees it.
+
+    `fid` (lower is better) is biased upwards at finite N; `fid_limit` is its value for N → ∞; `fid_error` is half the
+    width of the 95 % interval of either, over draws of pictures, not over trainings. `kid` (lower is better) is
+    unbiased, `kid_std` its spread over subsets. `inception_score` (higher is better, from 1 to the number
+    of classes) knows no real pictures. `precision` and `recall` (0…1): the share of fakes that look real, and of
+    reals that the fakes reach. NaN: not defined here, see `redistill_lib.quality.metrics`.
+
+    `settings` say with what: n_fake, n_real, real (a hash of the real pictures), picture, those of the extractor
+    and of each metric, ema, sampler, steps, seed, and whatever else `score_images` was told.
+    """
+
+    fid: float
+    fid_limit: float
+    fid_error: float
+    kid: float
+    kid_std: float
+    inception_score: float
+    inception_score_std: float
+    precision: float
+    recall: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row: every score by its name, every setting as ``settings.<name>``."""
+        import pandas as pd
+
+        scores = {name: value for name, value in vars(self).items() if name != "settings"}
+        return pd.DataFrame([scores | {f"settings.{name}": value for name, value in self.settings.items()}])
+
+    def comparable(self, other: Quality) -> bool:
+        """Whether nothing but the model (and the seed of the scoring) differs."""
+        return not _differences(self.settings, other.settings)
+
+    def __repr__(self) -> str:
+        s = self.settings
+        limit = "" if math.isnan(self.fid_limit) else f" (N → ∞: {self.fid_limit:.4g})"
+        return (
+            f"Quality(FID {self.fid:.4g} ± {self.fid_error:.2g}{limit}, KID {self.kid:.3g} ± {self.kid_std:.1g}, "
+            f"IS {self.inception_score:.3g}, precision {self.precision:.2f}, recall {self.recall:.2f}; "
+            f"{s['n_fake']:,} fake, {s['n_real']:,} real, by {s['extractor']})"
+        )
+
+
+def score_images(
+    fake: Tensor | Dataset[Any] | Features,
+    real: Tensor | Dataset[Any] | Features,
+    extractor: Extractor,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Quality:
+    """FID, KID, Inception Score, precision and recall of generated pictures.
+
+    Args:
+        fake, real: N×C×H×W, uint8 or float −1…1; a split of `load_data`; or their `features`, which are worth
+            keeping for the real ones.
+        settings: how the fakes were made: ``sampler``, ``steps``, ``ema`` and whatever else has to agree between
+            scores that are compared. It is not the place for what tells models apart.
+        seed: of the subsets that KID, Inception Score, precision, recall and the interval of FID draw.
+
+    Raises ValueError for pictures that `features` refuses, sets of different shape or extractor, fewer pictures
+    than FID needs (one more than the extractor has features), and a setting that is measured here.
+
+    >>> import torch
+    >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
+    >>> pictures = torch.randint(256, (2, 120, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
+    >>> score = score_images(*pictures, eye, settings={"sampler": "ddim", "steps": 50, "ema": True})
+    >>> score.fid < 0.1, score.settings["n_fake"], score.settings["steps"]
+    (True, 120, 50)
+    """
+    a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
+    if a.shape != b.shape:
+        shapes = " and ".join("×".join(map(str, which.shape)) for which in (a, b))
+        raise ValueError(f"fake and real pictures differ in shape, {shapes}: bring both to one size and channels")
+    distance = metrics.fid(a, b)
+    limit = metrics.extrapolate(a, b, seed=seed, progress=progress)
+    return Quality(
+        distance,
+        limit.limit,
+        limit.error,
+        *metrics.kid(a, b, seed=seed),
+        *metrics.inception_score(a, seed=seed),
+        *metrics.precision_recall(a, b, seed=seed),
+        settings=_settings(a, b, settings or {}, seed),
+    )
+
+
+def floor(
+    real: Tensor | Dataset[Any] | Features,
+    extractor: Extractor,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Quality:
+    """The scores of one half of the real pictures against the other: what no generator can be expected to beat.
+
+    It is comparable with scores against ``halves(real, seed)[0]`` of as many fakes as that half has; with more of
+    either, the floor lies lower.
+
+    >>> import torch
+    >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
+    >>> pictures = torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
+    >>> floor(pictures, eye).fid < 0.1
+    True
+    """
+    one, other = halves(_seen(real, extractor, batch_size, progress), seed)
+    settings = dict.fromkeys(STATED, "real pictures")
+    return score_images(other, one, extractor, seed=seed, progress=progress, settings=settings)
+
+
+def _seen(
+    images: Tensor | Dataset[Any] | Features, extractor: Extractor, batch_size: int, progress: bool
+) -> Features:
+    if not isinstance(images, Features):
+        return features(images, extractor, batch_size=batch_size, progress=progress)
+    if images.extractor != extractor.settings:
+        was = f"{images.extractor['extractor']} ({images.extractor['extractor_weights']})"
+        raise ValueError(
+            f"these features are by {was}, not by {extractor.name} ({extractor.weights}): make them again"
+        )
+    return images
+
+
+def check_comparable(scores: Sequence[Quality] | pd.DataFrame, *, ignore: Sequence[str] = ()) -> None:
+    """Raise ValueError, naming what differs, unless all scores are by the same settings, but for those to `ignore`.
+
+    `scores` are `Quality` objects or the rows of their frames (`Quality.to_frame`, concatenated).
+    """
+    if isinstance(scores, Sequence):
+        found = [score.settings for score in scores]
+    else:
+        columns = [str(name) for name in scores.columns if str(name).startswith("settings.")]
+        if not columns:
+            raise ValueError("the frame has no settings.* columns; concatenate Quality.to_frame() of each score")
+        found = [{name.removeprefix("settings."): row[name] for name in columns} for _, row in scores.iterrows()]
+    for k, settings in enumerate(found[1:], 1):
+        if names := [name for name in _differences(found[0], settings) if name not in ignore]:
+            text = "; ".join(f"{name} is {found[0].get(name)} and {settings.get(name)}" for name in names)
+            raise ValueError(f"scores 0 and {k} cannot be compared: {text}. Score both in the same way")
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    names = [name for name in dict.fromkeys([*a, *b]) if name not in FREE]
+    return [name for name in names if not _same(a.get(name), b.get(name))]
+
+
+def _same(a: Any, b: Any) -> bool:
+    missing = [value is None or (isinstance(value, float) and math.isnan(value)) for value in (a, b)]
+    return all(missing) or (not any(missing) and bool(a == b))  # a frame makes NaN of None
+
+
+def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    measured = {
+        "n_fake": len(fake),
+        "n_real": len(real),
+        "real": real.fingerprint,
+        "picture": "×".join(map(str, real.shape)),
+        **real.extractor,
+        "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
+        "is_splits": metrics.SPLITS,
+        "precision_recall": f"k={metrics.NEIGHBOURS}, N={metrics.precision_recall_count(fake, real)}",
+    }
+    if taken := [name for name in given if name in (*measured, *FREE)]:
+        raise ValueError(f"settings may not say {', '.join(taken)}: the scoring says that itself")
+    return {**measured, **dict.fromkeys(STATED), **given, "seed": seed}
