@@ -38,6 +38,10 @@ _HOMES = {
     "measure_memory": "memory",
     "memory_bounds": "memory",
     "fit_to_budget": "budget",
+    "score_images": "quality",
+    "train_diffusion": "diffusion",
+    "distill_diffusion": "diffusion",
+    "sample": "diffusion",
 }
 __all__ = ["__version__", *_HOMES]
 
@@ -46,10 +50,12 @@ if TYPE_CHECKING:
     from redistill_lib.budget import fit_to_budget
     from redistill_lib.checkpoint import load_model
     from redistill_lib.data import as_batch, load_data
+    from redistill_lib.diffusion import distill_diffusion, sample, train_diffusion
     from redistill_lib.distill import Distillation
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, list_models, load_checkpoint, student_name
     from redistill_lib.plans import StridePlan
+    from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss
     from redistill_lib.runs import load_runs
     from redistill_lib.student import derive_student

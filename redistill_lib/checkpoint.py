@@ -89,15 +89,15 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
         raise ValueError(
             f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters first"
         )
-    if model is None:
-        spec = run.params["model"]
-        if "width" not in spec:
-            raise ValueError(
-                f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
-                "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
-            )
-        model = create_model(**spec)
-    blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
+    spec = run.params["model"]
+    if model is None and "weights" in spec:
+        raise ValueError(
+            f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
+            "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
+        )
+    with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
+        model = create_model(**spec) if model is None else model
+        blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
     insert_blocks(model, blocks)
     model.load_state_dict(read_tensors(run.path / "model.safetensors")[0])
     return model.eval()

@@ -93,7 +93,7 @@ def test_initial_values() -> None:
 
 def test_small_channel_counts_have_fewer_groups() -> None:
     groups = {m.num_channels: m.num_groups for m in on_meta("unet", ch=12).modules() if isinstance(m, nn.GroupNorm)}
-    assert groups == {12: 12, 24: 24, 36: 18, 48: 24}
+    assert groups == {12: 3, 24: 6, 36: 9, 48: 12}
     paper = {m.num_groups for m in on_meta("unet").modules() if isinstance(m, nn.GroupNorm)}
     assert paper == {32}
 
@@ -140,7 +140,7 @@ class PlainUNet:
 
     def norm(self, key: str, x: Tensor) -> Tensor:
         channels = x.shape[1]
-        groups = next(g for g in range(32, 0, -1) if channels % g == 0)
+        groups = next(g for g in range(32, 0, -1) if channels % g == 0 and channels // g >= min(4, channels))
         parts = x.reshape(len(x), groups, -1)
         parts = parts - parts.mean(2, keepdim=True)
         parts = parts / (parts.square().mean(2, keepdim=True) + 1e-5).sqrt()
@@ -278,14 +278,25 @@ def test_every_weight_but_the_table_learns() -> None:
     assert [key for key in idle if not key.endswith("proj_k.bias")] == ["time_embedding.timembedding.0.weight"]
 
 
+def test_the_time_step_reaches_narrow_networks() -> None:
+    """A normalisation channel by channel would take the time step's shift away again."""
+    torch.manual_seed(0)
+    model = create_model("unet-1-2", ch=8, mult=(1, 1), attention=(), dropout=0.0)
+    for block in (m for m in model.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
+        nn.init.normal_(block.weight, std=0.1)
+    with torch.no_grad():
+        near, far = model(torch.randn(1, 3, 8, 8).expand(2, -1, -1, -1), torch.tensor([0, 900]))
+    assert (near - far).abs().max() > 0.05 * near.std()
+
+
 # --- errors -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "options", "parts"),
     [
-        ("unet", {"num_classes": 10}, ["unet has no option num_classes", "strides, ch, mult, attention"]),
-        ("unet", {"width": 1.0}, ["unet has no option width"]),
+        ("unet", {"num_classes": 0}, ["num_classes=0 is not a whole number of 1 or more"]),
+        ("unet", {"width": 1.0}, ["unet has no option width", "strides, ch, mult, attention"]),
         ("unet", {"chs": 64}, ["unet has no option chs"]),
         ("unet", {"in_channels": 0}, ["in_channels=0 is not a whole number"]),
         ("unet", {"ch": 33}, ["ch=33 is odd", "34"]),

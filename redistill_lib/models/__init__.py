@@ -186,7 +186,8 @@ def create_model(
     `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`.
 
     A U-Net is called with images and time steps (int64, B) and returns the images' shape. It takes `ch`, `mult`,
-    `attention`, `res_blocks`, `dropout` and `T`, told at `UNet`, and `strides` in place of a plan in its name.
+    `attention`, `res_blocks`, `dropout` and `T`, told at `UNet`, and `strides` in place of a plan in its name;
+    with `num_classes` it also takes labels (int64, B).
 
     Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
@@ -200,7 +201,7 @@ def create_model(
     in_channels = whole("in_channels", in_channels)
     given: dict[str, object] = {"num_classes": num_classes, "width": width}
     given = {option: value for option, value in given.items() if value is not None} | dict(options)
-    taken = ("num_classes", "width") if facts.build else tuple(UNetOptions.__annotations__)
+    taken = ("num_classes", "width") if facts.build else (*UNetOptions.__annotations__, "num_classes")
     for option, value in given.items():
         if option not in taken:
             raise ValueError(
@@ -208,7 +209,7 @@ def create_model(
                 f"beside its name and in_channels it takes {', '.join(taken)}."
             )
     if facts.build is None:
-        return _create_unet(name, in_channels, options)
+        return _create_unet(name, in_channels, num_classes, options)
     width = 1.0 if width is None else width
     if not isinstance(width, (int, float)) or not math.isfinite(width) or not 0.125 <= width <= 8:
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
@@ -216,7 +217,7 @@ def create_model(
     return facts.build(arch, plan, classes, in_channels, float(width))
 
 
-def _create_unet(name: str, in_channels: int, options: UNetOptions) -> UNet:
+def _create_unet(name: str, in_channels: int, num_classes: int | None, options: UNetOptions) -> UNet:
     strides = options.pop("strides", None)
     if strides is not None:
         if "-" in name:
@@ -226,7 +227,7 @@ def _create_unet(name: str, in_channels: int, options: UNetOptions) -> UNet:
     elif "-" not in name and "mult" in options:
         name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', options['mult']))))}"
     plan = _split(name)[2]
-    return UNet(plan, in_channels, **options)  # type: ignore[misc]
+    return UNet(plan, in_channels, num_classes=num_classes, **options)  # type: ignore[misc]
 
 
 def load_checkpoint(model: Model, source: str | Path | Mapping[str, object]) -> Model:

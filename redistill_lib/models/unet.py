@@ -53,8 +53,8 @@ def wholes(label: str, values: Any, least: int = 1) -> tuple[int, ...]:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    # 32 groups as in DDPM; the largest divisor below keeps narrow networks buildable.
-    return nn.GroupNorm(max(groups for groups in range(1, 33) if channels % groups == 0), channels)
+    # 32 groups as in DDPM, of at least 4 channels as there: a group of one would undo the time step's shift.
+    return nn.GroupNorm(max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 4 * g)), channels)
 
 
 class TimeEmbedding(nn.Module):
@@ -148,8 +148,11 @@ class UNet(nn.Module):
     The plan's places are the head and the DownSample that ends each level but the deepest; height and width have
     to be multiples of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
     one more on the way up, each with attention where i is in `attention`; the first middle block always attends.
-    GroupNorm has 32 groups, or as many below as divide the channels. Time steps run from 0 to T − 1. Upsampling
+    GroupNorm has 32 groups, or as many below as leave each 4 channels. Time steps run from 0 to T − 1. Upsampling
     and tail are transposed convolutions, as in ReDistill (arXiv 2406.03744), not DDPM's interpolation.
+
+    With `num_classes` the network also takes a label per picture (int64, B), added to the time step's embedding; the
+    label `num_classes` means no class, and so does leaving labels out (arXiv 2207.12598, section 3.1).
 
     Raises ValueError for options that do not fit each other, and on inputs of another shape or kind.
 
@@ -168,13 +171,18 @@ class UNet(nn.Module):
         res_blocks: int = RES_BLOCKS,
         dropout: float = 0.1,
         T: int = 1000,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         ch, res_blocks, T = whole("ch", ch), whole("res_blocks", res_blocks), whole("T", T)
         mult, attention = wholes("mult", mult), wholes("attention", attention, least=0)
         _check(plan, ch, mult, attention, dropout)
         self.name, self.plan, self.T = f"unet-{plan}", plan, T
+        self.in_channels = in_channels
+        self.num_classes = None if num_classes is None else whole("num_classes", num_classes)
         self.time_embedding = TimeEmbedding(T, ch)
+        if self.num_classes is not None:
+            self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * ch)
         self.head = nn.Conv2d(in_channels, ch, 3, plan.stem, 1)
 
         def block(inputs: int, level: int) -> ResBlock:
@@ -205,9 +213,14 @@ class UNet(nn.Module):
         )
         _initialise(self)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
         self._check_inputs(x, t)
         temb = self.time_embedding(t)
+        if self.num_classes is not None:
+            labels = torch.full_like(t, self.num_classes) if class_labels is None else class_labels
+            temb = temb + self.label_embedding(labels)
+        elif class_labels is not None:
+            raise ValueError(f"{self.name} knows no classes; build it with num_classes= or leave the labels out.")
         x = self.head(x)
         skips = [x]
         for block in self.downblocks:
@@ -225,7 +238,7 @@ class UNet(nn.Module):
 
     def _check_inputs(self, x: Tensor, t: Tensor) -> None:
         shape = "×".join(map(str, x.shape))
-        channels, total = self.head.in_channels, self.plan.total
+        channels, total = self.in_channels, self.plan.total
         if x.ndim != 4 or x.shape[1] != channels:
             raise ValueError(f"{self.name} takes pictures of shape B×{channels}×H×W, not {shape or 'a number'}.")
         if x.shape[2] % total or x.shape[3] % total:
@@ -269,6 +282,8 @@ def _initialise(model: UNet) -> None:
             nn.init.zeros_(module.get_parameter("bias"))
         elif isinstance(module, Attention):
             last.append(module.proj)
+        elif module is getattr(model, "label_embedding", None):
+            nn.init.normal_(module.get_parameter("weight"), std=0.02)  # the class starts as a small shift
         elif isinstance(module, ResBlock):
             last.append(module.block2[3])
     for module in last:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from redistill_lib.train.recipe import OPTIMIZERS, SCHEDULES, Recipe
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.optim.lr_scheduler import LRScheduler
     from torch.utils.data import Dataset
 
 History = list[dict[str, float]]
@@ -69,17 +70,45 @@ def fit(
     on_epoch: Callable[[History], None] | None,
     progress: bool,
 ) -> Run:
-    accelerator = _accelerator(mixed_precision, cpu)
-    params = {**params, "pictures": data.fingerprint(), "mixed_precision": mixed_precision}
+    accelerator = open_accelerator(mixed_precision, cpu)
+
+    def begin(run: Run) -> Loop:
+        return Loop(trainee, data, recipe, run, accelerator, on_epoch, progress)
+
+    return carry_out(params, data, root, accelerator, begin, on_epoch)
+
+
+class Resumable(Protocol):
+    """The training of one run: it goes on from wherever the run's state ends."""
+
+    def run_to_end(self) -> Run: ...
+
+    @property
+    def reached(self) -> str: ...  # "3 of 12 epochs"
+
+
+def carry_out(
+    params: dict[str, Any],
+    data: DataSplits,
+    root: Path,
+    accelerator: Accelerator,
+    begin: Callable[[Run], Resumable],
+    on_done: Callable[[History], None] | None,
+) -> Run:
+    """The run of these parameters under `root`: as it is where it is complete, else trained by what `begin` makes.
+
+    What stops the training is written into the run's record. `on_done` gets the history of a run found complete.
+    """
+    params = {**params, "pictures": data.fingerprint(), "mixed_precision": accelerator.mixed_precision}
     parts = (Path(params["model"]["name"]).name, params.get("methods"), Path(data.name).name, f"s{params['seed']}")
     folder = root / run_id("_".join(part for part in parts if part), params)
-    run = Run(folder, params, environment=_environment(accelerator))
-    with _main_holds(accelerator, run.path):
+    run = Run(folder, params, environment=environment(accelerator))
+    with main_holds(accelerator, run.path):
         if (run.path / "run.json").exists() and (done := Run.load(run.path)).complete:
-            if on_epoch and accelerator.is_main_process:
-                on_epoch(done.history().to_dict("records"))
+            if on_done and accelerator.is_main_process:
+                on_done(done.history().to_dict("records"))
             return done
-        loop = Loop(trainee, data, recipe, run, accelerator, on_epoch, progress)
+        loop = begin(run)
         accelerator.wait_for_everyone()
         try:
             with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
@@ -90,9 +119,8 @@ def fit(
                 status = "interrupted" if interrupted else "failed"
                 replace(run, status=status, error=None if interrupted else str(error)).save()
             if interrupted:
-                reached = f"{len(loop.history)} of {recipe.epochs} epochs"
                 raise KeyboardInterrupt(
-                    f"stopped after {reached}; the same call goes on from there ({folder})"
+                    f"stopped after {loop.reached}; the same call goes on from there ({folder})"
                 ) from None
             raise
 
@@ -135,6 +163,10 @@ class Loop:
     def state_path(self) -> Path:
         return self.run.path / "state" / "state.safetensors"
 
+    @property
+    def reached(self) -> str:
+        return f"{len(self.history)} of {self.recipe.epochs} epochs"
+
     def run_to_end(self) -> Run:
         if self.state_path.exists():
             self._load_state()
@@ -174,10 +206,10 @@ class Loop:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         seed = self.run.params["seed"]
         # Everything random in an epoch follows from (seed, epoch, process), so resuming needs no saved RNG state.
-        torch.manual_seed(_mix(seed, epoch, rank, 0))
-        draws = torch.Generator().manual_seed(_mix(seed, epoch, rank, 1))
+        torch.manual_seed(mix_seeds(seed, epoch, rank, 0))
+        draws = torch.Generator().manual_seed(mix_seeds(seed, epoch, rank, 1))
         order = torch.randperm(
-            len(self.data.train), generator=torch.Generator().manual_seed(_mix(seed, epoch, 0, 2))
+            len(self.data.train), generator=torch.Generator().manual_seed(mix_seeds(seed, epoch, 0, 2))
         ).tolist()
         size = self.batch_size
         self.batches[:] = [order[k * size : (k + 1) * size][rank::world] for k in range(self.steps)]
@@ -230,67 +262,104 @@ class Loop:
         model = self.trainee.graduate()
         model.load_state_dict(read_tensors(self.run.path / "model.safetensors")[0])
         best = self._evaluate(model.to(self.accelerator.device), self.data.test)
-        tensors = list(model.state_dict().values())
+        size = (1, self.data.in_channels, self.data.image_size, self.data.image_size)
         metrics = {
             "test_accuracy": best["accuracy"],
             "test_loss": best["loss"],
             "test_accuracy_last": last["accuracy"],
             "validation_accuracy": self.best["validation_accuracy"],
             "best_epoch": int(self.best["epoch"]),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "model_bytes": sum(t.numel() * t.element_size() for t in tensors),
             "seconds": sum(row["seconds"] for row in self.history),
-            **self._memory(model),
+            **costs(model, torch.zeros(size, device=self.accelerator.device)),
         }
-        blocks: list[dict[str, Any]] = []
-        if isinstance(self.trainee, Distillation):
-            pairs = zip(self.trainee.places, self.trainee.blocks, strict=True)
-            blocks = [
-                {"layer": p[0], "side": p[1], "channels": b.channels, "kernel_size": b.kernel_size} for p, b in pairs
-            ]
-        run = replace(self.run, status="complete", metrics=metrics, blocks=blocks)
+        run = replace(self.run, status="complete", metrics=metrics, blocks=block_records(self.trainee))
         if self.accelerator.is_main_process:
             run.save()
             shutil.rmtree(self.state_path.parent)
         return run
 
-    def _memory(self, model: nn.Module) -> dict[str, Any]:
-        """Peak bytes of activations for one picture in fp32; never a reason to lose a finished training."""
-        size = (1, self.data.in_channels, self.data.image_size, self.data.image_size)
-        example = torch.zeros(size, device=self.accelerator.device)
-        try:
-            fused, eager = (profile_memory(model, example, convention=name) for name in ("fused", "eager"))
-        except Exception as error:
-            return {"memory_error": f"{type(error).__name__}: {error}"}
-        return {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
-
     def _save_state(self) -> None:
-        tensors, optimizer = pack_optimizer(self.optimizer)
-        weights = {f"trainee.{k}": v for k, v in self.trainee.state_dict().items() if not k.startswith("teachers.")}
-        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-        record = {"optimizer": optimizer, "scheduler": self.scheduler.state_dict(), "scaler": scaler}
-        save_tensors(self.state_path, weights | tensors, record | {"history": self.history, "best": self.best})
+        modules = {"trainee": self.trainee}
+        record = {"history": self.history, "best": self.best}
+        save_state(self.state_path, self.accelerator, modules, self.optimizer, self.scheduler, record)
 
     def _load_state(self) -> None:
-        tensors, record = read_tensors(self.state_path)
-        weights = {k.removeprefix("trainee."): v for k, v in tensors.items() if k.startswith("trainee.")}
-        teachers = {k: v for k, v in self.trainee.state_dict().items() if k.startswith("teachers.")}
-        self.trainee.load_state_dict(weights | teachers)
-        unpack_optimizer(self.optimizer, tensors, record["optimizer"])
-        self.scheduler.load_state_dict(record["scheduler"])
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(record["scaler"])
+        modules = {"trainee": self.trainee}
+        record = load_state(self.state_path, self.accelerator, modules, self.optimizer, self.scheduler)
         self.history, self.best = record["history"], record["best"]
 
 
-def _mix(*numbers: int) -> int:
+def save_state(
+    path: Path,
+    accelerator: Accelerator,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    record: Mapping[str, Any],
+) -> None:
+    """All that a training needs to go on, but for its teachers, which do not change, and a JSON record."""
+    tensors, packed = pack_optimizer(optimizer)
+    for name, module in modules.items():
+        tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items() if not k.startswith("teachers.")}
+    scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+    own = {"optimizer": packed, "scheduler": scheduler.state_dict(), "scaler": scaler}
+    save_tensors(path, tensors, {**record, **own})
+
+
+def load_state(
+    path: Path,
+    accelerator: Accelerator,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+) -> dict[str, Any]:
+    """The inverse of `save_state`: all is put back in place, and the record is returned."""
+    tensors, record = read_tensors(path)
+    for name, module in modules.items():
+        weights = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+        teachers = {k: v for k, v in module.state_dict().items() if k.startswith("teachers.")}
+        module.load_state_dict(weights | teachers)
+    unpack_optimizer(optimizer, tensors, record["optimizer"])
+    scheduler.load_state_dict(record["scheduler"])
+    if accelerator.scaler:
+        accelerator.scaler.load_state_dict(record["scaler"])
+    return record
+
+
+def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
+    """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's pictures.
+
+    A network that cannot be profiled gives a ``memory_error``: never a reason to lose a finished training.
+    """
+    tensors = model.state_dict().values()
+    size = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
+    try:
+        fused, eager = (profile_memory(model, *example, convention=name) for name in ("fused", "eager"))
+    except Exception as error:
+        return {**size, "memory_error": f"{type(error).__name__}: {error}"}
+    peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
+    return {**size, **peaks}
+
+
+def block_records(trainee: nn.Module) -> list[dict[str, Any]]:
+    """The RED blocks of a distilled student as a run's record keeps them; of any other trainee, none."""
+    if not isinstance(trainee, Distillation):
+        return []
+    pairs = zip(trainee.places, trainee.blocks, strict=True)
+    return [{"layer": p[0], "side": p[1], "channels": b.channels, "kernel_size": b.kernel_size} for p, b in pairs]
+
+
+def mix_seeds(*numbers: int) -> int:
     """One seed from several, far apart for near ones."""
     from numpy.random import SeedSequence
 
     return int(SeedSequence(numbers).generate_state(1)[0])
 
 
-def _accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
+def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
@@ -304,14 +373,14 @@ def _accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
 
 
 @contextlib.contextmanager
-def _main_holds(accelerator: Accelerator, path: Path) -> Iterator[None]:
+def main_holds(accelerator: Accelerator, path: Path) -> Iterator[None]:
     """The main process locks the run; the others start reading once it has."""
     with locked(path) if accelerator.is_main_process else contextlib.nullcontext():
         accelerator.wait_for_everyone()
         yield
 
 
-def _environment(accelerator: Accelerator) -> dict[str, Any]:
+def environment(accelerator: Accelerator) -> dict[str, Any]:
     import accelerate
 
     device = accelerator.device

@@ -1,0 +1,198 @@
+"""Drawing pictures: known answers, equal pictures whatever the batch, guidance, and what it costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.diffusion import make_schedule, peak_of_sampling, picture_grid, sample, sampling, trajectory
+from redistill_lib.diffusion.sampling import GuidedNoise
+from redistill_lib.memory import profile_memory
+from redistill_lib.models import create_model
+from redistill_lib.runs import Run
+
+SAMPLERS = ["ddim", "ddpm", "dpm++"]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # DPM++
+
+
+class Knowing(nn.Module):
+    """Sees one and the same picture in any noise: ε = (x_t − √ᾱ · picture) / √(1 − ᾱ)."""
+
+    def __init__(self, picture: Tensor) -> None:
+        super().__init__()
+        self.picture, self.kept = picture, make_schedule().alphas_cumprod
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        kept = self.kept[t].view(-1, 1, 1, 1)
+        return (x - kept.sqrt() * self.picture) / (1 - kept).sqrt()
+
+
+def unet(**kwargs: Any) -> Any:
+    torch.manual_seed(0)
+    model = create_model("unet-1-2", in_channels=1, ch=8, mult=(1, 2), attention=(1,), res_blocks=1, **kwargs)
+    for module in model.modules():  # at its start a U-Net predicts nearly nothing, whatever the class
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, std=0.1)
+    if model.num_classes:
+        nn.init.normal_(model.label_embedding.weight)
+    return model.eval()
+
+
+def draw(model: nn.Module, n: int = 3, **kwargs: Any) -> Tensor:
+    return sample(model, n, (1, 8, 8), **{"steps": 4, "progress": False} | kwargs)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_a_denoiser_that_knows_the_answer_gives_it(sampler: str, steps: int) -> None:
+    picture = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    pictures = draw(Knowing(picture), 2, sampler=sampler, steps=steps)
+    near = 0.06 if 1000 % steps else 1e-3  # where steps do not divide 1000, diffusers' last one ends at t = 0 or 1
+    torch.testing.assert_close(pictures, picture.expand(2, -1, -1, -1), atol=near, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_picture_depends_on_seed_and_number_alone(sampler: str) -> None:
+    model = unet()
+    five = draw(model, 5, sampler=sampler, batch_size=5)
+    torch.testing.assert_close(draw(model, 5, sampler=sampler, batch_size=2), five, atol=1e-4, rtol=0)
+    torch.testing.assert_close(draw(model, 3, sampler=sampler), five[:3], atol=1e-4, rtol=0)
+    assert not torch.allclose(draw(model, 5, sampler=sampler, seed=1), five, atol=0.1)
+    assert five.abs().max() <= 1 and five.std(0).max() > 0.1
+
+
+def test_ddim_by_hand() -> None:
+    """Two steps of equation 12 (arXiv 2010.02502) with σ = 0."""
+    model, kept = unet(), make_schedule().alphas_cumprod
+    seen: list[tuple[int, int, Tensor, Tensor]] = []
+    final = draw(model, 2, steps=2, on_step=lambda *step: seen.append(step))
+    assert [(k, t) for k, t, _, _ in seen] == [(0, 999), (1, 499)]
+    x = seen[0][2]
+    for (_, t, noisy, start), after in zip(seen, (kept[499], torch.tensor(1.0)), strict=True):
+        torch.testing.assert_close(x, noisy, atol=1e-5, rtol=0)
+        with torch.no_grad():
+            noise = model(x, torch.full((2,), t))
+        guess = ((x - (1 - kept[t]).sqrt() * noise) / kept[t].sqrt()).clamp(-1, 1)
+        torch.testing.assert_close(start, guess, atol=1e-5, rtol=0)
+        x = after.sqrt() * guess + (1 - after).sqrt() * noise
+    torch.testing.assert_close(final, x, atol=1e-5, rtol=0)
+
+
+def test_sampling_leaves_the_network_and_the_random_state_alone() -> None:
+    model = unet(dropout=0.5).train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = draw(model, sampler="ddpm")
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert torch.equal(draw(model, sampler="ddpm"), first)  # without dropout
+
+
+def test_trajectory() -> None:
+    path = trajectory(unet(), 2, shots=3, shape=(1, 8, 8), steps=9, progress=False)
+    assert path.t == (999, 555, 110) and path.noisy.shape == path.seen.shape == (3, 2, 1, 8, 8)
+    assert torch.equal(path.final, draw(unet(), 2, steps=9))
+    assert path.seen.abs().max() <= 1 and path.noisy[0].std() == pytest.approx(1, abs=0.2)
+
+
+# --------------------------------------------------------------------------------------------------------- guidance
+
+
+def test_guidance_by_hand() -> None:
+    model = unet(num_classes=3)
+    x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 300)
+    labels = torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        given, free = model(x, t, labels), model(x, t)
+        torch.testing.assert_close(free, model(x, t, torch.full((4,), 3)))
+        assert torch.equal(GuidedNoise(model)(x, t, labels), given)
+        guided = GuidedNoise(model, 2.0)(x, t, labels)
+    torch.testing.assert_close(guided, 3 * given - 2 * free, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(given, free, atol=1e-4)
+
+
+def test_labels_one_for_all_or_one_each() -> None:
+    model = unet(num_classes=3)
+    each = draw(model, 3, labels=[0, 1, 2], guidance=1.5, batch_size=2)
+    for label in range(3):
+        alone = draw(model, 3, labels=label, guidance=1.5)
+        torch.testing.assert_close(alone[label], each[label], atol=1e-4, rtol=0)
+    assert torch.equal(draw(model), draw(model, labels=None))
+
+
+# ----------------------------------------------------------------------------------------------------------- memory
+
+
+def test_peak_of_sampling() -> None:
+    """Beside the denoiser there is x, which it may itself give up early; guidance doubles the batch."""
+    model, x = unet(num_classes=3), torch.zeros(2, 1, 8, 8)
+    t = torch.zeros(2, dtype=torch.int64)
+    inside = profile_memory(model, x, t, t).peak_bytes
+    alone = peak_of_sampling(model, x)
+    assert inside <= alone <= inside + x.nbytes + t.nbytes
+    doubled = profile_memory(model, torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), torch.zeros(4).long()).peak_bytes
+    assert doubled <= peak_of_sampling(model, x, guidance=2.0) <= doubled + 2 * (x.nbytes + 3 * t.nbytes)
+    assert peak_of_sampling(model, x, dtype="fp16") < alone
+
+
+def test_the_batch_is_sized_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = unet(), []
+    model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    peak = peak_of_sampling(model, torch.zeros(1, 1, 8, 8), convention="eager")
+    monkeypatch.setattr(sampling, "_free_bytes", lambda device: 2 * 2 * peak + 100)
+    sizes.clear()
+    draw(model, 5, steps=1)
+    assert sizes[-3:] == [2, 2, 1]
+
+
+def test_grid() -> None:
+    grid = picture_grid(torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2), columns=2, gap=1)
+    assert grid[0].tolist() == [
+        [0, 0, 255, 1, 1],
+        [0, 0, 255, 1, 1],
+        [255] * 5,
+        [2, 2, 255, 255, 255],
+        [2, 2, 255, 255, 255],
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"sampler": "dimm"}, "unknown sampler 'dimm'; did you mean 'ddim'"),
+        ({"steps": 0}, "steps is a number from 1 to 1000 and n at least 1, not 0 and 2"),
+        ({"labels": 1}, "labels need a network trained with classes; build it with num_classes="),
+        ({"guidance": 1.0}, "guidance need"),
+        ({"shape": (1, 9, 8)}, "multiples of 2, its total stride"),
+        ({"shape": (3, 8, 8)}, "the network draws pictures of 1 channels, not of 3"),
+        ({"shape": None}, r"the shape of the pictures is \(channels, height, width\), not None"),
+    ],
+)
+def test_errors(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        sample(unet(), 2, **{"shape": (1, 8, 8), "progress": False} | kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"guidance": 1.0}, "guidance needs labels"),
+        ({"labels": 3}, r"knows classes 0 to 2, not \[3\]"),
+        ({"labels": [0, 1]}, r"one for each of 3 pictures, not \(2,\)"),
+    ],
+)
+def test_label_errors(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(unet(num_classes=3), 3, **kwargs)
+
+
+def test_missing_run(tmp_path: Any) -> None:
+    with pytest.raises(FileNotFoundError, match="no run at"):
+        sample(tmp_path)
+    with pytest.raises(ValueError, match="is running, not complete"):
+        sample(Run(tmp_path, {"data": {}}))
