@@ -96,11 +96,12 @@ def distill_classifier(
         taps = read_taps(taps)
     elif taps is None:
         taps = match_taps(network, teachers[0], example) if _wants_taps(methods) else []
-    torch.manual_seed(seed + 1)  # the blocks' weights, whatever was drawn before
-    trainee = Distillation(
-        network, teachers, taps, methods, options=options, distill_weight=distill_weight, example=example,
-        task_loss=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
-    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)  # the blocks' weights, whatever was drawn before
+        trainee = Distillation(
+            network, teachers, taps, methods, options=options, distill_weight=distill_weight, example=example,
+            task_loss=nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing),
+        )  # fmt: skip
     params = {
         "task": "distill",
         "model": spec,
