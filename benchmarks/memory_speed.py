@@ -61,7 +61,7 @@ def main() -> None:
         "profile of ResNet-50, 224×224": lambda: rd.profile_memory(models["resnet50"], image),
         "profile of the 35-M-parameter U-Net, 32×32": lambda: rd.profile_memory(models["unet"], noise, step),
         "bounds of ResNet-50, 224×224": lambda: rd.memory_bounds(models["resnet50"], image),
-        "fit_to_budget, every plan of MobileNetV2, fp32 and int8": lambda: fit_to_budget("mobilenetv2", "512KB", image),
+        "fit_to_budget, all plans of MobileNetV2, fp32 and int8": lambda: fit_to_budget("mobilenetv2", "1MB", image),
     }
     for label, work in works.items():
         seconds, grown, result = watched(work)
