@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image, ImageChops
 
 from redistill_lib import report, sweep
 from redistill_lib.sweep import NotebookError, NotebookResult
@@ -378,6 +381,21 @@ def test_refreshed_outputs_are_clean_and_stamped(make_notebook: MakeNotebook, tm
     notebook.cells[0].source += " changed"
     nbformat.write(notebook, path)
     assert not report.outputs_match_source(path)
+
+
+def test_pictures_are_made_smaller_and_look_the_same() -> None:
+    chart = Image.new("RGB", (400, 300), "white")
+    for k in range(200):
+        chart.paste((k, 120, 255 - k), (2 * k, 300 - k, 2 * k + 2, 300))
+    data = io.BytesIO()
+    chart.save(data, "png", compress_level=1)
+    output = shown(**{"image/png": base64.b64encode(data.getvalue()).decode(), "plain": "Figure"})
+    small = report._with_small_pictures(output)
+    assert len(small["data"]["image/png"]) < 0.7 * len(output["data"]["image/png"])
+    assert small["data"]["text/plain"] == "Figure"
+    back = Image.open(io.BytesIO(base64.b64decode(small["data"]["image/png"]))).convert("RGB")
+    assert max(high for _, high in ImageChops.difference(chart, back).getextrema()) <= 2
+    assert report._with_small_pictures(shown(html="x")) == shown(html="x")
 
 
 def test_outputs_of_other_cells_are_refused(make_notebook: MakeNotebook, tmp_path: Path) -> None:
