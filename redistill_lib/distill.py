@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,6 +68,10 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     return terms
 
 
+class _AllSeen(Exception):
+    """Every map that is wanted of a teacher is there: what follows in it, often its widest maps, need not run."""
+
+
 class Distillation(nn.Module):
     """Student and frozen teachers, distilled at taps.
 
@@ -130,6 +135,7 @@ class Distillation(nn.Module):
             methods = () if taps and all(tap.method for tap in taps) else "red"
         self.taps = taps
         self.terms = plan_terms(taps, parse_methods(methods, options), len(self.teachers))
+        self._followed: set[int] = set()  # teachers that have run to their end once
         self.places: list[Place] = []  # of the blocks, index by index
         self.blocks = nn.ModuleList()
         self._build_blocks()
@@ -252,11 +258,14 @@ class Distillation(nn.Module):
 
     def _teacher_maps(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> dict[tuple[int, Place], Tensor]:
         found: dict[tuple[int, Place], Tensor] = {}
+        wanted: dict[int, set[tuple[int, Place]]] = {}
 
         def keep(key: tuple[int, Place], x: Tensor) -> None:
             if key in found:
                 raise RuntimeError(f"teacher layer {key[1][0]!r} runs more than once per pass; tap a layer around it")
             found[key] = x.clone()  # what follows in the teacher may work in place
+            if key[0] in self._followed and wanted[key[0]] <= found.keys():
+                raise _AllSeen
 
         for index, teacher in enumerate(self.teachers):
             taps = [term.tap for term in self.terms if term.method.alpha and term.tap.teacher == index]
@@ -265,8 +274,10 @@ class Distillation(nn.Module):
             }
             if not visits:
                 continue
-            with torch.no_grad(), tapping(teacher, visits):
+            wanted[index] = {(index, place) for place in visits}
+            with torch.no_grad(), tapping(teacher, visits), contextlib.suppress(_AllSeen):
                 teacher(*inputs, **kwargs)
+                self._followed.add(index)  # to its end, so that no tapped layer runs twice
             if missing := [".".join(place) for place in visits if (index, place) not in found]:
                 raise RuntimeError(
                     f"the teacher's forward pass never reached {', '.join(missing)}, which a tap wants"

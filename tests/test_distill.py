@@ -455,3 +455,16 @@ def test_graduates_of_networks_with_aliases(name: str) -> None:
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     with pytest.raises(AttributeError, match="nothing"):
         _ = model.first.nothing
+
+
+def test_a_teacher_runs_no_further_than_its_last_tap_from_its_second_pass_on() -> None:
+    ran: list[str] = []
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 4, 1))
+    for name, layer in teacher.named_children():
+        layer.register_forward_hook(lambda *_, name=name: ran.append(name))
+    student = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.Conv2d(8, 4, 1))
+    x = torch.rand(2, 3, 16, 16)
+    distillation = Distillation(student, teacher, [Tap("0", "output", "1", "output")], "red", example=x).eval()
+    assert ran == ["0", "1", "2"]  # the example's pass
+    first, second = distillation(x)[1], distillation(x)[1]
+    assert ran[3:] == ["0", "1", "0", "1"] and torch.equal(first["total"], second["total"])
