@@ -97,15 +97,20 @@ class BudgetFit:
     def __str__(self) -> str:
         budget, near = format_size(self.budget_bytes), self.closest
         if not self.fits:
-            return (
+            answer = (
                 f"no plan of {self.model} fits {budget}: the nearest, {near.plan} in {near.dtype}, "
                 f"needs {format_size(near.peak_bytes)} at {near.peak_at}; try a smaller input or width"
             )
-        best = self.fits[0]
-        return (
-            f"{self.model} in {budget}: {best.plan} in {best.dtype} keeps most, peak "
-            f"{format_size(best.peak_bytes)} at {best.peak_at} ({len(self.fits)} plans worth a look)"
-        )
+        else:
+            best, count = self.fits[0], len(self.fits)
+            answer = (
+                f"{self.model} in {budget}: {best.plan} in {best.dtype} keeps most, peak "
+                f"{format_size(best.peak_bytes)} at {best.peak_at} ({count} plan{'s' * (count > 1)} worth a look)"
+            )
+        if self.refused:
+            plan, reason = next(iter(self.refused.items()))
+            answer += f"; {len(self.refused)} more cannot be derived, such as {plan}: {reason}"
+        return answer
 
 
 def fit_to_budget(

@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         "package.module:function for a function without arguments that returns your own nn.Module.",
     )
     memory.add_argument("model", metavar="MODEL")
-    memory.add_argument("--image-size", type=int, metavar="N", help="height and width (default 224; 32 for unet)")
+    memory.add_argument(
+        "--image-size", type=_size, metavar="N", help="height and width, or HxW (default 224; 32 for unet)"
+    )
     memory.add_argument("--batch", type=int, default=1, metavar="B")
     memory.add_argument("--in-channels", type=int, default=3, metavar="C")
     memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
@@ -89,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     models = commands.add_parser("models", help="list the built-in networks and their usual stride plans")
     models.set_defaults(command=_models)
     return parser
+
+
+def _size(text: str) -> list[int]:
+    """[64] from "64", [64, 48] from "64x48"."""
+    numbers = [int(part) for part in text.lower().split("x")]
+    if len(numbers) > 2:
+        raise ValueError(text)
+    return numbers
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -154,13 +164,16 @@ def _memory(arguments: argparse.Namespace) -> int:
     from redistill_lib.budget import fit_to_budget
     from redistill_lib.memory import format_size, memory_bounds, profile_memory
 
-    size = (
-        (32 if arguments.model.startswith("unet") else 224) if arguments.image_size is None else arguments.image_size
-    )
-    if min(size, arguments.batch, arguments.in_channels) < 1:
+    unet = arguments.model.partition("-")[0] == "unet"
+    size = arguments.image_size or [32 if unet else 224]
+    if min(*size, arguments.batch, arguments.in_channels) < 1:
         raise ValueError("--image-size, --batch and --in-channels are whole numbers of 1 or more")
-    inputs = [torch.empty(arguments.batch, arguments.in_channels, size, size, device="meta")]
-    if arguments.model.startswith("unet"):
+    if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
+        raise ValueError(
+            "--budget counts by the fused convention and prints a table, or JSON: leave out the other flags"
+        )
+    inputs = [torch.empty(arguments.batch, arguments.in_channels, size[0], size[-1], device="meta")]
+    if unet:
         inputs.append(torch.empty(arguments.batch, dtype=torch.long, device="meta"))
     model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
     _check_runs(arguments.model, model, inputs)
@@ -177,7 +190,8 @@ def _memory(arguments: argparse.Namespace) -> int:
         )
         table = fit.to_frame()
         if arguments.json:
-            print(json.dumps({"answer": str(fit), "plans": table.to_dict("records")}, indent=1, ensure_ascii=False))
+            record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": vars(fit.closest)}
+            print(json.dumps({**record, "refused": dict(fit.refused)}, indent=1, ensure_ascii=False))
         else:
             print(fit, *([] if table.empty else ["", table.to_string(index=False, float_format="%.4g")]), sep="\n")
         return 0
@@ -194,7 +208,10 @@ def _memory(arguments: argparse.Namespace) -> int:
     elif arguments.html is not None:
         from redistill_lib.figures import memory_by_layer, memory_timeline
 
-        file = Path(arguments.html or f"{profile.model}-{size}px-{profile.convention}-{profile.dtype}.html")
+        file = Path(
+            arguments.html
+            or f"{profile.model}-{'x'.join(map(str, size))}px-{profile.convention}-{profile.dtype}.html"
+        )
         file.parent.mkdir(parents=True, exist_ok=True)
         if arguments.convention == "paper":  # counts layers, not tensors
             figure = memory_by_layer({"teacher": profile})
@@ -224,8 +241,8 @@ def _check_runs(name: str, model: nn.Module, inputs: Sequence[Any]) -> None:
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"{name} cannot be followed on {shapes} ({type(error).__name__}: {first}); fit --image-size and "
-            "--in-channels to it, and profile a network whose control flow depends on values from Python"
+            f"{name} cannot be followed on {shapes} ({type(error).__name__}: {first}): fit --image-size and "
+            "--in-channels to it; if it takes other inputs, or branches on values, call rd.profile_memory in Python"
         ) from None
 
 
@@ -254,6 +271,8 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
         with torch.device("meta"):
             return create_model(student_name(name, factor), in_channels=in_channels)
     module, _, function = name.partition(":")
+    if module.endswith(".py"):
+        raise ValueError(f"write the module, not its file: {module.removesuffix('.py').replace('/', '.')}:{function}")
     sys.path.insert(0, "")  # as `python -m` would find it
     try:
         made = getattr(importlib.import_module(module), function, None)

@@ -211,6 +211,8 @@ def test_memory_of_a_function_of_ones_own(
     arguments = ["memory", "my_nets:small", "--image-size", "32", "--in-channels", "1"]
     assert main(arguments) == 0
     assert "Sequential on 1×1×32×32 (fused, fp32): peak 40.0 KiB at 1" in capsys.readouterr().out
+    assert main(["memory", "my_nets:small", "--image-size", "32x16", "--in-channels", "1"]) == 0
+    assert "Sequential on 1×1×32×16 (fused, fp32): peak 20.0 KiB at 1" in capsys.readouterr().out
     assert main([*arguments, "--factor", "2"]) == 0
     assert "peak 12.0 KiB at 0" in capsys.readouterr().out
     assert main(["memory", "my_nets:large"]) == 2
@@ -226,7 +228,8 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert out.startswith("unet in 300 KiB: 2-212 in int8 keeps most")
     assert main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["plans"][0]["plan"] == "2-212"
+    record = json.loads(capsys.readouterr().out)
+    assert record["plans"][0]["plan"] == "2-212" and record["nearest"]["plan"] == "8-111" and record["refused"] == {}
 
 
 @pytest.mark.parametrize(
@@ -236,6 +239,8 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet18", "--budget", "lots"], "'lots' is not an amount of memory"),
         (["resnet18", "--image-size", "0"], "whole numbers of 1 or more"),
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
+        (["resnet18", "--budget", "1MB", "--html"], "leave out the other flags"),
+        (["my_nets.py:make"], "write the module, not its file: my_nets:make"),
     ],
 )
 def test_memory_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
