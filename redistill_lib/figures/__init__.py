@@ -2,6 +2,13 @@
 
 from redistill_lib.figures.comparison import accuracies, summary_table
 from redistill_lib.figures.diagrams import plan_table, stride_plans
+from redistill_lib.figures.diffusion import (
+    denoiser_maps,
+    denoising_curves,
+    sample_grids,
+    trajectories,
+    trajectory_step,
+)
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_bars import memory_bars, memory_table
@@ -13,6 +20,8 @@ from redistill_lib.figures.training import curves
 __all__ = [
     "accuracies",
     "curves",
+    "denoiser_maps",
+    "denoising_curves",
     "feature_maps",
     "memory_bars",
     "memory_by_layer",
@@ -22,7 +31,10 @@ __all__ = [
     "plan_table",
     "published_footprints",
     "quality_vs_memory",
+    "sample_grids",
     "stride_plans",
     "summary_table",
     "tap_scores",
+    "trajectories",
+    "trajectory_step",
 ]

@@ -1,0 +1,116 @@
+"""Teacher and students drawing from the same noise, with sliders for the step and for the number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from redistill_lib.checkpoint import load_model
+from redistill_lib.diffusion import Trajectory, trajectory
+from redistill_lib.explorers.controls import choose, empty_figure, redraw, rows, slider
+from redistill_lib.progress import is_live
+from redistill_lib.runs import Run
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
+
+Drawn = nn.Module | Run | str | Path
+STEPS = (5, 10, 25, 50, 100)
+SEEDS = 8
+
+
+class TrajectorySource:
+    """Denoisers and the ways of their pictures, each drawn once: an explorer's memory, free of widgets.
+
+    >>> from redistill_lib.models import create_model
+    >>> net = create_model("unet-1-2", ch=8, mult=(1, 2))
+    >>> TrajectorySource({"teacher": net}, shape=8, n=2).paths(3, 0)
+    {'teacher': Trajectory(2 pictures at t = 999, 666, 332)}
+    """
+
+    def __init__(self, models: Mapping[str, Drawn], *, shape: int | Sequence[int] | None = None, n: int = 9):
+        if not models:
+            raise ValueError("give at least one denoiser, by its role")
+        self.models, self.shape, self.n = dict(models), shape, n
+        self.drawn: dict[tuple[int, int], dict[str, Trajectory]] = {}
+
+    def paths(self, steps: int, seed: int) -> dict[str, Trajectory]:
+        """Every step of every role's DDIM sampling from the noise of that seed."""
+        if (steps, seed) not in self.drawn:
+            self.drawn[steps, seed] = {
+                role: trajectory(
+                    self._model(role), self.n, steps, shape=self.shape, steps=steps, seed=seed, progress=False
+                )
+                for role in self.models
+            }
+        return self.drawn[steps, seed]
+
+    def _model(self, role: str) -> nn.Module:
+        model = self.models[role]
+        if not isinstance(model, nn.Module):  # read once
+            run = model if isinstance(model, Run) else Run.load(model)
+            self.shape = self.shape or run.params["data"].get("image_size")
+            self.models[role] = model = load_model(run)
+        return model
+
+
+def sampling_trajectories(
+    models: Mapping[str, Drawn],
+    *,
+    shape: int | Sequence[int] | None = None,
+    n: int = 9,
+    steps: int = 25,
+    choices: Sequence[int] = STEPS,
+) -> widgets.VBox | None:
+    """Choose a step, the number of steps and the noise; see what each network is given there and what it sees in it.
+
+    `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` pictures per role
+    are drawn by DDIM, all roles from the same noise. `steps` is what it opens with, `choices` what else there is.
+    None where nobody is looking.
+
+    >>> sampling_trajectories({}) is None
+    True
+    """
+    if not is_live():
+        return None
+    return TrajectoryExplorer(TrajectorySource(models, shape=shape, n=n), steps, choices).view
+
+
+class TrajectoryExplorer:
+    """The widgets: they ask the source for trajectories and the figures for their picture."""
+
+    def __init__(self, source: TrajectorySource, steps: int = 25, choices: Sequence[int] = STEPS):
+        import ipywidgets as widgets
+
+        self.source, self.busy = source, False
+        counts = sorted({*choices, steps})
+        self.steps = slider("steps", [(str(count), count) for count in counts], steps)
+        self.seed = slider("noise", [(str(seed), seed) for seed in range(SEEDS)])
+        self.step = slider("step", [("", 0)])
+        self.wanted = 499  # the time step that was last looked at, to come back to with another number of steps
+        self.figure = empty_figure()
+        self.draw()
+        for control in (self.step, self.steps, self.seed):
+            control.observe(self.draw, "value")
+        self.view = widgets.VBox([rows(self.step, self.steps, self.seed), self.figure])
+
+    def draw(self, change: Any = None) -> None:
+        if self.busy:
+            return  # a control changed because another one did
+        self.busy = True
+        try:
+            paths = self.source.paths(self.steps.value, self.seed.value)
+            times = next(iter(paths.values())).t
+            if change and change["owner"] is self.step:
+                self.wanted = times[self.step.value]
+            nearest = min(range(len(times)), key=lambda k: abs(times[k] - self.wanted))
+            options = [(f"{k + 1} of {len(times)}: t = {t}", k) for k, t in enumerate(times)]
+            choose(self.step, options, nearest)
+            from redistill_lib.figures import trajectory_step
+
+            redraw(self.figure, trajectory_step(paths, nearest))
+        finally:
+            self.busy = False

@@ -1,0 +1,233 @@
+"""Figures and explorer of sampling: differences worked out by hand, pictures in their places, sliders that agree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import torch
+from torch import nn
+
+from redistill_lib import explorers, figures
+from redistill_lib.diffusion import Trajectory
+from redistill_lib.explorers import diffusion
+from redistill_lib.explorers.diffusion import TrajectoryExplorer, TrajectorySource
+from redistill_lib.models import create_model
+from redistill_lib.taps import Tap, feature_maps, match_taps
+
+ROOT = Path(__file__).parents[1]
+TIMES = (999, 599, 199)
+TINY: dict[str, Any] = {"in_channels": 1, "ch": 8, "mult": (1, 2), "res_blocks": 1}
+
+
+def path(*levels: float, t: tuple[int, ...] = TIMES, n: int = 4) -> Trajectory:
+    """Even grey pictures: what is seen has these levels, the last of them is where it ends."""
+    seen = torch.tensor(levels[:-1]).float().view(-1, 1, 1, 1, 1).expand(-1, n, 1, 8, 8)
+    return Trajectory(t, torch.zeros_like(seen), seen, torch.full((n, 1, 8, 8), float(levels[-1])))
+
+
+PATHS = {"teacher": path(0, 0, 0, 0), "student": path(0.9, 0.5, 0.3, 0.2), "red": path(0.8, 0.4, 0.2, 0.1)}
+
+
+def headline(figure: go.Figure) -> str:
+    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
+
+
+def words(figure: go.Figure) -> list[str]:
+    return [re.sub("<.*?>", " ", note.text).strip() for note in figure.layout.annotations]
+
+
+# ---------------------------------------------------------------------------------------------------- trajectories
+
+
+def test_trajectories_show_each_role_and_how_far_it_is_from_the_teacher() -> None:
+    figure = figures.trajectories(PATHS)
+    expected = (
+        "Difference from what the teacher sees, t = 999 to the end: naive student 0.90 to 0.20, RED 0.80 to 0.10"
+    )
+    assert headline(figure) == f"The paths come together. {expected}"
+    assert [trace.name for trace in figure.data[:4]] == [
+        "teacher is given at t = 999", "teacher is given at t = 599", "teacher is given at t = 199",
+        "teacher sees at t = 999",
+    ]  # fmt: skip
+    assert len(figure.data) == 3 + 3 * 4 and figure.data[-1].name == "RED ends in"
+    texts = words(figure)
+    assert [text for text in texts if text[0] == "0"] == [
+        "0.90",
+        "0.50",
+        "0.30",
+        "0.20",
+        "0.80",
+        "0.40",
+        "0.20",
+        "0.10",
+    ]
+    assert [text for text in texts if text.startswith("t =")] == ["t = 999", "t = 599", "t = 199"]
+
+
+def test_paths_that_part_are_not_said_to_come_together() -> None:
+    figure = figures.trajectories({"teacher": PATHS["teacher"], "student": path(0.1, 0.2, 0.3, 0.4)})
+    assert headline(figure).startswith("Difference from what the teacher sees")
+
+
+def test_the_chosen_picture_is_the_one_that_is_measured() -> None:
+    other = path(0, 0, 0, 0)
+    other.final[2] = 0.5
+    texts = words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, picture=2))
+    assert texts.count("0.50") == 1
+    assert "0.50" not in words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, picture=1))
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "message"),
+    [
+        ({}, {}, "no trajectory to show"),
+        (PATHS, {"picture": 4}, "pictures 0 to 3, not 4"),
+        ({**PATHS, "kd": path(0, 0, 0, 0, t=(9, 5, 1))}, {}, "the trajectory of kd"),
+    ],
+)
+def test_trajectories_refuse(paths: Any, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        figures.trajectories(paths, **options)
+
+
+def test_a_step_shows_what_all_are_given_and_see() -> None:
+    figure = figures.trajectory_step(PATHS, 1)
+    assert headline(figure) == (
+        "At t = 599 the difference from what the teacher sees is 0.50 (naive student) and 0.40 (RED)"
+    )
+    assert len(figure.data) == 2 * 3
+    assert headline(figures.trajectory_step(PATHS, -1)).startswith("At t = 199 ")
+    with pytest.raises(ValueError, match="no shot 3"):
+        figures.trajectory_step(PATHS, 3)
+
+
+# --------------------------------------------------------------------------------------------------------- samples
+
+
+def noisy(level: float, spread: float) -> torch.Tensor:
+    """Pictures whose difference from zero is `level` ± `spread`, in turn."""
+    return torch.full((20, 1, 8, 8), level) + spread * torch.tensor([-1.0, 1.0] * 10).view(-1, 1, 1, 1)
+
+
+def test_the_nearest_samples_are_named_only_where_the_pictures_tell() -> None:
+    teacher = torch.zeros(20, 1, 8, 8)
+    clear = figures.sample_grids({"teacher": teacher, "student": noisy(0.5, 0), "red": noisy(0.4, 0.05)}, count=9)
+    assert headline(clear) == "RED's pictures are the nearest to the teacher's: difference 0.40, naive student 0.50"
+    assert len(clear.data) == 3  # a grid each
+    large = figures.sample_grids(dict.fromkeys(("teacher", "red"), torch.zeros(9, 1, 40, 40)))
+    assert len(large.data) == 2 * 9  # not made smaller
+    unclear = figures.sample_grids({"teacher": teacher, "student": noisy(0.42, 0), "red": noisy(0.4, 0.1)})
+    assert headline(unclear).startswith("No telling whether RED's pictures or the naive student's are the nearest")
+
+
+def test_samples_of_unlike_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="2×1×8×8, 3×1×8×8"):
+        figures.sample_grids({"teacher": torch.zeros(2, 1, 8, 8), "red": torch.zeros(3, 1, 8, 8)})
+
+
+def test_curves_end_at_the_last_validation_loss() -> None:
+    history = pd.DataFrame({"step": [100, 200], "validation_loss": [0.2, 0.05]})
+    figure = figures.denoising_curves({"teacher": history, "red+mse": history * 2})
+    assert headline(figure) == "Validation loss at the end: teacher 0.0500, RED + MSE 0.1000"
+    assert list(figure.data[1].y) == [0.4, 0.1]
+    with pytest.raises(ValueError, match="no history"):
+        figures.denoising_curves({})
+
+
+# ------------------------------------------------------------------------------------------------------------ maps
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"teacher": create_model("unet-1-2", **TINY), "student": create_model("unet-2-1", **TINY)}
+
+
+def test_maps_are_those_at_the_noisy_picture_and_time(networks: dict[str, nn.Module]) -> None:
+    x = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
+    taps = match_taps(networks["student"], networks["teacher"], (x[None], torch.tensor([0])))
+    figure = figures.denoiser_maps(networks, [taps[0], taps[-1]], x, 700)
+    assert len(figure.data) == 2 * 3
+    maps = []
+    for role, place in (
+        ("teacher", (taps[0].teacher_layer, taps[0].teacher_side)),
+        ("student", (taps[0].layer, taps[0].side)),
+    ):
+        one = feature_maps(networks[role], [place], x[None], torch.tensor([700]))[place]
+        maps.append(one[0].mean(0).flatten())
+    score = float(nn.functional.cosine_similarity(*maps, dim=0))
+    assert any(f"similarity  {score:.2f}".replace("-", "−") in text for text in words(figure))
+    same = figures.denoiser_maps(
+        {**networks, "student": networks["teacher"]}, [Tap("head", "output", "head", "output")], x, 3
+    )
+    assert "similarity 1.00" in headline(same)
+
+
+def test_maps_need_a_teacher_a_student_and_one_picture(networks: dict[str, nn.Module]) -> None:
+    tap = Tap("head", "output", "head", "output")
+    with pytest.raises(ValueError, match="a teacher with students, not student"):
+        figures.denoiser_maps({"student": networks["student"]}, [tap], torch.zeros(1, 16, 16), 5)
+    with pytest.raises(ValueError, match="take one of the batch"):
+        figures.denoiser_maps(networks, [tap], torch.zeros(1, 1, 16, 16), 5)
+
+
+# -------------------------------------------------------------------------------------------------------- explorer
+
+
+@pytest.fixture
+def explorer(networks: dict[str, nn.Module]) -> TrajectoryExplorer:
+    return TrajectoryExplorer(TrajectorySource(networks, shape=16, n=2), 4, (2, 8))
+
+
+def test_nothing_is_shown_or_imported_in_a_batch() -> None:
+    code = (
+        "import sys\nfrom redistill_lib import explorers\nassert explorers.sampling_trajectories({}) is None\n"
+        "assert not {'ipywidgets', 'plotly'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_it_opens_half_way_with_all_controls(networks: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diffusion, "is_live", lambda: True)
+    view = explorers.sampling_trajectories(networks, shape=16, n=1, steps=4, choices=(2,))
+    assert view is not None
+    controls = {control.description: control for control in view.children[0].children}
+    assert [*controls] == ["step", "steps", "noise"]
+    assert controls["steps"].value == 4 and controls["step"].label == "3 of 4: t = 499"
+    assert "At t = 499 " in view.children[1].layout.title.text
+
+
+def test_another_number_of_steps_stays_at_its_time_and_is_drawn_once(explorer: TrajectoryExplorer) -> None:
+    explorer.step.value = 1
+    assert headline(explorer.figure).startswith("At t = 749 ")
+    explorer.steps.value = 8
+    assert explorer.step.label == "3 of 8: t = 749"
+    explorer.steps.value = 2
+    assert explorer.step.label == "1 of 2: t = 999"
+    explorer.steps.value = 4
+    assert explorer.step.label == "2 of 4: t = 749"  # what was chosen by hand, not what 2 steps made of it
+    assert sorted(explorer.source.drawn) == [(2, 0), (4, 0), (8, 0)]
+
+
+def test_the_figure_is_the_trajectories(explorer: TrajectoryExplorer) -> None:
+    explorer.seed.value = 3
+    paths = explorer.source.paths(4, 3)
+    assert torch.equal(paths["teacher"].noisy[0], paths["student"].noisy[0])
+    expected = figures.trajectory_step(paths, explorer.step.value)
+    assert headline(explorer.figure) == headline(expected)
+    assert [trace.source for trace in explorer.figure.data] == [trace.source for trace in expected.data]
+    assert np.ptp([len(times.t) for times in paths.values()]) == 0
+
+
+def test_an_explorer_without_networks_says_so() -> None:
+    with pytest.raises(ValueError, match="at least one denoiser"):
+        TrajectorySource({})
