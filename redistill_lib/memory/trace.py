@@ -308,8 +308,12 @@ def _trace_fake(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any
     with FakeTensorMode(allow_non_fake_inputs=True):
 
         def stand_in(tensor: Tensor) -> Tensor:
-            # As a copy of it would be, since that is what measuring gives the network.
-            return torch.empty_like(tensor, device=device).requires_grad_(tensor.requires_grad)
+            # As a copy of it would be, since that is what measuring gives the network: a view becomes dense.
+            if tensor.is_contiguous():
+                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            else:
+                made = torch.empty_like(tensor, device=device)
+            return made.requires_grad_() if tensor.requires_grad else made
 
         # One stand-in per storage, so that tied weights stay tied.
         by_id = {id(tensor): stand_in(tensor) for tensor in tensors.values()}
