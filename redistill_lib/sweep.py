@@ -7,12 +7,9 @@ This module never imports torch, so queueing a sweep is instant.
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import difflib
 import itertools
 import json
-import math
 import os
 import re
 import signal
@@ -22,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redistill_lib.parameters import check_parameters, with_parameters
 from redistill_lib.runs import write_text
 
 if TYPE_CHECKING:
@@ -83,110 +81,6 @@ class NotebookResult:
         return pd.DataFrame([row | self.parameters])
 
 
-# ---------------------------------------------------------------------------------------------- parameters
-
-
-def notebook_parameters(path: str | Path) -> dict[str, Any]:
-    """Names and default values of a notebook's `parameters` cell, in order.
-
-    The cell is parsed as Python, not line by line: papermill's own reader drops a line whose comment holds
-    a `=` and cuts a string at a `#`. Raises FileNotFoundError, or ValueError naming what is no plain literal.
-    """
-    path = Path(path)
-    notebook, index = _read_with_parameters_cell(path)
-    try:
-        statements = ast.parse(notebook.cells[index].source).body
-    except SyntaxError as error:
-        raise ValueError(
-            f"{path.name}: the parameters cell is not plain Python: {error.msg}, line {error.lineno}"
-        ) from None
-    defaults: dict[str, Any] = {}
-    for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        value = getattr(statement, "value", None)
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or value is None:
-            line = ast.unparse(statement)
-            raise ValueError(f"{path.name}: the parameters cell may hold only NAME = literal, got '{line}'")
-        try:
-            defaults[targets[0].id] = ast.literal_eval(value)
-        except ValueError:
-            raise ValueError(
-                f"{path.name}: parameter {targets[0].id} must be a literal, got '{ast.unparse(value)}'"
-            ) from None
-    return defaults
-
-
-def check_parameters(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` values as the types of the notebook's defaults; text, as typed on a command line, is converted.
-
-    Raises ValueError for a name the notebook does not know (with close matches) or a value of another type.
-    """
-    path = Path(path)
-    defaults = notebook_parameters(path)
-    for name in given:
-        if name not in defaults:
-            close = difflib.get_close_matches(name.upper(), defaults, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ";"
-            known = ", ".join(defaults) or "none at all"
-            raise ValueError(f"{path.name} has no parameter {name}{hint} it has {known}")
-    try:
-        return {name: convert(name, value, defaults[name]) for name, value in given.items()}
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-
-
-def convert(name: str, value: Any, default: Any) -> Any:
-    """`value` as the type of `default`; text is read the way that type is written in Python.
-
-    A default of None takes any literal, and any other text as it stands.
-
-    >>> convert("EPOCHS", "3", 1), convert("AMP", "no", True), convert("SEEDS", "0, 1", [0])
-    (3, False, [0, 1])
-    """
-    kind, given = type(default), value
-    if isinstance(value, str) and kind is not str:
-        with contextlib.suppress(ValueError, SyntaxError, TypeError):
-            value = _read_text(value.strip(), kind)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if {kind, type(value)} == {list, tuple}:
-        value = kind(value)
-    if default is not None and type(value) is not kind:
-        raise ValueError(f"{name} wants {kind.__name__}, got {given!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} wants a finite float, got {value!r}")
-    return value
-
-
-def _read_text(text: str, kind: type) -> Any:
-    if kind in (int, float):
-        return kind(text)
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return words.get(text.lower(), text)
-    return ast.literal_eval(text)
-
-
-def _read_with_parameters_cell(path: Path) -> tuple[Any, int]:
-    """The notebook at `path` and the index of its parameters cell."""
-    import nbformat
-
-    if not path.is_file():
-        beside = path.parent.glob("*.ipynb") if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, [other.name for other in beside], n=1)
-        hint = f"; did you mean {path.with_name(close[0])}?" if close else ""
-        raise FileNotFoundError(f"no notebook at {path}{hint}")
-    try:
-        notebook = nbformat.read(path, as_version=4)
-        cells = notebook.cells
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, TypeError):
-        raise ValueError(f"{path} is not a Jupyter notebook") from None
-    for index, cell in enumerate(cells):
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            return notebook, index
-    raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the one that holds its NAME = literal lines")
-
-
 # ----------------------------------------------------------------------------------------------- execution
 
 
@@ -213,7 +107,7 @@ def run_notebook(
     page, status = target.with_suffix(".html"), target.with_suffix(".json")
     for stale in (page, status):
         stale.unlink(missing_ok=True)
-    write_text(target, _with_parameters(path, given))
+    write_text(target, with_parameters(path, given))
 
     started = time.monotonic()
     error = _execute(target, path.parent, progress, png)
@@ -266,20 +160,6 @@ def _output_folder(output_dir: str | Path, source: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"the output folder {output_dir} is a file")
     return folder
-
-
-def _with_parameters(path: Path, given: Mapping[str, Any]) -> str:
-    """The notebook's JSON, with `given` in a cell of its own (papermill's would turn a tuple into text)."""
-    import nbformat
-
-    notebook, index = _read_with_parameters_cell(path)
-    if given:
-        lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-        cell = nbformat.v4.new_code_cell(
-            f"# Parameters of this run\n{lines}", metadata={"tags": ["injected-parameters"]}
-        )
-        notebook.cells.insert(index + 1, cell)
-    return str(nbformat.writes(notebook))
 
 
 def _execute(notebook: Path, folder: Path, progress: bool, png: bool = False) -> NotebookError | None:

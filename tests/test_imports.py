@@ -29,10 +29,10 @@ FLOORS = [
     {"distill", "maps", "memory", "quality", "checkpoint"},
     {"methods", "student", "sweep", "report", "models"},
     {"taps"},
-    {"red", "data", "augment", "runs", "plans", "progress"},
+    {"red", "data", "augment", "runs", "plans", "parameters", "progress"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-TORCH_FREE = ["cli", "sweep", "report", "runs", "plans"]
+TORCH_FREE = ["cli", "sweep", "report", "runs", "plans", "parameters"]
 SLOW_OR_OPTIONAL = {"plotly", "ipywidgets", "diffusers", "datasets", "accelerate"}
 
 

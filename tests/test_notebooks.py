@@ -11,8 +11,9 @@ import nbformat
 import pytest
 import yaml
 
+from redistill_lib.parameters import notebook_parameters
 from redistill_lib.report import outputs_match_source
-from redistill_lib.sweep import notebook_parameters, run_notebook
+from redistill_lib.sweep import run_notebook
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from redistill_lib import report, sweep
+from redistill_lib.parameters import convert, notebook_parameters
 from redistill_lib.sweep import NotebookError, NotebookResult
 
 MakeNotebook = Callable[..., Path]
@@ -57,12 +58,12 @@ def code_outputs(path: Path) -> dict[str, str]:
 
 
 def test_defaults_are_read_as_python(make_notebook: MakeNotebook) -> None:
-    assert sweep.notebook_parameters(make_notebook("tour")) == EXPECTED
+    assert notebook_parameters(make_notebook("tour")) == EXPECTED
 
 
 def test_annotated_and_multiline_defaults(make_notebook: MakeNotebook) -> None:
     path = make_notebook("tour", parameters="LR: float = 1e-3\nSEEDS = [\n    0,  # first\n    1,\n]\n")
-    assert sweep.notebook_parameters(path) == {"LR": 1e-3, "SEEDS": [0, 1]}
+    assert notebook_parameters(path) == {"LR": 1e-3, "SEEDS": [0, 1]}
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_annotated_and_multiline_defaults(make_notebook: MakeNotebook) -> None:
 )
 def test_bad_parameters_cells(make_notebook: MakeNotebook, parameters: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=r"tour\.ipynb") as error:
-        sweep.notebook_parameters(make_notebook("tour", parameters=parameters))
+        notebook_parameters(make_notebook("tour", parameters=parameters))
     assert message in str(error.value)
 
 
@@ -86,7 +87,7 @@ def test_other_files_are_not_notebooks(tmp_path: Path, text: str) -> None:
     path = tmp_path / "x.ipynb"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"x\.ipynb is not a Jupyter notebook"):
-        sweep.notebook_parameters(path)
+        notebook_parameters(path)
 
 
 def test_missing_notebook_names_its_neighbour(make_notebook: MakeNotebook) -> None:
@@ -120,7 +121,7 @@ def test_missing_notebook_names_its_neighbour(make_notebook: MakeNotebook) -> No
     ],
 )
 def test_values_take_the_type_of_the_default(name: str, given: Any, value: Any) -> None:
-    converted = sweep.convert(name, given, EXPECTED[name])
+    converted = convert(name, given, EXPECTED[name])
     assert converted == value
     assert type(converted) is type(value)
 
@@ -143,7 +144,7 @@ def test_values_take_the_type_of_the_default(name: str, given: Any, value: Any) 
 )
 def test_values_of_another_type_are_errors(name: str, given: Any, message: str) -> None:
     with pytest.raises(ValueError, match="wants") as error:
-        sweep.convert(name, given, EXPECTED[name])
+        convert(name, given, EXPECTED[name])
     assert str(error.value) == message
 
 
