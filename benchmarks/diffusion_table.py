@@ -27,7 +27,6 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit only at one thread count
 
 import pandas as pd
-import torch
 
 import redistill_lib as rd
 from redistill_lib.data import DataSplits
@@ -68,8 +67,7 @@ def train(role: str, seed: int, runs_dir: str, way: tuple[str, str, float] | Non
 def matched(which: str) -> list[rd.Tap]:
     options: dict[str, Any] = dict(DIGITS_UNET)
     student, teacher = (rd.create_model(name, in_channels=1, **options) for name in (STUDENT, TEACHER))
-    example = torch.zeros(2, 1, SIZE, SIZE), torch.zeros(2, dtype=torch.int64)
-    taps = rd.match_taps(student, teacher, example)
+    taps = rd.match_taps(student, teacher, rd.example_inputs(STUDENT, SIZE, in_channels=1))
     return taps if which == "all" else [taps[0], taps[-1]]
 
 

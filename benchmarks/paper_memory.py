@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 import redistill_lib as rd
 
@@ -42,9 +41,7 @@ def published(panel: str) -> tuple[float, float]:
 
 def row(name: str, factor: int, size: int, panel: str) -> dict[str, object]:
     teacher, student = rd.create_model(name), rd.create_model(rd.student_name(name, factor))
-    x: tuple[torch.Tensor, ...] = (torch.zeros(1, 3, size, size),)
-    if name.startswith("unet"):
-        x = (*x, torch.zeros(1, dtype=torch.long))
+    x = rd.example_inputs(name, size)
     distillation = rd.Distillation(student, teacher, rd.match_taps(student, teacher, x), "red-blocks", example=x)
     peaks = {
         f"{convention} {role}": rd.profile_memory(model, *x, convention=convention).peak_bytes / MIB

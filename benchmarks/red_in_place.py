@@ -13,41 +13,19 @@ import argparse
 import os
 import statistics
 import time
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from redistill_lib.memory import measure_memory
 from redistill_lib.red import InPlaceRedBlock, RedBlock
 
 MAPS = ((64, 64), (96, 32), (64, 32), (128, 16))  # channels, height = width
 MIB = 2**20
 
 
-class LiveBytes(TorchDispatchMode):
-    """The most bytes, in tensors made by operations under it, that were alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[StorageWeakRef, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {StorageWeakRef(t.untyped_storage()) for t in tree_leaves(args) if isinstance(t, Tensor)}
-        out = func(*args, **(kwargs or {}))
-        made = {StorageWeakRef(t.untyped_storage()): t.untyped_storage().nbytes() for t in tree_leaves(out)}
-        self.sizes |= {storage: size for storage, size in made.items() if storage not in old}
-        self.peak = max(self.peak, sum(size for storage, size in self.sizes.items() if not storage.expired()))
-        return out
-
-
 def extra(form: nn.Module, x: Tensor) -> int:
-    with LiveBytes() as live:
-        form(x)
-    return live.peak
+    return measure_memory(form, x).peak_bytes - x.nbytes
 
 
 def seconds(form: nn.Module, x: Tensor) -> float:

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "StridePlan": "plans",
     "create_model": "models",
+    "example_inputs": "models",
     "list_models": "models",
     "student_name": "models",
     "load_checkpoint": "models",
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from redistill_lib.diffusion import distill_diffusion, sample, train_diffusion
     from redistill_lib.distill import Distillation
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
-    from redistill_lib.models import create_model, list_models, load_checkpoint, student_name
+    from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.plans import StridePlan
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -79,8 +80,9 @@ def unpack_optimizer(
 def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Module:
     """The trained network of a complete run, in eval mode, RED blocks included.
 
-    Built-in networks are built from the run's record. For a network of your own, pass a freshly built `model` of the
-    same architecture; blocks are put into it. It expects what it was trained on: pictures through `to_float`, −1…1.
+    Built-in networks are built from the run's record. For a network of your own, pass a `model` of the same
+    architecture, without blocks; a copy of it is returned. It expects what it was trained on: pictures through
+    `to_float`, −1…1.
 
     Raises FileNotFoundError for a missing run, ValueError for an unfinished one.
     """
@@ -96,7 +98,7 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
             "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
         )
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
-        model = create_model(**spec) if model is None else model
+        model = create_model(**spec) if model is None else copy.deepcopy(model)
         blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
     insert_blocks(model, blocks)
     model.load_state_dict(read_tensors(run.path / "model.safetensors")[0])

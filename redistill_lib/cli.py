@@ -159,10 +159,10 @@ def _runs(arguments: argparse.Namespace) -> int:
 
 
 def _memory(arguments: argparse.Namespace) -> int:
-    import torch
 
     from redistill_lib.budget import fit_to_budget
     from redistill_lib.memory import format_size, memory_bounds, profile_memory
+    from redistill_lib.models import example_inputs
 
     unet = arguments.model.partition("-")[0] == "unet"
     size = arguments.image_size or [32 if unet else 224]
@@ -172,9 +172,9 @@ def _memory(arguments: argparse.Namespace) -> int:
         raise ValueError(
             "--budget counts by the fused convention and prints a table, or JSON: leave out the other flags"
         )
-    inputs = [torch.empty(arguments.batch, arguments.in_channels, size[0], size[-1], device="meta")]
-    if unet:
-        inputs.append(torch.empty(arguments.batch, dtype=torch.long, device="meta"))
+    shape = {"batch": arguments.batch, "in_channels": arguments.in_channels, "device": "meta"}
+    # A network of one's own is called with pictures alone, as any built-in classifier is.
+    inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
     model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
     _check_runs(arguments.model, model, inputs)
     if arguments.budget:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -208,6 +208,14 @@ class Distillation(nn.Module):
     def predict(self, *inputs: Tensor, **kwargs: Any) -> Any:
         """The student's outputs, blocks included, without any teacher."""
         return self._student(inputs, kwargs)
+
+    def settings(self) -> dict[str, Any]:
+        """What a run's record says about the distillation: its terms with all their options, and the weight."""
+        terms = [
+            {"at": t.name, "from": f"{t.tap.teacher_layer}.{t.tap.teacher_side}", **asdict(t.method)}
+            for t in self.terms
+        ]
+        return {"terms": terms, "distill_weight": self.distill_weight}
 
     def graduate(self, *, in_place: bool = False, example: Tensor | tuple[Tensor, ...] | None = None) -> nn.Module:
         """The distilled student as a plain module: its own copy, blocks built in, no teacher and no hooks.

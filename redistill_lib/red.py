@@ -229,6 +229,36 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
     return model
 
 
+def original_paths(model: nn.Module) -> dict[int, str]:
+    """id of each module → its path; a layer that carries blocks keeps the path that it has without them."""
+    paths: dict[int, str] = {}
+
+    def visit(module: nn.Module, path: str) -> None:
+        paths.setdefault(id(module), path)
+        for name, child in module.named_children():
+            wrapped = isinstance(module, BlockedLayer) and name == "layer"
+            visit(child, path if wrapped else f"{path}.{name}".lstrip("."))
+
+    visit(model, "")
+    return paths
+
+
+def inserted_blocks(model: nn.Module) -> list[tuple[str, Side, nn.Module]]:
+    """What `insert_blocks` put into a network, in the form that it takes.
+
+    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
+    >>> inserted_blocks(net)
+    [('0', 'output', RedBlock(channels=8, kernel_size=3))]
+    """
+    paths = original_paths(model)
+    found: list[tuple[str, Side, nn.Module]] = []
+    for module in model.modules():
+        if isinstance(module, BlockedLayer):
+            path = paths[id(module)]
+            found += [(path, "input", module.before), (path, "output", module.after)]
+    return [(path, side, block) for path, side, block in found if not isinstance(block, nn.Identity)]
+
+
 class _MapWatch(TorchDispatchMode):
     """Watches one pass with plain blocks and finds whose input map no one needs once the block has run.
 

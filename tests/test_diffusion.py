@@ -27,8 +27,10 @@ from redistill_lib.diffusion import loop as loop_module
 from redistill_lib.diffusion.average import average_of, decay_at
 from redistill_lib.diffusion.denoise import Denoising, denoising_loss, noise_of
 from redistill_lib.diffusion.loop import DiffusionLoop
+from redistill_lib.diffusion.pretrained import load_pretrained, save_pretrained
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
+from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks, make_in_place
 from redistill_lib.runs import Run, load_runs
 from redistill_lib.student import derive_student
 from redistill_lib.taps import Tap
@@ -294,28 +296,59 @@ def tiny_unet2d(widths: tuple[int, ...] = (8, 8, 16), **kwargs: Any) -> Any:
     common = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1, "norm_num_groups": 4}
     depth = len(widths)
     blocks = {"down_block_types": ("DownBlock2D",) * depth, "up_block_types": ("UpBlock2D",) * depth}
-    return UNet2DModel(**common, **blocks, block_out_channels=widths, **kwargs)
+    return UNet2DModel(**{**common, **blocks, **kwargs}, block_out_channels=widths)
 
 
-def test_a_network_of_diffusers(tmp_path: Path) -> None:
-    """Teacher and derived student are diffusers' own; the plain student goes back into its format."""
+def test_students_of_diffusers_networks_keep_its_format(tmp_path: Path) -> None:
+    """With what google/ddpm-cifar10-32 has: attention, and borders padded in the downsampler's own forward."""
+    from diffusers import DDPMPipeline, UNet2DModel
+
     recipe = replace(RECIPE, steps=1)
-    run = train(tmp_path, tiny_unet2d(), recipe)
-    model = load_model(run, tiny_unet2d())
-    x, t = torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
-    student, changes = derive_student(model, 2, example=(x, t))
-    assert changes
-    taps = [
-        Tap("conv_in", "output", "down_blocks.0.downsamplers.0", "output", method="red"),
-        Tap("conv_out", "output", "conv_out", "output", method="mse"),
-    ]
-    distilled = distill(tmp_path, model, student, recipe=recipe, methods="red+mse", taps=taps)
-    assert len(distilled.blocks) == 1 and distilled.params["terms"][-1]["at"] == "mse/conv_out.output"
-    pictures = sample(load_model(distilled, student), 2, steps=2, progress=False)
-    assert pictures.shape == (2, 1, 8, 8)
-    model.save_pretrained(tmp_path / "exported")
-    again = type(model).from_pretrained(tmp_path / "exported").eval()
+    attention = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "downsample_padding": 0,
+    }
+    teacher = tiny_unet2d(**attention).eval()
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 700])
+    student, changes = derive_student(teacher, 2, example=(x, t))
+    assert changes and "derived" not in teacher.config
+    run = distill(tmp_path, teacher, student, recipe=recipe, methods="red+mse")
+    assert len(run.blocks) > 2 and run.params["terms"][-1]["at"] == "mse/conv_out.output"
+    model = load_model(run, student)
+    assert not inserted_blocks(student) and len(inserted_blocks(model)) == len(run.blocks)
+    save_pretrained(model, tmp_path / "student")
+    assert "red_blocks" not in model.config
+    with pytest.raises(OSError, match="no file named"):  # never the teacher's layers with the student's weights
+        UNet2DModel.from_pretrained(tmp_path / "student")
+    again = load_pretrained(tmp_path / "student")
     torch.testing.assert_close(noise_of(again(x, t)), noise_of(model(x, t)))
+    save_pretrained(again, tmp_path / "twice")
+    twice = load_pretrained(tmp_path / "twice")
+    torch.testing.assert_close(noise_of(twice(x, t)), noise_of(model(x, t)))
+    pipeline = DDPMPipeline(again, make_schedule())
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline(2, torch.manual_seed(0), num_inference_steps=2, output_type="np").images
+    assert pictures.shape == (2, 8, 8, 1)
+
+
+def test_other_networks_of_diffusers_keep_its_format(tmp_path: Path) -> None:
+    model, x, t = tiny_unet2d(num_class_embeds=4).eval(), torch.randn(1, 1, 8, 8), torch.tensor([3])
+    save_pretrained(model, tmp_path / "teacher")
+    for again in (load_pretrained(tmp_path / "teacher"), type(model).from_pretrained(tmp_path / "teacher")):
+        torch.testing.assert_close(noise_of(again(x, t, t)), noise_of(model(x, t, t)))
+    student, _ = derive_student(model, 2, example=(x, t, t), downsampler="avg")
+    save_pretrained(student, tmp_path / "student")
+    again = load_pretrained(tmp_path / "student")
+    torch.testing.assert_close(noise_of(again(x, t, t)), noise_of(student(x, t, t)))
+    with pytest.raises(TypeError, match="not a network of diffusers"):
+        save_pretrained(torch.nn.Linear(1, 1), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_pretrained(tmp_path)
+    insert_blocks(student, [("conv_in", "output", RedBlock(8).eval())])
+    assert make_in_place(student, x, t, t) == {}
+    with pytest.raises(ValueError, match="save the network first"):
+        save_pretrained(student, tmp_path / "in_place")
 
 
 # ---------------------------------------------------------------------------------------------------------- classes

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redistill_lib.fakes import tensors_in
 from redistill_lib.models import create_model, student_name
 from redistill_lib.plans import StridePlan
 from redistill_lib.student import Change, derive_student, find_places
-from redistill_lib.student.trace import tensors_in
 from redistill_lib.taps import match_taps
 
 PICTURE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -39,7 +39,7 @@ def strides(model: nn.Module) -> dict[str, Any]:
 
 def outputs(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return list(tensors_in(model.eval()(*inputs)))
+        return tensors_in(model.eval()(*inputs))
 
 
 # ------------------------------------------------------------------------------------------ the paper's own families

@@ -87,7 +87,7 @@ def channels_of(model: nn.Module) -> int | None:
     return getattr(getattr(model, "config", model), "in_channels", None)
 
 
-def example_inputs(model: nn.Module, data: DataSplits, batch: int = 2) -> Inputs:
+def blank_inputs(model: nn.Module, data: DataSplits, batch: int = 2) -> Inputs:
     """Zeros in the shape of a network's inputs."""
     x = torch.zeros(batch, data.in_channels, data.image_size, data.image_size)
     t = torch.zeros(batch, dtype=torch.int64)
@@ -104,7 +104,7 @@ def check_denoiser(model: nn.Module, data: DataSplits, role: str) -> None:
         raise ValueError(f"the {role} takes {classes} classes, but {data.name} has {data.num_classes}")
     if (steps := getattr(model, "T", T)) < T:
         raise ValueError(f"the {role} knows {steps} time steps; the schedule has {T}, so build it with T={T}")
-    x, *rest = example_inputs(model, data)
+    x, *rest = blank_inputs(model, data)
     with evaluating(model):
         try:
             noise = noise_of(model(x, *rest))

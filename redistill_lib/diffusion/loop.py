@@ -21,9 +21,9 @@ from redistill_lib.diffusion.denoise import (
     Denoising,
     Inputs,
     T,
+    blank_inputs,
     classes_of,
     denoising_loss,
-    example_inputs,
     make_schedule,
 )
 from redistill_lib.diffusion.pictures import save_grid, to_uint8
@@ -207,7 +207,7 @@ class DiffusionLoop:
             last = self.history[-1]
             model = self._averaged()
             model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as load_model gives it
-            example = (value.to(self.accelerator.device) for value in example_inputs(model, self.data, batch=1))
+            example = (value.to(self.accelerator.device) for value in blank_inputs(model, self.data, batch=1))
             metrics = {
                 "validation_loss": last["validation_loss"],
                 "validation_loss_raw": last["validation_loss_raw"],

@@ -13,7 +13,7 @@ from torch import nn
 
 from redistill_lib.checkpoint import fingerprint, load_model
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.diffusion.denoise import Denoising, check_denoiser, classes_of, example_inputs, noise_loss
+from redistill_lib.diffusion.denoise import Denoising, blank_inputs, check_denoiser, classes_of, noise_loss
 from redistill_lib.diffusion.loop import DiffusionLoop, OnLog
 from redistill_lib.diffusion.recipe import DIGITS_UNET, DiffusionRecipe
 from redistill_lib.distill import Distillation
@@ -105,7 +105,7 @@ def distill_diffusion(
         if classes_of(model) != classes_of(network):
             kinds = [f"{c} classes" if (c := classes_of(m)) else "no classes" for m in (network, model)]
             raise ValueError(f"the student learns {kinds[0]} and the teacher {kinds[1]}; give both the same")
-    example = example_inputs(network, data)
+    example = blank_inputs(network, data)
     if isinstance(methods, str) and "red" in methods.split("+"):
         options = {**(options or {}), "red": {"alpha": 1.0, **(options or {}).get("red", {})}}
     chosen = None if methods is None else parse_methods(methods, options)
@@ -127,11 +127,7 @@ def distill_diffusion(
             fingerprint(t) if isinstance(t, nn.Module) else t.id if isinstance(t, Run) else Path(t).name
             for t in several
         ],
-        "terms": [
-            {"at": t.name, "from": f"{t.tap.teacher_layer}.{t.tap.teacher_side}", **asdict(t.method)}
-            for t in trainee.terms
-        ],
-        "distill_weight": distill_weight,
+        **trainee.settings(),
         "data": data.params,
         "recipe": asdict(recipe),
         "seed": seed,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
 from redistill_lib.memory import Bounds, Profile, memory_bounds, profile_memory
 from redistill_lib.memory.profile import Convention
-from redistill_lib.models import create_model, list_models, student_name
+from redistill_lib.models import create_model, example_inputs, list_models, student_name
 from redistill_lib.progress import is_live
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
 from redistill_lib.taps import Tap, match_taps
@@ -106,9 +106,7 @@ class MemorySource:
         """What the network is called with; a U-Net also takes time steps."""
         if self.own:
             return self.example
-        x = torch.empty(choice.batch, 3, choice.size, choice.size, device="meta")
-        diffuses = choice.model.partition("-")[0] in list_models("diffusion")
-        return (x, torch.empty(choice.batch, dtype=torch.int64, device="meta")) if diffuses else (x,)
+        return example_inputs(choice.model, choice.size, batch=choice.batch, device="meta")
 
     def network(self, choice: Choice) -> nn.Module:
         """The network of this choice, RED blocks included. Raises ValueError where there is none."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import INK, MUTED, color, faint, finish, label, listed, role_key, symbol
+from redistill_lib.figures.theme import INK, MUTED, capital, color, faint, finish, label, listed, role_key, symbol
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -148,7 +148,7 @@ def _finding(students: pd.DataFrame, table: pd.DataFrame, values: dict[str, list
     best = students.iloc[0]
     end = f"; teacher {means['teacher']:.1f} %" if "teacher" in means else ""
     if "student" not in means or len(students) == 1:
-        return f"{_capital(best['label'])} reaches {best['mean']:.1f} %{end}"
+        return f"{capital(best['label'])} reaches {best['mean']:.1f} %{end}"
     if best["role"] == "student":
         second = students.iloc[1]
         return (
@@ -156,7 +156,7 @@ def _finding(students: pd.DataFrame, table: pd.DataFrame, values: dict[str, list
         )
     delta, half = difference(values[best["role"]], values["student"])
     verb = "is the best student" if best["n"] > 1 else "does best in one run"
-    lead = f"{_capital(best['label'])} {verb}: {best['mean']:.1f} %, {delta:.1f} points"
+    lead = f"{capital(best['label'])} {verb}: {best['mean']:.1f} %, {delta:.1f} points"
     if half >= delta:
         return f"{lead} above the naive one, within what the seeds leave open (±{half:.1f}){end}"
     near = [
@@ -180,7 +180,3 @@ def _caution(table: pd.DataFrame) -> str:
         return "One run per method: another seed may move each by a point or more."
     runs = f"{least}" if least == most else f"{least} to {most}"
     return f"Large marker: mean of {runs} runs (seeds); line: 95 % t-interval; small dots: single runs."
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from redistill_lib.figures.memory_layers import role_name
 from redistill_lib.figures.memory_names import place_of, ratio, setting, unit_of
-from redistill_lib.figures.theme import INK, MUTED, WIDTH, color, finish, rows_of_legend
+from redistill_lib.figures.theme import INK, MUTED, WIDTH, capital, color, finish, rows_of_legend
 from redistill_lib.memory import Bounds, Profile, format_size
 
 if TYPE_CHECKING:
@@ -114,14 +114,10 @@ def _add_bounds(
 def _finding(profiles: Mapping[str, Profile]) -> str:
     (first, reference), *others = profiles.items()
     if not others:
-        return f"{_capital(role_name(first))}: {format_size(reference.peak_bytes)} at its peak"
+        return f"{capital(role_name(first))}: {format_size(reference.peak_bytes)} at its peak"
     role, best = min(others, key=lambda item: item[1].peak_bytes)
-    text = f"{_capital(role_name(role))}: {format_size(best.peak_bytes)} at its peak"
+    text = f"{capital(role_name(role))}: {format_size(best.peak_bytes)} at its peak"
     return f"{text}, {ratio(reference.peak_bytes, best.peak_bytes)} the {role_name(first)}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _note(profiles: Mapping[str, Profile]) -> str:

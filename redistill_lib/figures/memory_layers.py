@@ -22,6 +22,7 @@ from redistill_lib.figures.memory_names import (
 from redistill_lib.figures.theme import (
     INK,
     WIDTH,
+    capital,
     color,
     faint,
     finish,
@@ -280,7 +281,7 @@ def _finding(layers: Mapping[str, Sequence[Layer]], profiles: Mapping[str, Profi
     (first, high), *others = peaks.items()
     start = _where(high)
     if not others:
-        return f"{_capital(role_name(first))}: the peak is {start}"
+        return f"{capital(role_name(first))}: the peak is {start}"
     base, low = next(((role, peak) for role, peak in others if role == "student"), others[0])
     subject = _factor(profiles, first, base) or f"the {role_name(base).removesuffix(' student')} student"
     change = f"from {start} to {_where(low)}"
@@ -297,7 +298,7 @@ def _finding(layers: Mapping[str, Sequence[Layer]], profiles: Mapping[str, Profi
         about = [f"{about[0]}, plain or in place"]
     elif len(about) > 1:
         about = [about[0], f"in place, {about[1]}"]
-    return _capital("; ".join([text, *about]))
+    return capital("; ".join([text, *about]))
 
 
 def _factor(profiles: Mapping[str, Profile], teacher: str, student: str) -> str:
@@ -321,10 +322,6 @@ def _about_red(role: str, peak: Layer, low: Layer) -> str:
 
 def _where(peak: Layer) -> str:
     return f"{format_size(peak.live_bytes)} at {layer_name(peak.name)}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 def _note(

@@ -13,6 +13,7 @@ from redistill_lib.figures.theme import (
     INK,
     MUTED,
     WIDTH,
+    capital,
     color,
     faint,
     finish,
@@ -189,7 +190,7 @@ def _finding(table: pd.DataFrame) -> str:
     teacher = table[table["role"] == "teacher"]
     if not budgets:
         best = table.sort_values("fid").iloc[0]
-        return f"{_capital(label(best['role']))} has the lowest FID, {best['fid']:.1f} at {best['mib']:.1f} MiB"
+        return f"{capital(label(best['role']))} has the lowest FID, {best['fid']:.1f} at {best['mib']:.1f} MiB"
     once = " in one run" if int(table["n"].min()) == 1 else ""
     if len(budgets) == 1:
         return _at_one_budget(budgets[0], teacher, once)
@@ -210,7 +211,7 @@ def _at_one_budget(budget: pd.DataFrame, teacher: pd.DataFrame, once: str) -> st
         top = teacher.iloc[0]
         memory = f"at {100 * best['mib'] / top['mib']:.0f} % of the teacher's memory; teacher {top['fid']:.1f}"
     text = f"FID {best['fid']:.1f}, {label(rival['role'])} {rival['fid']:.1f}, {memory}"
-    name = _capital(label(best["role"]))
+    name = capital(label(best["role"]))
     if near := [label(row["role"]) for _, row in budget.iloc[1:].iterrows() if _open(best, row)]:
         return f"{name} leads{once}, too close to {' and '.join(near)} to tell: {text}"
     other = budget.sort_values("kid").iloc[0]["role"]
@@ -286,7 +287,3 @@ def _stated(value: Any) -> Any:
 
 def _count(value: float) -> str:
     return f"{value / 1e6:.1f} M" if value >= 1e6 else f"{value / 1e3:.0f} k" if value >= 1e3 else f"{value:.0f}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

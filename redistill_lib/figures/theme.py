@@ -170,6 +170,11 @@ def number(value: float, digits: int = 2) -> str:
     return text.removeprefix("-") if not float(text) else text.replace("-", "−")
 
 
+def capital(text: str) -> str:
+    """The text as a sentence begins: unlike `str.capitalize`, all but its first letter stays as it is."""
+    return text[0].upper() + text[1:]
+
+
 def listed(words: Iterable[str]) -> str:
     """``a, b and c``."""
     *head, last = words

@@ -15,8 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from redistill_lib.fakes import tensors_in
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.trace import tensors_in
 from redistill_lib.memory.untouched import untouched, values_kept
 
 
@@ -55,8 +55,10 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
         raise ValueError(
             f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
         )
-    with untouched(model), values_kept(model):
-        return (_on_cuda if devices == {"cuda"} else _on_cpu)(model, inputs, dict(kwargs or {}))
+    with untouched(model), values_kept(model) as plain:
+        if devices == {"cuda"}:
+            return _on_cuda(model, inputs, dict(kwargs or {}))
+        return _on_cpu(model, [*model.parameters(), *model.buffers(), *plain], inputs, dict(kwargs or {}))
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
@@ -101,10 +103,9 @@ class _LiveBytes(TorchDispatchMode):
         return out
 
 
-def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
+def _on_cpu(model: nn.Module, weights: list[Tensor], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
     own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    live = _LiveBytes([*model.parameters(), *model.buffers(), *plain], tensors_in((own, named)))
+    live = _LiveBytes(weights, tensors_in((own, named)))
     with live:
         model(*own, **named)
     total = _allocator_peak(model, inputs, kwargs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from redistill_lib.fakes import quiet_fakes, tensors_in
 from redistill_lib.memory.untouched import exchange_tensors, untouched, values_kept
-from redistill_lib.red import BlockedLayer
+from redistill_lib.red import original_paths
 from redistill_lib.taps import check_float
 
 Kind = Literal["input", "activation", "state"]  # state: a weight or buffer that the pass writes to, of no bytes here
@@ -209,23 +208,6 @@ def _is_plain(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
-def tensors_in(values: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists, dicts, and in plain result objects such as dataclasses.
-
-    >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), None]})]
-    [1, 2]
-    """
-    found: list[Tensor] = []
-    for leaf in tree_leaves(values):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += tensors_in(dict(leaf))
-        elif dataclasses.is_dataclass(leaf):
-            found += tensors_in(dict(vars(leaf)))
-    return found
-
-
 def _first_shape(values: Any) -> tuple[int, ...]:
     return next((tuple(tensor.shape) for tensor in tensors_in(values)), ())
 
@@ -284,10 +266,8 @@ def trace(
     check_float(inputs)
     settings = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    silent, log.disabled = log.disabled, True  # what cannot be followed is run for real: no news for the user
     try:
-        with untouched(model):
+        with quiet_fakes(), untouched(model):
             return _trace_fake(model, inputs, dict(kwargs or {}))
     except Exception:
         if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *tensors_in((inputs, kwargs)))):
@@ -295,7 +275,6 @@ def trace(
         with untouched(model):
             return _trace_real(model, inputs, dict(kwargs or {}))
     finally:
-        log.disabled = silent
         torch.backends.mha.set_fastpath_enabled(settings)
 
 
@@ -319,32 +298,17 @@ def _trace_fake(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any
         by_id = {id(tensor): stand_in(tensor) for tensor in tensors.values()}
         weights = {name: by_id[id(tensor)] for name, tensor in tensors.items()}
         inputs, kwargs = tree_map_only(Tensor, stand_in, (inputs, kwargs))
-        recorder = _Recorder(_paths(model))
+        recorder = _Recorder(original_paths(model))
         recorder.add_weights([*weights.values(), *exchange_tensors(model, stand_in)])
         return _record(model, recorder, inputs, kwargs, "fake", weights)
 
 
 def _trace_real(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    recorder = _Recorder(_paths(model))
+    recorder = _Recorder(original_paths(model))
     inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    with values_kept(model):
-        plain = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    with values_kept(model) as plain:
         recorder.add_weights([*model.parameters(), *model.buffers(), *plain])
         return _record(model, recorder, inputs, kwargs, "real")
-
-
-def _paths(model: nn.Module) -> dict[int, str]:
-    """Module → its path; a layer that carries RED blocks keeps the path it has without them."""
-    paths: dict[int, str] = {}
-
-    def visit(module: nn.Module, path: str) -> None:
-        paths.setdefault(id(module), path)
-        for name, child in module.named_children():
-            wrapped = isinstance(module, BlockedLayer) and name == "layer"
-            visit(child, path if wrapped else f"{path}.{name}".lstrip("."))
-
-    visit(model, "")
-    return paths
 
 
 def _record(

@@ -62,13 +62,16 @@ def exchange_tensors(model: nn.Module, make: Callable[[Tensor], Tensor]) -> list
 
 
 @contextlib.contextmanager
-def values_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards the buffers, and tensors that are plain attributes, hold the values they held, also when resized."""
+def values_kept(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Afterwards the buffers, and tensors that are plain attributes, hold the values they held, also when resized.
+
+    Yields the copies that stand in for the plain attributes meanwhile.
+    """
     kept = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    exchange_tensors(model, torch.clone)
+    plain = exchange_tensors(model, torch.clone)
     try:
         with torch.random.fork_rng(devices=[]):
-            yield
+            yield plain
     finally:
         with torch.no_grad():
             for buffer, value in kept:

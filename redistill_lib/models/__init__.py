@@ -26,6 +26,7 @@ __all__ = [
     "ResNet",
     "UNet",
     "create_model",
+    "example_inputs",
     "list_models",
     "load_checkpoint",
     "places",
@@ -215,6 +216,26 @@ def create_model(
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
     classes = 10 if num_classes is None else whole("num_classes", num_classes)
     return facts.build(arch, plan, classes, in_channels, float(width))
+
+
+def example_inputs(
+    name: str,
+    image_size: int | tuple[int, int],
+    *,
+    batch: int = 1,
+    in_channels: int = 3,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, ...]:
+    """Zeros such as a network of that name is called with: pictures B×C×H×W and, for a U-Net, time steps (int64, B).
+
+    >>> [tuple(x.shape) for x in example_inputs("unet-2-221", 32, batch=4)]
+    [(4, 3, 32, 32), (4,)]
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    pictures = torch.zeros(batch, in_channels, height, width, device=device)
+    if _split(name)[1].kind != "diffusion":
+        return (pictures,)
+    return pictures, torch.zeros(batch, dtype=torch.int64, device=device)
 
 
 def _create_unet(name: str, in_channels: int, num_classes: int | None, options: UNetOptions) -> UNet:

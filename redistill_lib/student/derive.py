@@ -81,6 +81,7 @@ def derive_student(
                 changes[change.layer] = change
     _settle(student, inputs, layout, sizes, changes)
     _rename(student, layout, target, downsampler)
+    _record(student, target, downsampler, image_size(inputs))
     if weights == "init":
         _initialise(student)
     return student, tuple(changes.values())
@@ -245,6 +246,14 @@ def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler:
     plan = StridePlan(places[0], tuple(places[1:]))
     marker = "" if downsampler == "stride" else f"-{downsampler}"
     student.plan, student.name = plan, name.removesuffix(str(own)) + str(plan) + marker  # type: ignore[assignment]
+
+
+def _record(student: nn.Module, target: StridePlan, downsampler: Downsampler, image: Size) -> None:
+    """A diffusers network carries in its config how it was derived, which `diffusion.load_pretrained` does again."""
+    if not callable(register := getattr(student, "register_to_config", None)):
+        return
+    derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
+    register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
 
 
 def _initialise(student: nn.Module) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from redistill_lib.fakes import quiet_fakes, tensors_in
 from redistill_lib.taps import evaluating
 
 Size = tuple[int, int]
@@ -80,21 +79,6 @@ class Trace:
     inside: str = ""
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """The tensors of nested tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name))
-
-
 def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     return (example,) if isinstance(example, Tensor) else tuple(example)
 
@@ -113,7 +97,7 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     Where the network decides by its values, one real pass is made instead.
     """
     fake = FakeTensorMode()
-    with _quiet():
+    with quiet_fakes():
         try:
             with FakeCopyMode(fake):
                 twin = copy.deepcopy(model).eval()
@@ -122,17 +106,6 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
         except Exception as error:  # a network that cannot even be copied as fake tensors
             found = Trace([], [], [], error)
     return found if found.error is None else _follow(model, inputs)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Maps that do not fit are this module's to tell, not the fake tensors' log's."""
-    log = logging.getLogger(FakeTensorMode.__module__)
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
@@ -184,7 +157,7 @@ class _Watch(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "interpolate" and (kwargs.get("size") is not None or (len(args) > 1 and args[1] is not None)):
             name = FITTING
-        results = list(tensors_in(output)) if isinstance(output, (Tensor, tuple, list)) else []
+        results = tensors_in(output) if isinstance(output, (Tensor, tuple, list)) else []
         if results and (sources := [x for x in tensors_in((args, kwargs)) if x in self.levels]):
             for result in results:
                 self.levels[result] = self._level(name, sources, result)

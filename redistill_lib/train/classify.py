@@ -112,11 +112,7 @@ def distill_classifier(
             t if isinstance(t, str) else fingerprint(m)
             for t, m in zip(map(_run_name, several), teachers, strict=True)
         ],
-        "terms": [
-            {"at": t.name, "from": f"{t.tap.teacher_layer}.{t.tap.teacher_side}", **asdict(t.method)}
-            for t in trainee.terms
-        ],
-        "distill_weight": distill_weight,
+        **trainee.settings(),
         "data": data.params,
         "recipe": asdict(recipe),
         "seed": seed,
