@@ -40,7 +40,7 @@ SAMPLER, STEPS = "ddim", 25
 CHOICE_SEED = 100
 #: The ways of using RED: (taps, distance, alpha); "ends" are the first and the last tap of "all".
 WAYS = [("all", "cosine", 1.0), ("all", "cosine", 0.1), ("ends", "mse", 1.0), ("ends", "mse", 0.1)]
-CHOSEN = {"red": WAYS[0], "red+mse": WAYS[0]}
+CHOSEN = {"red": WAYS[1], "red+mse": WAYS[0]}  # results/diffusion_choice.csv
 STUDENTS = (*CHOSEN, "mse", "red-blocks")
 SETTINGS = {"ema": True, "sampler": SAMPLER, "steps": STEPS}
 SCORES = ("fid", "fid_limit", "fid_error", "kid", "precision", "recall")
