@@ -50,12 +50,23 @@ def test_points_and_intervals_are_the_frame_s() -> None:
     assert {name: t.y[0] for name, t in fid.items()} == {"teacher": 9, "naive student": 15, "KD": 13.5, "RED": 12}
     assert kid["RED"].y[0] == pytest.approx(12) and kid["RED"].error_y.array[0] == pytest.approx(1.1)
     assert fid["RED"].error_y.array[0] == pytest.approx(0.4)
-    assert fid["teacher"].x[0] == 12 and "12.00 MiB at peak, 12,000,000 parameters" in fid["teacher"].customdata[0]
+    assert fid["teacher"].x[0] == 12 and "12.0 MiB at peak, 12,000,000 parameters" in fid["teacher"].customdata[0]
     assert "3.10 MiB at peak" in fid["RED"].customdata[0]
     assert fid["naive student"].x[0] < fid["KD"].x[0] < fid["RED"].x[0]  # side by side
     bubbles = [t.marker for t in figure.data if not t.name and t.yaxis == "y"]
     assert [m.sizemode for m in bubbles] == ["area"] * 4
     assert [list(m["size"]) for m in bubbles] == [[12e6], [3e6], [3e6], [3.1e6]]
+
+
+def test_axes_suit_what_they_show() -> None:
+    """Through Inception KID is told in thousandths, through a small classifier it may be near one."""
+    figure = quality_vs_memory(scores([("teacher", 0.125, 9.0, 0.41), ("student", 0.03125, 15.0, 0.62)]))
+    assert figure.layout.xaxis.title.text == "peak memory, activations (KiB)"
+    assert [t.x[0] for t in points(figure, "y").values()] == [128, 32]
+    assert [t.y[0] for t in points(figure, "y2").values()] == [0.41, 0.62]
+    assert figure.layout.yaxis2.title.text == "KID (lower is better)"
+    other = quality_vs_memory(scores(ONE)).layout
+    assert "MiB" in other.xaxis.title.text and other.yaxis2.title.text == "KID × 1,000 (lower is better)"
 
 
 def test_the_title_says_who_is_best_and_that_it_is_one_run() -> None:
@@ -78,12 +89,12 @@ def test_the_title_says_who_is_best_and_that_it_is_one_run() -> None:
         ([*ONE[:3], ("red", 3.1, 16.0)], "KD does best in one run: FID 13.5, naive student 15.0"),
         ([*ONE[:2], ("red", 3.1, 16.0)], "Naive student does best in one run: FID 15.0, RED 16.0"),
         ([*ONE[:3], ("red", 3.1, 12.0, 0.02)], "; by KID KD is ahead"),
-        (ONE[1:], "RED does best in one run: FID 12.0, naive student 15.0, at 3.1 MiB"),
+        (ONE[1:], "RED does best in one run: FID 12.0, naive student 15.0, at 3.10 MiB"),
         (ONE[:1], "Teacher has the lowest FID, 9.0 at 12.0 MiB"),
         (
             [*ONE, ("naive", 6.0, 11.0), ("red", 6.1, 10.8)],
-            "The lowest FID in one run: RED 12.0 (naive student 15.0) at 3.1 MiB; "
-            "RED 10.8 (naive student 11.0, too close to tell) at 6.1 MiB",
+            "The lowest FID in one run: RED 12.0 (naive student 15.0) at 3.10 MiB; "
+            "RED 10.8 (naive student 11.0, too close to tell) at 6.10 MiB",
         ),
     ],
 )

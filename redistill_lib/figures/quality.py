@@ -23,14 +23,14 @@ from redistill_lib.figures.theme import (
     rows_of_legend,
     symbol,
 )
+from redistill_lib.memory import format_size
 from redistill_lib.quality import Quality, check_comparable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MIB = 2**20
 NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
-PANELS = {"fid": "FID", "kid": "KID × 1,000"}
+PANELS = {"fid": "fid_error", "kid": "kid_std"}  # a score, and what its line is where there is one run
 BUDGET = 1.15  # students whose peaks are within this factor have the same memory: RED blocks need a little
 APART = 0.03  # of the axis: how far such students stand from each other
 LARGEST = 34  # pixels across the bubble of the largest network
@@ -65,18 +65,23 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, titl
     check_comparable(frame)
     if floor is not None:
         _check_floor(frame, floor)
-    table = _points(frame)
+    table, names = _points(frame), {"fid": "FID", "kid": "KID"}
+    size, unit = (2**20, "MiB") if table["peak"].max() >= 2**20 else (2**10, "KiB")
+    table = table.assign(x=table["x"] / size)
+    if thousandths := table["kid"].abs().max() < 0.1:  # as through Inception, where it is usually told so
+        names["kid"] += " × 1,000"
     figure = go.Figure()
-    for k, panel in enumerate(PANELS):
-        _add_panel(figure, table, panel, k)
+    for k, (panel, name) in enumerate(names.items()):
+        scale = 1000 if panel == "kid" and thousandths else 1
+        _add_panel(figure, table, panel, name, scale, k)
         if floor is not None:
-            _add_floor(figure, getattr(floor, panel) * (1000 if panel == "kid" else 1), k)
+            _add_floor(figure, getattr(floor, panel) * scale, k)
     figure.update_layout(
         xaxis={"domain": [0, 0.46]}, xaxis2={"domain": [0.56, 1], "anchor": "y2"}, yaxis2={"anchor": "x2"},
     )  # fmt: skip
-    figure.update_xaxes(title="peak memory, activations (MiB)", rangemode="tozero")
+    figure.update_xaxes(title=f"peak memory, activations ({unit})", rangemode="tozero")
     figure.update_yaxes(rangemode="tozero")
-    for k, name in enumerate(PANELS.values()):
+    for k, name in enumerate(names.values()):
         figure.update_layout({f"yaxis{k + 1 if k else ''}": {"title": f"{name} (lower is better)"}})
     roles = list(dict.fromkeys(table["role"]))
     return finish(
@@ -86,34 +91,36 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, titl
 
 
 def _points(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per role and peak: means, intervals, the values of the runs; KID in thousandths."""
+    """One row per role and peak: means, intervals, the values of the runs."""
     import pandas as pd
 
     frame = frame.assign(role=frame["role"].map(role_key))
     rows = []
     for (role, peak), runs in frame.groupby(["role", "peak_bytes"], sort=False):
-        row: dict[str, Any] = {"role": role, "mib": peak / MIB, "parameters": float(runs["parameters"].mean())}
+        row: dict[str, Any] = {"role": role, "peak": peak, "parameters": float(runs["parameters"].mean())}
         row["n"] = len(runs)
-        for panel, spread, scale in (("fid", "fid_error", 1), ("kid", "kid_std", 1000)):
-            values = [scale * float(value) for value in runs[panel]]
+        for panel, spread in PANELS.items():
+            values = [float(value) for value in runs[panel]]
             row[f"{panel}_runs"] = values
             row[panel] = sum(values) / len(values)
-            row[f"{panel}_error"] = interval(values) if len(runs) > 1 else scale * float(runs[spread].iloc[0])
+            row[f"{panel}_error"] = interval(values) if len(runs) > 1 else float(runs[spread].iloc[0])
         rows.append(row)
-    table = pd.DataFrame(rows).assign(x=lambda points: points["mib"])
+    table = pd.DataFrame(rows).assign(x=lambda points: points["peak"].astype(float))
     for budget in _budgets(table):  # side by side, as their bubbles would hide each other
-        order = budget.sort_index().sort_values("mib", kind="stable").index
+        order = budget.sort_index().sort_values("peak", kind="stable").index
         for k, index in enumerate(order):
-            table.loc[index, "x"] += (k - (len(order) - 1) / 2) * APART * table["mib"].max()
+            table.loc[index, "x"] += (k - (len(order) - 1) / 2) * APART * table["peak"].max()
     return table
 
 
-def _add_panel(figure: go.Figure, table: pd.DataFrame, panel: str, k: int) -> None:
+def _add_panel(figure: go.Figure, table: pd.DataFrame, panel: str, name: str, scale: int, k: int) -> None:
     axes = {"xaxis": f"x{k + 1 if k else ''}", "yaxis": f"y{k + 1 if k else ''}"}
     most = float(table["parameters"].max())
     for role, part in table.groupby("role", sort=False):
-        part, hue = part.sort_values("mib"), color(str(role))
-        runs = [(row.x, value) for row in part.itertuples() if row.n > 1 for value in getattr(row, f"{panel}_runs")]
+        part, hue = part.sort_values("peak"), color(str(role))
+        own, error = scale * part[panel], scale * part[f"{panel}_error"]
+        scaled = [[scale * value for value in values] for values in part[f"{panel}_runs"]]
+        runs = [(x, y) for x, n, ys in zip(part["x"], part["n"], scaled, strict=True) if n > 1 for y in ys]
         if runs:
             figure.add_trace(
                 go.Scatter(
@@ -122,11 +129,11 @@ def _add_panel(figure: go.Figure, table: pd.DataFrame, panel: str, k: int) -> No
                 )
             )  # fmt: skip
         detail = [
-            f"{number(getattr(row, panel), 1)} ± {number(getattr(row, f'{panel}_error'), 1)}, "
-            f"{row.n} run{'s' * (row.n > 1)}<br>{row.mib:.2f} MiB at peak, {row.parameters:,.0f} parameters"
-            for row in part.itertuples()
+            f"{number(value, 1)} ± {number(half, 1)}, {row.n} run{'s' * (row.n > 1)}<br>"
+            f"{format_size(row.peak)} at peak, {row.parameters:,.0f} parameters"
+            for value, half, row in zip(own, error, part.itertuples(), strict=True)
         ]
-        shared = {"x": part["x"], "y": part[panel], "legendgroup": str(role), **axes}
+        shared = {"x": part["x"], "y": own, "legendgroup": str(role), **axes}
         bubble = {
             "color": faint(hue, 0.16), "symbol": "circle", "line": {"color": faint(hue, 0.6), "width": 1},
             "size": part["parameters"], "sizemode": "area", "sizeref": most / LARGEST**2,
@@ -140,8 +147,8 @@ def _add_panel(figure: go.Figure, table: pd.DataFrame, panel: str, k: int) -> No
             go.Scatter(
                 mode="markers", name=label(str(role)), showlegend=k == 0, customdata=detail,
                 marker={"color": hue, "symbol": symbol(str(role)), "size": 9},
-                error_y={"array": part[f"{panel}_error"], "color": hue, "thickness": 1.5, "width": 4},
-                hovertemplate=f"<b>{label(str(role))}</b>: {PANELS[panel]} %{{customdata}}<extra></extra>", **shared,
+                error_y={"array": error, "color": hue, "thickness": 1.5, "width": 4},
+                hovertemplate=f"<b>{label(str(role))}</b>: {name} %{{customdata}}<extra></extra>", **shared,
             )
         )  # fmt: skip
 
@@ -175,10 +182,10 @@ def _check_floor(frame: pd.DataFrame, floor: Quality) -> None:
 
 def _budgets(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Students of about the same memory, best first; the least memory first."""
-    students = table[table["role"] != "teacher"].sort_values("mib")
+    students = table[table["role"] != "teacher"].sort_values("peak")
     budgets: list[list[int]] = []
-    for index, mib in students["mib"].items():
-        if budgets and mib <= BUDGET * students.loc[budgets[-1][0], "mib"]:
+    for index, peak in students["peak"].items():
+        if budgets and peak <= BUDGET * students.loc[budgets[-1][0], "peak"]:
             budgets[-1].append(index)
         else:
             budgets.append([index])
@@ -190,7 +197,7 @@ def _finding(table: pd.DataFrame) -> str:
     teacher = table[table["role"] == "teacher"]
     if not budgets:
         best = table.sort_values("fid").iloc[0]
-        return f"{capital(label(best['role']))} has the lowest FID, {best['fid']:.1f} at {best['mib']:.1f} MiB"
+        return f"{capital(label(best['role']))} has the lowest FID, {best['fid']:.1f} at {format_size(best['peak'])}"
     once = " in one run" if int(table["n"].min()) == 1 else ""
     if len(budgets) == 1:
         return _at_one_budget(budgets[0], teacher, once)
@@ -200,16 +207,16 @@ def _finding(table: pd.DataFrame) -> str:
         rival = _rival(budget)
         also = ", too close to tell" if _open(best, second) else ""
         lead = f"{label(best['role'])} {best['fid']:.1f} ({label(rival['role'])} {rival['fid']:.1f}{also})"
-        parts.append(f"{lead} at {best['mib']:.1f} MiB")
+        parts.append(f"{lead} at {format_size(best['peak'])}")
     return f"The lowest FID{once or ' on average'}: {'; '.join(parts)}"
 
 
 def _at_one_budget(budget: pd.DataFrame, teacher: pd.DataFrame, once: str) -> str:
     best, rival = budget.iloc[0], _rival(budget)
-    memory = f"at {best['mib']:.1f} MiB"
+    memory = f"at {format_size(best['peak'])}"
     if len(teacher):
         top = teacher.iloc[0]
-        memory = f"at {100 * best['mib'] / top['mib']:.0f} % of the teacher's memory; teacher {top['fid']:.1f}"
+        memory = f"at {100 * best['peak'] / top['peak']:.0f} % of the teacher's memory; teacher {top['fid']:.1f}"
     text = f"FID {best['fid']:.1f}, {label(rival['role'])} {rival['fid']:.1f}, {memory}"
     name = capital(label(best["role"]))
     if near := [label(row["role"]) for _, row in budget.iloc[1:].iterrows() if _open(best, row)]:
