@@ -144,16 +144,19 @@ def _conclude(results: Sequence[NotebookResult], arguments: argparse.Namespace) 
 
 
 def _runs(arguments: argparse.Namespace) -> int:
-    from redistill_lib.report import compare_runs
+    from redistill_lib.report import run_tables
     from redistill_lib.runs import load_runs
 
     if not arguments.root.is_dir():
         raise FileNotFoundError(f"no folder {arguments.root}: training in a notebook makes it, or name another")
-    runs, same = compare_runs(load_runs(arguments.root))
-    if runs.empty:
+    tables = run_tables(load_runs(arguments.root))
+    if not tables:
         print(f"no training runs below {arguments.root}")
-    else:
-        print(runs.to_string(index=False, na_rep="", float_format=lambda value: f"{value:.4g}"))
+    for kind, (runs, same) in tables.items():
+        if len(tables) > 1:
+            print(f"{kind}:")
+        shown = runs.astype(object).where(runs.notna(), "")
+        print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
         print(*("the same in all:", *(f"{name}={value}" for name, value in same.items())) if same else ())
     return 0
 

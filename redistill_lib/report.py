@@ -166,9 +166,13 @@ def _notebook_section(executions: Sequence[tuple[Path, dict[str, Any]]], base: P
 
 
 def _run_section(root: Path) -> str:
-    runs, same = compare_runs(load_runs(root))
-    if runs.empty:
+    tables = run_tables(load_runs(root))
+    if not tables:
         return "<h2>Training runs</h2><p>None yet.</p>"
+    return "\n".join(_run_table(kind, runs, same) for kind, (runs, same) in tables.items())
+
+
+def _run_table(kind: str, runs: pd.DataFrame, same: Mapping[str, Any]) -> str:
     numeric = {name for name in runs.columns if runs[name].dtype.kind in "if"}
     head = "".join(f"<th{' class=number' if name in numeric else ''}>{_text(name)}</th>" for name in runs.columns)
     rows = []
@@ -177,17 +181,37 @@ def _run_section(root: Path) -> str:
         rows.append(f"<tr>{''.join(row_cells)}</tr>")
     shared = f"; the same in all: {_pairs(same)}" if same else ""
     table = f"<div><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-    return f"<h2>Training runs</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{table}"
+    return f"<h2>{kind}</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{table}"
 
 
-def compare_runs(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """`load_runs` made readable: the columns in which runs differ, and name → value of those that are alike.
+def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
+    """`load_runs` made readable, classifiers and denoisers apart, since they have other settings and other scores.
 
-    Empty columns, paths, lists and mappings are left out; `id` and `status` stay, and all of a single run.
+    Each table has the columns in which its runs differ, and comes with name → value of those that are alike. Empty
+    columns, paths, lists and mappings are left out; `id` and `status` stay, and all of a single run. There is no
+    table of no runs.
+
+    >>> import pandas as pd
+    >>> run_tables(pd.DataFrame({"id": ["a", "b"], "status": "complete", "seed": [0, 1], "data": "digits"}))
+    {'Training runs': (  id    status  seed
+    0  a  complete     0
+    1  b  complete     1, {'data': 'digits'})}
     """
+    if runs.empty:
+        return {}
+    diffuse = runs["task"].astype(str).str.contains("diffus") if "task" in runs else runs["id"].isna()
+    kinds = {"Training runs of classifiers": runs[~diffuse], "Training runs of denoisers": runs[diffuse]}
+    if diffuse.all() or not diffuse.any():
+        kinds = {"Training runs": runs}
+    return {kind: _compared(group) for kind, group in kinds.items()}
+
+
+def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     nested = (Mapping, list, tuple)
     plain = [name for name in runs.columns if not runs[name].map(lambda value: isinstance(value, nested)).any()]
     runs = runs[plain].drop(columns="path", errors="ignore").dropna(axis="columns", how="all")
+    whole = [name for name in runs.select_dtypes("float") if (runs[name].dropna() % 1 == 0).all()]
+    runs = runs.astype(dict.fromkeys(whole, "Int64"))  # whole numbers stay whole where a run lacks them
     if len(runs) < 2:
         return runs, {}
     alike = [n for n in runs.columns if n not in ("id", "status") and runs[n].nunique(dropna=False) == 1]
@@ -211,7 +235,7 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    if value is None or value != value:  # NaN
+    if value is None or str(value) in ("nan", "<NA>"):
         return ""
     return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 

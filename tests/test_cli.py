@@ -156,6 +156,17 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first.split() == ["run0", "complete", "0", "0.9123"]
     assert second.split() == ["run1", "complete", "1", "0.4123"]
     assert same == "the same in all: data=digits"
+    for number, metrics in enumerate(({"validation_loss": 0.0312345, "parameters": 1234567}, {})):
+        run = {"params": {"task": "diffuse", "seed": number}, "status": "complete", "metrics": metrics}
+        (tmp_path / "runs" / f"unet{number}").mkdir()
+        (tmp_path / "runs" / f"unet{number}" / "run.json").write_text(json.dumps(run))
+    assert main(["runs"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Training runs of classifiers:\n") and "NA" not in out and "nan" not in out
+    head, first, second, same = out.partition("Training runs of denoisers:\n")[2].splitlines()
+    assert head.split() == ["id", "status", "seed", "validation_loss", "parameters"]
+    assert first.split() == ["unet0", "complete", "0", "0.03123", "1234567"]  # whole, though the other has none
+    assert second.split() == ["unet1", "complete", "1"]
 
 
 def test_models(capsys: pytest.CaptureFixture[str]) -> None:
