@@ -1,150 +1,213 @@
-"""The README's diffusion table: teacher, students and controls on the built-in digits, several seeds, equal steps.
+"""Diffusion models by role: teacher, students and controls, several seeds, equal steps. The README's table is of digits.
 
     python benchmarks/diffusion_table.py --choose   first: how RED is used, on a seed of its own
     python benchmarks/diffusion_table.py            about 40 minutes on two CPU cores; finished runs are reused
+    python benchmarks/diffusion_table.py cifar10 --data FOLDER --seeds 1        the paper's U-Nets; wants a GPU
 
 Each seed trains its own teacher, and every student from it, for the same number of steps with the same recipe. All
-are drawn with the same sampler from the same noise, as many as half of the real training digits, and compared with
-that half by one classifier trained on the same digits (its accuracy is printed); the other half gives the floor.
-The taps, distance and weight of RED, alone and beside the output's MSE, are the choice of lowest KID to the
-validation digits among the four each that the authors' configurations suggest, under a seed that is not in the table.
-One process per core, one thread each.
+are drawn with the same sampler from the same noise, as many as there are real pictures in the half of the training
+set (or of 20,000 of it) that they are compared with, by one classifier trained on the same data (its accuracy is
+printed); the other half gives the floor. The taps, distance and weight of RED, alone and beside the output's MSE, are
+the choice of lowest KID to the validation digits among the four each that the authors' configurations suggest, under
+a seed that is not in the table. On CPUs one process per core, one thread each.
 
-Writes benchmarks/results/diffusion.csv (one row per run) and prints means with 95 % t-intervals; --choose writes
-diffusion_choice.csv.
+Writes benchmarks/results/diffusion.csv (one row per run), diffusion.png (needs Chrome or Chromium), and prints means
+with 95 % t-intervals; --choose writes diffusion_choice.csv. Files of cifar10 say so in their name.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit only at one thread count
 
 import pandas as pd
+import torch
 
 import redistill_lib as rd
 from redistill_lib.data import DataSplits
-from redistill_lib.diffusion import DIGITS_UNET
+from redistill_lib.diffusion import DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
+from redistill_lib.figures import quality_vs_memory
 from redistill_lib.figures.comparison import interval
 from redistill_lib.quality import Extractor, classifier_extractor, features, floor, halves
 from redistill_lib.runs import Run
 
-TEACHER, STUDENT, SIZE = "unet-1-22", "unet-2-21", 16
-SAMPLER, STEPS = "ddim", 25
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set, the networks for it and how they are trained."""
+
+    name: str
+    data: str
+    image_size: int
+    teacher: str
+    student: str
+    unet: Mapping[str, Any]
+    recipe: DiffusionRecipe
+    judge: str
+    judge_recipe: rd.Recipe
+    judge_width: float
+    runs: str = "runs/benchmark"
+    cpu: bool = field(default_factory=lambda: not torch.cuda.is_available())
+
+    def load(self) -> DataSplits:
+        return rd.load_data(self.data, image_size=self.image_size)
+
+    def result(self, what: str) -> Path:
+        return RESULTS / f"diffusion{'' if self.name == 'digits' else f'_{self.name}'}{what}"
+
+
+SETTINGS = {
+    "digits": Setting(
+        "digits", "digits", 16, "unet-1-22", "unet-2-21", dict(DIGITS_UNET), DiffusionRecipe(),
+        judge="resnet18-1-21222", judge_recipe=rd.Recipe(epochs=20), judge_width=0.125, cpu=True,
+    ),
+    "cifar10": Setting(
+        "cifar10", "hf:uoft-cs/cifar10", 32, "unet-1-222", "unet-2-221", {},
+        replace(DDPM_CIFAR10, steps=20_000, warmup=1000, ema_decay=0.999, sample_every=0),
+        judge="resnet18-1-11222", judge_recipe=rd.Recipe(epochs=20), judge_width=1.0,
+    ),
+}  # fmt: skip
+MOST = 20_000  # real pictures looked at, in two halves
+SAMPLER, DRAW_STEPS = "ddim", 25
 CHOICE_SEED = 100
 #: The ways of using RED: (taps, distance, alpha); "ends" are the first and the last tap of "all".
 WAYS = [("all", "cosine", 1.0), ("all", "cosine", 0.1), ("ends", "mse", 1.0), ("ends", "mse", 0.1)]
 CHOSEN = {"red": WAYS[1], "red+mse": WAYS[0]}  # results/diffusion_choice.csv
 STUDENTS = (*CHOSEN, "mse", "red-blocks")
-SETTINGS = {"ema": True, "sampler": SAMPLER, "steps": STEPS}
+MADE_BY = {"ema": True, "sampler": SAMPLER, "steps": DRAW_STEPS}
 SCORES = ("fid", "fid_limit", "fid_error", "kid", "precision", "recall")
 COSTS = ("validation_loss", "peak_bytes", "parameters")
 RESULTS = Path(__file__).parent / "results"
 
 
-def train(role: str, seed: int, runs_dir: str, way: tuple[str, str, float] | None = None) -> Run:
+def train(setting: Setting, role: str, seed: int, way: tuple[str, str, float] | None = None) -> Run:
     """The run of one role under one seed; a student finds its seed's teacher in the run store."""
-    data = rd.load_data("digits", image_size=SIZE)
-    common: dict[str, Any] = {"seed": seed, "runs_dir": runs_dir, "cpu": True}
+    common: dict[str, Any] = {"seed": seed, "runs_dir": setting.runs, "cpu": setting.cpu, "unet": setting.unet}
+    common |= {"data": setting.load(), "recipe": setting.recipe, "progress": not setting.cpu}
     if role in ("teacher", "student"):
-        return rd.train_diffusion(TEACHER if role == "teacher" else STUDENT, data, progress=False, **common)
-    teacher = train("teacher", seed, runs_dir)
+        return rd.train_diffusion(setting.teacher if role == "teacher" else setting.student, **common)
+    teacher = train(setting, "teacher", seed)
     taps = None
     if role in CHOSEN:
         which, distance, alpha = way or CHOSEN[role]
-        taps = [replace(tap, method="red", distance=distance, alpha=alpha) for tap in matched(which)]
+        options = {"method": "red", "distance": distance, "alpha": alpha}
+        taps = [replace(tap, **options) for tap in matched(setting, common["data"].in_channels, which)]
         if role == "red+mse":
             taps.append(rd.Tap("tail", "output", "tail", "output", method="mse"))
-    return rd.distill_diffusion(STUDENT, teacher, data, methods=role, taps=taps, progress=False, **common)
+    return rd.distill_diffusion(setting.student, teacher, methods=role, taps=taps, **common)
 
 
-def matched(which: str) -> list[rd.Tap]:
-    options: dict[str, Any] = dict(DIGITS_UNET)
-    student, teacher = (rd.create_model(name, in_channels=1, **options) for name in (STUDENT, TEACHER))
-    taps = rd.match_taps(student, teacher, rd.example_inputs(STUDENT, SIZE, in_channels=1))
+def matched(setting: Setting, in_channels: int, which: str) -> list[rd.Tap]:
+    names = setting.student, setting.teacher
+    student, teacher = (rd.create_model(name, in_channels=in_channels, **setting.unet) for name in names)
+    example = rd.example_inputs(setting.student, setting.image_size, in_channels=in_channels)
+    taps = rd.match_taps(student, teacher, example)
     return taps if which == "all" else [taps[0], taps[-1]]
 
 
-def draw(run: Run, count: int) -> Any:
-    return rd.sample(run, count, SIZE, sampler=SAMPLER, steps=STEPS, seed=0, progress=False)
+def draw(setting: Setting, run: Run, count: int) -> Any:
+    model = rd.load_model(run).to("cpu" if setting.cpu else "cuda")
+    shape = setting.image_size
+    return rd.sample(model, count, shape, sampler=SAMPLER, steps=DRAW_STEPS, seed=0, progress=not setting.cpu)
 
 
 def spread(pool: Any, function: Any, jobs: Sequence[tuple[Any, ...]]) -> list[Any]:
-    return pool.starmap(function, jobs, chunksize=1)
+    return pool.starmap(function, jobs, chunksize=1) if pool else [function(*job) for job in jobs]
 
 
-def choose(pool: Any, extractor: Extractor, data: DataSplits, runs_dir: str) -> None:
-    """Score every way of using RED against the validation digits, and keep the table."""
-    train("teacher", CHOICE_SEED, runs_dir)
+def choose(pool: Any, setting: Setting, extractor: Extractor) -> None:
+    """Score every way of using RED against the validation pictures, and keep the table."""
+    data = setting.load()
+    train(setting, "teacher", CHOICE_SEED)
     cases = [(role, way) for role in CHOSEN for way in WAYS]
-    runs = spread(pool, train, [(role, CHOICE_SEED, runs_dir, way) for role, way in cases])
+    runs = spread(pool, train, [(setting, role, CHOICE_SEED, way) for role, way in cases])
     real = features(data.validation, extractor, progress=False)
+    fakes = spread(pool, draw, [(setting, run, min(MOST, len(data.train)) // 2) for run in runs])
     rows = []
-    for (role, (taps, distance, alpha)), fake in zip(
-        cases, spread(pool, draw, [(run, len(data.train) // 2) for run in runs]), strict=True
-    ):
-        score = rd.score_images(fake, real, extractor, settings=SETTINGS, progress=False)
+    for (role, (taps, distance, alpha)), fake in zip(cases, fakes, strict=True):
+        score = rd.score_images(fake, real, extractor, settings=MADE_BY, progress=False)
         rows.append({"role": role, "taps": taps, "distance": distance, "alpha": alpha, "kid": score.kid})
     frame = pd.DataFrame(rows)
-    frame.to_csv(RESULTS / "diffusion_choice.csv", index=False)
+    frame.to_csv(setting.result("_choice.csv"), index=False)
     print(frame.to_string(index=False, float_format="%.4g"))
 
 
-def table(pool: Any, extractor: Extractor, data: DataSplits, runs_dir: str, seeds: range) -> None:
+def table(pool: Any, setting: Setting, extractor: Extractor, seeds: range) -> None:
     """Train, score, keep and print everything."""
-    real = features(data.train, extractor, progress=False)
+    data = setting.load()
+    real = features(data.train.head(min(MOST, len(data.train)))[0], extractor, progress=False)
     half = halves(real)[0]
-    jobs = [(role, seed, runs_dir) for role in ("teacher", "student") for seed in seeds]
-    runs = {job[:2]: run for job, run in zip(jobs, spread(pool, train, jobs), strict=True)}
-    jobs = [(role, seed, runs_dir) for seed in seeds for role in STUDENTS]
-    runs |= {job[:2]: run for job, run in zip(jobs, spread(pool, train, jobs), strict=True)}
-    rows = []
-    for (role, seed), fake in zip(runs, spread(pool, draw, [(run, len(half)) for run in runs.values()]), strict=True):
-        score = rd.score_images(fake, half, extractor, settings=SETTINGS, progress=False)
-        record = {"role": role, "seed": seed, **{name: getattr(score, name) for name in SCORES}}
-        rows.append(record | {name: runs[role, seed].metrics[name] for name in COSTS})
+    jobs = [(setting, role, seed) for role in ("teacher", "student") for seed in seeds]
+    runs = {job[1:]: run for job, run in zip(jobs, spread(pool, train, jobs), strict=True)}
+    jobs = [(setting, role, seed) for seed in seeds for role in STUDENTS]
+    runs |= {job[1:]: run for job, run in zip(jobs, spread(pool, train, jobs), strict=True)}
+    fakes = spread(pool, draw, [(setting, run, len(half)) for run in runs.values()])
+    frames, rows = [], []
+    for (role, seed), fake in zip(runs, fakes, strict=True):
+        score = rd.score_images(fake, half, extractor, settings=MADE_BY, progress=False)
+        costs = {name: runs[role, seed].metrics[name] for name in COSTS}
+        frames.append(score.to_frame().assign(role=role, **costs))
+        rows.append({"role": role, "seed": seed, **{name: getattr(score, name) for name in SCORES}, **costs})
     frame = pd.DataFrame(rows)
-    frame.to_csv(RESULTS / "diffusion.csv", index=False)
+    frame.to_csv(setting.result(".csv"), index=False)
     lowest = floor(real, extractor, progress=False)
-    print(f"{len(half)} samples each, {SAMPLER} in {STEPS} steps, averaged weights, {extractor.name}")
-    print(f"one half of the real digits against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")
-    summary = frame.groupby("role", sort=False).agg(
-        fid=("fid", "mean"),
-        fid_95=("fid", lambda values: interval(values.tolist())),
-        kid=("kid", "mean"),
-        kid_95=("kid", lambda values: interval(values.tolist())),
-        validation_loss=("validation_loss", "mean"),
-        loss_95=("validation_loss", lambda values: interval(values.tolist())),
-        peak_kib=("peak_bytes", lambda values: values.iloc[0] / 1024),
-        parameters=("parameters", "first"),
+    quality_vs_memory(pd.concat(frames), floor=lowest).write_image(setting.result(".png"), scale=2)
+    print(
+        f"{setting.recipe.steps:,} steps of {setting.recipe.batch_size} pictures for every network; {len(half):,} ",
+        end="",
     )
-    print(summary.to_string(float_format="%.4g"))
+    print(f"samples each, {SAMPLER} in {DRAW_STEPS} steps, averaged weights, by {extractor.name}")
+    print(f"one half of the real pictures against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")
+    print(summary(frame).to_string(float_format="%.4g"))
+
+
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds and half the widths of their 95 % t-intervals."""
+    measured = {"fid": "fid", "kid": "kid", "validation_loss": "loss"}
+    columns: dict[str, tuple[str, Any]] = {}
+    for name, short in measured.items():
+        columns |= {short: (name, "mean"), f"{short} ±": (name, lambda values: interval(values.tolist()))}
+    columns |= {
+        "peak KiB": ("peak_bytes", lambda values: values.iloc[0] / 1024),
+        "parameters": ("parameters", "first"),
+    }
+    return frame.groupby("role", sort=False).agg(**columns)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("setting", nargs="?", choices=SETTINGS, default="digits")
     parser.add_argument("--choose", action="store_true", help="try the ways of using RED and stop")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--data", help="what load_data takes, in place of the setting's own")
+    parser.add_argument("--steps", type=int, help="of training, in place of the setting's own")
     parser.add_argument("--runs", default="runs/benchmark")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
+    setting = replace(SETTINGS[arguments.setting], runs=arguments.runs)
+    if arguments.data:
+        setting = replace(setting, data=arguments.data)
+    if arguments.steps:
+        setting = replace(setting, recipe=replace(setting.recipe, steps=arguments.steps))
     RESULTS.mkdir(exist_ok=True)
-    data = rd.load_data("digits", image_size=SIZE)
     judge = rd.train_classifier(
-        "resnet18-1-21222", data, rd.Recipe(epochs=20), width=0.125, runs_dir=arguments.runs, cpu=True
-    )
+        setting.judge, setting.load(), setting.judge_recipe, width=setting.judge_width, runs_dir=setting.runs,
+        cpu=setting.cpu,
+    )  # fmt: skip
     extractor = classifier_extractor(rd.load_model(judge), judge.id, judge.metrics["test_accuracy"])
-    with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
+    workers = (os.cpu_count() or 1) if setting.cpu else 0  # one GPU takes one training after the other
+    with multiprocessing.get_context("spawn").Pool(workers) if workers else contextlib.nullcontext() as pool:
         if arguments.choose:
-            choose(pool, extractor, data, arguments.runs)
+            choose(pool, setting, extractor)
         else:
-            table(pool, extractor, data, arguments.runs, range(arguments.seeds))
+            table(pool, setting, extractor, range(arguments.seeds))
 
 
 if __name__ == "__main__":
