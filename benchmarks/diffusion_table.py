@@ -1,4 +1,4 @@
-"""Diffusion models by role: teacher, students and controls, several seeds, equal steps. The README's table is of digits.
+"""Diffusion models by role: teacher, students and controls, several seeds, equal steps; the README's is of digits.
 
     python benchmarks/diffusion_table.py --choose   first: how RED is used, on a seed of its own
     python benchmarks/diffusion_table.py            about 40 minutes on two CPU cores; finished runs are reused
@@ -98,8 +98,8 @@ def train(setting: Setting, role: str, seed: int, way: tuple[str, str, float] | 
     taps = None
     if role in CHOSEN:
         which, distance, alpha = way or CHOSEN[role]
-        options = {"method": "red", "distance": distance, "alpha": alpha}
-        taps = [replace(tap, **options) for tap in matched(setting, common["data"].in_channels, which)]
+        places = matched(setting, common["data"].in_channels, which)
+        taps = [replace(tap, method="red", distance=distance, alpha=alpha) for tap in places]
         if role == "red+mse":
             taps.append(rd.Tap("tail", "output", "tail", "output", method="mse"))
     return rd.distill_diffusion(setting.student, teacher, methods=role, taps=taps, **common)
@@ -160,11 +160,8 @@ def table(pool: Any, setting: Setting, extractor: Extractor, seeds: range) -> No
     frame.to_csv(setting.result(".csv"), index=False)
     lowest = floor(real, extractor, progress=False)
     quality_vs_memory(pd.concat(frames), floor=lowest).write_image(setting.result(".png"), scale=2)
-    print(
-        f"{setting.recipe.steps:,} steps of {setting.recipe.batch_size} pictures for every network; {len(half):,} ",
-        end="",
-    )
-    print(f"samples each, {SAMPLER} in {DRAW_STEPS} steps, averaged weights, by {extractor.name}")
+    print(f"every network: {setting.recipe.steps:,} steps of {setting.recipe.batch_size} pictures, averaged weights;")
+    print(f"{len(half):,} samples, {SAMPLER} in {DRAW_STEPS} steps, scored by {extractor.name}")
     print(f"one half of the real pictures against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")
     print(summary(frame).to_string(float_format="%.4g"))
 
@@ -175,10 +172,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     columns: dict[str, tuple[str, Any]] = {}
     for name, short in measured.items():
         columns |= {short: (name, "mean"), f"{short} ±": (name, lambda values: interval(values.tolist()))}
-    columns |= {
-        "peak KiB": ("peak_bytes", lambda values: values.iloc[0] / 1024),
-        "parameters": ("parameters", "first"),
-    }
+    columns["peak KiB"] = "peak_bytes", lambda values: values.iloc[0] / 1024
+    columns["parameters"] = "parameters", "first"
     return frame.groupby("role", sort=False).agg(**columns)
 
 
