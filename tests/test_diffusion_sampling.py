@@ -46,12 +46,11 @@ def draw(model: nn.Module, n: int = 3, **kwargs: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 7, 50])
+@pytest.mark.parametrize("steps", [1, 7, 50, 61])
 def test_a_denoiser_that_knows_the_answer_gives_it(sampler: str, steps: int) -> None:
     picture = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
     pictures = draw(Knowing(picture), 2, sampler=sampler, steps=steps)
-    near = 0.06 if 1000 % steps else 1e-3  # where steps do not divide 1000, diffusers' last one ends at t = 0 or 1
-    torch.testing.assert_close(pictures, picture.expand(2, -1, -1, -1), atol=near, rtol=0)
+    torch.testing.assert_close(pictures, picture.expand(2, -1, -1, -1), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -79,6 +78,79 @@ def test_ddim_by_hand() -> None:
         torch.testing.assert_close(start, guess, atol=1e-5, rtol=0)
         x = after.sqrt() * guess + (1 - after).sqrt() * noise
     torch.testing.assert_close(final, x, atol=1e-5, rtol=0)
+
+
+class Gaussian(nn.Module):
+    """The right answer for pictures whose pixels are drawn from N(0, 0.2²)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = make_schedule().alphas_cumprod
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        kept = self.kept[t].view(-1, 1, 1, 1)
+        return (1 - kept).sqrt() * x / (kept * 0.04 + 1 - kept)
+
+
+@pytest.mark.parametrize("steps", [64, 150, 334, 499, 512])
+def test_any_number_of_steps_ends_at_the_pictures(steps: int) -> None:
+    """By DDIM the spread of the noise shrinks at every step by a factor that can be told beforehand."""
+    kept = make_schedule().alphas_cumprod
+    times, spread = sampling.time_steps(steps), 1.0
+    for t, following in zip(times, [*times[1:], -1], strict=True):
+        now, then = kept[t], kept[following] if following >= 0 else torch.tensor(1.0)
+        noise = (1 - now).sqrt() / (now * 0.04 + 1 - now)
+        start = (1 - (1 - now).sqrt() * noise) / now.sqrt()
+        spread *= float(then.sqrt() * start + (1 - then).sqrt() * noise)
+    assert spread == pytest.approx(0.2, abs=0.025)
+    assert draw(Gaussian(), 64, sampler="ddim", steps=steps).std() == pytest.approx(spread, rel=0.05)
+    for sampler in ["dpm++"] + ["ddpm"] * (steps > 300):  # the variance of DDPM's steps is for many of them
+        assert draw(Gaussian(), 64, sampler=sampler, steps=steps).std() == pytest.approx(0.2, rel=0.08)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 61, 499, 1000])
+def test_as_many_steps_as_asked_for(sampler: str, steps: int) -> None:
+    seen: list[int] = []
+    draw(Gaussian(), 1, sampler=sampler, steps=steps, on_step=lambda k, t, *_: seen.append(t))
+    assert len(seen) == len(set(seen)) == steps and seen[0] == 999 and seen[-1] >= 0
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"steps": 2.5}, "steps=2.5 is not a whole number"),
+        ({"steps": 1001}, "steps=1001 are more than the 1000"),
+        ({"n": 0}, "n=0 is not a whole number of 1"),
+        ({"seed": -1}, "seed=-1 is not a whole number of 0"),
+        ({"batch_size": 0}, "batch_size=0 is not"),
+        ({"guidance": float("nan")}, "guidance is a finite number"),
+        ({"labels": [1.7, 2.2, 0.0]}, "labels are whole numbers, not float32"),
+        ({"labels": True}, "labels are whole numbers, not bool"),
+        ({"labels": 3}, "classes 0 to 2"),
+        ({"shape": -8}, r"shape\[0\]=-8 is not"),
+        ({"shape": 8.0}, r"shape\[0\]=8.0 is not"),
+        ({"sampler": None}, "unknown sampler None"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_first(options: dict[str, Any], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        sample(unet(num_classes=3), **{"n": 3, "shape": 8, "steps": 2, "progress": False} | options)
+
+
+def test_what_a_network_does_not_tell() -> None:
+    with pytest.raises(ValueError, match=r"give shape=\(channels, 8, 8\)"):
+        sample(Gaussian(), 1, 8, progress=False)
+    with pytest.raises(ValueError, match=r"give shape=\(channels, height, width\)"):
+        sample(Gaussian(), 1, progress=False)
+    with pytest.raises(ValueError, match="the network knows 100 time steps; the schedule has 1000"):
+        draw(unet(T=100))
+    with pytest.raises(ValueError, match="shots=0"):
+        trajectory(unet(), 2, shots=0, shape=8)
+    with pytest.raises(ValueError, match="leave batch_size out"):
+        trajectory(unet(), 2, shape=8, batch_size=1)
+    two = torch.as_tensor(2)
+    assert torch.equal(draw(unet(num_classes=3), labels=two), draw(unet(num_classes=3), labels=2))
 
 
 def test_sampling_leaves_the_network_and_the_random_state_alone() -> None:
@@ -165,12 +237,12 @@ def test_grid() -> None:
     ("kwargs", "message"),
     [
         ({"sampler": "dimm"}, "unknown sampler 'dimm'; did you mean 'ddim'"),
-        ({"steps": 0}, "steps is a number from 1 to 1000 and n at least 1, not 0 and 2"),
+        ({"steps": 0}, "steps=0 is not a whole number of 1 or more"),
         ({"labels": 1}, "labels need a network trained with classes; build it with num_classes="),
         ({"guidance": 1.0}, "guidance need"),
         ({"shape": (1, 9, 8)}, "multiples of 2, its total stride"),
         ({"shape": (3, 8, 8)}, "the network draws pictures of 1 channels, not of 3"),
-        ({"shape": None}, r"the shape of the pictures is \(channels, height, width\), not None"),
+        ({"shape": None}, "give shape="),
     ],
 )
 def test_errors(kwargs: dict[str, Any], message: str) -> None:

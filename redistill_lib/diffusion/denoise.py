@@ -67,7 +67,7 @@ def make_schedule(sampler: str = "ddpm") -> Any:
     import diffusers
 
     if sampler not in SAMPLERS:
-        near = difflib.get_close_matches(sampler.lower(), SAMPLERS, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(str(sampler).lower(), SAMPLERS, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown sampler {sampler!r}{hint} (known: {', '.join(SAMPLERS)})")
     return getattr(diffusers, SAMPLERS[sampler])(**SCHEDULE, timestep_spacing="trailing")
@@ -87,6 +87,14 @@ def channels_of(model: nn.Module) -> int | None:
     return getattr(getattr(model, "config", model), "in_channels", None)
 
 
+def check_times(model: nn.Module, role: str = "network") -> None:
+    """Raise ValueError where a network knows other time steps than the schedule has, as far as it tells."""
+    told = getattr(getattr(model, "config", None), "num_train_timesteps", None), getattr(model, "T", None)
+    steps = next((int(number) for number in told if number is not None), T)
+    if steps < T:
+        raise ValueError(f"the {role} knows {steps} time steps; the schedule has {T}, so build it with as many")
+
+
 def blank_inputs(model: nn.Module, data: DataSplits, batch: int = 2) -> Inputs:
     """Zeros in the shape of a network's inputs."""
     x = torch.zeros(batch, data.in_channels, data.image_size, data.image_size)
@@ -102,8 +110,7 @@ def check_denoiser(model: nn.Module, data: DataSplits, role: str) -> None:
         raise ValueError(f"the {role} takes pictures of {channels} channels, but those of {data.name} are {shape}")
     if classes not in (None, data.num_classes):
         raise ValueError(f"the {role} takes {classes} classes, but {data.name} has {data.num_classes}")
-    if (steps := getattr(model, "T", T)) < T:
-        raise ValueError(f"the {role} knows {steps} time steps; the schedule has {T}, so build it with T={T}")
+    check_times(model, role)
     x, *rest = blank_inputs(model, data)
     with evaluating(model):
         try:

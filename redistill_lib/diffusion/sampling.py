@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.checkpoint import load_model
-from redistill_lib.diffusion.denoise import T, channels_of, classes_of, make_schedule, noise_of
+from redistill_lib.diffusion.denoise import SAMPLERS, T, channels_of, check_times, classes_of, make_schedule, noise_of
 from redistill_lib.memory import profile_memory
+from redistill_lib.models.unet import whole, wholes
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 from redistill_lib.taps import evaluating
@@ -110,13 +114,18 @@ def sample(
     >>> sample(create_model("unet-1-2", ch=8, mult=(1, 2)), 2, shape=8, steps=3, progress=False).shape
     torch.Size([2, 3, 8, 8])
     """
+    n, steps, seed = whole("n", n), whole("steps", steps), whole("seed", seed, least=0)
+    if steps > T:
+        raise ValueError(f"steps={steps} are more than the {T} that there are")
+    batch_size = None if batch_size is None else whole("batch_size", batch_size)
     if not isinstance(model, nn.Module):
         run = model if isinstance(model, Run) else Run.load(model)
+        if "diffus" not in run.params.get("task", "diffuse"):
+            raise ValueError(f"run {run.id} is of a classifier, which draws no pictures; give a denoiser's run")
         shape = shape or run.params["data"].get("image_size")
         model = load_model(run)
     size = _shape(model, shape)
-    if not 1 <= steps <= T or n < 1:
-        raise ValueError(f"steps is a number from 1 to {T} and n at least 1, not {steps} and {n}")
+    check_times(model)
     wanted = _labels(model, labels, n, guidance)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     make_schedule(sampler)  # an unknown name is told before anything is measured
@@ -147,18 +156,32 @@ def _draw(
 ) -> Tensor:
     dtype = next((p.dtype for p in network.parameters()), torch.float32)
     x = torch.stack([torch.randn(size, generator=draw) for draw in draws]).to(device)
-    schedule.set_timesteps(steps)  # numbers of the schedule stay on the CPU: a GPU need not wait for them
-    for k, t in enumerate(schedule.timesteps):
-        noise = network(x.to(dtype), torch.full((len(x),), int(t), device=device), labels).float()
+    times, ddim = time_steps(steps), type(schedule).__name__ == SAMPLERS["ddim"]
+    schedule.set_timesteps(steps) if ddim else schedule.set_timesteps(timesteps=times)
+    for k, (t, following) in enumerate(zip(times, [*times[1:], -1], strict=True)):
+        if ddim:
+            # It goes back by T // n, the same at every step: give it the n for this step's own way, also where the
+            # number of steps does not divide T.
+            schedule.num_inference_steps = Fraction(T, t - following)
+        noise = network(x.to(dtype), torch.full((len(x),), t, device=device), labels).float()
         if noise.shape != x.shape:
             raise ValueError(f"the denoiser returns {tuple(noise.shape)} for {tuple(x.shape)}, not their noise")
         if on_step is not None:
-            kept = schedule.alphas_cumprod[int(t)]
+            kept = schedule.alphas_cumprod[t]
             start = (x - (1 - kept).sqrt() * noise) / kept.sqrt()
-            on_step(k, int(t), x, start.clamp(-1, 1))
+            on_step(k, t, x, start.clamp(-1, 1))
         x = schedule.step(noise, t, x, generator=draws).prev_sample
         bar.update()
     return x
+
+
+def time_steps(steps: int) -> list[int]:
+    """The times of a sampling, noisiest first, evenly from T − 1 down ("trailing" in arXiv 2305.08891).
+
+    >>> time_steps(3)
+    [999, 666, 332]
+    """
+    return [round(T - k * T / steps) - 1 for k in range(steps)]
 
 
 @dataclass(frozen=True)
@@ -186,7 +209,9 @@ def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, 
     >>> trajectory(net, 2, shots=3, shape=8, steps=5, progress=False)
     Trajectory(2 pictures at t = 999, 599, 199)
     """
-    steps = options.setdefault("steps", 50)
+    steps, shots = whole("steps", options.setdefault("steps", 50)), whole("shots", shots)
+    if "batch_size" in options:
+        raise ValueError("a trajectory draws its pictures at once; leave batch_size out and give fewer pictures")
     wanted = set(torch.linspace(0, steps - 1, min(shots, steps)).round().int().tolist())
     seen: list[tuple[int, Tensor, Tensor]] = []
 
@@ -204,20 +229,25 @@ def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
     shape = shape or getattr(getattr(model, "config", None), "sample_size", None)
+    if shape is None:
+        raise ValueError("the network does not tell the size of its pictures; give shape=(channels, height, width)")
+    sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
     channels = channels_of(model)
-    if isinstance(shape, int):
-        shape = (shape, shape)
-    if channels and shape and len(shape) == 2:
-        shape = (channels, *shape)
-    if not shape or len(shape) != 3:
+    if len(sides) == 2:
+        if channels is None:
+            raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
+        sides = (channels, *sides)
+    if len(sides) != 3:
         raise ValueError(f"the shape of the pictures is (channels, height, width), not {shape}")
-    if channels not in (None, shape[0]):
-        raise ValueError(f"the network draws pictures of {channels} channels, not of {shape[0]}")
-    return tuple(shape)
+    if channels not in (None, sides[0]):
+        raise ValueError(f"the network draws pictures of {channels} channels, not of {sides[0]}")
+    return sides
 
 
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
     classes = classes_of(model)
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance is a finite number, not {guidance}")
     if classes is None:
         if labels is not None or guidance:
             what = "labels" if labels is not None else "guidance"
@@ -227,7 +257,11 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
         if guidance:
             raise ValueError("guidance needs labels to guide to; give labels=")
         return torch.full((n,), classes)
-    chosen = torch.full((n,), labels) if isinstance(labels, int) else torch.as_tensor(labels, dtype=torch.int64)
+    chosen = torch.as_tensor(labels)
+    if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+        raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))
+    chosen = chosen.to("cpu", torch.int64)
+    chosen = chosen.expand(n) if chosen.ndim == 0 else chosen
     if chosen.shape != (n,):
         raise ValueError(f"labels are one class for all or one for each of {n} pictures, not {tuple(chosen.shape)}")
     if not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
