@@ -34,11 +34,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load_file(path), record
 
 
+def structure(model: nn.Module) -> str:
+    """Eight hex digits over how a network is built, whatever its weights: what it prints, and diffusers' config."""
+    config = getattr(model, "config", None)
+    told = {k: v for k, v in config.items() if not k.startswith("_")} if isinstance(config, Mapping) else {}
+    return hashlib.sha256(f"{model} {json.dumps(told, sort_keys=True, default=str)}".encode()).hexdigest()[:8]
+
+
 def fingerprint(model: nn.Module, example: Tensor | None = None) -> str:
-    """Eight hex digits over what a network is: every module's class and plain attributes (strides are among them),
-    the shapes of its maps on an `example`, and every tensor's name and values.
+    """Eight hex digits over what a network is: its structure, every module's class and plain attributes (strides are
+    among them), the shapes of its maps on an `example`, and every tensor's name and values.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(structure(model).encode())
     for path, module in model.named_modules():
         plain = {
             k: v for k, v in vars(module).items() if isinstance(v, str | int | float | tuple) and k != "training"
@@ -84,7 +91,8 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
     architecture, without blocks; a copy of it is returned. It expects what it was trained on: pictures through
     `to_float`, −1…1.
 
-    Raises FileNotFoundError for a missing run, ValueError for an unfinished one.
+    Raises FileNotFoundError for a missing run, ValueError for an unfinished one, and for a network that is built
+    otherwise than the one that was trained.
     """
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
@@ -96,6 +104,13 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
         raise ValueError(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
             "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
+        )
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"load_model takes a run and, for a network of your own, that network, not {model!r}")
+    if model is not None and structure(model) != spec.get("structure", structure(model)):
+        raise ValueError(
+            f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: "
+            "give the same class, widths, strides and options, derived in the same way, without RED blocks"
         )
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
         model = create_model(**spec) if model is None else copy.deepcopy(model)

@@ -293,7 +293,9 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
 
 def _widest(model: nn.Module, step: Resize, inputs: tuple[Tensor, ...]) -> Resize:
     """The largest module that ends the network with this step: its input is the last map before normalisation."""
-    path = step.path.partition(".")[0]
+    parts = step.path.split(".")
+    outer = (".".join(parts[: k + 1]) for k in range(len(parts)))
+    path = next(path for path in outer if not isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict))
     first = feature_maps(model, [(path, "input")], *inputs)[(path, "input")]
     if tuple(first.shape[-2:]) != step.before:
         return step

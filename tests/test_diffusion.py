@@ -332,6 +332,23 @@ def test_students_of_diffusers_networks_keep_its_format(tmp_path: Path) -> None:
     assert pictures.shape == (2, 8, 8, 1)
 
 
+def test_a_network_of_ones_own_is_not_mistaken_for_another(tmp_path: Path) -> None:
+    """Equal weights, other strides or options: neither found as the same run nor loaded into."""
+    recipe = replace(RECIPE, steps=1)
+    net, centred = tiny_unet2d(), tiny_unet2d(center_input_sample=True)
+    centred.load_state_dict(net.state_dict())
+    run = train(tmp_path, net, recipe)
+    assert train(tmp_path, centred, recipe).id != run.id
+    example = torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.int64)
+    other = derive_student(net, plan="1-12", example=example)[0]
+    assert {k: v.shape for k, v in other.state_dict().items()} == {k: v.shape for k, v in net.state_dict().items()}
+    for wrong in (centred, other):
+        with pytest.raises(ValueError, match="is not built as the UNet2DModel of run"):
+            load_model(run, wrong)
+    with pytest.raises(TypeError, match="that network, not 'net'"):
+        load_model(run, "net")  # type: ignore[arg-type]
+
+
 def test_other_networks_of_diffusers_keep_its_format(tmp_path: Path) -> None:
     model, x, t = tiny_unet2d(num_class_embeds=4).eval(), torch.randn(1, 1, 8, 8), torch.tensor([3])
     save_pretrained(model, tmp_path / "teacher")

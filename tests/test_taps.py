@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.models import create_model
+from redistill_lib.models import create_model, example_inputs
 from redistill_lib.taps import Tap, evaluating, feature_maps, find_layer, find_resizes, match_taps, read_taps, tapping
 
 RESNET_X4 = ["conv1.o < layer2.0.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]
@@ -314,3 +315,11 @@ def test_a_linear_layer_over_channels_last_maps_is_no_change_of_resolution() -> 
             return self.narrow(self.wide(x)).permute(0, 3, 1, 2)
 
     assert [step.path for step in find_resizes(Mixer(), torch.zeros(1, 3, 32, 32))] == ["stem"]
+
+
+def test_a_student_that_keeps_the_picture_size() -> None:
+    """Its way up ends inside a list of blocks, which as a whole is never called."""
+    options: dict[str, Any] = {"mult": (1, 2), "attention": (1,), "res_blocks": 1}
+    teacher, student = (create_model("unet-1-2", ch=ch, **options) for ch in (16, 8))
+    taps = match_taps(student, teacher, example_inputs("unet", 16, batch=2))
+    assert [tap.name for tap in taps] == ["downblocks.1.output", "upblocks.2.input"]

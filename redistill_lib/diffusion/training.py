@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, load_model
+from redistill_lib.checkpoint import fingerprint, load_model, structure
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.diffusion.denoise import Denoising, blank_inputs, check_denoiser, classes_of, noise_loss
 from redistill_lib.diffusion.loop import DiffusionLoop, OnLog
@@ -173,7 +173,7 @@ def _network(
             raise ValueError(
                 "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
             )
-        return model, {"name": type(model).__name__, "weights": fingerprint(model)}
+        return model, {"name": type(model).__name__, "weights": fingerprint(model), "structure": structure(model)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create_model(model, in_channels=data.in_channels, **unet)

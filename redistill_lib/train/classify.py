@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, load_model
+from redistill_lib.checkpoint import fingerprint, load_model, structure
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation
 from redistill_lib.methods import Method, parse_methods
@@ -127,7 +127,8 @@ def _network(model: str | nn.Module, data: DataSplits, width: float, seed: int) 
             raise ValueError(
                 "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
             )
-        return model, {"name": type(model).__name__, "weights": fingerprint(model, _example(data))}
+        prints = {"weights": fingerprint(model, _example(data)), "structure": structure(model)}
+        return model, {"name": type(model).__name__, **prints}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create_model(model, num_classes=data.num_classes, in_channels=data.in_channels, width=width)
