@@ -131,6 +131,11 @@ def test_the_nearest_samples_are_named_only_where_the_pictures_tell() -> None:
 def test_samples_of_unlike_number_are_refused() -> None:
     with pytest.raises(ValueError, match="2×1×8×8, 3×1×8×8"):
         figures.sample_grids({"teacher": torch.zeros(2, 1, 8, 8), "red": torch.zeros(3, 1, 8, 8)})
+    for pictures, count in ((torch.zeros(0, 1, 8, 8), 4), (torch.zeros(2, 1, 8, 8), 0)):
+        with pytest.raises(ValueError, match="nothing to show"):
+            figures.sample_grids({"teacher": pictures}, count=count)
+    with pytest.raises(ValueError, match="not bytes"):
+        figures.sample_grids({"teacher": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
 
 
 def test_curves_end_at_the_last_validation_loss() -> None:
@@ -177,6 +182,8 @@ def test_maps_need_a_teacher_a_student_and_one_picture(networks: dict[str, nn.Mo
         figures.denoiser_maps({"student": networks["student"]}, [tap], torch.zeros(1, 16, 16), 5)
     with pytest.raises(ValueError, match="take one of the batch"):
         figures.denoiser_maps(networks, [tap], torch.zeros(1, 1, 16, 16), 5)
+    with pytest.raises(ValueError, match="t=1000 is no time step"):
+        figures.denoiser_maps(networks, [tap], torch.zeros(1, 16, 16), 1000)
 
 
 # -------------------------------------------------------------------------------------------------------- explorer

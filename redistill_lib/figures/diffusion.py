@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.diffusion import Trajectory, picture_grid, to_uint8
+from redistill_lib.diffusion.denoise import T
 from redistill_lib.figures.comparison import interval
 from redistill_lib.figures.maps import feature_maps
 from redistill_lib.figures.samples import SIDE, image_trace
@@ -166,6 +167,10 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16, title: str |
         shapes = ", ".join("×".join(map(str, pictures.shape)) for pictures in samples.values())
         raise ValueError(f"the samples need one shape, as many of each role, not {shapes or 'none at all'}")
     total = len(next(iter(samples.values())))
+    if not total or count < 1:
+        raise ValueError(f"there is nothing to show: count={count} of {total} samples")
+    if not all(pictures.is_floating_point() for pictures in samples.values()):
+        raise ValueError("the samples are floats in −1…1, as redistill_lib.sample returns them, not bytes")
     figure = go.Figure()
     width, height = _add_grids(figure, {role: pictures[:count] for role, pictures in samples.items()})
     for k, role in enumerate(samples):
@@ -196,11 +201,14 @@ def denoiser_maps(
         raise ValueError(f"denoiser_maps compares a teacher with students, not {', '.join(networks) or 'nothing'}")
     if x.ndim != 3:
         raise ValueError(f"one noisy picture is C×H×W, not {tuple(x.shape)}; take one of the batch")
+    if not 0 <= t < T:
+        raise ValueError(f"t={t} is no time step; they go from 0 to {T - 1}")
     inputs = x[None], torch.tensor([t])
     teacher, found = networks["teacher"], []
     for tap in taps:
         where = locate(teacher, (tap.teacher_layer, tap.teacher_side))
-        theirs = maps_at(teacher, [where], *inputs)[where].float().mean(1, keepdim=True)
+        full = maps_at(teacher, [where], *inputs)[where].float()
+        theirs = full.mean(1, keepdim=True)
         for role, student in networks.items():
             if role == "teacher":
                 continue
@@ -214,7 +222,7 @@ def denoiser_maps(
                     teacher=theirs[0, 0].numpy(), student=mean[0, 0].numpy(),
                     teacher_place=f"{tap.teacher_layer} {tap.teacher_side}", student_place=f"{tap.layer} {tap.side}",
                     score=1 - float(alignment_loss(resized, theirs)), channel=None,
-                    teacher_channels=ours.shape[1], student_channels=ours.shape[1],
+                    teacher_channels=full.shape[1], student_channels=ours.shape[1],
                     teacher_name="teacher", student_name=label(role), stride=None, label=role,
                 )
             )  # fmt: skip
