@@ -11,8 +11,9 @@ printed); the other half gives the floor. The taps, distance and weight of RED, 
 the choice of lowest KID to the validation digits among the four each that the authors' configurations suggest, under
 a seed that is not in the table. On CPUs one process per core, one thread each.
 
-Writes benchmarks/results/diffusion.csv (one row per run), diffusion.png (needs Chrome or Chromium), and prints means
-with 95 % t-intervals; --choose writes diffusion_choice.csv. Files of cifar10 say so in their name.
+Writes benchmarks/results/diffusion.csv (a row per run, with all that its scores were made with) and diffusion.png
+(needs Chrome or Chromium), and prints means with 95 % t-intervals; --choose writes diffusion_choice.csv. Files of
+cifar10 say so in their name.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ WAYS = [("all", "cosine", 1.0), ("all", "cosine", 0.1), ("ends", "mse", 1.0), ("
 CHOSEN = {"red": WAYS[1], "red+mse": WAYS[0]}  # results/diffusion_choice.csv
 STUDENTS = (*CHOSEN, "mse", "red-blocks")
 MADE_BY = {"ema": True, "sampler": SAMPLER, "steps": DRAW_STEPS}
-SCORES = ("fid", "fid_limit", "fid_error", "kid", "precision", "recall")
 COSTS = ("validation_loss", "peak_bytes", "parameters")
 RESULTS = Path(__file__).parent / "results"
 
@@ -150,16 +150,15 @@ def table(pool: Any, setting: Setting, extractor: Extractor, seeds: range) -> No
     jobs = [(setting, role, seed) for seed in seeds for role in STUDENTS]
     runs |= {job[1:]: run for job, run in zip(jobs, spread(pool, train, jobs), strict=True)}
     fakes = spread(pool, draw, [(setting, run, len(half)) for run in runs.values()])
-    frames, rows = [], []
+    frames = []
     for (role, seed), fake in zip(runs, fakes, strict=True):
         score = rd.score_images(fake, half, extractor, settings=MADE_BY, progress=False)
         costs = {name: runs[role, seed].metrics[name] for name in COSTS}
-        frames.append(score.to_frame().assign(role=role, **costs))
-        rows.append({"role": role, "seed": seed, **{name: getattr(score, name) for name in SCORES}, **costs})
-    frame = pd.DataFrame(rows)
+        frames.append(pd.concat([pd.DataFrame([{"role": role, "seed": seed, **costs}]), score.to_frame()], axis=1))
+    frame = pd.concat(frames)
     frame.to_csv(setting.result(".csv"), index=False)
     lowest = floor(real, extractor, progress=False)
-    quality_vs_memory(pd.concat(frames), floor=lowest).write_image(setting.result(".png"), scale=2)
+    quality_vs_memory(frame, floor=lowest).write_image(setting.result(".png"), scale=2)
     print(f"every network: {setting.recipe.steps:,} steps of {setting.recipe.batch_size} pictures, averaged weights;")
     print(f"{len(half):,} samples, {SAMPLER} in {DRAW_STEPS} steps, scored by {extractor.name}")
     print(f"one half of the real pictures against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")

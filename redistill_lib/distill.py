@@ -109,7 +109,7 @@ class Distillation(nn.Module):
         student: nn.Module,
         teacher: nn.Module | Sequence[nn.Module],
         taps: Iterable[Tap] = (),
-        methods: str | Sequence[Method] | None = None,
+        methods: str | Sequence[str | Method] | None = None,
         *,
         options: Mapping[str, Mapping[str, Any]] | None = None,
         distill_weight: float | None = 0.5,

@@ -99,6 +99,8 @@ class DiffusionLoop:
         main = self.accelerator.is_main_process
         if main:
             replace(self.run, status="running").save()
+            if self.history:  # a kill may have come between the state and its history
+                write_history(self.run.path / "history.csv", self.history)
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
         with progress_bar(self.recipe.steps, name, enabled=self.progress and main) as bar:
             bar.update(self.step)

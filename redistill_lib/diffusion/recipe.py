@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from redistill_lib.train.recipe import check_above_zero, is_number, whole
+
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
@@ -40,16 +42,17 @@ class DiffusionRecipe:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        least = {"steps": 1, "batch_size": 1, "warmup": 0, "log_every": 1, "sample_every": 0, "samples": 1, "workers": 0}
+        for name in least:
+            object.__setattr__(self, name, whole(name, getattr(self, name), least[name]))
+        check_above_zero(learning_rate=self.learning_rate)
+        if self.clip_norm is not None:
+            check_above_zero(clip_norm=self.clip_norm)
         if self.schedule not in ("constant", "cosine"):
             raise ValueError(f"unknown schedule {self.schedule!r} in the recipe; choose constant or cosine")
         for name in ("ema_decay", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)}")
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)!r}")
         if self.sample_every % self.log_every:
             near = max(1, round(self.sample_every / self.log_every)) * self.log_every
             raise ValueError(

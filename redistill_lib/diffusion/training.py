@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, load_model, structure
+from redistill_lib.checkpoint import fingerprint, structure
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.diffusion.denoise import Denoising, blank_inputs, check_denoiser, classes_of, noise_loss
 from redistill_lib.diffusion.loop import DiffusionLoop, OnLog
@@ -21,9 +20,8 @@ from redistill_lib.methods import Method, parse_methods
 from redistill_lib.models import create_model
 from redistill_lib.runs import Run
 from redistill_lib.taps import Tap, map_shapes, match_taps, read_taps
+from redistill_lib.train.arguments import Teacher, check_settings, check_splits, copy_to_train, open_teachers
 from redistill_lib.train.loop import History, carry_out, open_accelerator
-
-Teacher = Run | str | Path | nn.Module
 
 
 def train_diffusion(
@@ -60,7 +58,8 @@ def train_diffusion(
 
     >>> run = train_diffusion("unet-1-22", recipe=DiffusionRecipe(steps=100))                  # doctest: +SKIP
     """
-    data, recipe = _data(data), recipe or DiffusionRecipe()
+    recipe, seed = check_settings(recipe, DiffusionRecipe, seed)
+    data = _data(data)
     network, spec = _network(model, data, unet, seed)
     check_denoiser(network, data, "network")
     params = {"task": "diffuse", "model": spec, "data": data.params, "recipe": asdict(recipe), "seed": seed}
@@ -73,7 +72,7 @@ def distill_diffusion(
     data: DataSplits | str | Path | None = None,
     recipe: DiffusionRecipe | None = None,
     *,
-    methods: str | Sequence[Method] | None = "red",
+    methods: str | Sequence[str | Method] | None = "red",
     taps: Sequence[Tap] | str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     distill_weight: float | None = 0.5,
@@ -96,9 +95,11 @@ def distill_diffusion(
 
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
-    data, recipe = _data(data), recipe or DiffusionRecipe()
-    several = [teacher] if isinstance(teacher, Run | str | Path | nn.Module) else list(teacher)
-    teachers = [copy.deepcopy(t).cpu() if isinstance(t, nn.Module) else load_model(t) for t in several]
+    recipe, seed = check_settings(recipe, DiffusionRecipe, seed)
+    taps = read_taps(taps) if isinstance(taps, str | Path) else taps
+    chosen = _methods(methods, options, taps)
+    data = _data(data)
+    teachers, teacher_names = open_teachers(teacher, data, "denoiser")
     network, spec = _network(student, data, unet, seed)
     for role, model in [("student", network), *(("teacher", t) for t in teachers)]:
         check_denoiser(model, data, role)
@@ -106,13 +107,10 @@ def distill_diffusion(
             kinds = [f"{c} classes" if (c := classes_of(m)) else "no classes" for m in (network, model)]
             raise ValueError(f"the student learns {kinds[0]} and the teacher {kinds[1]}; give both the same")
     example = blank_inputs(network, data)
-    if isinstance(methods, str) and "red" in methods.split("+"):
-        options = {**(options or {}), "red": {"alpha": 1.0, **(options or {}).get("red", {})}}
-    chosen = None if methods is None else parse_methods(methods, options)
-    if isinstance(taps, str | Path):
-        taps = read_taps(taps)
-    elif taps is None:
+    if taps is None:
         taps = _matched(network, teachers[0], chosen, example)
+    elif not any(m.name == "red" for m in chosen):
+        taps = [replace(tap, alpha=1.0) if tap.method == "red" and tap.alpha is None else tap for tap in taps]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed + 1)  # the blocks' weights, whatever was drawn before
         trainee = Distillation(
@@ -123,10 +121,7 @@ def distill_diffusion(
         "task": "distill diffusion",
         "model": spec,
         "methods": methods if isinstance(methods, str) else "+".join(names),
-        "teachers": [
-            fingerprint(t) if isinstance(t, nn.Module) else t.id if isinstance(t, Run) else Path(t).name
-            for t in several
-        ],
+        "teachers": teacher_names,
         **trainee.settings(),
         "data": data.params,
         "recipe": asdict(recipe),
@@ -159,34 +154,48 @@ def _fit(
 
 
 def _data(data: DataSplits | str | Path | None) -> DataSplits:
-    if isinstance(data, DataSplits):
-        return data
-    return load_data("digits", image_size=16) if data is None else load_data(data)
+    if not isinstance(data, DataSplits):
+        data = load_data("digits", image_size=16) if data is None else load_data(data)
+    return check_splits(data, "train", "validation")
 
 
 def _network(
     model: str | nn.Module, data: DataSplits, unet: Mapping[str, Any], seed: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model).cpu()  # the caller's stays as it is, so the same call finds the same run
-        if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
-            raise ValueError(
-                "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
-            )
+        model = copy_to_train(model)
         return model, {"name": type(model).__name__, "weights": fingerprint(model), "structure": structure(model)}
+    if "in_channels" in unet:
+        raise ValueError("leave in_channels out of unet; the channels follow from the data")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create_model(model, in_channels=data.in_channels, **unet)
     return network, {"in_channels": data.in_channels, **unet, "name": network.name}
 
 
+def _methods(
+    methods: str | Sequence[str | Method] | None,
+    options: Mapping[str, Mapping[str, Any]] | None,
+    taps: Sequence[Tap] | None,
+) -> tuple[Method, ...]:
+    """The methods as `Distillation` chooses them, with an alpha of 1 for a RED that is only named."""
+    if methods is None:
+        methods = () if taps and all(tap.method for tap in taps) else "red"
+    made = parse_methods(methods, options)
+    if "kd" in {*(method.name for method in made), *(tap.method for tap in taps or ())}:
+        raise ValueError("kd compares class probabilities; a denoiser's prediction is compared by mse")
+    if any(method in methods for method in made) or (options or {}).get("red", {}).get("alpha") is not None:
+        return made
+    return tuple(replace(method, alpha=1.0) if method.name == "red" else method for method in made)
+
+
 def _matched(
-    student: nn.Module, teacher: nn.Module, methods: Sequence[Method] | None, example: tuple[torch.Tensor, ...]
+    student: nn.Module, teacher: nn.Module, methods: Sequence[Method], example: tuple[torch.Tensor, ...]
 ) -> list[Tap]:
     """`match_taps` for what compares feature maps, and the ends of both networks for ``mse``."""
-    features = [m for m in methods or () if m.name != "mse" and not m.on_outputs]
-    taps = match_taps(student, teacher, example) if features or methods is None else []
-    if methods is None or len(features) == len(methods):
+    features = [m for m in methods if m.name != "mse" and not m.on_outputs]
+    taps = match_taps(student, teacher, example) if features else []
+    if len(features) == len(methods):
         return taps
     taps = [replace(tap, method=method.name) for method in features for tap in taps]
     if any(m.name == "mse" for m in methods):

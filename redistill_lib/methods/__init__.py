@@ -51,18 +51,22 @@ def make_method(name: str, **options: Any) -> Method:
 
 
 def parse_methods(
-    methods: str | Sequence[Method], options: Mapping[str, Mapping[str, Any]] | None = None
+    methods: str | Sequence[str | Method], options: Mapping[str, Mapping[str, Any]] | None = None
 ) -> tuple[Method, ...]:
-    """``"red+kd"`` → its methods, with ``options`` by method name; methods already made pass through.
+    """``"red+kd"`` or ``["red", "kd"]`` → its methods, with ``options`` by name; methods already made pass through.
 
     >>> parse_methods("red+kd", {"red": {"alpha": 1.0}})
     (RED(kernel_size=3, distance='cosine', alpha=1.0), KD(temperature=2.0, alpha=1.0))
     """
     if not isinstance(methods, str):
-        if options:
-            raise ValueError("options go with method names; set them on the method objects instead")
-        return tuple(methods)
-    names = [name.strip() for name in methods.split("+")]
+        made = tuple(m for m in methods if not isinstance(m, str | type) and hasattr(m, "on_outputs"))
+        if len(made) == len(methods):
+            if options:
+                raise ValueError("options go with method names; set them on the method objects or the taps instead")
+            return made
+        if made or not all(isinstance(m, str) for m in methods):
+            raise TypeError(f"methods are either names, such as 'red+kd', or method objects, not {methods!r}")
+    names = [name.strip() for name in (methods.split("+") if isinstance(methods, str) else methods)]
     if len(set(names)) < len(names):
         raise ValueError(f"{methods!r} names a method twice")
     if unknown := set(options or {}) - set(names):

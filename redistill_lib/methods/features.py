@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
 
 from redistill_lib.red import DISTANCES, RedBlock, alignment_loss
+
+
+def check_alpha(alpha: float) -> None:
+    if not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha is a number from 0 up, not {alpha!r}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class RED:
     def __post_init__(self) -> None:
         if self.distance not in DISTANCES:
             raise ValueError(f"unknown distance {self.distance!r}; choose one of {', '.join(DISTANCES)}")
+        check_alpha(self.alpha)
 
     def block(self, channels: int) -> RedBlock:
         return RedBlock(channels, self.kernel_size)
@@ -75,6 +83,9 @@ class MSE:
     on_outputs: ClassVar[bool] = False
     has_block: ClassVar[bool] = False
     alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_alpha(self.alpha)
 
     def block(self, channels: int) -> None:
         return None

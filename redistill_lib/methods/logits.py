@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from redistill_lib.methods.features import check_alpha
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,9 @@ class KD:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise ValueError(f"the KD temperature must be above 0, not {self.temperature}")
+        check_alpha(self.alpha)
+        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
+            raise ValueError(f"the KD temperature is a number above 0, not {self.temperature!r}")
 
     def block(self, channels: int) -> None:
         return None

@@ -224,7 +224,7 @@ def example_inputs(
     *,
     batch: int = 1,
     in_channels: int = 3,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
 ) -> tuple[Tensor, ...]:
     """Zeros such as a network of that name is called with: pictures B×C×H×W and, for a U-Net, time steps (int64, B).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, load_model, structure
+from redistill_lib.checkpoint import fingerprint, structure
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation
 from redistill_lib.methods import Method, parse_methods
 from redistill_lib.models import create_model
 from redistill_lib.runs import Run
 from redistill_lib.taps import Tap, match_taps, read_taps
+from redistill_lib.train.arguments import Teacher, check_settings, check_splits, copy_to_train, open_teachers
 from redistill_lib.train.loop import History, Supervised, fit
 from redistill_lib.train.recipe import Recipe
 
@@ -53,7 +53,8 @@ def train_classifier(
 
     >>> run = train_classifier("mobilenetv3_small", load_data("digits"), Recipe(epochs=1))    # doctest: +SKIP
     """
-    data, recipe = load_data(data) if not isinstance(data, DataSplits) else data, recipe or Recipe()
+    recipe, seed = check_settings(recipe, Recipe, seed)
+    data = _data(data)
     network, spec = _network(model, data, width, seed)
     params = {"task": "classify", "model": spec, "data": data.params, "recipe": asdict(recipe), "seed": seed}
     trainee = Supervised(network, nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing))
@@ -62,11 +63,11 @@ def train_classifier(
 
 def distill_classifier(
     student: str | nn.Module,
-    teacher: Run | str | Path | nn.Module | Sequence[Run | str | Path | nn.Module],
+    teacher: Teacher | Sequence[Teacher],
     data: DataSplits | str | Path = "cluttered",
     recipe: Recipe | None = None,
     *,
-    methods: str | Sequence[Method] | None = "red",
+    methods: str | Sequence[str | Method] | None = "red",
     taps: Sequence[Tap] | str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     distill_weight: float | None = 0.5,
@@ -87,9 +88,9 @@ def distill_classifier(
 
     >>> run = distill_classifier("resnet18-4-11221", "runs/teacher", methods="red+kd")         # doctest: +SKIP
     """
-    data, recipe = load_data(data) if not isinstance(data, DataSplits) else data, recipe or Recipe()
-    several = list(teacher) if isinstance(teacher, Sequence) and not isinstance(teacher, str) else [teacher]
-    teachers = [copy.deepcopy(t).cpu() if isinstance(t, nn.Module) else load_model(t) for t in several]
+    recipe, seed = check_settings(recipe, Recipe, seed)
+    data = _data(data)
+    teachers, names = open_teachers(teacher, data, "classifier")
     network, spec = _network(student, data, width, seed)
     example = _example(data)
     if isinstance(taps, str | Path):
@@ -108,10 +109,7 @@ def distill_classifier(
         "methods": methods
         if isinstance(methods, str)
         else "+".join(dict.fromkeys(t.method.name for t in trainee.terms)),
-        "teachers": [
-            t if isinstance(t, str) else fingerprint(m)
-            for t, m in zip(map(_run_name, several), teachers, strict=True)
-        ],
+        "teachers": names,
         **trainee.settings(),
         "data": data.params,
         "recipe": asdict(recipe),
@@ -120,13 +118,13 @@ def distill_classifier(
     return fit(trainee, params, data, recipe, Path(runs_dir), mixed_precision, cpu, on_epoch, progress)
 
 
+def _data(data: DataSplits | str | Path) -> DataSplits:
+    return check_splits(data if isinstance(data, DataSplits) else load_data(data), "train", "validation", "test")
+
+
 def _network(model: str | nn.Module, data: DataSplits, width: float, seed: int) -> tuple[nn.Module, dict[str, Any]]:
     if isinstance(model, nn.Module):
-        model = copy.deepcopy(model).cpu()  # the caller's stays as it is, so the same call finds the same run
-        if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
-            raise ValueError(
-                "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
-            )
+        model = copy_to_train(model)
         prints = {"weights": fingerprint(model, _example(data)), "structure": structure(model)}
         return model, {"name": type(model).__name__, **prints}
     with torch.random.fork_rng(devices=[]):
@@ -144,11 +142,5 @@ def _example(data: DataSplits) -> torch.Tensor:
     return torch.zeros(2, data.in_channels, data.image_size, data.image_size)
 
 
-def _wants_taps(methods: str | Sequence[Method] | None) -> bool:
+def _wants_taps(methods: str | Sequence[str | Method] | None) -> bool:
     return methods is None or any(not m.on_outputs for m in parse_methods(methods))
-
-
-def _run_name(teacher: Run | str | Path | nn.Module) -> str | nn.Module:
-    return (
-        teacher if isinstance(teacher, nn.Module) else teacher.id if isinstance(teacher, Run) else Path(teacher).name
-    )

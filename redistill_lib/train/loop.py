@@ -173,6 +173,8 @@ class Loop:
         main = self.accelerator.is_main_process
         if main:
             replace(self.run, status="running").save()
+            if self.history:  # a kill may have come between the state and its history
+                write_history(self.run.path / "history.csv", self.history)
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
         bar = progress_bar(self.recipe.epochs * self.steps, name, enabled=self.progress and main)
         with bar:
@@ -369,7 +371,10 @@ def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
     wanted = {"_mixed_precision": mixed_precision, "_cpu": cpu}
     if earlier and PartialState().num_processes == 1 and any(earlier.get(k) != v for k, v in wanted.items()):
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had others
-    return Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would compute in float32
+        raise ValueError("fp16 needs a GPU; use 'bf16' or 'no'")
+    return accelerator
 
 
 @contextlib.contextmanager

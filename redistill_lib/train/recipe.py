@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import nn
+
+from redistill_lib.augment import parse_recipe
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int, or a ValueError that names it. A float is refused: 4 and 4.0 would be two runs."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
+    return int(value)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_above_zero(**values: Any) -> None:
+    for name, value in values.items():
+        if not is_number(value) or value <= 0:
+            raise ValueError(f"{name} is a number above 0, not {value!r}")
 
 
 @dataclass(frozen=True)
@@ -39,12 +61,18 @@ class Recipe:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ValueError(
-                f"a recipe needs epochs ≥ 1 and batch_size ≥ 2 (batch norm), not {self.epochs} and {self.batch_size}"
-            )
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
+        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):  # batch norm wants two pictures
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        object.__setattr__(self, "milestones", tuple(whole("a milestone", epoch, 0) for epoch in self.milestones))
+        check_above_zero(learning_rate=self.learning_rate, divide_by=self.divide_by)
+        if self.clip_norm is not None:
+            check_above_zero(clip_norm=self.clip_norm)
+        if not is_number(self.weight_decay) or self.weight_decay < 0:
+            raise ValueError(f"weight_decay is a number from 0 up, not {self.weight_decay!r}")
+        for name in ("momentum", "warmup", "label_smoothing"):
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a number from 0 to 1, not {getattr(self, name)!r}")
+        parse_recipe(self.augmentation)
         for value, allowed in ((self.optimizer, OPTIMIZERS), (self.schedule, SCHEDULES)):
             if value not in allowed:
                 raise ValueError(f"unknown {value!r} in the recipe; choose one of {', '.join(allowed)}")
