@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from redistill_lib.checkpoint import load_model, read_tensors
-from redistill_lib.data import DataSplits, load_data
+from redistill_lib.data import DataSplits, TensorImages, load_data
 from redistill_lib.diffusion import (
     DDPM_CIFAR10,
     DiffusionRecipe,
@@ -24,16 +26,19 @@ from redistill_lib.diffusion import (
     train_diffusion,
 )
 from redistill_lib.diffusion import loop as loop_module
+from redistill_lib.diffusion import training as training_module
 from redistill_lib.diffusion.average import average_of, decay_at
 from redistill_lib.diffusion.denoise import Denoising, denoising_loss, noise_of
 from redistill_lib.diffusion.loop import DiffusionLoop
 from redistill_lib.diffusion.pretrained import load_pretrained, save_pretrained
 from redistill_lib.memory import profile_memory
+from redistill_lib.methods import KD, RED
 from redistill_lib.models import create_model
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks, make_in_place
-from redistill_lib.runs import Run, load_runs
+from redistill_lib.runs import Run, load_runs, write_history
 from redistill_lib.student import derive_student
 from redistill_lib.taps import Tap
+from redistill_lib.train import Recipe
 
 TINY: dict[str, Any] = {"ch": 8, "mult": (1, 2, 2), "attention": (2,), "res_blocks": 1, "dropout": 0.1}
 COUNT = 24  # pictures that a validation loss is read from here
@@ -52,18 +57,18 @@ def quick_looks() -> Iterator[None]:
         yield
 
 
-def digits() -> DataSplits:
-    return load_data("digits", image_size=8, limit=40, cache_dir=None)
+def digits(**kwargs: Any) -> DataSplits:
+    return load_data("digits", **{"image_size": 8, "limit": 40, "cache_dir": None} | kwargs)
 
 
 def train(root: Path, model: str | nn.Module = "unet-1-22", recipe: DiffusionRecipe = RECIPE, **kwargs: Any) -> Run:
-    kwargs = {"unet": TINY, "runs_dir": root, "cpu": True, "progress": False} | kwargs
-    return train_diffusion(model, digits(), recipe, **kwargs)
+    kwargs = {"data": digits(), "unet": TINY, "runs_dir": root, "cpu": True, "progress": False} | kwargs
+    return train_diffusion(model, recipe=recipe, **kwargs)
 
 
 def distill(root: Path, teacher: Any, student: str | nn.Module = "unet-2-21", **kwargs: Any) -> Run:
-    kwargs = {"unet": TINY, "runs_dir": root, "cpu": True, "progress": False, "recipe": RECIPE} | kwargs
-    return distill_diffusion(student, teacher, digits(), **kwargs)
+    common: dict[str, Any] = {"data": digits(), "unet": TINY, "runs_dir": root, "cpu": True, "progress": False}
+    return distill_diffusion(student, teacher, **common | {"recipe": RECIPE} | kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +221,22 @@ def test_an_interrupted_run_resumes_to_the_same_bits(teacher: Run, tmp_path: Pat
     assert (resumed.path / "samples.png").read_bytes() == (whole.path / "samples.png").read_bytes()
 
 
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_a_kill_before_the_history_is_written_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int
+) -> None:
+    def killed(path: Path, rows: list[dict[str, float]]) -> None:
+        if len(rows) == 3 // log_every:
+            raise KeyboardInterrupt
+        write_history(path, rows)
+
+    recipe = replace(RECIPE, log_every=log_every)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop_module, "write_history", killed)
+        train(tmp_path, recipe=recipe)
+    assert list(train(tmp_path, recipe=recipe).history().step) == list(range(log_every, 4, log_every))
+
+
 def test_the_rhythm_of_the_log_changes_no_step(tmp_path: Path) -> None:
     runs = [train(tmp_path, recipe=replace(RECIPE, steps=4, log_every=every)) for every in (1, 3)]
     assert equal(*runs) and list(runs[1].history().step) == [3, 4]
@@ -278,6 +299,67 @@ def test_two_taps_and_the_plain_sum(teacher: Run, tmp_path: Path) -> None:
         assert row.train_total == pytest.approx(total, rel=1e-5)
         both = row["train_red/head.output"] + row["train_red/tail.input"]
         assert row.train_distill == pytest.approx(both / 2, rel=1e-5)
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls return the module and the parameters they would train with."""
+    monkeypatch.setattr(training_module, "_fit", lambda trainee, params, *_: (trainee, params))
+
+
+ENDS = ("head", "output", "downblocks.1", "output")
+RED_TAP, MSE_TAP = Tap(*ENDS, method="red"), Tap("tail", "output", "tail", "output", method="mse")
+
+
+@pytest.mark.usefixtures("planned")
+@pytest.mark.parametrize(
+    ("alpha", "methods", "taps", "options"),
+    [
+        (1, None, None, None),
+        (1, "red + mse", None, None),
+        (1, ["red", "mse"], None, None),
+        (1, "red", None, {"red": {"alpha": None}}),
+        (1, None, [Tap(*ENDS)], None),
+        (1, None, [RED_TAP], None),
+        (1, "mse", [RED_TAP, MSE_TAP], None),
+        (3, None, None, {"red": {"alpha": 3}}),
+        (3, "red + mse", [RED_TAP, MSE_TAP], {"red": {"alpha": 3}}),
+        (7, "mse", [replace(RED_TAP, alpha=7), MSE_TAP], None),
+        (50, [RED()], None, None),
+        (50, [RED()], [RED_TAP], None),
+        (0, "red-blocks", [RED_TAP], None),
+    ],
+)
+def test_alpha_is_1_unless_it_is_given(
+    teacher: Run, tmp_path: Path, alpha: float, methods: Any, taps: Any, options: Any
+) -> None:
+    _, params = distill(tmp_path, teacher, methods=methods, taps=taps, options=options)  # type: ignore[misc]
+    assert {term["alpha"] for term in params["terms"] if "distance" in term} == {alpha}
+
+
+@pytest.mark.parametrize(
+    ("methods", "taps"), [("kd", None), ("red + kd", None), ([KD()], None), (None, [replace(MSE_TAP, method="kd")])]
+)
+def test_denoisers_have_no_class_probabilities(teacher: Run, tmp_path: Path, methods: Any, taps: Any) -> None:
+    with pytest.raises(ValueError, match="kd compares class probabilities; a denoiser's prediction is compared by"):
+        distill(tmp_path, teacher, methods=methods, taps=taps)
+
+
+@pytest.mark.usefixtures("planned")
+def test_teachers_of_half_precision_are_copied_to_float32(teacher: Run, tmp_path: Path) -> None:
+    half = load_model(teacher).half()
+    trainee, _ = distill(tmp_path, half)  # type: ignore[misc]
+    assert trainee.teachers[0].head.weight.dtype == torch.float32 and half.head.weight.dtype == torch.float16
+
+
+@pytest.mark.usefixtures("planned")
+@pytest.mark.parametrize(("other", "told"), [({"image_size": 16}, "image_size"), ({"seed": 1, "limit": 30}, "seed")])
+def test_teachers_of_other_pictures_are_warned_of(
+    teacher: Run, tmp_path: Path, other: dict[str, Any], told: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"{teacher.id} was trained on other pictures .*: {told} differ"):
+        distill(tmp_path, teacher.path, data=digits(**other))
+    distill(tmp_path, teacher.path, data=digits(limit=30))  # fewer of the same: no warning, which would be an error
 
 
 def test_taps_from_a_file(teacher: Run, tmp_path: Path) -> None:
@@ -435,14 +517,64 @@ def test_errors(teacher: Run, tmp_path: Path) -> None:
         train(tmp_path, type("Pair", (Constant,), {"forward": lambda s, x, t: (x, t)})(0.0))
     with pytest.raises(ValueError, match="starts from float32 weights"):
         train(tmp_path, Constant(0.0).half())
+    with pytest.raises(ValueError, match="fp16 needs a GPU; use 'bf16' or 'no'"):
+        train(tmp_path, mixed_precision="fp16")
+    with pytest.raises(ValueError, match="leave in_channels out of unet; model is the name, data give the channels"):
+        train(tmp_path, unet={**TINY, "in_channels": 1})
+    assert not any(tmp_path.iterdir())
+
+
+CALLS = [train_diffusion, partial(distill_diffusion, teacher="nowhere")]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "seed is a whole number from 0 up, not -1"),
+        ({"seed": "0"}, "seed is a whole number from 0 up, not '0'"),
+        ({"recipe": Recipe()}, "takes a DiffusionRecipe as its recipe, not a Recipe"),
+    ],
+)
+def test_arguments_are_checked_first(call: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call("unet-1-22", data=digits(), runs_dir=tmp_path, **change)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_empty_splits(call: Any, split: str, tmp_path: Path) -> None:
+    nothing: Any = {split: TensorImages(torch.zeros(0, 1, 8, 8).byte(), torch.zeros(0).long())}
+    with pytest.raises(ValueError, match=f"the {split} split of digits is empty"):
+        call("unet-1-22", data=replace(digits(), **nothing), runs_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ([], r"teacher is a run, its folder or a network, or a list of at least one of these, not \[\]"),
+        (None, "at least one of these, not None"),
+        ([5], r"at least one of these, not \[5\]"),
+        (Run(Path("x"), {"task": "classify"}, "complete"), "teacher x is a classifier; a denoiser learns from a den"),
+    ],
+)
+def test_what_is_no_teacher(teacher: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        distill(tmp_path, teacher)
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, not 0"),
-        ({"learning_rate": 0.0}, "above 0"),
+        *(({name: 0}, f"{name} is a whole number from 1 up, not 0") for name in ("steps", "batch_size", "samples")),
+        *(({name: -1}, f"{name} is a whole number from 0 up") for name in ("warmup", "workers", "sample_every")),
+        *(({"steps": value}, "steps is a whole number") for value in (4.0, True, "4")),
+        *(({"clip_norm": value}, "clip_norm is a number above 0") for value in (0, -1.0, "1", float("inf"))),
+        *(({"learning_rate": value}, "is a number above 0") for value in (0.0, float("nan"), "1e-3")),
+        ({"label_dropout": "0.1"}, "label_dropout is a share"),
         ({"schedule": "step"}, "unknown schedule 'step' in the recipe; choose constant or cosine"),
         ({"ema_decay": 1.0}, "ema_decay is a share from 0 to below 1"),
         ({"log_every": 50, "sample_every": 120}, r"multiple of log_every \(50\), such as 100, not 120"),
@@ -451,6 +583,11 @@ def test_errors(teacher: Run, tmp_path: Path) -> None:
 def test_recipe_errors(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiffusionRecipe(**change)
+
+
+def test_numbers_of_numpy_are_as_good() -> None:
+    given = DiffusionRecipe(steps=np.int64(200), learning_rate=np.float64(1e-3))  # type: ignore[arg-type]
+    assert json.dumps(asdict(given)) == json.dumps(asdict(DiffusionRecipe(steps=200, learning_rate=1e-3)))
 
 
 def test_learning_rate() -> None:

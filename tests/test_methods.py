@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ def test_kd_temperature_and_errors() -> None:
     assert KD(temperature=1).loss(student, teacher).item() == pytest.approx(
         0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-5
     )
-    with pytest.raises(ValueError, match="above 0"):
-        KD(temperature=0)
+    for temperature in (0, -1.0, math.nan, math.inf, "2"):
+        with pytest.raises(ValueError, match="above 0"):
+            KD(temperature=temperature)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"\(1, 2\) from the student and \(1, 3\)"):
         KD().loss(torch.zeros(1, 2), torch.zeros(1, 3))
 
@@ -57,8 +59,17 @@ def test_red_blocks_have_no_loss() -> None:
         REDBlocks(alpha=1.0)
 
 
+@pytest.mark.parametrize("method", [RED, Stage, MSE, KD])
+@pytest.mark.parametrize("alpha", [-1, math.nan, math.inf, "1"])
+def test_weights_are_numbers_from_0_up(method: Any, alpha: Any) -> None:
+    assert method(alpha=0).alpha == 0
+    with pytest.raises(ValueError, match="alpha is a number from 0 up, not"):
+        method(alpha=alpha)
+
+
 def test_parse() -> None:
-    assert parse_methods("red+kd") == (RED(), KD())
+    assert parse_methods("red+kd") == parse_methods(["red", "kd"]) == (RED(), KD())
+    assert parse_methods(["red"], {"red": {"alpha": 1.0}}) == (RED(alpha=1.0),)
     assert parse_methods("red + kd", {"kd": {"temperature": 4.0}})[1] == KD(temperature=4.0)
     assert parse_methods([RED(alpha=1.0)]) == (RED(alpha=1.0),)
 
@@ -78,6 +89,12 @@ def test_parse() -> None:
 def test_parse_errors(text: str, options: dict[str, dict[str, float]] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_methods(text, options)
+
+
+@pytest.mark.parametrize("methods", [[RED(), "kd"], [RED], [5]])
+def test_what_is_no_method(methods: Any) -> None:
+    with pytest.raises(TypeError, match=r"all names, such as 'red\+kd', or all method objects, not \["):
+        parse_methods(methods)
 
 
 def test_none_keeps_the_default() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import torch
 from torch import nn
 
 from redistill_lib.checkpoint import fingerprint, load_model, read_tensors
-from redistill_lib.data import load_data
+from redistill_lib.data import TensorImages, load_data
+from redistill_lib.diffusion import DiffusionRecipe
 from redistill_lib.memory import profile_memory
 from redistill_lib.methods import KD
 from redistill_lib.models import create_model
@@ -24,6 +26,7 @@ from redistill_lib.red import BlockedLayer
 from redistill_lib.runs import Run, load_runs
 from redistill_lib.taps import Tap
 from redistill_lib.train import STL10, Recipe, distill_classifier, evaluate, train_classifier
+from redistill_lib.train import classify as classify_module
 from redistill_lib.train import loop as loop_module
 from redistill_lib.train.recipe import SCHEDULES
 
@@ -342,6 +345,73 @@ def test_a_full_disk_loses_nothing_finished(tmp_path: Path, monkeypatch: pytest.
     assert epochs == [2]
 
 
+def test_a_kill_before_the_history_is_written_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, rows: Any) -> None:
+        raise KeyboardInterrupt
+
+    recipe = replace(RECIPE, epochs=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop_module, "write_history", killed)
+        train(tmp_path, recipe=recipe)
+    assert list(train(tmp_path, recipe=recipe).history().epoch) == [1]
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+CALLS = [train_classifier, partial(distill_classifier, teacher="nowhere")]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "seed is a whole number from 0 up, not -1"),
+        ({"seed": "0"}, "seed is a whole number from 0 up, not '0'"),
+        ({"recipe": DiffusionRecipe()}, "takes a Recipe as its recipe, not a DiffusionRecipe"),
+    ],
+)
+def test_arguments_are_checked_first(call: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(STUDENT, data=digits(), runs_dir=tmp_path, **change)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_empty_splits(call: Any, split: str, tmp_path: Path) -> None:
+    nothing: Any = {split: TensorImages(torch.zeros(0, 1, 16, 16).byte(), torch.zeros(0).long())}
+    with pytest.raises(ValueError, match=f"the {split} split of digits is empty"):
+        call(STUDENT, data=replace(digits(), **nothing), runs_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ([], r"a list of at least one of these, not \[\]"),
+        (5, "a list of at least one of these, not 5"),
+        (Run(Path("x"), {"task": "diffuse"}, "complete"), "teacher x is a denoiser; a classifier learns from"),
+    ],
+)
+def test_what_is_no_teacher(teacher: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        distill_classifier(STUDENT, teacher, digits(), runs_dir=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_teachers_of_other_pictures_and_of_half_precision(
+    teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify_module, "fit", lambda trainee, *_: trainee)
+    other = load_data("digits", image_size=32, limit=96, cache_dir=None)
+    with pytest.warns(UserWarning, match=f"{teacher.id} was trained on other pictures .*: image_size differ"):
+        distill_classifier(STUDENT, teacher, other, width=0.125, runs_dir=tmp_path)
+    half = load_model(teacher).half()
+    trainee: Any = distill_classifier(STUDENT, half, digits(), width=0.125, methods=["red", "kd"])
+    assert trainee.teachers[0].conv1.weight.dtype == torch.float32
+
+
 # ------------------------------------------------------------------------------------------------------------ recipe
 
 
@@ -358,9 +428,17 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs ≥ 1"),
-        ({"batch_size": 1}, "batch_size ≥ 2"),
-        ({"learning_rate": 0.0}, "above 0"),
+        ({"epochs": 0}, "epochs is a whole number from 1 up"),
+        ({"epochs": 3.0}, "epochs is a whole number from 1 up"),
+        ({"batch_size": 1}, "batch_size is a whole number from 2 up"),
+        ({"workers": -1}, "workers is a whole number from 0 up"),
+        ({"milestones": (1.5,)}, "a milestone is a whole number from 0 up, not 1.5"),
+        *(({"learning_rate": value}, "above 0") for value in (0.0, float("nan"), "0.1")),
+        ({"clip_norm": 0}, "clip_norm is a number above 0"),
+        ({"divide_by": 0}, "divide_by is a number above 0"),
+        ({"weight_decay": -1e-4}, "weight_decay is a number from 0 up"),
+        ({"label_smoothing": 2}, "label_smoothing is a number from 0 to 1"),
+        ({"augmentation": "crp"}, "did you mean crop"),
         ({"optimizer": "lion"}, "unknown 'lion' in the recipe; choose one of adamw, adam, sgd"),
         ({"schedule": "cos"}, "choose one of onecycle, step, constant"),
     ],
@@ -390,6 +468,8 @@ def test_mixed_precision(tmp_path: Path) -> None:
     assert run.params["mixed_precision"] == "bf16"
     with pytest.raises(ValueError, match="'no', 'fp16' or 'bf16', not 'int8'"):
         train(tmp_path, mixed_precision="int8")
+    with pytest.raises(ValueError, match="fp16 needs a GPU; use 'bf16' or 'no'"):
+        train(tmp_path, mixed_precision="fp16")
     assert train(tmp_path, recipe=Recipe(epochs=1, batch_size=32)).id != run.id
 
 

@@ -42,9 +42,9 @@ class DiffusionRecipe:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "batch_size": 1, "warmup": 0, "log_every": 1, "sample_every": 0, "samples": 1, "workers": 0}
-        for name in least:
-            object.__setattr__(self, name, whole(name, getattr(self, name), least[name]))
+        least = dict.fromkeys(("steps", "batch_size", "log_every", "samples"), 1)
+        for name in (*least, "warmup", "sample_every", "workers"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least.get(name, 0)))
         check_above_zero(learning_rate=self.learning_rate)
         if self.clip_norm is not None:
             check_above_zero(clip_norm=self.clip_norm)

@@ -53,12 +53,13 @@ def train_diffusion(
     Returns the complete `Run`, which holds the averaged network and ``samples.png``; its metrics are
     ``validation_loss`` (see `denoising_loss`) of it and, as ``validation_loss_raw``, of the last weights themselves,
     ``parameters``, ``model_bytes``, ``seconds``, ``peak_bytes``, ``peak_at`` and ``peak_bytes_eager`` of one
-    denoising pass. A network of your own comes back by ``load_model(run, network)``: of diffusers' UNet2DModel,
-    ``load_model(run, UNet2DModel(...)).save_pretrained(folder)`` writes its own format.
+    denoising pass. A network of your own comes back by ``load_model(run, network)``, and one of diffusers can then be
+    written in its own format (`redistill_lib.diffusion.save_pretrained`).
 
     >>> run = train_diffusion("unet-1-22", recipe=DiffusionRecipe(steps=100))                  # doctest: +SKIP
     """
-    recipe, seed = check_settings(recipe, DiffusionRecipe, seed)
+    recipe = recipe or DiffusionRecipe()
+    seed = check_settings(recipe, DiffusionRecipe, seed)
     data = _data(data)
     network, spec = _network(model, data, unet, seed)
     check_denoiser(network, data, "network")
@@ -88,14 +89,16 @@ def distill_diffusion(
 
     Arguments:
         teacher: one or several of: a run, its folder, a network (frozen and put into eval mode).
-        methods: as for `Distillation`; ``red``'s alpha is 1 here unless `options` or a tap says otherwise. ``mse`` is
-            the distance of the predicted noises (on the layer that ends both networks) unless taps carry it.
+        methods: as for `Distillation`, without ``kd``; ``red``'s alpha is 1 here unless `options`, a tap or a method
+            object says otherwise. ``mse`` is the distance of the predicted noises (on the layer that ends both
+            networks) unless taps carry it.
         taps: taps, or a YAML file of them; left out, `match_taps` pairs the student with the first teacher.
         distill_weight: a in (1 − a)·task + a·D, or None for the plain sum task + D.
 
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
-    recipe, seed = check_settings(recipe, DiffusionRecipe, seed)
+    recipe = recipe or DiffusionRecipe()
+    seed = check_settings(recipe, DiffusionRecipe, seed)
     taps = read_taps(taps) if isinstance(taps, str | Path) else taps
     chosen = _methods(methods, options, taps)
     data = _data(data)
@@ -165,8 +168,8 @@ def _network(
     if isinstance(model, nn.Module):
         model = copy_to_train(model)
         return model, {"name": type(model).__name__, "weights": fingerprint(model), "structure": structure(model)}
-    if "in_channels" in unet:
-        raise ValueError("leave in_channels out of unet; the channels follow from the data")
+    if given := unet.keys() & {"name", "in_channels"}:
+        raise ValueError(f"leave {' and '.join(given)} out of unet; model is the name, data give the channels")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = create_model(model, in_channels=data.in_channels, **unet)
@@ -184,7 +187,7 @@ def _methods(
     made = parse_methods(methods, options)
     if "kd" in {*(method.name for method in made), *(tap.method for tap in taps or ())}:
         raise ValueError("kd compares class probabilities; a denoiser's prediction is compared by mse")
-    if any(method in methods for method in made) or (options or {}).get("red", {}).get("alpha") is not None:
+    if made == tuple(methods) or (options or {}).get("red", {}).get("alpha") is not None:
         return made
     return tuple(replace(method, alpha=1.0) if method.name == "red" else method for method in made)
 

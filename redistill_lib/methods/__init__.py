@@ -58,17 +58,19 @@ def parse_methods(
     >>> parse_methods("red+kd", {"red": {"alpha": 1.0}})
     (RED(kernel_size=3, distance='cosine', alpha=1.0), KD(temperature=2.0, alpha=1.0))
     """
-    if not isinstance(methods, str):
-        made = tuple(m for m in methods if not isinstance(m, str | type) and hasattr(m, "on_outputs"))
-        if len(made) == len(methods):
-            if options:
-                raise ValueError("options go with method names; set them on the method objects or the taps instead")
-            return made
-        if made or not all(isinstance(m, str) for m in methods):
-            raise TypeError(f"methods are either names, such as 'red+kd', or method objects, not {methods!r}")
-    names = [name.strip() for name in (methods.split("+") if isinstance(methods, str) else methods)]
+    if isinstance(methods, str):
+        methods = methods.split("+")
+    names = [m.strip() for m in methods if isinstance(m, str)]
+    made = tuple(m for m in methods if not isinstance(m, str | type) and hasattr(m, "on_outputs"))
+    if len(methods) not in (len(names), len(made)):
+        raise TypeError(f"methods are all names, such as 'red+kd', or all method objects, not {methods!r}")
+    if not names:
+        if options:
+            raise ValueError("options go with method names; set them on the method objects or the taps instead")
+        return made
+    text = "+".join(names)
     if len(set(names)) < len(names):
-        raise ValueError(f"{methods!r} names a method twice")
+        raise ValueError(f"{text!r} names a method twice")
     if unknown := set(options or {}) - set(names):
-        raise ValueError(f"options given for {', '.join(sorted(unknown))}, which {methods!r} does not use")
+        raise ValueError(f"options given for {', '.join(sorted(unknown))}, which {text!r} does not use")
     return tuple(make_method(name, **(options or {}).get(name, {})) for name in names)

@@ -43,7 +43,7 @@ def train_classifier(
             `load_model(run, network)` then gives the result.
         data: what `load_data` returns, or its name.
         runs_dir: the run store; an unfinished run there with the same parameters is resumed.
-        mixed_precision: ``no``, ``fp16`` or ``bf16``; cpu: stay on the CPU where there is a GPU.
+        mixed_precision: ``no``, ``bf16`` or, on a GPU, ``fp16``; cpu: stay on the CPU where there is a GPU.
         on_epoch: called with the history so far after each epoch; once, with all of it, for a run found complete.
 
     Returns the complete `Run`: metrics ``validation_accuracy``, ``test_accuracy`` (both at the best epoch on
@@ -53,7 +53,8 @@ def train_classifier(
 
     >>> run = train_classifier("mobilenetv3_small", load_data("digits"), Recipe(epochs=1))    # doctest: +SKIP
     """
-    recipe, seed = check_settings(recipe, Recipe, seed)
+    recipe = recipe or Recipe()
+    seed = check_settings(recipe, Recipe, seed)
     data = _data(data)
     network, spec = _network(model, data, width, seed)
     params = {"task": "classify", "model": spec, "data": data.params, "recipe": asdict(recipe), "seed": seed}
@@ -88,7 +89,8 @@ def distill_classifier(
 
     >>> run = distill_classifier("resnet18-4-11221", "runs/teacher", methods="red+kd")         # doctest: +SKIP
     """
-    recipe, seed = check_settings(recipe, Recipe, seed)
+    recipe = recipe or Recipe()
+    seed = check_settings(recipe, Recipe, seed)
     data = _data(data)
     teachers, names = open_teachers(teacher, data, "classifier")
     network, spec = _network(student, data, width, seed)
