@@ -40,9 +40,11 @@ def given(values: Tensor, logits: Tensor | None = None) -> Features:
     return Features(values.float(), logits, torch.arange(len(values)), (1, 8, 8), {"extractor": "none"})
 
 
-def gaussian(count: int, width: int, seed: int, spread: float = 1.0, shift: float = 0.0) -> Features:
+def gaussian(
+    count: int, width: int, seed: int, spread: float = 1.0, shift: float = 0.0, slope: float = 1.5
+) -> Features:
     generator = torch.Generator().manual_seed(seed)
-    scale = torch.logspace(0, -1.5, width)
+    scale = torch.logspace(0, -slope, width)
     return given(torch.randn(count, width, generator=generator) * scale * spread + shift)
 
 
@@ -188,7 +190,7 @@ def test_precision_and_recall_agree_with_loops() -> None:
 def test_extrapolation_removes_the_bias() -> None:
     plain, limits = [], []
     for seed in range(6):
-        found = metrics.extrapolate(gaussian(600, 32, 2 * seed), gaussian(400, 32, 2 * seed + 1), seed=seed)
+        found = metrics.extrapolate(gaussian(500, 32, 2 * seed), gaussian(400, 32, 2 * seed + 1), seed=seed)
         assert found.fid > found.error > abs(found.limit)
         plain.append(found.fid)
         limits.append(found.limit)
@@ -204,18 +206,29 @@ def test_extrapolation_finds_a_known_distance() -> None:
     assert abs(large.limit - truth) < large.error < small.error / 2
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    truth, held = 8 * 0.1**2, 0
+@pytest.mark.parametrize(
+    ("width", "fakes", "reals", "slope"),
+    [(8, 150, 150, 1.5), (16, 128, 160, 0), (64, 512, 512, 0), (64, 512, 640, 0), (64, 629, 629, 1.5)],
+)
+def test_the_interval_holds_the_truth_as_often_as_it_says(width: int, fakes: int, reals: int, slope: float) -> None:
+    truth, held = width * 0.1**2, 0
     for seed in range(60):
-        found = metrics.extrapolate(gaussian(150, 8, 2 * seed, shift=0.1), gaussian(150, 8, 2 * seed + 1))
+        fake = gaussian(fakes, width, 2 * seed, shift=0.1, slope=slope)
+        found = metrics.extrapolate(fake, gaussian(reals, width, 2 * seed + 1, slope=slope))
         held += abs(found.limit - truth) < found.error
-    assert 52 <= held <= 60  # of 95 %, 57 on average
+    assert 53 <= held <= 60  # of 95 %, 57 on average
 
 
-def test_no_extrapolation_from_parts_without_full_rank() -> None:
-    found = metrics.extrapolate(gaussian(128, 32, 0), gaussian(131, 32, 1))
-    assert math.isnan(found.limit) and found.fid > found.error > 0
-    assert not math.isnan(metrics.extrapolate(gaussian(132, 32, 0), gaussian(132, 32, 1)).limit)
+@pytest.mark.parametrize(
+    ("width", "fakes", "reals", "defined"),
+    [
+        (64, 300, 300, False), (64, 511, 511, False), (64, 512, 512, True), (64, 600, 600, True),
+        (64, 600, 750, True), (64, 600, 751, False), (64, 6000, 600, False), (16, 80, 800, False),
+    ],
+)  # fmt: skip
+def test_no_limit_where_fid_is_no_straight_line(width: int, fakes: int, reals: int, defined: bool) -> None:
+    found = metrics.extrapolate(gaussian(fakes, width, 0), gaussian(reals, width, 1))
+    assert math.isfinite(found.limit) == defined and found.fid > found.error > 0
 
 
 # -------------------------------------------------------------------------------------------------------- features
@@ -291,6 +304,51 @@ def test_pictures_that_are_none(images: Tensor, message: str) -> None:
         features(images, projection(4, 1, 8), progress=False)
 
 
+class Unread(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise AssertionError("the pass has begun")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [(GREY.add(1) / 2, "look like 0…1"), (GREY.where(GREY < 0.9, torch.nan), "nan in the pictures")],
+)
+def test_a_tensor_is_refused_before_the_pass(images: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        features(images, Extractor(Unread(), "u", num_features=64, channels=1), batch_size=1, progress=False)
+
+
+class Floats(torch.utils.data.Dataset[Any]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        return self.images[rows], torch.tensor(rows)
+
+
+def test_one_bright_batch_of_a_split_is_no_reason() -> None:
+    bright_first = GREY.flip(0)
+    assert len(features(Floats(bright_first), projection(4, 1, 8), batch_size=1, progress=False)) == 4
+    with pytest.raises(ValueError, match="look like 0…1"):
+        features(Floats(bright_first.add(1) / 2), projection(4, 1, 8), batch_size=1, progress=False)
+
+
+def test_what_is_no_set_of_pictures(digits: DataSplits) -> None:
+    wanted: list[tuple[Any, int, type[Exception], str]] = [
+        (GREY.numpy(), 8, TypeError, "not a ndarray; torch.from_numpy makes it a tensor"),
+        (digits, 8, TypeError, "not a DataSplits; give one split of it, such as data.train"),
+        ([GREY], 8, TypeError, "a tensor or a split of load_data, not a list"),
+        (GREY, 0, ValueError, "batch_size is 0; it is at least 1"),
+        (digits.test, -1, ValueError, "batch_size is -1; it is at least 1"),
+    ]
+    for images, batch_size, error, message in wanted:
+        with pytest.raises(error, match=message):
+            features(images, projection(4, 1, 8), batch_size=batch_size, progress=False)
+
+
 def test_features_that_are_not_finite() -> None:
     class Broken(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -316,6 +374,17 @@ def test_a_classifier_says_who_it_is(teacher: Extractor) -> None:
     torch.manual_seed(1)
     other = classifier_extractor(create_model("resnet18", in_channels=1, width=0.125), "teacher-1a2b", 0.97)
     assert other.weights != teacher.weights
+
+
+def test_a_classifier_trained_on_is_another() -> None:
+    eye = projection(4, 1, 8)
+    before = features(GREY, eye, progress=False)
+    with torch.no_grad():
+        next(eye.parameters()).add_(1)
+    after = features(GREY, eye, progress=False)
+    assert before.extractor["extractor_weights"] != after.extractor["extractor_weights"] == eye.weights
+    with pytest.raises(ValueError, match="make them again"):
+        score_images(before, before, eye)
 
 
 def test_mobilenet_is_read_before_its_last_layer() -> None:
@@ -484,6 +553,8 @@ def test_unlike_scores_are_not_compared() -> None:
     check_comparable(pd.concat([scored(ema=None, guidance=None).to_frame(), scored().to_frame()]))
     with pytest.raises(ValueError, match="guidance is None and 2"):
         check_comparable([scored(), scored(guidance=2)])
+    with pytest.raises(TypeError, match="takes a list of scores, this is a single one"):
+        check_comparable(scored())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no settings\.\* columns"):
         check_comparable(pd.DataFrame({"fid": [1.0]}))
 
@@ -497,6 +568,26 @@ def test_sets_that_do_not_fit(digits: DataSplits, teacher: Extractor, real: Feat
         score_images(real, real, teacher, settings={"n_fake": 3, "seed": 1}, progress=False)
     with pytest.raises(ValueError, match="64 fake pictures are too few"):
         score_images(real.take(torch.arange(64)), real, teacher)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"step": 50}, ValueError, "may not say 'step'; did you mean 'steps'"),
+        ({"EMA": True}, ValueError, "did you mean 'ema'"),
+        ({"samplers": "ddim"}, ValueError, "did you mean 'sampler'"),
+        ({"steps": torch.tensor(50)}, TypeError, "the setting 'steps' is a Tensor; give it as text, number, bool"),
+    ],
+)
+def test_settings_that_are_none(settings: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        score_images(GREY, GREY, Extractor(Unread(), "u", num_features=64, channels=1), settings=settings)
+
+
+def test_settings_of_one_s_own(teacher: Extractor, real: Features) -> None:
+    own = {"guidance": 1.5, "eta": None, "ema_decay": 0.99, "note": "x", "steps": 50}
+    score = score_images(real, real, teacher, settings=own, progress=False)
+    assert {name: score.settings[name] for name in own} == own
 
 
 def test_scoring_leaves_the_global_generator_alone(teacher: Extractor, real: Features) -> None:

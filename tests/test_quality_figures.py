@@ -12,7 +12,7 @@ import pytest
 from redistill_lib.figures import quality_vs_memory
 from redistill_lib.quality import Quality
 
-MIB = 2**20
+MIB, NAN = 2**20, float("nan")
 BY = {
     "n_fake": 5000, "n_real": 5000, "real": "ab12", "picture": "3×32×32", "extractor": "teacher-9f31",
     "extractor_accuracy": 0.941, "num_features": 512, "resize": "none", "ema": True, "sampler": "ddim", "steps": 50,
@@ -110,6 +110,66 @@ def test_runs_are_averaged_and_their_interval_is_over_seeds() -> None:
     assert trace.error_y.array[0] == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # t with two degrees of freedom
     assert headline(figure).startswith("RED leads, too close to KD to tell")
     assert "mean over runs" in note(figure)
+
+
+def test_seeds_a_few_bytes_apart_are_one_point() -> None:
+    """And students of one role at two budgets are two."""
+    near = [("red", 2 + 1e-4 * k, 12.0 + k) for k in range(3)]
+    figure = quality_vs_memory(scores([("student", 2, 15.0), *near, ("red", 4, 10.0), ("teacher", 9, 9.0)]))
+    trace = points(figure, "y")["RED"]
+    assert list(trace.y) == [13, 10] and "3 runs<br>2.00 MiB at peak, 2,000,100 parameters" in trace.customdata[0]
+    assert "1 run<br>4.00 MiB" in trace.customdata[1]
+    alone = quality_vs_memory(scores([("red", 2.0, 12.0), ("red", 2.2, 14.0)]))
+    assert points(alone, "y")["RED"].x[0] == pytest.approx(2.1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "rows", "value", "message"),
+    [
+        ("fid", ["red"], NAN, "the frame has no fid for RED; give"),
+        ("kid", ["naive", "red"], NAN, "no kid for naive student and RED; give"),
+        ("peak_bytes", ["red"], NAN, "no peak_bytes above 0 for RED; give"),
+        (
+            "peak_bytes",
+            ["teacher", "naive", "kd", "red"],
+            0,
+            "no peak_bytes above 0 for teacher, naive student, KD and",
+        ),
+        ("parameters", ["kd"], 0, "no parameters above 0 for KD; give"),
+    ],
+)
+def test_what_is_missing_is_no_finding(column: str, rows: list[str], value: float, message: str) -> None:
+    frame = scores([("naive" if role == "student" else role, *rest) for role, *rest in ONE])
+    frame[column] = frame[column].where(~frame["role"].isin(rows), value)
+    with pytest.raises(ValueError, match=message):
+        quality_vs_memory(frame)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (ONE, "RED leads in one run, too close to KD and naive student to tell: FID 12.0"),
+        (ONE[:2], "Teacher leads, too close to naive student to tell: FID 9.0 at 12.0 MiB"),
+        ([*ONE, ("naive", 6.0, 11.0), ("red", 6.1, 5.0)], "RED 5.0 (naive student 11.0, too close to tell)"),
+    ],
+)
+def test_without_an_interval_nothing_is_decided(rows: list[tuple[Any, ...]], expected: str) -> None:
+    figure = quality_vs_memory(scores(rows).assign(fid_error=NAN))
+    assert expected in headline(figure)
+    assert points(figure, "y")["teacher"].customdata[0].startswith("9.0, 1 run<br>")
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({"n_real", "picture", "sampler"}, "5,000 real pictures 3×32×32; sampler ddim, steps not stated, EMA not"),
+        ({"extractor", "steps"}, "By teacher-9f31; sampler not stated, 50 steps, EMA not stated."),
+        ({"ema"}, "Sampler not stated, steps not stated, EMA."),
+    ],
+)
+def test_the_caption_leaves_out_what_is_not_said(kept: set[str], expected: str) -> None:
+    figure = quality_vs_memory(scores(ONE).drop(columns=[f"settings.{name}" for name in BY if name not in kept]))
+    assert expected in note(figure) and "generated" not in note(figure)
 
 
 def test_floor_is_a_line_where_it_belongs() -> None:

@@ -18,6 +18,7 @@ from redistill_lib.figures.theme import (
     faint,
     finish,
     label,
+    listed,
     number,
     role_key,
     rows_of_legend,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
+COSTS = ("peak_bytes", "parameters")
 PANELS = {"fid": "fid_error", "kid": "kid_std"}  # a score, and what its line is where there is one run
 BUDGET = 1.15  # students whose peaks are within this factor have the same memory: RED blocks need a little
 APART = 0.03  # of the axis: how far such students stand from each other
@@ -40,12 +42,13 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, titl
     """FID and KID over peak memory, lower left is better; the area of a bubble is the network's parameters.
 
     `frame` has a row per trained network: `Quality.to_frame()` of its score, and columns ``role``, ``peak_bytes`` and
-    ``parameters``. Rows of one role and peak are runs (seeds): the bubble is their mean, its line the 95 % t-interval
-    over runs. A single run's line is its FID's 95 % interval over draws of pictures, and its KID's spread over
-    subsets. `floor` is what `redistill_lib.quality.floor` gives. The title goes by FID.
+    ``parameters``. Rows of one role whose peaks are within 15 % are runs (seeds): the bubble is their mean, its line
+    the 95 % t-interval over runs. A single run's line is its FID's 95 % interval over draws of pictures, and its
+    KID's spread over subsets. `floor` is what `redistill_lib.quality.floor` gives. The title goes by FID; where a
+    single run's ``fid_error`` is NaN, it leaves open who is ahead.
 
-    Raises ValueError for a missing column, an empty frame, scores that are not made in the same way, and a floor of
-    other numbers of pictures or another extractor.
+    Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, scores that are not
+    made in the same way, and a floor of other numbers of pictures or another extractor.
 
     >>> import pandas as pd
     >>> from redistill_lib.quality import Quality
@@ -62,6 +65,7 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, titl
         raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise ValueError("the frame has no row: there is no score to show")
+    _check_values(frame)
     check_comparable(frame)
     if floor is not None:
         _check_floor(frame, floor)
@@ -90,22 +94,40 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, titl
     )  # fmt: skip
 
 
-def _points(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row per role and peak: means, intervals, the values of the runs."""
+def _check_values(frame: pd.DataFrame) -> None:
     import pandas as pd
 
-    frame = frame.assign(role=frame["role"].map(role_key))
+    lacking = []
+    for name in ("fid", "kid", *COSTS):
+        least = 0 if name in COSTS else -math.inf
+        good = pd.to_numeric(frame[name], errors="coerce").between(least, math.inf, inclusive="neither")
+        if roles := list(dict.fromkeys(frame["role"][~good].map(label))):
+            lacking.append(f"{name}{' above 0' * (name in COSTS)} for {listed(roles)}")
+    if lacking:
+        raise ValueError(f"the frame has no {', no '.join(lacking)}; give the value or leave the row out")
+
+
+def _points(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row per role and memory: means, intervals, the values of the runs."""
+    import pandas as pd
+
+    frame = frame.assign(role=frame["role"].map(role_key)).reset_index(drop=True)
     rows = []
-    for (role, peak), runs in frame.groupby(["role", "peak_bytes"], sort=False):
-        row: dict[str, Any] = {"role": role, "peak": peak, "parameters": float(runs["parameters"].mean())}
-        row["n"] = len(runs)
+    parts = [
+        (role, part.loc[alike])
+        for role, part in frame.groupby("role", sort=False)
+        for alike in _alike(part["peak_bytes"])
+    ]
+    for role, runs in parts:
+        row: dict[str, Any] = {"role": role, "n": len(runs)}
+        row |= {"peak": float(runs["peak_bytes"].mean()), "parameters": float(runs["parameters"].mean())}
         for panel, spread in PANELS.items():
             values = [float(value) for value in runs[panel]]
             row[f"{panel}_runs"] = values
             row[panel] = sum(values) / len(values)
             row[f"{panel}_error"] = interval(values) if len(runs) > 1 else float(runs[spread].iloc[0])
         rows.append(row)
-    table = pd.DataFrame(rows).assign(x=lambda points: points["peak"].astype(float))
+    table = pd.DataFrame(rows).assign(x=lambda points: points["peak"])
     for budget in _budgets(table):  # side by side, as their bubbles would hide each other
         order = budget.sort_index().sort_values("peak", kind="stable").index
         for k, index in enumerate(order):
@@ -129,7 +151,8 @@ def _add_panel(figure: go.Figure, table: pd.DataFrame, panel: str, name: str, sc
                 )
             )  # fmt: skip
         detail = [
-            f"{number(value, 1)} ± {number(half, 1)}, {row.n} run{'s' * (row.n > 1)}<br>"
+            f"{number(value, 1)}{'' if math.isnan(half) else f' ± {number(half, 1)}'}, "
+            f"{row.n} run{'s' * (row.n > 1)}<br>"
             f"{format_size(row.peak)} at peak, {row.parameters:,.0f} parameters"
             for value, half, row in zip(own, error, part.itertuples(), strict=True)
         ]
@@ -182,22 +205,29 @@ def _check_floor(frame: pd.DataFrame, floor: Quality) -> None:
 
 def _budgets(table: pd.DataFrame) -> list[pd.DataFrame]:
     """Students of about the same memory, best first; the least memory first."""
-    students = table[table["role"] != "teacher"].sort_values("peak")
-    budgets: list[list[int]] = []
-    for index, peak in students["peak"].items():
-        if budgets and peak <= BUDGET * students.loc[budgets[-1][0], "peak"]:
-            budgets[-1].append(index)
+    students = table[table["role"] != "teacher"]
+    return [students.loc[rows].sort_values("fid") for rows in _alike(students["peak"])]
+
+
+def _alike(peaks: pd.Series[Any]) -> list[list[Any]]:
+    """The rows of about the same memory together; the least memory first."""
+    groups: list[list[Any]] = []
+    for index, peak in peaks.sort_values(kind="stable").items():
+        if groups and peak <= BUDGET * peaks[groups[-1][0]]:
+            groups[-1].append(index)
         else:
-            budgets.append([index])
-    return [students.loc[rows].sort_values("fid") for rows in budgets]
+            groups.append([index])
+    return groups
 
 
 def _finding(table: pd.DataFrame) -> str:
     budgets = [budget for budget in _budgets(table) if len(budget) > 1]
     teacher = table[table["role"] == "teacher"]
     if not budgets:
-        best = table.sort_values("fid").iloc[0]
-        return f"{capital(label(best['role']))} has the lowest FID, {best['fid']:.1f} at {format_size(best['peak'])}"
+        ranked = table.sort_values("fid")
+        best, near = ranked.iloc[0], _near(ranked)
+        lead = f"leads, too close to {near} to tell: FID" if near else "has the lowest FID,"
+        return f"{capital(label(best['role']))} {lead} {best['fid']:.1f} at {format_size(best['peak'])}"
     once = " in one run" if int(table["n"].min()) == 1 else ""
     if len(budgets) == 1:
         return _at_one_budget(budgets[0], teacher, once)
@@ -219,8 +249,8 @@ def _at_one_budget(budget: pd.DataFrame, teacher: pd.DataFrame, once: str) -> st
         memory = f"at {100 * best['peak'] / top['peak']:.0f} % of the teacher's memory; teacher {top['fid']:.1f}"
     text = f"FID {best['fid']:.1f}, {label(rival['role'])} {rival['fid']:.1f}, {memory}"
     name = capital(label(best["role"]))
-    if near := [label(row["role"]) for _, row in budget.iloc[1:].iterrows() if _open(best, row)]:
-        return f"{name} leads{once}, too close to {' and '.join(near)} to tell: {text}"
+    if near := _near(budget):
+        return f"{name} leads{once}, too close to {near} to tell: {text}"
     other = budget.sort_values("kid").iloc[0]["role"]
     doubt = f"; by KID {label(other)} is ahead" if other != best["role"] else ""
     return f"{name} does best{once}: {text}{doubt}"
@@ -233,12 +263,20 @@ def _rival(budget: pd.DataFrame) -> Mapping[str, Any]:
     return rival
 
 
+def _near(ranked: pd.DataFrame) -> str:
+    """The other roles of which it is open whether they are worse than the first."""
+    best, others = ranked.iloc[0], ranked.iloc[1:]
+    near = [label(row["role"]) for _, row in others[others["role"] != best["role"]].iterrows() if _open(best, row)]
+    return listed(dict.fromkeys(near)) if near else ""
+
+
 def _open(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether the intervals leave open which FID is the lower: over seeds, or over pictures where a run is single."""
     if min(best["n"], other["n"]) > 1:
         delta, half = difference(other["fid_runs"], best["fid_runs"])
         return half >= delta
-    return math.hypot(best["fid_error"], other["fid_error"]) >= other["fid"] - best["fid"]
+    decided: bool = math.hypot(best["fid_error"], other["fid_error"]) < other["fid"] - best["fid"]
+    return not decided  # which a missing error leaves too
 
 
 def _note(frame: pd.DataFrame, table: pd.DataFrame, floor: Quality | None) -> str:
@@ -265,12 +303,19 @@ def _note(frame: pd.DataFrame, table: pd.DataFrame, floor: Quality | None) -> st
 
 
 def _setting(said: Mapping[str, Any]) -> str:
-    """What the scores were made with, in words."""
-    accuracy = said.get("extractor_accuracy")
-    known = isinstance(accuracy, float) and not math.isnan(accuracy)
-    right = f", test accuracy {100 * accuracy:.1f} %" if known and accuracy is not None else ""
-    eye = f"{said.get('extractor')} ({said.get('num_features')} features{right})"
-    sampler, steps, ema = (_stated(said.get(name)) for name in ("sampler", "steps", "ema"))
+    """What the scores were made with, in words: the sampling always, of the rest what is said."""
+    said = {name: known for name, value in said.items() if (known := _stated(value)) is not None}
+    counts = {"generated": said.get("n_fake"), "real": said.get("n_real")}
+    sets = " against ".join(f"{int(count):,} {kind}" for kind, count in counts.items() if count is not None)
+    parts = [f"{sets} pictures {said.get('picture', '')}".strip()] if sets or "picture" in said else []
+    if "extractor" in said:
+        detail = [f"{int(said['num_features'])} features"] if "num_features" in said else []
+        if "extractor_accuracy" in said:
+            detail.append(f"test accuracy {100 * said['extractor_accuracy']:.1f} %")
+        parts.append(f"by {said['extractor']}" + (f" ({', '.join(detail)})" if detail else ""))
+    if "resize" in said:
+        parts.append("not resized" if said["resize"] == "none" else f"resized to {said['resize']}")
+    sampler, steps, ema = (said.get(name) for name in ("sampler", "steps", "ema"))
     made = ", ".join(
         [
             f"sampler {sampler or 'not stated'}",
@@ -278,12 +323,7 @@ def _setting(said: Mapping[str, Any]) -> str:
             "EMA not stated" if ema is None else "EMA" if ema else "no EMA",
         ]
     )
-    resize = said.get("resize", "none")
-    size = "not resized" if resize == "none" else f"resized to {resize}"
-    return (
-        f"{int(said.get('n_fake', 0)):,} generated against {int(said.get('n_real', 0)):,} real pictures "
-        f"{said.get('picture')}, by {eye}, {size}; {made}."
-    )
+    return capital("; ".join([", ".join(parts), made] if parts else [made])) + "."
 
 
 def _stated(value: Any) -> Any:

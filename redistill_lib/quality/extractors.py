@@ -56,7 +56,11 @@ class Extractor(nn.Module):
         self.num_features, self.channels, self.image_size = num_features, channels, image_size
         self.uint8, self.accuracy = uint8, accuracy
         self.resize = f"{image_size}×{image_size}, bilinear, antialiased" if image_size else resize
-        self.weights = _hash(network)
+
+    @property
+    def weights(self) -> str:
+        """A hash of the network as it is at this moment: whoever built it may train it on."""
+        return _hash(self.network)
 
     @property
     def input_range(self) -> str:
@@ -150,7 +154,7 @@ def inception_extractor(path: str | Path | None = None) -> Extractor:
     `path` is either a TorchScript file, which brings its own network, or a ``.pth`` or ``.safetensors`` file of
     torch-fidelity's weights, which needs that package. Without `path`, torch-fidelity's file is looked for where
     ``torch.hub`` keeps its downloads. The network resizes to 299×299 by itself, as TensorFlow 1 did. Give its
-    FID over few pictures little trust: 2,048 features want 10,000 or more.
+    FID over few pictures little trust: 2,048 features want 10,000 or more, and 16,384 for its limit N → ∞.
 
     Raises FileNotFoundError where there is no file and ImportError without torch-fidelity, both with what to get;
     ValueError for a file that does not give 2,048 features.

@@ -72,34 +72,39 @@ def features(
     device it is on.
 
     Raises ValueError for an empty set, another dtype, values that are not finite or outside −1…1, floats that look
-    like 0…1, and a number of channels that the extractor does not take.
+    like 0…1, a number of channels that the extractor does not take, and a `batch_size` below 1; TypeError for what
+    is neither a tensor nor a split.
 
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
     >>> features(torch.zeros(3, 1, 2, 2), eye).values[0].tolist()  # −1…1 in steps of 1/127.5: no level is 0
     [0.003921627998352051, 0.003921627998352051, 0.003921627998352051, 0.003921627998352051]
     """
+    if not isinstance(images, Tensor) and not hasattr(images, "__getitems__"):
+        kind = type(images).__name__
+        hints = {
+            "DataSplits": "; give one split of it, such as data.train",
+            "ndarray": "; torch.from_numpy makes it a tensor",
+        }
+        raise TypeError(f"pictures are a tensor or a split of load_data, not a {kind}{hints.get(kind, '')}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it is at least 1")
     count = len(images)  # type: ignore[arg-type]
     if not count:
         raise ValueError("there are no pictures to look at: the set is empty")
     state = next((t for t in (*extractor.parameters(), *extractor.buffers())), torch.empty(0))
+    batches = _levels(images, batch_size)
+    if isinstance(images, Tensor):  # all there already: say what is wrong with it before a long pass
+        batches = iter(list(batches))
     seen, logits, digests = [], [], []
-    least = torch.inf
     shape: tuple[int, ...] = ()
     with evaluating(extractor), progress_bar(count, f"features by {extractor.name}", progress) as bar:
-        for batch in _batches(images, batch_size):
-            least = min(least, float(batch.min()) if batch.is_floating_point() else -1.0)
-            levels = _levels(batch)
+        for levels in batches:
             shape = tuple(levels.shape[1:])
             values, scores = extractor(levels.to(state.device))
             seen.append(values.float().cpu())
             logits.append(None if scores is None else scores.float().cpu())
             digests += [_digest(picture) for picture in levels.cpu()]
             bar.update(len(levels))
-    if least >= 0 and bool(torch.as_tensor(digests).unique().numel() > 1):
-        raise ValueError(
-            "no value of these float pictures is below 0, so they look like 0…1; −1…1 is expected: "
-            "images * 2 - 1, or (images * 255).round().byte()"
-        )
     values = torch.cat(seen)
     if not values.isfinite().all():
         row = int((~values.isfinite().all(1)).nonzero()[0])
@@ -123,8 +128,23 @@ def _batches(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
             yield pictures
 
 
-def _levels(images: Tensor) -> Tensor:
-    """uint8 B×C×H×W."""
+def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
+    """uint8 batches B×C×H×W; ValueError after the last if all were 0…1, as the pictures of one batch may well be."""
+    least, first, differ = torch.inf, torch.empty(0), False
+    for batch in _batches(images, size):
+        levels = _as_levels(batch)
+        least = min(least, float(batch.min()) if batch.is_floating_point() else -1.0)
+        first = first if len(first) else levels[:1]
+        differ = differ or levels.shape[1:] != first.shape[1:] or bool((levels != first).any())
+        yield levels
+    if least >= 0 and differ:
+        raise ValueError(
+            "no value of these float pictures is below 0, so they look like 0…1; −1…1 is expected: "
+            "images * 2 - 1, or (images * 255).round().byte()"
+        )
+
+
+def _as_levels(images: Tensor) -> Tensor:
     if images.ndim != 4:
         raise ValueError(f"pictures are a batch N×C×H×W, these have the shape {'×'.join(map(str, images.shape))}")
     if images.dtype == torch.uint8:

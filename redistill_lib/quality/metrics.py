@@ -18,6 +18,9 @@ SUBSETS, SUBSET_SIZE = 100, 1000  # KID: Bińkowski et al. 2018
 SPLITS = 10  # Inception Score: Salimans et al. 2016
 NEIGHBOURS, MOST = 3, 10_000  # precision and recall: Kynkäänniemi et al. 2019; of larger sets a part
 GROUPS, LEVELS = 12, (1, 2, 3, 4)  # of the jackknife; parts that each set is cut into to extrapolate
+# FID bends in 1/N below so many pictures per feature, and the more, the larger one set is than the other: simulated
+# with 64 features and 512 against 5,120 pictures, the interval of the limit would hold it in 73 % of cases.
+PER_FEATURE, LARGER = 2, 1.25
 CHUNK = 4096
 
 
@@ -152,12 +155,14 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0, progress: bool
     """FID free of the bias of finite N: the intercept of a line through FID over 1/N (Chong & Forsyth 2020).
 
     FID is taken of the whole sets and of their halves, thirds and quarters, pairwise; unlike in the paper the real
-    set shrinks with the fake one, so its bias goes too, and the limit can fall below 0. It is NaN where a quarter is
-    no larger than the number of features.
+    set shrinks with the fake one, so its bias goes too, and the limit can fall below 0. It is NaN where a quarter of
+    the smaller set has fewer than two pictures per feature, or the larger set is more than 1.25 times the smaller:
+    FID is then no straight line in 1/N.
 
     The error is by a jackknife that leaves out each of 12 random groups of both sets in turn. It holds the chance by
     which pictures were drawn, and nothing of the training. It is taken of the FID at N, and does for the limit too:
-    of pairs of Gaussian samples a known distance apart, the interval held that distance in 92 to 98 % of cases.
+    of pairs of Gaussian samples of 16 to 256 features, a known distance apart, the interval held that distance in 91
+    to 99 % of cases; of 4 features, in 86 to 96 %.
     """
     from scipy.special import stdtrit
 
@@ -167,8 +172,9 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0, progress: bool
         order = torch.randperm(len(which), generator=generator)
         groups.append([_moments(part.double() - real.mean) for part in which.values[order].tensor_split(GROUPS)])
     pairs = list(zip(*groups, strict=True))
-    quarter = min(len(fake), len(real)) // LEVELS[-1]
-    levels = LEVELS if quarter > real.values.shape[1] else LEVELS[:1]
+    small, large = sorted((len(fake), len(real)))
+    straight = small >= LEVELS[-1] * PER_FEATURE * real.values.shape[1] and large <= LARGER * small
+    levels = LEVELS if straight else LEVELS[:1]
     parts = [(level, part) for level in levels for part in _cut(pairs, level)]
     with progress_bar(len(parts) + GROUPS, "FID for N → ∞", progress) as bar:
 

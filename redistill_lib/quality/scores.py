@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,7 +88,8 @@ def score_images(
         seed: of the subsets that KID, Inception Score, precision, recall and the interval of FID draw.
 
     Raises ValueError for pictures that `features` refuses, sets of different shape or extractor, fewer pictures
-    than FID needs (one more than the extractor has features), and a setting that is measured here.
+    than FID needs (one more than the extractor has features), and a setting that is measured here or misspelt;
+    TypeError for a setting that is neither text nor number, bool or None.
 
     >>> import torch
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
@@ -96,6 +98,7 @@ def score_images(
     >>> score.fid < 0.1, score.settings["n_fake"], score.settings["steps"]
     (True, 120, 50)
     """
+    _check_settings(settings or {})
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
         shapes = " and ".join("×".join(map(str, which.shape)) for which in (a, b))
@@ -155,6 +158,8 @@ def check_comparable(scores: Sequence[Quality] | pd.DataFrame, *, ignore: Sequen
 
     `scores` are `Quality` objects or the rows of their frames (`Quality.to_frame`, concatenated).
     """
+    if isinstance(scores, Quality):
+        raise TypeError("check_comparable takes a list of scores, this is a single one: check_comparable([a, b])")
     if isinstance(scores, Sequence):
         found = [score.settings for score in scores]
     else:
@@ -176,6 +181,16 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 def _same(a: Any, b: Any) -> bool:
     missing = [value is None or (isinstance(value, float) and math.isnan(value)) for value in (a, b)]
     return all(missing) or (not any(missing) and bool(a == b))  # a frame makes NaN of None
+
+
+def _check_settings(given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        near = difflib.get_close_matches(str(name).lower(), STATED, n=1, cutoff=0.8)
+        if near and name not in STATED:
+            raise ValueError(f"settings may not say {name!r}; did you mean {near[0]!r}?")
+        if not isinstance(value, str | int | float | None):  # a bool is an int
+            kind = type(value).__name__
+            raise TypeError(f"the setting {name!r} is a {kind}; give it as text, number, bool or None")
 
 
 def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
