@@ -29,7 +29,7 @@ FLOORS = [
     {"distill", "maps", "memory", "quality", "checkpoint"},
     {"methods", "student", "sweep", "report", "models"},
     {"taps"},
-    {"red", "data", "augment", "runs", "plans", "parameters", "progress", "fakes"},
+    {"red", "data", "augment", "runs", "plans", "parameters", "progress", "fakes", "checks"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 TORCH_FREE = ["cli", "sweep", "report", "runs", "plans", "parameters"]

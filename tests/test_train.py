@@ -366,8 +366,8 @@ CALLS = [train_classifier, partial(distill_classifier, teacher="nowhere")]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": -1}, "seed is a whole number from 0 up, not -1"),
-        ({"seed": "0"}, "seed is a whole number from 0 up, not '0'"),
+        ({"seed": -1}, "seed=-1 is not a whole number of 0 or more"),
+        ({"seed": "0"}, "seed='0' is not a whole number of 0 or more"),
         ({"recipe": DiffusionRecipe()}, "takes a Recipe as its recipe, not a DiffusionRecipe"),
     ],
 )
@@ -428,14 +428,14 @@ def test_schedules() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs is a whole number from 1 up"),
-        ({"epochs": 3.0}, "epochs is a whole number from 1 up"),
-        ({"batch_size": 1}, "batch_size is a whole number from 2 up"),
-        ({"workers": -1}, "workers is a whole number from 0 up"),
-        ({"milestones": (1.5,)}, "a milestone is a whole number from 0 up, not 1.5"),
+        ({"epochs": 0}, "epochs=.* is not a whole number of 1 or more"),
+        ({"epochs": 3.0}, "epochs=.* is not a whole number of 1 or more"),
+        ({"batch_size": 1}, "batch_size=.* is not a whole number of 2 or more"),
+        ({"workers": -1}, "workers=.* is not a whole number of 0 or more"),
+        ({"milestones": (1.5,)}, r"milestones\[0\]=1.5 is not a whole number"),
         *(({"learning_rate": value}, "above 0") for value in (0.0, float("nan"), "0.1")),
-        ({"clip_norm": 0}, "clip_norm is a number above 0"),
-        ({"divide_by": 0}, "divide_by is a number above 0"),
+        ({"clip_norm": 0}, "clip_norm=0 is not a number above 0"),
+        ({"divide_by": 0}, "divide_by=0 is not a number above 0"),
         ({"weight_decay": -1e-4}, "weight_decay is a number from 0 up"),
         ({"label_smoothing": 2}, "label_smoothing is a number from 0 to 1"),
         ({"augmentation": "crp"}, "did you mean crop"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from redistill_lib.train.recipe import check_above_zero, is_number, whole
+from redistill_lib.checks import check_above_zero, is_number, whole
 
 
 @dataclass(frozen=True)

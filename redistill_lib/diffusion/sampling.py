@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.checkpoint import load_model
+from redistill_lib.checks import whole, wholes
 from redistill_lib.diffusion.denoise import SAMPLERS, T, channels_of, check_times, classes_of, make_schedule, noise_of
 from redistill_lib.memory import profile_memory
-from redistill_lib.models.unet import whole, wholes
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 from redistill_lib.taps import evaluating

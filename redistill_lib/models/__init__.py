@@ -13,10 +13,11 @@ from typing import Literal, TypeVar, Unpack
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.checks import whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
-from redistill_lib.models.unet import UNet, UNetOptions, whole, wholes
+from redistill_lib.models.unet import UNet, UNetOptions
 from redistill_lib.plans import StridePlan
 
 __all__ = [

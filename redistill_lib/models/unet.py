@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.checks import whole, wholes
 from redistill_lib.plans import StridePlan
 
 LEVELS = 4  # resolutions of the paper's U-Net
@@ -36,20 +36,6 @@ def usual_plan(levels: int = LEVELS) -> StridePlan:
 def place_paths(levels: int = LEVELS) -> tuple[str, ...]:
     """Module paths of the strided layers: the head, then the last block of every level but the deepest."""
     return ("head", *(f"downblocks.{(RES_BLOCKS + 1) * level - 1}.main" for level in range(1, levels)))
-
-
-def whole(label: str, value: Any, least: int = 1) -> int:
-    """`value` as an int from `least` up, or a ValueError that names it."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise ValueError(f"{label}={value!r} is not a whole number of {least} or more.")
-    return int(value)
-
-
-def wholes(label: str, values: Any, least: int = 1) -> tuple[int, ...]:
-    """`values` as a tuple of ints from `least` up, or a ValueError that names the wrong one."""
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise ValueError(f"{label}={values!r} is not a sequence of whole numbers, such as (1, 2).")
-    return tuple(whole(f"{label}[{index}]", value, least) for index, value in enumerate(values))
 
 
 def _norm(channels: int) -> nn.GroupNorm:

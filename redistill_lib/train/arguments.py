@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from redistill_lib.checkpoint import fingerprint, load_model
+from redistill_lib.checks import whole
 from redistill_lib.data import DataSplits
 from redistill_lib.runs import Run
-from redistill_lib.train.recipe import whole
 
 Teacher = Run | str | Path | nn.Module
 TASKS = {"classify": "classifier", "distill": "classifier", "diffuse": "denoiser", "distill diffusion": "denoiser"}

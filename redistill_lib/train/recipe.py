@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
 
 import torch
 from torch import nn
 
 from redistill_lib.augment import parse_recipe
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """`value` as an int, or a ValueError that names it. A float is refused: 4 and 4.0 would be two runs."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise ValueError(f"{name} is a whole number from {least} up, not {value!r}")
-    return int(value)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_above_zero(**values: Any) -> None:
-    for name, value in values.items():
-        if not is_number(value) or value <= 0:
-            raise ValueError(f"{name} is a number above 0, not {value!r}")
+from redistill_lib.checks import check_above_zero, is_number, whole, wholes
 
 
 @dataclass(frozen=True)
@@ -63,7 +44,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):  # batch norm wants two pictures
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
-        object.__setattr__(self, "milestones", tuple(whole("a milestone", epoch, 0) for epoch in self.milestones))
+        object.__setattr__(self, "milestones", wholes("milestones", self.milestones, 0))
         check_above_zero(learning_rate=self.learning_rate, divide_by=self.divide_by)
         if self.clip_norm is not None:
             check_above_zero(clip_norm=self.clip_norm)
