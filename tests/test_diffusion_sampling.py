@@ -237,6 +237,7 @@ def test_grid() -> None:
     ("kwargs", "message"),
     [
         ({"sampler": "dimm"}, "unknown sampler 'dimm'; did you mean 'ddim'"),
+        ({"sampler": "DPMpp"}, r"unknown sampler 'DPMpp'; did you mean 'dpm\+\+'"),
         ({"steps": 0}, "steps=0 is not a whole number of 1 or more"),
         ({"labels": 1}, "labels need a network trained with classes; build it with num_classes="),
         ({"guidance": 1.0}, "guidance need"),

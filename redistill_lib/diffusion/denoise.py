@@ -67,7 +67,7 @@ def make_schedule(sampler: str = "ddpm") -> Any:
     import diffusers
 
     if sampler not in SAMPLERS:
-        near = difflib.get_close_matches(str(sampler).lower(), SAMPLERS, n=1, cutoff=0.3)
+        near = difflib.get_close_matches(str(sampler).lower().replace("pp", "++"), SAMPLERS, n=1, cutoff=0.3)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown sampler {sampler!r}{hint} (known: {', '.join(SAMPLERS)})")
     return getattr(diffusers, SAMPLERS[sampler])(**SCHEDULE, timestep_spacing="trailing")
