@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import redistill_lib as rd
-from redistill_lib.diffusion.average import average_of
+from redistill_lib.diffusion.ema import average_of
 
 CH, BATCH, SIZE = 32, 16, 32
 RATE, DECAY = 2e-4, 0.9999

@@ -5,7 +5,7 @@
     python benchmarks/diffusion_table.py cifar10 --data FOLDER --seeds 1        the paper's U-Nets; wants a GPU
 
 Each seed trains its own teacher, and every student from it, for the same number of steps with the same recipe. All
-are drawn with the same sampler from the same noise, as many as there are real pictures in the half of the training
+are drawn with the same sampler from the same noise, as many as there are real images in the half of the training
 set (or of 20,000 of it) that they are compared with, by one classifier trained on the same data (its accuracy is
 printed); the other half gives the floor. The taps, distance and weight of RED, alone and beside the output's MSE, are
 the choice of lowest KID to the validation digits among the four each that the authors' configurations suggest, under
@@ -34,11 +34,11 @@ import torch
 
 import redistill_lib as rd
 from redistill_lib.data import DataSplits
-from redistill_lib.diffusion import DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
 from redistill_lib.figures import quality_vs_memory
 from redistill_lib.figures.comparison import interval
 from redistill_lib.quality import Extractor, classifier_extractor, features, floor, halves
 from redistill_lib.runs import Run
+from redistill_lib.train import DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ SETTINGS = {
         judge="resnet18-1-11222", judge_recipe=rd.Recipe(epochs=20), judge_width=1.0,
     ),
 }  # fmt: skip
-MOST = 20_000  # real pictures looked at, in two halves
+MOST = 20_000  # real images looked at, in two halves
 SAMPLER, DRAW_STEPS = "ddim", 25
 CHOICE_SEED = 100
 #: The ways of using RED: (taps, distance, alpha); "ends" are the first and the last tap of "all".
@@ -124,7 +124,7 @@ def spread(pool: Any, function: Any, jobs: Sequence[tuple[Any, ...]]) -> list[An
 
 
 def choose(pool: Any, setting: Setting, extractor: Extractor) -> None:
-    """Score every way of using RED against the validation pictures, and keep the table."""
+    """Score every way of using RED against the validation images, and keep the table."""
     data = setting.load()
     train(setting, "teacher", CHOICE_SEED)
     cases = [(role, way) for role in CHOSEN for way in WAYS]
@@ -159,9 +159,9 @@ def table(pool: Any, setting: Setting, extractor: Extractor, seeds: range) -> No
     frame.to_csv(setting.result(".csv"), index=False)
     lowest = floor(real, extractor, progress=False)
     quality_vs_memory(frame, floor=lowest).write_image(setting.result(".png"), scale=2)
-    print(f"every network: {setting.recipe.steps:,} steps of {setting.recipe.batch_size} pictures, averaged weights;")
+    print(f"every network: {setting.recipe.steps:,} steps of {setting.recipe.batch_size} images, averaged weights;")
     print(f"{len(half):,} samples, {SAMPLER} in {DRAW_STEPS} steps, scored by {extractor.name}")
-    print(f"one half of the real pictures against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")
+    print(f"one half of the real images against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")
     print(summary(frame).to_string(float_format="%.4g"))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/paper_memory.py               a quarter of a minute; nothing is trained, nothing is computed
 
-Peaks of activations in MiB, float32, one picture, for the pairs of the paper. `published` and `paper` follow the
+Peaks of activations in MiB, float32, one image, for the pairs of the paper. `published` and `paper` follow the
 authors' estimate: the first is the highest entry of their Figure 7 (data/published/footprints.csv; students are those
 of that figure), the second ours by the same counting. `fused` is what a sane edge runtime holds: teacher, student,
 student with RED blocks as the authors run them, and with blocks that work in place. Weights are untrained: only their

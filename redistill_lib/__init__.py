@@ -19,49 +19,57 @@ _HOMES = {
     "load_checkpoint": "models",
     "RedBlock": "red",
     "alignment_loss": "red",
-    "Tap": "taps",
-    "match_taps": "taps",
-    "read_taps": "taps",
-    "feature_maps": "taps",
+    "Tap": "distill",
+    "match_taps": "distill",
+    "read_taps": "distill",
+    "feature_maps": "network",
     "derive_student": "student",
     "Distillation": "distill",
     "load_data": "data",
     "as_batch": "data",
-    "to_float": "augment",
+    "to_float": "data",
     "Recipe": "train",
     "STL10": "train",
     "train_classifier": "train",
     "distill_classifier": "train",
     "evaluate": "train",
     "load_runs": "runs",
-    "load_model": "checkpoint",
+    "load_model": "models.saved",
     "profile_memory": "memory",
     "measure_memory": "memory",
     "memory_bounds": "memory",
     "fit_to_budget": "budget",
     "score_images": "quality",
-    "train_diffusion": "diffusion",
-    "distill_diffusion": "diffusion",
+    "train_diffusion": "train",
+    "distill_diffusion": "train",
     "sample": "diffusion",
 }
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from redistill_lib.augment import to_float
     from redistill_lib.budget import fit_to_budget
-    from redistill_lib.checkpoint import load_model
     from redistill_lib.data import as_batch, load_data
-    from redistill_lib.diffusion import distill_diffusion, sample, train_diffusion
-    from redistill_lib.distill import Distillation
+    from redistill_lib.data.augment import to_float
+    from redistill_lib.diffusion import sample
+    from redistill_lib.distill import Distillation, Tap, match_taps, read_taps
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
+    from redistill_lib.models.saved import load_model
+    from redistill_lib.network import feature_maps
     from redistill_lib.plans import StridePlan
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss
     from redistill_lib.runs import load_runs
     from redistill_lib.student import derive_student
-    from redistill_lib.taps import Tap, feature_maps, match_taps, read_taps
-    from redistill_lib.train import STL10, Recipe, distill_classifier, evaluate, train_classifier
+    from redistill_lib.train import (
+        STL10,
+        Recipe,
+        distill_classifier,
+        distill_diffusion,
+        evaluate,
+        train_classifier,
+        train_diffusion,
+    )
 
 
 def __getattr__(name: str) -> Any:

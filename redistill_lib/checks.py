@@ -1,11 +1,23 @@
-"""Numbers that a caller gives, refused in one sentence where they cannot be meant."""
+"""What a caller gives, refused in one sentence where it cannot be meant."""
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
+
+
+def hint(word: object, known: Iterable[str]) -> str:
+    """What a misspelt word may have meant, as the end of a sentence; nothing where no known word is close.
+
+    >>> hint("digit", ["digits", "cluttered"])
+    "; did you mean 'digits'?"
+    """
+    folded = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(repr(folded[match]) for match in close)}?" if close else ""
 
 
 def whole(label: str, value: Any, least: int = 1) -> int:

@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
-    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="the picture of live bytes, as one page")
+    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="the image of live bytes, as one page")
     memory.set_defaults(command=_memory)
 
     models = commands.add_parser("models", help="list the built-in networks and their usual stride plans")
@@ -176,7 +176,7 @@ def _memory(arguments: argparse.Namespace) -> int:
             "--budget counts by the fused convention and prints a table, or JSON: leave out the other flags"
         )
     shape = {"batch": arguments.batch, "in_channels": arguments.in_channels, "device": "meta"}
-    # A network of one's own is called with pictures alone, as any built-in classifier is.
+    # A network of one's own is called with images alone, as any built-in classifier is.
     inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
     model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
     _check_runs(arguments.model, model, inputs)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.augment import to_float
+from redistill_lib.data.augment import to_float
+from redistill_lib.distill import Tap
+from redistill_lib.network import Place, feature_maps, map_shapes
 from redistill_lib.red import BlockedLayer, Side, alignment_loss
-from redistill_lib.taps import Place, Tap, feature_maps, map_shapes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,15 +103,15 @@ def _worth_seeing(module: nn.Module) -> bool:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class MapComparison:
-    """A teacher's and a student's feature map of one picture.
+    """A teacher's and a student's feature map of one image.
 
     `teacher` and `student` are float32 height × width at their native sizes: the mean over channels, or `channel`
     of each, modulo its number of channels. `score` is the cosine similarity of the two channel-mean maps, whatever
-    `channel` is: 1 − the alignment loss of this picture (arXiv 2406.03744, section 3). Where sizes differ
+    `channel` is: 1 − the alignment loss of this image (arXiv 2406.03744, section 3). Where sizes differ
     (`resized`), the student's mean map is first resized bilinearly to the teacher's size.
     """
 
-    picture: NDArray[np.uint8]  # height × width × channels
+    image: NDArray[np.uint8]  # height × width × channels
     teacher: NDArray[np.float32]
     student: NDArray[np.float32]
     teacher_place: str  # "layer2.0 output"
@@ -138,9 +139,9 @@ class MapComparison:
             return f"channel {t}"
         return f"channel {t} of the teacher's {self.teacher_channels}, {s} of the student's {self.student_channels}"
 
-    def on_picture(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The teacher's and the student's map at the picture's size, each value repeated (nearest), none invented."""
-        height, width = self.picture.shape[:2]
+    def on_image(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The teacher's and the student's map at the image's size, each value repeated (nearest), none invented."""
+        height, width = self.image.shape[:2]
         return _nearest(self.teacher, height, width), _nearest(self.student, height, width)
 
     def to_frame(self) -> pd.DataFrame:
@@ -187,7 +188,7 @@ def compare_maps(
     channel: int | None = None,
     label: str | None = None,
 ) -> MapComparison:
-    """The teacher's and the student's map at a tap, for one picture (uint8, C×H×W).
+    """The teacher's and the student's map at a tap, for one image (uint8, C×H×W).
 
     Shown is the mean over channels, or `channel` of each network modulo its number of channels. `label` is the
     student's role in figures. Both networks are left as they were. Raises KeyError for a layer that is not there,
@@ -199,11 +200,11 @@ def compare_maps(
     True
     """
     if image.ndim != 3:
-        raise ValueError(f"one picture is C×H×W, not {tuple(image.shape)}; take one of the batch")
+        raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
     [ours] = _read(student, [locate(student, tap)], image[None])
     [theirs] = _read(teacher, [locate(teacher, (tap.teacher_layer, tap.teacher_side))], image[None])
     return MapComparison(
-        picture=image.cpu().permute(1, 2, 0).numpy(),
+        image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
         student=_one_map(ours, channel),
         teacher_place=f"{tap.teacher_layer} {tap.teacher_side}",
@@ -245,8 +246,8 @@ def tap_scores(
     """How alike each student's maps are to the teacher's, tap by tap.
 
     `students` by role; `images` uint8, N×C×H×W. One row per tap and student: ``tap`` and ``teacher_tap`` (places),
-    ``student``, ``score`` (mean cosine similarity over pictures), ``low`` and ``high`` (mean ± 1.96 sd/√n: 95 % over
-    pictures, for these weights), ``n``, ``resized``.
+    ``student``, ``score`` (mean cosine similarity over images), ``low`` and ``high`` (mean ± 1.96 sd/√n: 95 % over
+    images, for these weights), ``n``, ``resized``.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
     >>> images = torch.randint(0, 255, (3, 1, 8, 8), dtype=torch.uint8)
@@ -301,7 +302,7 @@ def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:
 
 
 def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Cosine similarity of the channel means, picture by picture."""
+    """Cosine similarity of the channel means, image by image."""
     ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
     if ours.shape[-2:] != theirs.shape[-2:]:
         ours = F.interpolate(ours, theirs.shape[-2:], mode="bilinear", align_corners=False, antialias=True)

@@ -45,7 +45,7 @@ def outputs_match_source(path: str | Path) -> bool:
 def refresh_outputs(source: str | Path, executed: str | Path) -> None:
     """Take the outputs of `executed`, a run of `source` at its defaults, over into `source`.
 
-    Widget views and absolute paths are left behind, pictures get a palette, and the notebook is stamped with
+    Widget views and absolute paths are left behind, images get a palette, and the notebook is stamped with
     `source_hash`. Raises ValueError when `executed` ran other cells than `source` has now.
     """
     import nbformat
@@ -60,7 +60,7 @@ def refresh_outputs(source: str | Path, executed: str | Path) -> None:
         if cell.cell_type == "code":
             cell.execution_count = ran.execution_count
             kept = [output for output in ran.outputs if WIDGET_VIEW not in output.get("data", {})]
-            cell.outputs = [nbformat.from_dict(_with_small_pictures(clean(output))) for output in kept]
+            cell.outputs = [nbformat.from_dict(_with_small_images(clean(output))) for output in kept]
     for key in ("widgets", "papermill"):
         notebook.metadata.pop(key, None)
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -69,16 +69,16 @@ def refresh_outputs(source: str | Path, executed: str | Path) -> None:
     write_text(source, nbformat.writes(notebook) + "\n")
 
 
-def _with_small_pictures(output: dict[str, Any]) -> dict[str, Any]:
+def _with_small_images(output: dict[str, Any]) -> dict[str, Any]:
     """The output with its PNG reduced to 256 colours: a chart looks the same and takes half the space."""
     from PIL import Image
 
     text = output.get("data", {}).get("image/png")
     if not isinstance(text, str):
         return output
-    picture = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
+    image = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
     small = io.BytesIO()
-    picture.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     encoded = base64.b64encode(small.getvalue()).decode()
     return output | {"data": output["data"] | {"image/png": min(encoded, text, key=len)}}
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # For the kernel: figures that survive in .ipynb and .html without a network (plotly.js is in the page, 5 MB), or as
-# pictures where the file is to be committed; and that nobody is there to move a slider.
+# images where the file is to be committed; and that nobody is there to move a slider.
 KERNEL_ENVIRONMENT = {"PLOTLY_RENDERER": "plotly_mimetype+notebook", "REDISTILL_BATCH": "1"}
 PNG_RENDERER = "plotly_mimetype+png"
 
@@ -96,7 +96,7 @@ def run_notebook(
 ) -> NotebookResult:
     """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
 
-    `png` shows figures as pictures, beside their data, for a notebook to be committed; it needs Chrome or Chromium.
+    `png` shows figures as images, beside their data, for a notebook to be committed; it needs Chrome or Chromium.
     A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept.
     Different names can run at the same time, in processes or threads. Raises ValueError or FileNotFoundError,
     before any kernel starts, for whatever is wrong with the notebook, the parameters or the folder.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from redistill_lib import augment as aug
+from redistill_lib.data import augment as aug
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -104,7 +104,7 @@ def test_cutout_blanks_one_square_per_image() -> None:
 
 
 def test_mixup_blends_images_and_labels_alike() -> None:
-    images = torch.eye(6).view(6, 1, 1, 6)  # image k is the one-hot vector k, so the pictures are the targets
+    images = torch.eye(6).view(6, 1, 1, 6)  # image k is the one-hot vector k, so the images are the targets
     for seed in range(20):
         mixed, targets = aug.mixup(images, torch.arange(6), 6, alpha=0.5, generator=seeded(seed))
         assert torch.allclose(mixed.view(6, 6), targets)
@@ -132,7 +132,7 @@ def test_beta_has_the_moments_of_beta(alpha: float) -> None:
 
 
 def test_cutmix_s_label_weight_is_the_area_that_is_left() -> None:
-    # Image k is the constant k; what share of the picture keeps its own value must be its label's weight, exactly.
+    # Image k is the constant k; what share of the image keeps its own value must be its label's weight, exactly.
     side, batch = 10, 4
     images = torch.arange(batch).float().view(batch, 1, 1, 1).expand(batch, 3, side, side)
     clipped = 0

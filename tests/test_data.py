@@ -24,7 +24,7 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 
 
 def png(colour: tuple[int, ...] | int, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> bytes:
-    """A lossless picture of one colour."""
+    """A lossless image of one colour."""
     out = io.BytesIO()
     Image.new(mode, size, colour).save(out, "PNG")
     return out.getvalue()
@@ -42,9 +42,9 @@ def image_folder(
     return root
 
 
-def table(labels: list, column: str = "label", pictures: list[bytes] | None = None, **columns: list) -> pa.Table:
-    pictures = pictures or [png(COLOURS[int(label) % 3]) for label in labels]
-    return pa.table({"image": [{"bytes": raw, "path": None} for raw in pictures], column: labels, **columns})
+def table(labels: list, column: str = "label", images: list[bytes] | None = None, **columns: list) -> pa.Table:
+    images = images or [png(COLOURS[int(label) % 3]) for label in labels]
+    return pa.table({"image": [{"bytes": raw, "path": None} for raw in images], column: labels, **columns})
 
 
 def parquet_folder(root: Path, train: pa.Table, **others: pa.Table) -> Path:
@@ -85,9 +85,9 @@ def test_digits_are_split_by_class_and_resized() -> None:
 def test_digits_at_their_own_size_are_the_originals() -> None:
     from sklearn.datasets import load_digits
 
-    pictures, labels = read_digits(8)
+    images, labels = read_digits(8)
     original = load_digits()
-    assert np.array_equal(pictures[:, 0].numpy(), np.floor(original.images * 255 / 16 + 0.5))
+    assert np.array_equal(images[:, 0].numpy(), np.floor(original.images * 255 / 16 + 0.5))
     assert np.array_equal(labels.numpy(), original.target)
 
 
@@ -117,7 +117,7 @@ def test_each_cluttered_split_is_its_own_stream() -> None:
 
 
 def test_no_source_digit_is_shared_between_cluttered_splits() -> None:
-    # Without clutter and noise, on a canvas of its own size, each picture is its source digit.
+    # Without clutter and noise, on a canvas of its own size, each image is its source digit.
     options = {"canvas": 12, "digit_size": 12, "fragment_size": 8, "distractors": 0, "noise": 0}
     data = load_data(train_size=3000, validation_size=1000, test_size=1000, **options)
     seen = [set(map(bytes, getattr(data, split).images.flatten(1).numpy())) for split in splits.SPLITS]
@@ -129,12 +129,12 @@ def test_fragments_come_from_other_digits_of_the_same_part() -> None:
     # Digit k is the constant grey 10·(k+1): where the digit is not, only the greys of other digits may appear.
     digits = torch.arange(10, 60, 10, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 4, 4)
     clutter = Clutter(canvas=30, digit_size=4, fragment_size=2, distractors=6, noise=0)
-    pictures, labels = compose(digits, torch.arange(5), 50, clutter, torch.Generator().manual_seed(0))
-    for picture, label in zip(pictures, labels.tolist(), strict=True):
-        greys = picture.unique().tolist()
+    images, labels = compose(digits, torch.arange(5), 50, clutter, torch.Generator().manual_seed(0))
+    for image, label in zip(images, labels.tolist(), strict=True):
+        greys = image.unique().tolist()
         assert set(greys) <= {0, 10, 20, 30, 40, 50}
         own = 10 * (label + 1)
-        assert int((picture == own).sum()) <= 16  # its own digit once, and no fragment of it
+        assert int((image == own).sum()) <= 16  # its own digit once, and no fragment of it
         assert len(greys) >= 3
     assert labels.bincount().tolist() == [10] * 5
 
@@ -142,9 +142,9 @@ def test_fragments_come_from_other_digits_of_the_same_part() -> None:
 def test_noise_has_the_strength_it_is_given() -> None:
     grey = torch.full((3, 1, 12, 12), 128, dtype=torch.uint8)
     clutter = Clutter(canvas=12, digit_size=12, noise=0.1, distractors=0)
-    pictures, _ = compose(grey, torch.arange(3), 300, clutter, torch.Generator().manual_seed(0))
-    assert float(pictures.float().std()) == pytest.approx(25.5, rel=0.02)
-    assert float(pictures.float().mean()) == pytest.approx(127.5, abs=0.5)  # fixed point rounds down
+    images, _ = compose(grey, torch.arange(3), 300, clutter, torch.Generator().manual_seed(0))
+    assert float(images.float().std()) == pytest.approx(25.5, rel=0.02)
+    assert float(images.float().mean()) == pytest.approx(127.5, abs=0.5)  # fixed point rounds down
 
 
 @pytest.mark.parametrize("name", ["cluttered", "digits"])
@@ -157,7 +157,7 @@ def test_limit_keeps_the_classes_balanced(name: str) -> None:
 @pytest.mark.parametrize(
     "arguments", [{"name": "cluttered", "image_size": 48, "noise": 0.2, "limit": 20}, {"name": "digits"}]
 )
-def test_params_load_the_same_pictures_again(arguments: dict) -> None:
+def test_params_load_the_same_images_again(arguments: dict) -> None:
     data = load_data(**arguments)
     assert same(data, load_data(**json.loads(json.dumps(data.params))))
 
@@ -180,8 +180,8 @@ def test_an_image_folder_without_splits_is_divided(tmp_path: Path) -> None:
     assert data.classes == ("ant", "bee", "cat")
     assert data.to_frame().to_numpy().tolist() == [[7, 1, 2]] * 3
     for split in (data.train, data.validation, data.test):
-        for picture, label in split:
-            assert picture[:, 0, 0].tolist() == list(COLOURS[int(label)])
+        for image, label in split:
+            assert image[:, 0, 0].tolist() == list(COLOURS[int(label)])
 
 
 def test_an_image_folder_with_splits_keeps_them(tmp_path: Path) -> None:
@@ -192,12 +192,12 @@ def test_an_image_folder_with_splits_keeps_them(tmp_path: Path) -> None:
 
 
 def test_the_shorter_side_is_resized_and_the_centre_cropped(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (16, 8))
-    picture.paste((255, 0, 0), (4, 0, 12, 8))  # a red square in the middle
+    image = Image.new("RGB", (16, 8))
+    image.paste((255, 0, 0), (4, 0, 12, 8))  # a red square in the middle
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for number in range(5):
-            picture.save(tmp_path / name / f"{number}.png")
+            image.save(tmp_path / name / f"{number}.png")
     data = load_data(tmp_path, image_size=4, cache_dir=None)
     assert data.image_size == 4
     assert (data.train.images[:, 0, :, 1:3] == 255).all()
@@ -223,9 +223,7 @@ def test_shrinking_filters_fine_detail() -> None:
         (("P", "P"), None, 3),
     ],
 )
-def test_one_channel_only_if_every_picture_is_grey(
-    tmp_path: Path, modes: tuple, channels: int, expected: int
-) -> None:
+def test_one_channel_only_if_every_image_is_grey(tmp_path: Path, modes: tuple, channels: int, expected: int) -> None:
     for name, mode in zip(("a", "b"), modes, strict=True):
         (tmp_path / name).mkdir()
         for number in range(5):
@@ -234,12 +232,12 @@ def test_one_channel_only_if_every_picture_is_grey(
 
 
 def test_a_photo_is_turned_as_its_camera_says() -> None:
-    picture = Image.new("RGB", (16, 16))
-    picture.paste((255, 255, 255), (0, 0, 16, 8))  # white above, black below
+    image = Image.new("RGB", (16, 16))
+    image.paste((255, 255, 255), (0, 0, 16, 8))  # white above, black below
     exif = Image.Exif()
     exif[0x0112] = 3  # taken upside down
     out = io.BytesIO()
-    picture.save(out, "JPEG", exif=exif)
+    image.save(out, "JPEG", exif=exif)
     turned = images.decode_image(out.getvalue(), "x", 16, 3).float()
     assert turned[:, :6].mean() < 20
     assert turned[:, 10:].mean() > 235
@@ -280,8 +278,8 @@ def test_class_names_come_from_the_hub_s_features(tmp_path: Path) -> None:
     [(["x", "y"] * 10, ("x", "y")), ([True, False] * 10, ("False", "True")), ([2, 1, 0, 0] * 5, ("0", "1", "2"))],
 )
 def test_labels_of_other_types_are_numbered(tmp_path: Path, labels: list, classes: tuple) -> None:
-    pictures = [png((0, 0, 0))] * len(labels)
-    data = load_data(parquet_folder(tmp_path, table(labels, pictures=pictures)), cache_dir=None)
+    images = [png((0, 0, 0))] * len(labels)
+    data = load_data(parquet_folder(tmp_path, table(labels, images=images)), cache_dir=None)
     assert data.classes == classes
     assert sorted(data.train.labels.unique().tolist()) == list(range(len(classes)))
 
@@ -293,7 +291,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
 
 
 def test_a_hidden_test_set_gives_way_to_validation(tmp_path: Path) -> None:
-    hidden = table([-1, -1, -1], pictures=[png((0, 0, 0))] * 3)
+    hidden = table([-1, -1, -1], images=[png((0, 0, 0))] * 3)
     root = parquet_folder(tmp_path, table([0, 1, 2] * 10), validation=table([0, 1, 2]), test=hidden)
     data = load_data(root, cache_dir=None)
     assert (len(data.train), len(data.validation), len(data.test)) == (27, 3, 3)
@@ -331,7 +329,7 @@ def test_large_tables_are_read_through_a_memory_map(monkeypatch: pytest.MonkeyPa
 # ------------------------------------------------------------------------------------------------ lazy, cached
 
 
-def test_lazy_and_eager_give_the_same_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_lazy_and_eager_give_the_same_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = parquet_folder(tmp_path, table([0, 1, 2] * 10))
     eager, lazy = (load_data(root, lazy=lazy, cache_dir=None, image_size=6) for lazy in (False, True))
     assert isinstance(eager.train, TensorImages)
@@ -494,7 +492,7 @@ def test_a_hub_set_without_train_lists_its_splits(monkeypatch: pytest.MonkeyPatc
         ),
         (table([0, 0, 0]), {}, "All 3 training images of .* are of one class"),
         (table([1, 2, 1, 2]), {}, "run from 1 to 2; number the classes from 0"),
-        (table([0, None], pictures=[png(0, mode="L")] * 2), {}, "Row 1 of train .* has no label in column 'label'"),
+        (table([0, None], images=[png(0, mode="L")] * 2), {}, "Row 1 of train .* has no label in column 'label'"),
         (table([0, 1])[:0], {}, "The train part of .* is empty"),
         (table([0, 1, 2]), {}, "validation=0.1 of 3 images .* is an empty split"),
         (table([0, 1] * 5), {"test": 0.85}, r"Class \d has too few images|leave nothing"),
@@ -515,9 +513,9 @@ def test_a_class_unknown_to_train_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lazy", [False, True])
 def test_a_corrupt_row_is_named(tmp_path: Path, lazy: bool) -> None:
-    pictures = [png((0, 0, 0))] * 20
-    pictures[13] = b"not an image"
-    root = parquet_folder(tmp_path, table([0, 1] * 10, pictures=pictures))
+    images = [png((0, 0, 0))] * 20
+    images[13] = b"not an image"
+    root = parquet_folder(tmp_path, table([0, 1] * 10, images=images))
     with pytest.raises(ValueError, match=r"row 13 of train of .*, column 'image', cannot be read"):
         load_data(root, cache_dir=None, lazy=lazy)
 
@@ -561,8 +559,7 @@ def test_images_that_are_not_square_need_an_image_size(tmp_path: Path) -> None:
 def test_very_large_sets_are_probed_in_part_and_count_as_colour(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    pictures = [png(0, mode="L")] * 20
-    root = parquet_folder(tmp_path, table([0, 1] * 10, pictures=pictures))
+    root = parquet_folder(tmp_path, table([0, 1] * 10, images=[png(0, mode="L")] * 20))
     assert load_data(root, cache_dir=None).in_channels == 1
     monkeypatch.setattr(images, "PROBED", 5)
     assert load_data(root, cache_dir=None).in_channels == 3
@@ -588,8 +585,8 @@ def test_the_published_files_agree_where_they_overlap() -> None:
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_head_is_the_first_pictures(tmp_path: Path, lazy: bool) -> None:
+def test_head_is_the_first_images(tmp_path: Path, lazy: bool) -> None:
     split = load_data(image_folder(tmp_path), lazy=lazy).train
-    pictures, labels = split.head(3)
-    assert len(pictures) == 3 and torch.equal(pictures[2], split[2][0]) and torch.equal(labels, split.labels[:3])
+    images, labels = split.head(3)
+    assert len(images) == 3 and torch.equal(images[2], split[2][0]) and torch.equal(labels, split.labels[:3])
     assert len(split.head(10_000)[1]) == len(split)

@@ -14,34 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checkpoint import load_model, read_tensors
 from redistill_lib.data import DataSplits, TensorImages, load_data
-from redistill_lib.diffusion import (
-    DDPM_CIFAR10,
-    DiffusionRecipe,
-    distill_diffusion,
-    make_schedule,
-    sample,
-    to_uint8,
-    train_diffusion,
-)
-from redistill_lib.diffusion import loop as loop_module
-from redistill_lib.diffusion import training as training_module
-from redistill_lib.diffusion.average import average_of, decay_at
-from redistill_lib.diffusion.denoise import Denoising, denoising_loss, noise_of
-from redistill_lib.diffusion.loop import DiffusionLoop
+from redistill_lib.diffusion import make_schedule, sample, to_uint8
+from redistill_lib.diffusion.ema import average_of, decay_at
+from redistill_lib.diffusion.noise import Denoising, denoising_loss, noise_of
 from redistill_lib.diffusion.pretrained import load_pretrained, save_pretrained
+from redistill_lib.distill import Tap
 from redistill_lib.memory import profile_memory
 from redistill_lib.methods import KD, RED
 from redistill_lib.models import create_model
+from redistill_lib.models.saved import load_model, read_tensors
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks, make_in_place
 from redistill_lib.runs import Run, load_runs, write_history
 from redistill_lib.student import derive_student
-from redistill_lib.taps import Tap
-from redistill_lib.train import Recipe
+from redistill_lib.train import DDPM_CIFAR10, DiffusionRecipe, Recipe, distill_diffusion, train_diffusion
+from redistill_lib.train import diffuse as training_module
+from redistill_lib.train import diffusion_loop as loop_module
+from redistill_lib.train.diffusion_loop import DiffusionLoop
 
 TINY: dict[str, Any] = {"ch": 8, "mult": (1, 2, 2), "attention": (2,), "res_blocks": 1, "dropout": 0.1}
-COUNT = 24  # pictures that a validation loss is read from here
+COUNT = 24  # images that a validation loss is read from here
 RECIPE = DiffusionRecipe(steps=3, batch_size=16, warmup=1, log_every=1, samples=4)
 
 
@@ -123,8 +115,8 @@ def test_validation_loss_has_its_own_noise() -> None:
 
 
 def test_bytes() -> None:
-    pictures = digits().train.head(3)[0]
-    assert torch.equal(to_uint8(pictures / 127.5 - 1), pictures)
+    images = digits().train.head(3)[0]
+    assert torch.equal(to_uint8(images / 127.5 - 1), images)
 
 
 # ------------------------------------------------------------------------------------------------- averaged weights
@@ -184,7 +176,7 @@ def test_what_a_run_leaves(teacher: Run) -> None:
 def test_the_same_call_finds_its_run(teacher: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DiffusionLoop, "__init__", lambda *_: pytest.fail("trained again"))
     seen: list[int] = []
-    again = train(teacher.path.parent, on_log=lambda rows, pictures: seen.append(len(rows)))
+    again = train(teacher.path.parent, on_log=lambda rows, images: seen.append(len(rows)))
     assert again.metrics == teacher.metrics and seen == [3]
 
 
@@ -206,7 +198,7 @@ def test_the_callers_random_state_is_his_own(teacher: Run, tmp_path: Path) -> No
 def test_an_interrupted_run_resumes_to_the_same_bits(teacher: Run, tmp_path: Path, stop_at: int) -> None:
     """Dropout, noise, order, optimizer, averaged weights and the statistics of the blocks' batch norm."""
 
-    def stop(rows: list[dict[str, float]], pictures: Tensor | None) -> None:
+    def stop(rows: list[dict[str, float]], images: Tensor | None) -> None:
         if len(rows) == stop_at:
             raise KeyboardInterrupt
 
@@ -242,7 +234,7 @@ def test_the_rhythm_of_the_log_changes_no_step(tmp_path: Path) -> None:
     assert equal(*runs) and list(runs[1].history().step) == [3, 4]
 
 
-def test_pictures_on_the_way(tmp_path: Path) -> None:
+def test_images_on_the_way(tmp_path: Path) -> None:
     seen: list[tuple[int, tuple[int, ...] | None]] = []
     recipe = replace(RECIPE, steps=3, sample_every=2)
     train(tmp_path, recipe=recipe, on_log=lambda h, p: seen.append((len(h), None if p is None else tuple(p.shape))))
@@ -354,10 +346,10 @@ def test_teachers_of_half_precision_are_copied_to_float32(teacher: Run, tmp_path
 
 @pytest.mark.usefixtures("planned")
 @pytest.mark.parametrize(("other", "told"), [({"image_size": 16}, "image_size"), ({"seed": 1, "limit": 30}, "seed")])
-def test_teachers_of_other_pictures_are_warned_of(
+def test_teachers_of_other_images_are_warned_of(
     teacher: Run, tmp_path: Path, other: dict[str, Any], told: str
 ) -> None:
-    with pytest.warns(UserWarning, match=f"{teacher.id} was trained on other pictures .*: {told} differ"):
+    with pytest.warns(UserWarning, match=f"{teacher.id} was trained on other images .*: {told} differ"):
         distill(tmp_path, teacher.path, data=digits(**other))
     distill(tmp_path, teacher.path, data=digits(limit=30))  # fewer of the same: no warning, which would be an error
 
@@ -410,8 +402,8 @@ def test_students_of_diffusers_networks_keep_its_format(tmp_path: Path) -> None:
     torch.testing.assert_close(noise_of(twice(x, t)), noise_of(model(x, t)))
     pipeline = DDPMPipeline(again, make_schedule())
     pipeline.set_progress_bar_config(disable=True)
-    pictures = pipeline(2, torch.manual_seed(0), num_inference_steps=2, output_type="np").images
-    assert pictures.shape == (2, 8, 8, 1)
+    images = pipeline(2, torch.manual_seed(0), num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 8, 8, 1)
 
 
 def test_a_network_of_ones_own_is_not_mistaken_for_another(tmp_path: Path) -> None:
@@ -501,7 +493,7 @@ def test_without_classes_the_official_names_stay() -> None:
 def test_errors(teacher: Run, tmp_path: Path) -> None:
     colour = create_model("unet-1-22", **TINY)
     classes = create_model("unet-1-22", in_channels=1, num_classes=10, **TINY)
-    with pytest.raises(ValueError, match="the teacher takes pictures of 3 channels, but those of digits are 1×8×8"):
+    with pytest.raises(ValueError, match="the teacher takes images of 3 channels, but those of digits are 1×8×8"):
         distill(tmp_path, colour)
     with pytest.raises(ValueError, match="the student learns no classes and the teacher 10 classes"):
         distill(tmp_path, classes)
@@ -511,7 +503,7 @@ def test_errors(teacher: Run, tmp_path: Path) -> None:
         train(tmp_path, unet={**TINY, "T": 10})
     with pytest.raises(ValueError, match="the network takes 4 classes, but digits has 10"):
         train(tmp_path, unet={**TINY, "num_classes": 4})
-    with pytest.raises(ValueError, match="the network does not take pictures of 1×8×8: "):
+    with pytest.raises(ValueError, match="the network does not take images of 1×8×8: "):
         train(tmp_path, tiny_unet2d((8,) * 5))
     with pytest.raises(TypeError, match="the network returns a tuple; a denoiser returns the noise as a tensor"):
         train(tmp_path, type("Pair", (Constant,), {"forward": lambda s, x, t: (x, t)})(0.0))

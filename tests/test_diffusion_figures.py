@@ -1,4 +1,4 @@
-"""Figures and explorer of sampling: differences worked out by hand, pictures in their places, sliders that agree."""
+"""Figures and explorer of sampling: differences worked out by hand, images in their places, sliders that agree."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from torch import nn
 
 from redistill_lib import explorers, figures
 from redistill_lib.diffusion import Trajectory
+from redistill_lib.distill import Tap, match_taps
 from redistill_lib.explorers import diffusion
 from redistill_lib.explorers.diffusion import TrajectoryExplorer, TrajectorySource
 from redistill_lib.models import create_model
-from redistill_lib.taps import Tap, feature_maps, match_taps
+from redistill_lib.network import feature_maps
 
 ROOT = Path(__file__).parents[1]
 TIMES = (999, 599, 199)
@@ -28,7 +29,7 @@ TINY: dict[str, Any] = {"in_channels": 1, "ch": 8, "mult": (1, 2), "res_blocks":
 
 
 def path(*levels: float, t: tuple[int, ...] = TIMES, n: int = 4) -> Trajectory:
-    """Even grey pictures: what is seen has these levels, the last of them is where it ends."""
+    """Even grey images: what is seen has these levels, the last of them is where it ends."""
     seen = torch.tensor(levels[:-1]).float().view(-1, 1, 1, 1, 1).expand(-1, n, 1, 8, 8)
     return Trajectory(t, torch.zeros_like(seen), seen, torch.full((n, 1, 8, 8), float(levels[-1])))
 
@@ -77,19 +78,19 @@ def test_paths_that_part_are_not_said_to_come_together() -> None:
     assert headline(figure).startswith("Difference from what the teacher sees")
 
 
-def test_the_chosen_picture_is_the_one_that_is_measured() -> None:
+def test_the_chosen_image_is_the_one_that_is_measured() -> None:
     other = path(0, 0, 0, 0)
     other.final[2] = 0.5
-    texts = words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, picture=2))
+    texts = words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, image=2))
     assert texts.count("0.50") == 1
-    assert "0.50" not in words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, picture=1))
+    assert "0.50" not in words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, image=1))
 
 
 @pytest.mark.parametrize(
     ("paths", "options", "message"),
     [
         ({}, {}, "no trajectory to show"),
-        (PATHS, {"picture": 4}, "pictures 0 to 3, not 4"),
+        (PATHS, {"image": 4}, "images 0 to 3, not 4"),
         ({**PATHS, "kd": path(0, 0, 0, 0, t=(9, 5, 1))}, {}, "the trajectory of kd"),
     ],
 )
@@ -113,27 +114,27 @@ def test_a_step_shows_what_all_are_given_and_see() -> None:
 
 
 def noisy(level: float, spread: float) -> torch.Tensor:
-    """Pictures whose difference from zero is `level` ± `spread`, in turn."""
+    """Images whose difference from zero is `level` ± `spread`, in turn."""
     return torch.full((20, 1, 8, 8), level) + spread * torch.tensor([-1.0, 1.0] * 10).view(-1, 1, 1, 1)
 
 
-def test_the_nearest_samples_are_named_only_where_the_pictures_tell() -> None:
+def test_the_nearest_samples_are_named_only_where_the_images_tell() -> None:
     teacher = torch.zeros(20, 1, 8, 8)
     clear = figures.sample_grids({"teacher": teacher, "student": noisy(0.5, 0), "red": noisy(0.4, 0.05)}, count=9)
-    assert headline(clear) == "RED's pictures are the nearest to the teacher's: difference 0.40, naive student 0.50"
+    assert headline(clear) == "RED's images are the nearest to the teacher's: difference 0.40, naive student 0.50"
     assert len(clear.data) == 3  # a grid each
     large = figures.sample_grids(dict.fromkeys(("teacher", "red"), torch.zeros(9, 1, 40, 40)))
     assert len(large.data) == 2 * 9  # not made smaller
     unclear = figures.sample_grids({"teacher": teacher, "student": noisy(0.42, 0), "red": noisy(0.4, 0.1)})
-    assert headline(unclear).startswith("No telling whether RED's pictures or the naive student's are the nearest")
+    assert headline(unclear).startswith("No telling whether RED's images or the naive student's are the nearest")
 
 
 def test_samples_of_unlike_number_are_refused() -> None:
     with pytest.raises(ValueError, match="2×1×8×8, 3×1×8×8"):
         figures.sample_grids({"teacher": torch.zeros(2, 1, 8, 8), "red": torch.zeros(3, 1, 8, 8)})
-    for pictures, count in ((torch.zeros(0, 1, 8, 8), 4), (torch.zeros(2, 1, 8, 8), 0)):
+    for images, count in ((torch.zeros(0, 1, 8, 8), 4), (torch.zeros(2, 1, 8, 8), 0)):
         with pytest.raises(ValueError, match="nothing to show"):
-            figures.sample_grids({"teacher": pictures}, count=count)
+            figures.sample_grids({"teacher": images}, count=count)
     with pytest.raises(ValueError, match="not bytes"):
         figures.sample_grids({"teacher": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)})
 
@@ -156,7 +157,7 @@ def networks() -> dict[str, nn.Module]:
     return {"teacher": create_model("unet-1-2", **TINY), "student": create_model("unet-2-1", **TINY)}
 
 
-def test_maps_are_those_at_the_noisy_picture_and_time(networks: dict[str, nn.Module]) -> None:
+def test_maps_are_those_at_the_noisy_image_and_time(networks: dict[str, nn.Module]) -> None:
     x = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
     taps = match_taps(networks["student"], networks["teacher"], (x[None], torch.tensor([0])))
     figure = figures.denoiser_maps(networks, [taps[0], taps[-1]], x, 700)
@@ -176,7 +177,7 @@ def test_maps_are_those_at_the_noisy_picture_and_time(networks: dict[str, nn.Mod
     assert "similarity 1.00" in headline(same)
 
 
-def test_maps_need_a_teacher_a_student_and_one_picture(networks: dict[str, nn.Module]) -> None:
+def test_maps_need_a_teacher_a_student_and_one_image(networks: dict[str, nn.Module]) -> None:
     tap = Tap("head", "output", "head", "output")
     with pytest.raises(ValueError, match="a teacher with students, not student"):
         figures.denoiser_maps({"student": networks["student"]}, [tap], torch.zeros(1, 16, 16), 5)

@@ -1,4 +1,4 @@
-"""Drawing pictures: known answers, equal pictures whatever the batch, guidance, and what it costs."""
+"""Drawing images: known answers, equal images whatever the batch, guidance, and what it costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.diffusion import make_schedule, peak_of_sampling, picture_grid, sample, sampling, trajectory
+from redistill_lib.diffusion import image_grid, make_schedule, peak_of_sampling, sample, sampling, trajectory
 from redistill_lib.diffusion.sampling import GuidedNoise
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
@@ -19,15 +19,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 
 
 class Knowing(nn.Module):
-    """Sees one and the same picture in any noise: ε = (x_t − √ᾱ · picture) / √(1 − ᾱ)."""
+    """Sees one and the same image in any noise: ε = (x_t − √ᾱ · image) / √(1 − ᾱ)."""
 
-    def __init__(self, picture: Tensor) -> None:
+    def __init__(self, image: Tensor) -> None:
         super().__init__()
-        self.picture, self.kept = picture, make_schedule().alphas_cumprod
+        self.image, self.kept = image, make_schedule().alphas_cumprod
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         kept = self.kept[t].view(-1, 1, 1, 1)
-        return (x - kept.sqrt() * self.picture) / (1 - kept).sqrt()
+        return (x - kept.sqrt() * self.image) / (1 - kept).sqrt()
 
 
 def unet(**kwargs: Any) -> Any:
@@ -48,13 +48,13 @@ def draw(model: nn.Module, n: int = 3, **kwargs: Any) -> Tensor:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 7, 50, 61])
 def test_a_denoiser_that_knows_the_answer_gives_it(sampler: str, steps: int) -> None:
-    picture = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
-    pictures = draw(Knowing(picture), 2, sampler=sampler, steps=steps)
-    torch.testing.assert_close(pictures, picture.expand(2, -1, -1, -1), atol=1e-3, rtol=0)
+    image = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    images = draw(Knowing(image), 2, sampler=sampler, steps=steps)
+    torch.testing.assert_close(images, image.expand(2, -1, -1, -1), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_picture_depends_on_seed_and_number_alone(sampler: str) -> None:
+def test_a_image_depends_on_seed_and_number_alone(sampler: str) -> None:
     model = unet()
     five = draw(model, 5, sampler=sampler, batch_size=5)
     torch.testing.assert_close(draw(model, 5, sampler=sampler, batch_size=2), five, atol=1e-4, rtol=0)
@@ -81,7 +81,7 @@ def test_ddim_by_hand() -> None:
 
 
 class Gaussian(nn.Module):
-    """The right answer for pictures whose pixels are drawn from N(0, 0.2²)."""
+    """The right answer for images whose pixels are drawn from N(0, 0.2²)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Gaussian(nn.Module):
 
 
 @pytest.mark.parametrize("steps", [64, 150, 334, 499, 512])
-def test_any_number_of_steps_ends_at_the_pictures(steps: int) -> None:
+def test_any_number_of_steps_ends_at_the_images(steps: int) -> None:
     """By DDIM the spread of the noise shrinks at every step by a factor that can be told beforehand."""
     kept = make_schedule().alphas_cumprod
     times, spread = sampling.time_steps(steps), 1.0
@@ -220,7 +220,7 @@ def test_the_batch_is_sized_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_grid() -> None:
-    grid = picture_grid(torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2), columns=2, gap=1)
+    grid = image_grid(torch.arange(3, dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2), columns=2, gap=1)
     assert grid[0].tolist() == [
         [0, 0, 255, 1, 1],
         [0, 0, 255, 1, 1],
@@ -242,7 +242,7 @@ def test_grid() -> None:
         ({"labels": 1}, "labels need a network trained with classes; build it with num_classes="),
         ({"guidance": 1.0}, "guidance need"),
         ({"shape": (1, 9, 8)}, "multiples of 2, its total stride"),
-        ({"shape": (3, 8, 8)}, "the network draws pictures of 1 channels, not of 3"),
+        ({"shape": (3, 8, 8)}, "the network draws images of 1 channels, not of 3"),
         ({"shape": None}, "give shape="),
     ],
 )
@@ -256,7 +256,7 @@ def test_errors(kwargs: dict[str, Any], message: str) -> None:
     [
         ({"guidance": 1.0}, "guidance needs labels"),
         ({"labels": 3}, r"knows classes 0 to 2, not \[3\]"),
-        ({"labels": [0, 1]}, r"one for each of 3 pictures, not \(2,\)"),
+        ({"labels": [0, 1]}, r"one for each of 3 images, not \(2,\)"),
     ],
 )
 def test_label_errors(kwargs: dict[str, Any], message: str) -> None:

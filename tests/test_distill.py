@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.distill import Distillation, plan_terms
+from redistill_lib.distill import Distillation, Tap, match_taps, read_taps
+from redistill_lib.distill.distillation import plan_terms
 from redistill_lib.methods import KD, RED, parse_methods
 from redistill_lib.models import create_model
+from redistill_lib.network import feature_maps
 from redistill_lib.red import BlockedLayer, InPlaceRedBlock, RedBlock, alignment_loss
-from redistill_lib.taps import Tap, feature_maps, match_taps, read_taps
 
 TEACHER, STUDENT = "resnet18-1-21222", "resnet18-4-11221"
 

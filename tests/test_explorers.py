@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from redistill_lib import explorers
+from redistill_lib.distill import match_taps
 from redistill_lib.explorers.maps import HINT, MapExplorer, MapSource
 from redistill_lib.models import create_model, student_name
-from redistill_lib.taps import match_taps
 
 ROOT = Path(__file__).parents[1]
 IMAGES = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -127,20 +127,20 @@ def test_channels_are_those_of_the_place(explorer: MapExplorer) -> None:
     assert "mean over channels" in explorer.figure.layout.title.text
 
 
-def test_pictures_are_named_and_computed_once(explorer: MapExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_named_and_computed_once(explorer: MapExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
     before = explorer.figure.data[0].source
-    explorer.picture.value = 2
-    assert explorer.picture.label == "2 (owl)"
+    explorer.image.value = 2
+    assert explorer.image.label == "2 (owl)"
     assert explorer.figure.data[0].source != before
     monkeypatch.setattr("redistill_lib.explorers.maps.compare_maps", None)
-    explorer.picture.value = 0
+    explorer.image.value = 0
     assert explorer.figure.data[0].source == before
 
 
 def test_the_page_does_not_jump_when_a_title_is_shorter(explorer: MapExplorer) -> None:
     tall = explorer.figure.layout.height + 22
     explorer.figure.layout.height = tall
-    explorer.picture.value = 1
+    explorer.image.value = 1
     layout = explorer.figure.layout
     assert layout.height == tall
     assert layout.height - layout.margin.t - layout.margin.b == 250
@@ -156,14 +156,14 @@ def test_a_stride_that_cannot_be_is_explained(calls: list[int]) -> None:
     assert title(explorer.figure).startswith("At stride ×1")
 
 
-def test_labels_go_with_pictures(live: None) -> None:
-    with pytest.raises(ValueError, match="3 pictures but 1 labels"):
+def test_labels_go_with_images(live: None) -> None:
+    with pytest.raises(ValueError, match="3 images but 1 labels"):
         explorers.feature_maps({"r": family("resnet18-1-21222", [])}, IMAGES, ["cat"])
 
 
 def test_every_control_is_described(explorer: MapExplorer, live: None) -> None:
     assert [c.description for c in explorer.view.children[0].children] == [
-        "model", "stride", "state", "picture", "place", "channel",
+        "model", "stride", "state", "image", "place", "channel",
     ]  # fmt: skip
     plan = explorers.stride_plan("resnet18-1-21222", 32)
     assert plan is not None

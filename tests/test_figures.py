@@ -34,9 +34,9 @@ def note(figure: go.Figure) -> str:
 
 def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: object) -> MapComparison:
     teacher, student = (RNG.random((s, s), dtype=np.float32) for s in (side, ours))
-    picture = RNG.integers(0, 256, (40, 40, 1), dtype=np.uint8)
+    image = RNG.integers(0, 256, (40, 40, 1), dtype=np.uint8)
     place = "layer1 output"
-    known = MapComparison(picture, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
+    known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
     return replace(known, **changes)  # type: ignore[arg-type]
 
 
@@ -103,7 +103,7 @@ def test_feature_maps_say_what_pooling_did() -> None:
     assert "similarity <b>0.41</b>" in heads[2]
 
 
-def test_maps_of_unequal_size_cover_the_same_picture() -> None:
+def test_maps_of_unequal_size_cover_the_same_image() -> None:
     figure = figures.feature_maps(comparison())
     for trace in figure.data[1:]:
         cells = trace.z.shape[0]
@@ -152,8 +152,8 @@ def test_students_of_one_map_share_a_row() -> None:
 
 @pytest.mark.parametrize("side", [40, 128, 224])
 def test_map_figures_stay_small(side: int) -> None:
-    picture = RNG.integers(0, 256, (side, side, 3), dtype=np.uint8)  # noise: the worst case for PNG and JPEG
-    figure = figures.feature_maps([comparison(side, side // 4, picture=picture)] * 2)
+    image = RNG.integers(0, 256, (side, side, 3), dtype=np.uint8)  # noise: the worst case for PNG and JPEG
+    figure = figures.feature_maps([comparison(side, side // 4, image=image)] * 2)
     assert len(figure.to_json()) < 60_000
 
 
@@ -278,21 +278,21 @@ def test_accuracies_show_seeds_teacher_and_gap() -> None:
     assert "One run per method" in note(figures.accuracies(runs(naive=0.7, red=0.8)))
 
 
-# ------------------------------------------------------------------------------------------ pictures and diagrams
+# ------------------------------------------------------------------------------------------ images and diagrams
 
 
-def test_pictures_are_laid_out_with_their_captions() -> None:
+def test_images_are_laid_out_with_their_captions() -> None:
     images = RNG.integers(0, 256, (10, 3, 12, 12), dtype=np.uint8)
-    figure = figures.pictures(images, range(10), title="Ten", columns=4)
+    figure = figures.images(images, range(10), title="Ten", columns=4)
     assert headline(figure) == "Ten"
     assert [a.text for a in figure.layout.annotations] == [str(k) for k in range(10)]
     corners = {(trace.x0, trace.y0) for trace in figure.data}
     assert len(corners) == 10
     assert len({x for x, _ in corners}) == 4
-    with pytest.raises(ValueError, match="10 pictures but 2 captions"):
-        figures.pictures(images, ["a", "b"])
+    with pytest.raises(ValueError, match="10 images but 2 captions"):
+        figures.images(images, ["a", "b"])
     with pytest.raises(ValueError, match="uint8, N×C×H×W"):
-        figures.pictures(images.astype(float))
+        figures.images(images.astype(float))
 
 
 def test_stride_plans_find_where_resolution_goes() -> None:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib import maps
-from redistill_lib.augment import to_float
-from redistill_lib.distill import Distillation
+from redistill_lib.data.augment import to_float
+from redistill_lib.distill import Distillation, Tap, match_taps
 from redistill_lib.maps import MapComparison, compare_layer, compare_maps, layer_maps, locate, tap_scores
 from redistill_lib.models import create_model
+from redistill_lib.network import feature_maps
 from redistill_lib.red import RedBlock, alignment_loss, insert_blocks
-from redistill_lib.taps import Tap, feature_maps, match_taps
 
 
 def stirred(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -32,7 +32,7 @@ def small(plan: str, seed: int = 0) -> nn.Module:
     return create_model(f"resnet18-{plan}", in_channels=1, width=0.125)
 
 
-def pictures(count: int, side: int = 40, seed: int = 0) -> Tensor:
+def random_images(count: int, side: int = 40, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 1, side, side), dtype=torch.uint8, generator=generator)
 
@@ -59,7 +59,7 @@ class Seen(dict[str, Tensor]):
 
 
 def test_graduated_student_shows_the_maps_that_distillation_compared(teacher: nn.Module, student: nn.Module) -> None:
-    images = pictures(2)
+    images = random_images(2)
     taps = match_taps(student, teacher, to_float(images))
     distillation = Distillation(student, teacher, taps, "red", example=to_float(images))
     stirred(distillation.blocks, 2)
@@ -78,7 +78,7 @@ def test_graduated_student_shows_the_maps_that_distillation_compared(teacher: nn
 
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_blocks_within_blocks_are_seen_through(student: nn.Module, teacher: nn.Module, side: str) -> None:
-    images = pictures(1)
+    images = random_images(1)
     layers = ["layer2", "layer2.0", "layer2.0.conv1"]
     taps = [Tap(layer, side, layer, side) for layer in layers]  # type: ignore[arg-type]
     net = small("1-21222", 3).eval()
@@ -113,7 +113,7 @@ def test_unknown_layers_name_their_neighbours(student: nn.Module) -> None:
 
 
 def test_score_is_one_minus_the_alignment_loss(teacher: nn.Module, student: nn.Module) -> None:
-    image = pictures(1)[0]
+    image = random_images(1)[0]
     tap = Tap("conv1", "output", "layer2.0", "output")
     comparison = compare_maps(teacher, student, tap, image)
     x = to_float(image[None])
@@ -128,7 +128,7 @@ def test_score_is_one_minus_the_alignment_loss(teacher: nn.Module, student: nn.M
 
 
 def test_same_layer_keeps_native_sizes_and_says_when_it_resized(teacher: nn.Module, student: nn.Module) -> None:
-    comparison = compare_layer(teacher, student, "layer1", pictures(1)[0], label="naive")
+    comparison = compare_layer(teacher, student, "layer1", random_images(1)[0], label="naive")
     assert comparison.teacher.shape == (20, 20)
     assert comparison.student.shape == (10, 10)
     assert comparison.resized
@@ -141,14 +141,14 @@ def test_same_layer_keeps_native_sizes_and_says_when_it_resized(teacher: nn.Modu
 
 
 def test_a_student_with_larger_maps_is_resized_too(teacher: nn.Module, student: nn.Module) -> None:
-    swapped = compare_layer(student, teacher, "layer1", pictures(1)[0])
+    swapped = compare_layer(student, teacher, "layer1", random_images(1)[0])
     assert swapped.student.shape == (20, 20)
     assert swapped.resized
     assert swapped.stride is None  # 1 over 4 is no factor
 
 
 def test_channels_wrap_and_say_so(teacher: nn.Module, student: nn.Module) -> None:
-    image, tap = pictures(1)[0], Tap("conv1", "output", "layer2.0", "output")  # 8 and 16 channels
+    image, tap = random_images(1)[0], Tap("conv1", "output", "layer2.0", "output")  # 8 and 16 channels
     mean, ninth = compare_maps(teacher, student, tap, image), compare_maps(teacher, student, tap, image, channel=9)
     first = compare_maps(teacher, student, tap, image, channel=1)
     np.testing.assert_array_equal(ninth.student, first.student)
@@ -163,8 +163,8 @@ def test_networks_are_left_as_they_were(teacher: nn.Module) -> None:
     net.layer1.eval()
     before = copy.deepcopy(net.state_dict())
     modes = [module.training for module in net.modules()]
-    compare_layer(teacher, net, "layer1", pictures(1)[0])
-    layer_maps(net, pictures(1)[0])
+    compare_layer(teacher, net, "layer1", random_images(1)[0])
+    layer_maps(net, random_images(1)[0])
     assert [module.training for module in net.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in [*net.modules(), *teacher.modules()])
@@ -172,16 +172,16 @@ def test_networks_are_left_as_they_were(teacher: nn.Module) -> None:
 
 def test_what_is_no_map_is_refused(teacher: nn.Module, student: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"output of fc in resnet18-4-11221 is \(1, 10\), not a B×C×H×W map"):
-        compare_layer(teacher, student, "fc", pictures(1)[0])
-    with pytest.raises(ValueError, match="one picture is C×H×W"):
-        compare_layer(teacher, student, "layer1", pictures(1))
+        compare_layer(teacher, student, "fc", random_images(1)[0])
+    with pytest.raises(ValueError, match="one image is C×H×W"):
+        compare_layer(teacher, student, "layer1", random_images(1))
     with pytest.raises(ValueError, match="uint8"):
-        compare_layer(teacher, student, "layer1", pictures(1)[0].float())
+        compare_layer(teacher, student, "layer1", random_images(1)[0].float())
 
 
-def test_tap_scores_average_pictures(teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tap_scores_average_images(teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     images, taps = (
-        pictures(5),
+        random_images(5),
         [Tap("conv1", "output", "layer2.0", "output"), Tap("layer1", "output", "layer1", "output")],
     )
     monkeypatch.setattr(maps, "BATCH", 2)
@@ -203,7 +203,7 @@ def test_tap_scores_average_pictures(teacher: nn.Module, student: nn.Module, mon
 
 
 def test_layers_worth_seeing(student: nn.Module, teacher: nn.Module) -> None:
-    image = pictures(1)[0]
+    image = random_images(1)[0]
     found = dict(layer_maps(student, image))
     assert found["conv1"] == (8, 10, 10)
     assert {"maxpool", "layer1", "layer4.1.conv2"} <= set(found)
@@ -215,13 +215,11 @@ def test_layers_worth_seeing(student: nn.Module, teacher: nn.Module) -> None:
     assert dict(layer_maps(graduated, image)) == found
 
 
-def test_maps_on_the_picture_repeat_values() -> None:
+def test_maps_on_the_image_repeat_values() -> None:
     values = np.arange(9, dtype=np.float32).reshape(3, 3)
-    picture = np.zeros((7, 8, 1), np.uint8)
-    comparison = MapComparison(
-        picture, values, values[:1, :1], "a output", "b output", 0.5, None, 4, 4, "T", "S", None
-    )
-    theirs, ours = comparison.on_picture()
+    image = np.zeros((7, 8, 1), np.uint8)
+    comparison = MapComparison(image, values, values[:1, :1], "a output", "b output", 0.5, None, 4, 4, "T", "S", None)
+    theirs, ours = comparison.on_image()
     assert theirs.shape == ours.shape == (7, 8)
     assert set(np.unique(theirs)) == set(range(9))
     assert (theirs[0, 0], theirs[-1, -1], theirs[3, 4]) == (0, 8, 4)

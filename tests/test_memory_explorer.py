@@ -168,7 +168,7 @@ def test_what_cannot_be_is_told_in_one_sentence(explorer: MemoryExplorer) -> Non
     assert "bounds are those of the fused convention" in sentence(explorer)
 
 
-def test_a_picture_too_small_is_told() -> None:
+def test_a_image_too_small_is_told() -> None:
     explorer = MemoryExplorer(MemorySource("unet"), image_size=20)
     explorer.student.value = 1
     assert "20×20" in sentence(explorer)

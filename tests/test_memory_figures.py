@@ -18,6 +18,7 @@ import torch
 from test_figures import seen_by
 from torch import nn
 
+from redistill_lib.distill import match_taps
 from redistill_lib.figures import (
     memory_bars,
     memory_by_layer,
@@ -32,7 +33,6 @@ from redistill_lib.figures.memory_names import block_names, red_runs
 from redistill_lib.memory import Profile, Row, format_size, memory_bounds, profile_memory
 from redistill_lib.models import create_model, student_name
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
-from redistill_lib.taps import match_taps
 
 FOOTPRINTS = Path(__file__).parents[1] / "data" / "published" / "footprints.csv"
 

@@ -79,7 +79,7 @@ def test_committed_outputs(path: Path) -> None:
         for output in cell.outputs:
             assert output.output_type != "error" and output.get("name") != "stderr", output
             if "application/vnd.plotly.v1+json" in output.get("data", {}):
-                assert "image/png" in output.data, "a figure without a picture cannot be read on a code host"
+                assert "image/png" in output.data, "a figure without an image cannot be read on a code host"
                 assert "text/html" not in output.data
     assert counts == list(range(1, len(counts) + 1))
 

@@ -1,4 +1,4 @@
-"""Scores of generated pictures: against other implementations, against what is known, and never without settings."""
+"""Scores of generated images: against other implementations, against what is known, and never without settings."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_fid_agrees_with_scipy(offset: float) -> None:
     assert metrics.extrapolate(fake, real).fid == pytest.approx(expected, rel=1e-6)
 
 
-def test_fid_agrees_with_scipy_on_pictures(digits: DataSplits) -> None:
+def test_fid_agrees_with_scipy_on_images(digits: DataSplits) -> None:
     real = features(digits.train, projection(), progress=False)
     fake = features(noisy(digits, 0.3), projection(), progress=False)
     a, b = fake.values.double().numpy(), real.values.double().numpy()
@@ -100,12 +100,12 @@ def test_fid_of_a_covariance_without_full_rank() -> None:
     assert metrics.extrapolate(given(moved), given(values)).fid == pytest.approx(8 * 4.0, rel=1e-6)
 
 
-def test_fid_wants_more_pictures_than_features() -> None:
+def test_fid_wants_more_images_than_features() -> None:
     enough, few = gaussian(17, 16, 0), gaussian(16, 16, 1)
     assert metrics.fid(enough, enough) == pytest.approx(0, abs=1e-9)
-    with pytest.raises(ValueError, match=r"16 fake pictures are too few for a covariance .* at least 17"):
+    with pytest.raises(ValueError, match=r"16 fake images are too few for a covariance .* at least 17"):
         metrics.fid(few, enough)
-    with pytest.raises(ValueError, match="16 real pictures"):
+    with pytest.raises(ValueError, match="16 real images"):
         metrics.fid(enough, few)
 
 
@@ -150,7 +150,7 @@ def test_inception_score_by_hand() -> None:
     by_hand = [math.exp(-sum(float(p) * math.log(float(p)) for p in part.mean(0))) for part in parts]
     assert mean == pytest.approx(np.mean(by_hand), rel=1e-6)
     same = metrics.inception_score(given(torch.zeros(400, 2), torch.tensor([[3.0, 1.0, 0.0]]).repeat(400, 1)))
-    assert same == pytest.approx((1, 0), abs=1e-9)  # the same answer for every picture
+    assert same == pytest.approx((1, 0), abs=1e-9)  # the same answer for every image
     nothing = metrics.inception_score(given(torch.zeros(400, 2)))
     assert np.isnan(nothing).all()
 
@@ -258,7 +258,7 @@ def test_scores_do_not_depend_on_batch_size(digits: DataSplits, teacher: Extract
     assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
 
 
-def test_a_picture_counts_the_same_as_bytes_and_as_floats(digits: DataSplits, teacher: Extractor) -> None:
+def test_a_image_counts_the_same_as_bytes_and_as_floats(digits: DataSplits, teacher: Extractor) -> None:
     levels = digits.test.images[:80]  # type: ignore[union-attr]
     a = features(levels, teacher, progress=False)
     b = features(levels.float() / 127.5 - 1, teacher, progress=False)
@@ -267,16 +267,16 @@ def test_a_picture_counts_the_same_as_bytes_and_as_floats(digits: DataSplits, te
     assert a.fingerprint != features(levels[1:], teacher, progress=False).fingerprint
 
 
-def test_grey_pictures_are_repeated_only_for_three_channels() -> None:
+def test_grey_images_are_repeated_only_for_three_channels() -> None:
     grey = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.manual_seed(0))
     a = features(grey, projection(4, 3, 8), progress=False)
     b = features(grey.expand(-1, 3, -1, -1), projection(4, 3, 8), progress=False)
     assert torch.equal(a.values, b.values)
-    with pytest.raises(ValueError, match="projection takes 1-channel pictures, these have 3"):
+    with pytest.raises(ValueError, match="projection takes 1-channel images, these have 3"):
         features(grey.expand(-1, 3, -1, -1), projection(4, 1, 8), progress=False)
 
 
-def test_pictures_are_resized_to_what_the_extractor_was_trained_on() -> None:
+def test_images_are_resized_to_what_the_extractor_was_trained_on() -> None:
     eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1, image_size=4)
     seen = features(torch.full((2, 1, 12, 12), 255, dtype=torch.uint8), eye, progress=False)
     torch.testing.assert_close(seen.values, torch.ones(2, 16))
@@ -289,8 +289,8 @@ GREY = torch.linspace(-1, 1, 4 * 64).reshape(4, 1, 8, 8)
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (GREY.where(GREY < 0.9, torch.nan), "nan in the pictures, in picture 3"),
-        (GREY / 0, "inf in the pictures, in picture 0"),
+        (GREY.where(GREY < 0.9, torch.nan), "nan in the images, in image 3"),
+        (GREY / 0, "inf in the images, in image 0"),
         (GREY * 1.5, r"−1…1, these go from -1.5 to 1.5; images.clamp"),
         (GREY.add(1) * 127.5, "go from 0 to 255; they look like 0…255"),
         (GREY.add(1) / 2, "look like 0…1; −1…1 is expected"),
@@ -299,7 +299,7 @@ GREY = torch.linspace(-1, 1, 4 * 64).reshape(4, 1, 8, 8)
         (GREY[:0], "the set is empty"),
     ],
 )
-def test_pictures_that_are_none(images: Tensor, message: str) -> None:
+def test_images_that_are_none(images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         features(images, projection(4, 1, 8), progress=False)
 
@@ -311,7 +311,7 @@ class Unread(nn.Module):
 
 @pytest.mark.parametrize(
     ("images", "message"),
-    [(GREY.add(1) / 2, "look like 0…1"), (GREY.where(GREY < 0.9, torch.nan), "nan in the pictures")],
+    [(GREY.add(1) / 2, "look like 0…1"), (GREY.where(GREY < 0.9, torch.nan), "nan in the images")],
 )
 def test_a_tensor_is_refused_before_the_pass(images: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -336,7 +336,7 @@ def test_one_bright_batch_of_a_split_is_no_reason() -> None:
         features(Floats(bright_first.add(1) / 2), projection(4, 1, 8), batch_size=1, progress=False)
 
 
-def test_what_is_no_set_of_pictures(digits: DataSplits) -> None:
+def test_what_is_no_set_of_images(digits: DataSplits) -> None:
     wanted: list[tuple[Any, int, type[Exception], str]] = [
         (GREY.numpy(), 8, TypeError, "not a ndarray; torch.from_numpy makes it a tensor"),
         (digits, 8, TypeError, "not a DataSplits; give one split of it, such as data.train"),
@@ -356,7 +356,7 @@ def test_features_that_are_not_finite() -> None:
 
     black = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     black[0] = 9
-    with pytest.raises(ValueError, match="broken gives features that are not finite, for picture 1 first"):
+    with pytest.raises(ValueError, match="broken gives features that are not finite, for image 1 first"):
         features(black, Extractor(Broken(), "broken", num_features=4, channels=1), progress=False)
 
 
@@ -498,12 +498,12 @@ def real(digits: DataSplits, teacher: Extractor) -> Features:
 
 
 def noisy(digits: DataSplits, amount: float) -> Tensor:
-    pictures = digits.train.images.float() / 127.5 - 1  # type: ignore[union-attr]
-    noise = torch.randn(pictures.shape, generator=torch.manual_seed(5))
-    return (pictures + amount * noise).clamp(-1, 1)
+    images = digits.train.images.float() / 127.5 - 1  # type: ignore[union-attr]
+    noise = torch.randn(images.shape, generator=torch.manual_seed(5))
+    return (images + amount * noise).clamp(-1, 1)
 
 
-def test_worse_pictures_score_worse(digits: DataSplits, teacher: Extractor, real: Features) -> None:
+def test_worse_images_score_worse(digits: DataSplits, teacher: Extractor, real: Features) -> None:
     few, many = (
         score_images(noisy(digits, amount), real, teacher, settings=SAMPLING, progress=False) for amount in (0.2, 0.8)
     )
@@ -512,7 +512,7 @@ def test_worse_pictures_score_worse(digits: DataSplits, teacher: Extractor, real
     check_comparable([few, many])
     check_comparable(pd.concat([few.to_frame(), many.to_frame()]))
     s = few.settings
-    assert (s["n_fake"], s["n_real"], s["picture"], s["seed"]) == (len(real), len(real), "1×16×16", 0)
+    assert (s["n_fake"], s["n_real"], s["image"], s["seed"]) == (len(real), len(real), "1×16×16", 0)
     assert {k: s[k] for k in SAMPLING} == SAMPLING and s["extractor_accuracy"] == 0.97
     row = few.to_frame().iloc[0]
     assert row["fid"] == few.fid and row["settings.sampler"] == "ddim" and row["settings.resize"] == "none"
@@ -531,7 +531,7 @@ def test_real_halves_are_the_floor(digits: DataSplits, teacher: Extractor, real:
     assert best.fid < score.fid
     check_comparable([best, score], ignore=list(SAMPLING))
     with pytest.raises(
-        ValueError, match="scores 0 and 1 cannot be compared: ema is real pictures and True; sampler is"
+        ValueError, match="scores 0 and 1 cannot be compared: ema is real images and True; sampler is"
     ):
         check_comparable([best, score])
 
@@ -566,7 +566,7 @@ def test_sets_that_do_not_fit(digits: DataSplits, teacher: Extractor, real: Feat
         score_images(real, real, projection())
     with pytest.raises(ValueError, match="settings may not say n_fake, seed: the scoring says that itself"):
         score_images(real, real, teacher, settings={"n_fake": 3, "seed": 1}, progress=False)
-    with pytest.raises(ValueError, match="64 fake pictures are too few"):
+    with pytest.raises(ValueError, match="64 fake images are too few"):
         score_images(real.take(torch.arange(64)), real, teacher)
 
 

@@ -14,7 +14,7 @@ from redistill_lib.quality import Quality
 
 MIB, NAN = 2**20, float("nan")
 BY = {
-    "n_fake": 5000, "n_real": 5000, "real": "ab12", "picture": "3×32×32", "extractor": "teacher-9f31",
+    "n_fake": 5000, "n_real": 5000, "real": "ab12", "image": "3×32×32", "extractor": "teacher-9f31",
     "extractor_accuracy": 0.941, "num_features": 512, "resize": "none", "ema": True, "sampler": "ddim", "steps": 50,
 }  # fmt: skip
 ONE = [("teacher", 12.0, 9.0), ("student", 3.0, 15.0), ("kd", 3.0, 13.5), ("red", 3.1, 12.0)]
@@ -73,9 +73,9 @@ def test_the_title_says_who_is_best_and_that_it_is_one_run() -> None:
     figure = quality_vs_memory(scores(ONE))
     expected = "RED does best in one run: FID 12.0, naive student 15.0, at 26 % of the teacher's memory; teacher 9.0"
     assert headline(figure) == expected
-    assert "5,000 generated against 5,000 real pictures 3×32×32, by teacher-9f31" in note(figure)
+    assert "5,000 generated against 5,000 real images 3×32×32, by teacher-9f31" in note(figure)
     assert "512 features, test accuracy 94.1 %), not resized; sampler ddim, 50 steps, EMA." in note(figure)
-    assert "One run each: lines hold the draw of pictures" in note(figure) and "not the seed" in note(figure)
+    assert "One run each: lines hold the draw of images" in note(figure) and "not the seed" in note(figure)
     assert "Area: parameters, 3.0 M to 12.0 M." in note(figure)
 
 
@@ -162,7 +162,7 @@ def test_without_an_interval_nothing_is_decided(rows: list[tuple[Any, ...]], exp
 @pytest.mark.parametrize(
     ("kept", "expected"),
     [
-        ({"n_real", "picture", "sampler"}, "5,000 real pictures 3×32×32; sampler ddim, steps not stated, EMA not"),
+        ({"n_real", "image", "sampler"}, "5,000 real images 3×32×32; sampler ddim, steps not stated, EMA not"),
         ({"extractor", "steps"}, "By teacher-9f31; sampler not stated, 50 steps, EMA not stated."),
         ({"ema"}, "Sampler not stated, steps not stated, EMA."),
     ],
@@ -173,10 +173,10 @@ def test_the_caption_leaves_out_what_is_not_said(kept: set[str], expected: str) 
 
 
 def test_floor_is_a_line_where_it_belongs() -> None:
-    real = dict.fromkeys(("ema", "sampler", "steps"), "real pictures")
+    real = dict.fromkeys(("ema", "sampler", "steps"), "real images")
     figure = quality_vs_memory(scores(ONE, guidance=2), floor=quality(2.0, **real))
     assert [shape.y0 for shape in figure.layout.shapes] == [2.0, 2.0]
-    assert "real pictures, one half against the other" in note(figure)
+    assert "real images, one half against the other" in note(figure)
     with pytest.raises(ValueError, match=r"this floor does not belong to these scores: .* n_real is 5000 and 2500"):
         quality_vs_memory(scores(ONE), floor=quality(2.0, n_real=2500, **real))
 

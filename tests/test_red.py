@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from redistill_lib.checkpoint import read_tensors, save_tensors
+from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.red import BlockedLayer, InPlaceRedBlock, RedBlock, alignment_loss, insert_blocks, make_in_place
 
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redistill_lib.fakes import tensors_in
+from redistill_lib.distill import match_taps
 from redistill_lib.models import create_model, student_name
+from redistill_lib.network.fakes import tensors_in
 from redistill_lib.plans import StridePlan
 from redistill_lib.student import Change, derive_student, find_places
-from redistill_lib.taps import match_taps
 
-PICTURE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 STEPS = torch.tensor([1, 5])
 
 BUILT_IN = [
@@ -48,22 +48,22 @@ def outputs(model: nn.Module, *inputs: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize(("name", "factor"), BUILT_IN)
 def test_a_built_in_student_is_the_papers(name: str, factor: int) -> None:
     teacher = create_model(name, width=0.25)
-    student, _ = derive_student(teacher, factor, example=PICTURE)
+    student, _ = derive_student(teacher, factor, example=IMAGE)
     theirs = create_model(student_name(teacher.name, factor), width=0.25)
     theirs.load_state_dict(student.state_dict())
     assert strides(student) == strides(theirs)
     assert (student.name, student.plan) == (theirs.name, theirs.plan)
-    assert torch.equal(*outputs(student, PICTURE), *outputs(theirs, PICTURE))
+    assert torch.equal(*outputs(student, IMAGE), *outputs(theirs, IMAGE))
 
 
 @pytest.mark.parametrize("factor", [2, 8])
 def test_the_u_net_is_mirrored_to_its_tail(factor: int) -> None:
     teacher = create_model("unet-1-222", ch=8)
-    student, changes = derive_student(teacher, factor, example=(PICTURE, STEPS))
+    student, changes = derive_student(teacher, factor, example=(IMAGE, STEPS))
     theirs = create_model(student_name(teacher.name, factor), ch=8)
     theirs.load_state_dict(student.state_dict())
     assert student.name == theirs.name
-    assert torch.equal(*outputs(student, PICTURE, STEPS), *outputs(theirs, PICTURE, STEPS))
+    assert torch.equal(*outputs(student, IMAGE, STEPS), *outputs(theirs, IMAGE, STEPS))
     if factor == 2:
         assert [repr(change) for change in changes] == [
             "head: conv stride 1 → 2",
@@ -76,13 +76,13 @@ def test_the_u_net_is_mirrored_to_its_tail(factor: int) -> None:
 def test_places_changes_and_the_untouched_teacher() -> None:
     teacher = create_model("resnet18-1-21222", width=0.25).train()
     before = copy.deepcopy(teacher.state_dict())
-    places = find_places(teacher, PICTURE)
+    places = find_places(teacher, IMAGE)
     assert [(p.name, p.stride, p.after[0], p.pool) for p in places] == [
         ("conv1", 1, 64, False), ("maxpool", 2, 32, True), ("layer2.0.conv1", 2, 16, False),
         ("layer3.0.conv1", 2, 8, False), ("layer4.0.conv1", 2, 4, False),
     ]  # fmt: skip
     assert places[2].layers == ("layer2.0.conv1", "layer2.0.downsample.0")
-    student, changes = derive_student(teacher, 4, example=PICTURE)
+    student, changes = derive_student(teacher, 4, example=IMAGE)
     table = pd.DataFrame(list(changes))
     assert list(table.layer) == ["conv1", "maxpool", "layer4.0.conv1", "layer4.0.downsample.0"]
     assert list(zip(table.before, table.after, strict=True)) == [(1, 4), (2, 1), (2, 1), (2, 1)]
@@ -95,19 +95,19 @@ def test_places_changes_and_the_untouched_teacher() -> None:
 
 def test_plans_have_one_digit_per_place_or_are_the_networks_own() -> None:
     teacher = create_model("resnet18-1-21222", width=0.25)
-    by_place, _ = derive_student(teacher, plan=StridePlan(4, (1, 2, 2, 1)), example=PICTURE)
-    own, _ = derive_student(teacher, plan="4-11221", example=PICTURE)
+    by_place, _ = derive_student(teacher, plan=StridePlan(4, (1, 2, 2, 1)), example=IMAGE)
+    own, _ = derive_student(teacher, plan="4-11221", example=IMAGE)
     assert strides(by_place) == strides(own) == strides(create_model("resnet18-4-11221", width=0.25))
-    same, changes = derive_student(teacher, plan="1-21222", example=PICTURE)
+    same, changes = derive_student(teacher, plan="1-21222", example=IMAGE)
     assert changes == () and same is not teacher
-    harder, _ = derive_student(teacher, plan="4-1222", example=PICTURE)  # a smaller last map, the same logits
+    harder, _ = derive_student(teacher, plan="4-1222", example=IMAGE)  # a smaller last map, the same logits
     assert harder.name == "resnet18-4-11222"
     with pytest.raises(
         ValueError, match=r"plan 4-122 has 4 places where this ResNet has 5: conv1, maxpool, layer2.0"
     ):
-        derive_student(teacher, plan="4-122", example=PICTURE)
+        derive_student(teacher, plan="4-122", example=IMAGE)
     with pytest.raises(ValueError, match="plan 4-12211 strides where 1-21222 has stride 1"):
-        derive_student(teacher, plan="4-12211", example=PICTURE)
+        derive_student(teacher, plan="4-12211", example=IMAGE)
 
 
 # -------------------------------------------------------------------------------------------- other libraries' tricks
@@ -133,30 +133,30 @@ LOOKALIKES: list[tuple[Callable[[], nn.Module], str, str]] = [
 @pytest.mark.parametrize("factor", [4, 8])
 def test_structures_of_other_libraries(build: Callable[[], nn.Module], plan: str, changed: str, factor: int) -> None:
     teacher = build()
-    places = find_places(teacher, PICTURE)
+    places = find_places(teacher, IMAGE)
     assert str(StridePlan(places[0].stride, tuple(place.stride for place in places[1:]))) == plan
-    student, changes = derive_student(teacher, factor, example=PICTURE)
-    ours, theirs = outputs(student, PICTURE), outputs(teacher, PICTURE)
+    student, changes = derive_student(teacher, factor, example=IMAGE)
+    ours, theirs = outputs(student, IMAGE), outputs(teacher, IMAGE)
     assert [x.shape for x in ours] == [x.shape for x in theirs]
     if factor == 4:
         assert ", ".join(f"{c.layer} {c.before} {c.after}" for c in changes) == changed
-    again = find_places(student, PICTURE)
+    again = find_places(student, IMAGE)
     assert (again[0].stride, again[-1].after) == (places[0].stride * factor, places[-1].after)
 
 
 @pytest.mark.parametrize("pad", [0, 1])
 def test_diffusers_u_net(pad: int) -> None:
     teacher = look.DiffusionUNet(pad=pad)
-    student, changes = derive_student(teacher, 2, example=(PICTURE, STEPS))
+    student, changes = derive_student(teacher, 2, example=(IMAGE, STEPS))
     assert [c.layer for c in changes] == ["conv_in", "downs.1", "ups.0", "conv_out"]
-    (ours,), (theirs,) = outputs(student, PICTURE, STEPS), outputs(teacher, PICTURE, STEPS)
+    (ours,), (theirs,) = outputs(student, IMAGE, STEPS), outputs(teacher, IMAGE, STEPS)
     assert ours.shape == theirs.shape
     # depth to space starts as the old convolution's pixels, repeated
     assert torch.equal(ours, ours[..., ::2, ::2].repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
 def test_unpadded_pools_that_round_up() -> None:
-    small = PICTURE[..., :32, :32]
+    small = IMAGE[..., :32, :32]
     student, changes = derive_student(look.CeilPools(), 4, example=small)
     assert [repr(c) for c in changes][1:] == [
         "maxpool1: max pool 2 → 1 (padding 1)", "maxpool2: max pool 2 → 1 (padding 1)",
@@ -172,17 +172,17 @@ def test_an_autoencoders_last_upsampling_takes_the_factor() -> None:
     ]
     for end in ends:
         net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 2, 2), end)
-        student, changes = derive_student(net, 2, example=PICTURE)
+        student, changes = derive_student(net, 2, example=IMAGE)
         assert [(c.layer, c.before, c.after) for c in changes] == [("0", 1, 2), ("2", 2, 1)]
-        assert outputs(student, PICTURE)[0].shape[-2:] == (64, 64)
+        assert outputs(student, IMAGE)[0].shape[-2:] == (64, 64)
 
 
-def test_the_step_back_to_the_picture_takes_the_factor() -> None:
+def test_the_step_back_to_the_image_takes_the_factor() -> None:
     ups = [nn.ConvTranspose2d(4, 4, 2, 2), nn.Upsample(scale_factor=2), nn.Upsample(scale_factor=2)]
     net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Conv2d(4, 4, 3, 2, 1), *ups)  # 64 → 16 → 8 → 16 → 32 → 64
-    student, changes = derive_student(net, 2, example=PICTURE)
+    student, changes = derive_student(net, 2, example=IMAGE)
     assert [(c.layer, c.before, c.after) for c in changes] == [("0", 4, 8), ("1", 2, 1), ("2", 2, 1), ("4", 2, 4)]
-    assert outputs(student, PICTURE)[0].shape[-2:] == (64, 64)
+    assert outputs(student, IMAGE)[0].shape[-2:] == (64, 64)
 
 
 def test_a_plan_may_raise_later_places_too() -> None:
@@ -190,23 +190,23 @@ def test_a_plan_may_raise_later_places_too() -> None:
         nn.Conv2d(3, 8, 3, 2, 1), look.ResidualBlock(8, 8, 2, pooled=True), look.ResidualBlock(8, 8, 2)
     )
     for downsampler in ("stride", "max"):
-        student, changes = derive_student(net, plan="2-41", example=PICTURE, downsampler=downsampler)  # type: ignore
+        student, changes = derive_student(net, plan="2-41", example=IMAGE, downsampler=downsampler)  # type: ignore
         assert [(c.layer, c.before, c.after) for c in changes] == [
             ("1.layer.1.0", 2, 4), ("1.shortcut.0", 2, 4), ("2.layer.1.0", 2, 1), ("2.shortcut.0", 2, 1),
         ]  # fmt: skip
-        assert outputs(student, PICTURE)[0].shape == (2, 8, 8, 8)
+        assert outputs(student, IMAGE)[0].shape == (2, 8, 8, 8)
     with pytest.raises(ValueError, match="a max pool cannot take stride 2 to 3; 'stride' can"):
         derive_student(net, plan="3-21", example=torch.zeros(1, 3, 48, 48), downsampler="max")
-    with pytest.raises(ValueError, match="a student of plan 2-91 divides its pictures by 18 or more"):
-        derive_student(net, plan="2-91", example=PICTURE)
+    with pytest.raises(ValueError, match="a student of plan 2-91 divides its images by 18 or more"):
+        derive_student(net, plan="2-91", example=IMAGE)
 
 
 @pytest.mark.parametrize("downsampler", ["avg", "space_to_depth"])
 def test_a_u_nets_head_may_pool_too(downsampler: Any) -> None:
     teacher = create_model("unet-1-222", ch=8)
-    student, _ = derive_student(teacher, 2, example=(PICTURE, STEPS), downsampler=downsampler)
-    assert outputs(student, PICTURE, STEPS)[0].shape == PICTURE.shape
-    taps = match_taps(student, teacher, (PICTURE, STEPS))
+    student, _ = derive_student(teacher, 2, example=(IMAGE, STEPS), downsampler=downsampler)
+    assert outputs(student, IMAGE, STEPS)[0].shape == IMAGE.shape
+    taps = match_taps(student, teacher, (IMAGE, STEPS))
     assert len(taps) == 10 and taps[0].layer == "head"  # as the paper's ×2 pair has them
 
 
@@ -215,11 +215,11 @@ def test_even_kernels_and_upsampling_layers() -> None:
         nn.Conv2d(3, 4, 3, padding="same"), nn.Conv2d(4, 4, 4, 2, 1), nn.Upsample(scale_factor=2),
         nn.Conv2d(4, 4, 4, 2, 1), nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=1), nn.Conv2d(4, 3, 3, padding=1),
     )  # fmt: skip
-    student, changes = derive_student(net, 2, example=PICTURE)
+    student, changes = derive_student(net, 2, example=IMAGE)
     assert [(c.layer, c.before, c.after) for c in changes] == [
         ("0", 1, 2), ("1", 2, 1), ("2", 2, 1), ("3", 2, 1), ("4", 2, 1), ("5", 1, 2),
     ]  # fmt: skip
-    assert outputs(student, PICTURE)[0].shape == PICTURE.shape
+    assert outputs(student, IMAGE)[0].shape == IMAGE.shape
 
 
 # ---------------------------------------------------------------------------------------- downsamplers and weights
@@ -228,11 +228,11 @@ def test_even_kernels_and_upsampling_layers() -> None:
 @pytest.mark.parametrize("downsampler", ["max", "avg", "blur"])
 def test_pooled_stems_keep_stride_and_weights(downsampler: Any) -> None:
     teacher = create_model("resnet18-1-21222", width=0.25).eval()
-    student, changes = derive_student(teacher, 4, example=PICTURE, downsampler=downsampler)
+    student, changes = derive_student(teacher, 4, example=IMAGE, downsampler=downsampler)
     assert repr(changes[0]) == f"conv1: inserted 1 → 4 ({downsampler} pool 4)"
     assert (student.conv1.stride, student.name) == ((1, 1), f"resnet18-4-11221-{downsampler}")
     assert list(student.state_dict()) == list(teacher.state_dict())
-    whole = teacher.conv1(PICTURE)
+    whole = teacher.conv1(IMAGE)
     if downsampler == "blur":
         line = torch.tensor([1.0, 2.0, 1.0]) / 4
         weight = torch.outer(line, line).expand(16, 1, 3, 3)
@@ -241,22 +241,22 @@ def test_pooled_stems_keep_stride_and_weights(downsampler: Any) -> None:
             wanted = F.conv2d(F.pad(wanted, (1, 1, 1, 1), mode="reflect"), weight, stride=2, groups=16)
     else:
         wanted = {"max": F.max_pool2d, "avg": F.avg_pool2d}[downsampler](whole, 4)
-    assert torch.allclose(student.conv1(PICTURE), wanted, atol=1e-5)
-    assert outputs(student, PICTURE)[0].shape == (2, 10)
+    assert torch.allclose(student.conv1(IMAGE), wanted, atol=1e-5)
+    assert outputs(student, IMAGE)[0].shape == (2, 10)
 
 
-def test_space_to_depth_starts_on_the_averaged_picture() -> None:
+def test_space_to_depth_starts_on_the_averaged_image() -> None:
     teacher = create_model("resnet18", width=0.25)
-    student, _ = derive_student(teacher, 4, example=PICTURE, downsampler="space_to_depth")
+    student, _ = derive_student(teacher, 4, example=IMAGE, downsampler="space_to_depth")
     assert student.conv1.weight.shape == (16, 48, 7, 7)
-    assert torch.allclose(student.conv1(PICTURE), teacher.conv1(F.avg_pool2d(PICTURE, 4)), atol=1e-5)
+    assert torch.allclose(student.conv1(IMAGE), teacher.conv1(F.avg_pool2d(IMAGE, 4)), atol=1e-5)
 
 
 def test_kernels_that_tile_follow_their_stride() -> None:
     teacher = look.ConvNeXt()
-    student, changes = derive_student(teacher, 2, example=PICTURE)
+    student, changes = derive_student(teacher, 2, example=IMAGE)
     assert [c.note for c in changes] == ["kernel 4 → 8", "kernel 2 → 1"]
-    stems = student.stem(PICTURE), teacher.stem(F.avg_pool2d(PICTURE, 2))
+    stems = student.stem(IMAGE), teacher.stem(F.avg_pool2d(IMAGE, 2))
     assert torch.allclose(*stems, atol=1e-4)
     flat = torch.ones(1, 16, 8, 8)
     down = [net.stages[3][0][1](flat)[0, :, 0, 0] for net in (student, teacher)]
@@ -265,11 +265,11 @@ def test_kernels_that_tile_follow_their_stride() -> None:
 
 def test_init_draws_every_weight_anew_and_says_what_it_cannot() -> None:
     teacher = create_model("resnet18", width=0.25)
-    student, _ = derive_student(teacher, 2, example=PICTURE, weights="init")
+    student, _ = derive_student(teacher, 2, example=IMAGE, weights="init")
     assert not torch.equal(student.layer1[0].conv1.weight, teacher.layer1[0].conv1.weight)
     with pytest.warns(UserWarning, match=r"no reset_parameters reaches stages\.0\.1\.gamma"):
-        derive_student(look.ConvNeXt(), 2, example=PICTURE, weights="init")
-    assert not any(warned(lambda: derive_student(teacher, 2, example=PICTURE, weights="init")))
+        derive_student(look.ConvNeXt(), 2, example=IMAGE, weights="init")
+    assert not any(warned(lambda: derive_student(teacher, 2, example=IMAGE, weights="init")))
 
 
 def warned(call: Callable[[], object]) -> list[Any]:
@@ -299,17 +299,17 @@ def warned(call: Callable[[], object]) -> list[Any]:
 )  # fmt: skip
 def test_what_cannot_move_is_refused(build: Callable[[], nn.Module], factor: int, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        derive_student(build(), factor, example=PICTURE)
+        derive_student(build(), factor, example=IMAGE)
 
 
 def test_functional_pools_that_stay_are_fine() -> None:
-    _, changes = derive_student(look.FunctionalPools(False), 2, example=PICTURE)
+    _, changes = derive_student(look.FunctionalPools(False), 2, example=IMAGE)
     assert [c.layer for c in changes] == ["convs.0", "convs.2"]
 
 
 def test_interpolation_without_a_switch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ups\.0 \(Upsample2D\) calls interpolate in its own forward"):
-        derive_student(look.DiffusionUNet(interpolate=False), 2, example=(PICTURE, STEPS))
+        derive_student(look.DiffusionUNet(interpolate=False), 2, example=(IMAGE, STEPS))
 
 
 def test_an_attribute_without_effect_is_told() -> None:
@@ -320,21 +320,21 @@ def test_an_attribute_without_effect_is_told() -> None:
             return F.avg_pool2d(x, 2)
 
     with pytest.raises(ValueError, match=r"1 calls avg_pool2d in its own forward.*'stride' was set to 1, without"):
-        derive_student(nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), Pool(), nn.Conv2d(4, 4, 1)), 2, example=PICTURE)
+        derive_student(nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), Pool(), nn.Conv2d(4, 4, 1)), 2, example=IMAGE)
 
 
 def test_arguments_and_sizes() -> None:
     teacher = create_model("resnet18", width=0.25)
     with pytest.raises(ValueError, match="an example of 64×64 instead of 40×40"):
-        derive_student(teacher, 2, example=PICTURE[..., :40, :40])
+        derive_student(teacher, 2, example=IMAGE[..., :40, :40])
     with pytest.raises(ValueError, match=r"either factor= or plan="):
-        derive_student(teacher, example=PICTURE)
+        derive_student(teacher, example=IMAGE)
     with pytest.raises(ValueError, match="downsampler='min' is not one of stride, max, avg, blur, space_to_depth"):
-        derive_student(teacher, 2, example=PICTURE, downsampler="min")  # type: ignore[arg-type]
+        derive_student(teacher, 2, example=IMAGE, downsampler="min")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="0 is a Conv2dSame, which convolves in its own way"):
-        derive_student(look.tf_efficientnet(), 2, example=PICTURE, downsampler="max")
+        derive_student(look.tf_efficientnet(), 2, example=IMAGE, downsampler="max")
     with pytest.raises(TypeError, match="not uint8"):
-        derive_student(teacher, 2, example=PICTURE.byte())
+        derive_student(teacher, 2, example=IMAGE.byte())
 
 
 def test_a_network_that_decides_by_values_runs_for_real() -> None:
@@ -343,7 +343,7 @@ def test_a_network_that_decides_by_values_runs_for_real() -> None:
             return x if float(x.mean()) > 1e9 else x + 1
 
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), Gate(), nn.Conv2d(4, 4, 3, 2, 1))
-    assert derive_student(net, 2, example=PICTURE)[0][0].stride == (4, 4)
+    assert derive_student(net, 2, example=IMAGE)[0][0].stride == (4, 4)
 
 
 # -------------------------------------------------------------------------------------------- the real libraries
@@ -359,8 +359,8 @@ def test_transformers(family: str) -> None:
     }.get(family, {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1]})
     options |= {"groups_width": 8} if family == "RegNet" else {}
     teacher = getattr(hub, f"{family}ForImageClassification")(getattr(hub, f"{family}Config")(**options))
-    student, _ = derive_student(teacher, 4, example=PICTURE)
-    assert outputs(student, PICTURE)[0].shape == outputs(teacher, PICTURE)[0].shape
+    student, _ = derive_student(teacher, 4, example=IMAGE)
+    assert outputs(student, IMAGE)[0].shape == outputs(teacher, IMAGE)[0].shape
 
 
 def test_diffusers() -> None:
@@ -370,6 +370,6 @@ def test_diffusers() -> None:
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     }
     teacher = hub.UNet2DModel(64, block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4, **blocks)
-    student, changes = derive_student(teacher, 2, example=(PICTURE, STEPS))
+    student, changes = derive_student(teacher, 2, example=(IMAGE, STEPS))
     assert [c.layer.rpartition(".")[2] for c in changes] == ["conv_in", "conv", "0", "conv_out"]
-    assert outputs(student, PICTURE, STEPS)[0].shape == PICTURE.shape
+    assert outputs(student, IMAGE, STEPS)[0].shape == IMAGE.shape

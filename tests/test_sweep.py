@@ -384,19 +384,19 @@ def test_refreshed_outputs_are_clean_and_stamped(make_notebook: MakeNotebook, tm
     assert not report.outputs_match_source(path)
 
 
-def test_pictures_are_made_smaller_and_look_the_same() -> None:
+def test_images_are_made_smaller_and_look_the_same() -> None:
     chart = Image.new("RGB", (400, 300), "white")
     for k in range(200):
         chart.paste((k, 120, 255 - k), (2 * k, 300 - k, 2 * k + 2, 300))
     data = io.BytesIO()
     chart.save(data, "png", compress_level=1)
     output = shown(**{"image/png": base64.b64encode(data.getvalue()).decode(), "plain": "Figure"})
-    small = report._with_small_pictures(output)
+    small = report._with_small_images(output)
     assert len(small["data"]["image/png"]) < 0.7 * len(output["data"]["image/png"])
     assert small["data"]["text/plain"] == "Figure"
     back = Image.open(io.BytesIO(base64.b64decode(small["data"]["image/png"]))).convert("RGB")
     assert max(high for _, high in ImageChops.difference(chart, back).getextrema()) <= 2
-    assert report._with_small_pictures(shown(html="x")) == shown(html="x")
+    assert report._with_small_images(shown(html="x")) == shown(html="x")
 
 
 def test_outputs_of_other_cells_are_refused(make_notebook: MakeNotebook, tmp_path: Path) -> None:
@@ -455,7 +455,7 @@ def test_durations() -> None:
     assert [report.duration(s) for s in (4.21, 59.96, 75, 7260)] == ["4.2 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]
 
 
-def test_pictures_are_asked_for_in_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_asked_for_in_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, str]] = []
 
     def manager(environment: dict[str, str]) -> Any:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.distill import Tap, match_taps, read_taps
 from redistill_lib.models import create_model, example_inputs
-from redistill_lib.taps import Tap, evaluating, feature_maps, find_layer, find_resizes, match_taps, read_taps, tapping
+from redistill_lib.network import evaluating, feature_maps, find_layer, find_resizes, tapping
 
 RESNET_X4 = ["conv1.o < layer2.0.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]
 MOBILENETV2_X4 = ["features.0.0.o < features.4.conv.3.o", "features.2.conv.3.io < features.7.conv.3.io",
@@ -19,7 +20,7 @@ V2_PLACES = ["features.4.conv.3", "features.7.conv.3", "features.14.conv.3"]
 V3_PLACES = ["features.2.conv.3", "features.4.conv.3", "features.9.conv.3"]
 RESNET_PLACES = ["layer2.0", "layer3.0", "layer4.0"]
 
-# (student, teacher, picture size, taps), each row as the authors' configurations have it: arXiv 2406.03744.
+# (student, teacher, image size, taps), each row as the authors' configurations have it: arXiv 2406.03744.
 PAPER = [
     ("resnet18-8-11221", "resnet18-2-21222", 224, RESNET_X4),
     ("resnet50-8-11221", "resnet50-2-21222", 224, RESNET_X4),
@@ -295,9 +296,9 @@ def test_tap_names() -> None:
         Tap("a", "middle", "b", "output")  # type: ignore[arg-type]
 
 
-def test_stored_pictures_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
+def test_stored_images_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 2))
-    with pytest.raises(TypeError, match=r"float pictures, not uint8; redistill_lib\.to_float makes them"):
+    with pytest.raises(TypeError, match=r"float images, not uint8; redistill_lib\.to_float makes them"):
         match_taps(net, net, torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     (tmp_path / "taps.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
@@ -317,7 +318,7 @@ def test_a_linear_layer_over_channels_last_maps_is_no_change_of_resolution() -> 
     assert [step.path for step in find_resizes(Mixer(), torch.zeros(1, 3, 32, 32))] == ["stem"]
 
 
-def test_a_student_that_keeps_the_picture_size() -> None:
+def test_a_student_that_keeps_the_image_size() -> None:
     """Its way up ends inside a list of blocks, which as a whole is never called."""
     options: dict[str, Any] = {"mult": (1, 2), "attention": (1,), "res_blocks": 1}
     teacher, student = (create_model("unet-1-2", ch=ch, **options) for ch in (16, 8))

@@ -16,18 +16,18 @@ import pytest
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, load_model, read_tensors
 from redistill_lib.data import TensorImages, load_data
-from redistill_lib.diffusion import DiffusionRecipe
+from redistill_lib.distill import Tap
 from redistill_lib.memory import profile_memory
 from redistill_lib.methods import KD
 from redistill_lib.models import create_model
+from redistill_lib.models.saved import load_model, read_tensors
 from redistill_lib.red import BlockedLayer
 from redistill_lib.runs import Run, load_runs
-from redistill_lib.taps import Tap
-from redistill_lib.train import STL10, Recipe, distill_classifier, evaluate, train_classifier
+from redistill_lib.train import STL10, DiffusionRecipe, Recipe, distill_classifier, evaluate, train_classifier
 from redistill_lib.train import classify as classify_module
 from redistill_lib.train import loop as loop_module
+from redistill_lib.train.identity import fingerprint
 from redistill_lib.train.recipe import SCHEDULES
 
 TEACHER, STUDENT = "resnet18-1-21222", "resnet18-4-11221"
@@ -225,7 +225,7 @@ def test_the_callers_network_is_a_copy_and_resumes(tmp_path: Path) -> None:
     assert epochs == [2] and len(load_runs(tmp_path)) == 1
 
 
-def test_other_pictures_are_another_run(tmp_path: Path) -> None:
+def test_other_images_are_another_run(tmp_path: Path) -> None:
     data = digits()
     changed = replace(data, train=type(data.train)(data.train.images.flip(-1), data.train.labels))
     recipe = Recipe(epochs=1, batch_size=32)
@@ -400,12 +400,12 @@ def test_what_is_no_teacher(teacher: Any, message: str, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_teachers_of_other_pictures_and_of_half_precision(
+def test_teachers_of_other_images_and_of_half_precision(
     teacher: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classify_module, "fit", lambda trainee, *_: trainee)
     other = load_data("digits", image_size=32, limit=96, cache_dir=None)
-    with pytest.warns(UserWarning, match=f"{teacher.id} was trained on other pictures .*: image_size differ"):
+    with pytest.warns(UserWarning, match=f"{teacher.id} was trained on other images .*: image_size differ"):
         distill_classifier(STUDENT, teacher, other, width=0.125, runs_dir=tmp_path)
     half = load_model(teacher).half()
     trainee: Any = distill_classifier(STUDENT, half, digits(), width=0.125, methods=["red", "kd"])
@@ -450,7 +450,7 @@ def test_recipe_errors(change: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("optimizer", "model"), [("adam", "mobilenetv3_small-1-22121111211"), ("sgd", TEACHER)])
 def test_whatever_is_random_resumes_too(tmp_path: Path, optimizer: str, model: str) -> None:
-    """Dropout (MobileNetV3 has it), mixing of pictures, and each optimizer's state."""
+    """Dropout (MobileNetV3 has it), mixing of images, and each optimizer's state."""
     common = {"schedule": "step", "milestones": (1,), "clip_norm": 1.0, "augmentation": "crop+cutmix|mixup"}
     recipe = replace(RECIPE, optimizer=optimizer, learning_rate=1e-2, amsgrad=True, **common)
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from redistill_lib.distill import match_taps
 from redistill_lib.models import create_model, load_checkpoint, places, student_name, usual_plan
 from redistill_lib.plans import StridePlan
 from redistill_lib.red import RedBlock, insert_blocks
-from redistill_lib.taps import match_taps
 
 OFFICIAL: dict[str, dict[str, list[int]]] = json.loads(
     (Path(__file__).parent / "reference" / "official_shapes.json").read_text()

@@ -1,4 +1,4 @@
-"""Data sets as three splits of uint8 pictures.
+"""Data sets as three splits of uint8 images.
 
     load_data("cluttered")            # built in, generated from a seed; "digits" likewise
     load_data("hf:uoft-cs/cifar10")   # anything on the Hugging Face hub
@@ -8,9 +8,10 @@ Models and methods are chosen on ``validation``, which is held out of train; ``t
 end.
 """
 
+from redistill_lib.data.augment import to_float
 from redistill_lib.data.clutter import Clutter
 from redistill_lib.data.images import LazyImages, TensorImages, as_batch
 from redistill_lib.data.sources import Source
 from redistill_lib.data.splits import DataSplits, load_data
 
-__all__ = ["Clutter", "DataSplits", "LazyImages", "Source", "TensorImages", "as_batch", "load_data"]
+__all__ = ["Clutter", "DataSplits", "LazyImages", "Source", "TensorImages", "as_batch", "load_data", "to_float"]

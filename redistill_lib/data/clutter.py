@@ -22,7 +22,7 @@ __all__ = ["Clutter", "compose", "read_digits"]
 
 @dataclass(frozen=True)
 class Clutter:
-    """What a cluttered picture is made of; lengths in pixels.
+    """What a cluttered image is made of; lengths in pixels.
 
     ``noise`` is the standard deviation of the added noise as a fraction of full scale (0…1).
     ``digit_size``, ``fragment_size`` are the sides of the digit to be recognised and of the pieces of other
@@ -81,7 +81,7 @@ def read_digits(size: int) -> tuple[Tensor, Tensor]:
 def compose(
     digits: Tensor, labels: Tensor, count: int, clutter: Clutter, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``count`` cluttered pictures, uint8 count×1×canvas×canvas, and their labels.
+    """``count`` cluttered images, uint8 count×1×canvas×canvas, and their labels.
 
     ``digits``: uint8 N×1×digit_size×digit_size, of one part of the data; ``labels``: theirs.
 
@@ -113,8 +113,8 @@ def _grid(corners: Tensor, side: int, width: int) -> Tensor:
     return (corners[0] * width + corners[1])[:, None] + square
 
 
-def _crop(pictures: Tensor, side: int, corners: Tensor) -> Tensor:
-    return pictures.flatten(1).gather(1, _grid(corners, side, pictures.shape[-1])).view(-1, side, side)
+def _crop(images: Tensor, side: int, corners: Tensor) -> Tensor:
+    return images.flatten(1).gather(1, _grid(corners, side, images.shape[-1])).view(-1, side, side)
 
 
 def _paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> None:

@@ -1,4 +1,4 @@
-"""From encoded pictures (files, or rows of a table) to uint8 tensors: decode, resize, keep the result."""
+"""From encoded images (files, or rows of a table) to uint8 tensors: decode, resize, keep the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GREY = ("1", "L")
 
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
+    """Images in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
 
     >>> split = TensorImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
     >>> images, labels = split.__getitems__([4, 0])
@@ -46,7 +46,7 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         return self.images[chosen], self.labels[chosen]
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` pictures, uint8 B×C×H×W, and their labels."""
+        """The first `count` images, uint8 B×C×H×W, and their labels."""
         return self.__getitems__(range(min(count, len(self))))
 
     def __repr__(self) -> str:
@@ -58,7 +58,7 @@ class EncodedImages:
     """One part of a data set before decoding.
 
     ``items`` is a list of file paths, or a Hugging Face ``Dataset`` whose ``column`` holds ``{"bytes",
-    "path"}``; ``rows`` are the numbers of the pictures in use, ``labels`` theirs; ``origin`` names the part
+    "path"}``; ``rows`` are the numbers of the images in use, ``labels`` theirs; ``origin`` names the part
     in errors.
     """
 
@@ -75,7 +75,7 @@ class EncodedImages:
         return EncodedImages(self.items, self.column, self.labels[rows], self.rows[rows], self.origin)
 
     def read(self, indices: Sequence[int]) -> list[tuple[bytes | str, str]]:
-        """The encoded pictures at ``indices`` (bytes, or a path) and how an error should call each."""
+        """The encoded images at ``indices`` (bytes, or a path) and how an error should call each."""
         rows = self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist()
         if not self.column:
             return [(self.items[row], str(self.items[row])) for row in rows]
@@ -90,7 +90,7 @@ class EncodedImages:
 
 
 class LazyImages(Dataset[tuple[Tensor, Tensor]]):
-    """Pictures decoded when asked for: TensorImages' interface, at the price of decoding every time."""
+    """Images decoded when asked for: TensorImages' interface, at the price of decoding every time."""
 
     def __init__(self, encoded: EncodedImages, size: int, channels: int) -> None:
         self.encoded, self.size, self.channels = encoded, size, channels
@@ -113,7 +113,7 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
         return images, self.labels[chosen]
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` pictures, uint8 B×C×H×W, and their labels."""
+        """The first `count` images, uint8 B×C×H×W, and their labels."""
         return self.__getitems__(range(min(count, len(self))))
 
     def __repr__(self) -> str:
@@ -132,28 +132,28 @@ def as_batch(batch: Any) -> Any:
 
 
 def decode_image(raw: bytes | str, where: str, size: int, channels: int) -> Tensor:
-    """One picture as uint8 channels×size×size: the shorter side resized to ``size``, then the centre cropped.
+    """One image as uint8 channels×size×size: the shorter side resized to ``size``, then the centre cropped.
 
     ``raw`` is the encoded bytes or a path. Raises ValueError, naming ``where``, for anything that does not
     decode.
     """
     from PIL import Image
 
-    with _opened(raw, where) as image:
-        picture = image.convert("RGB" if channels == 3 else "L")
-    width, height = picture.size
+    with _opened(raw, where) as opened:
+        image = opened.convert("RGB" if channels == 3 else "L")
+    width, height = image.size
     if (width, height) != (size, size):
         scale = size / min(width, height)
         wide, high = max(size, round(width * scale)), max(size, round(height * scale))
         left, top = (wide - size) // 2, (high - size) // 2
-        picture = picture.resize((wide, high), Image.Resampling.BILINEAR)  # Pillow filters when it shrinks
-        picture = picture.crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(picture)).view(size, size, channels).permute(2, 0, 1).contiguous()
+        image = image.resize((wide, high), Image.Resampling.BILINEAR)  # Pillow filters when it shrinks
+        image = image.crop((left, top, left + size, top + size))
+    return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
 def _opened(raw: bytes | str, where: str) -> Iterator[Any]:
-    """Open a picture, turned as its EXIF says; what goes wrong becomes a sentence that names ``where``."""
+    """Open an image, turned as its EXIF says; what goes wrong becomes a sentence that names ``where``."""
     from PIL import Image, ImageOps
 
     try:
@@ -168,10 +168,10 @@ def _opened(raw: bytes | str, where: str) -> Iterator[Any]:
 
 
 def probe(parts: Iterable[EncodedImages], name: str, size: int | None, channels: int | None) -> tuple[int, int]:
-    """The common side and channel number of all pictures, from their headers alone.
+    """The common side and channel number of all images, from their headers alone.
 
-    One channel only if every picture is greyscale. Without ``size`` all have to be squares of one side. Of a
-    part with more than ``PROBED`` pictures a thousand are looked at, and it counts as colour.
+    One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of a
+    part with more than ``PROBED`` images a thousand are looked at, and it counts as colour.
     """
     grey, first = True, None
     for part in parts:
@@ -259,7 +259,7 @@ def write_cache(path: Path, parts: dict[str, TensorImages]) -> None:
 
     partial = make_cache(path.parent) / (f"{path.stem}.{os.getpid()}.partial")
     try:
-        save_file({part: pictures.images for part, pictures in parts.items()}, partial)
+        save_file({part: images.images for part, images in parts.items()}, partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where pictures that are not built in come from: the Hugging Face hub, parquet files, a folder of images."""
+"""Where images that are not built in come from: the Hugging Face hub, parquet files, a folder of images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redistill_lib.data.images import EncodedImages, fingerprint, make_cache
 __all__ = ["Source", "find_parts", "hint", "number_labels"]
 
 BUILT_IN = ("cluttered", "digits")
-IMAGE_NAMES = ("image", "img", "images", "picture", "jpg", "png")
+IMAGE_NAMES = ("image", "img", "images", "image", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 LABEL_TYPES = ("int", "uint", "bool", "string", "large_string")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif"}
@@ -39,9 +39,9 @@ _SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?
 class Source:
     """How a data set that is not built in is read.
 
-    ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads pictures
+    ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads images
     without labels (all get label 0), as a diffusion model needs them. ``lazy``: decode on access (True), at
-    once (False), or at once up to 1 GiB decoded (None). ``channels``: 1 or 3; None takes 1 if every picture
+    once (False), or at once up to 1 GiB decoded (None). ``channels``: 1 or 3; None takes 1 if every image
     is greyscale, else 3.
     """
 
@@ -219,10 +219,10 @@ def _from_table(table: Any, source: Source, origin: str) -> Part:
 
     features = table.features
     kinds = {column: getattr(feature, "dtype", "") for column, feature in features.items()}
-    pictures = [
+    images = [
         c for c, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)
     ]
-    image = _column("image", source.image_column, pictures, IMAGE_NAMES, list(features), origin)
+    image = _column("image", source.image_column, images, IMAGE_NAMES, list(features), origin)
     labels: Sequence[Any] = [0] * len(table)
     classes = None
     if source.label_column is not False:

@@ -1,4 +1,4 @@
-"""``load_data``: one call, three splits of uint8 pictures."""
+"""``load_data``: one call, three splits of uint8 images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DataSplits:
 
     Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` →
     (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled.
-    ``origin`` says in words where validation and test come from. ``params`` are JSON and load the same pictures
+    ``origin`` says in words where validation and test come from. ``params`` are JSON and load the same images
     again: ``load_data(**splits.params)``. Both belong into a run's record.
     """
 
@@ -65,7 +65,7 @@ class DataSplits:
         return f"DataSplits({self.name!r}: {sizes}; {self.num_classes} classes; {shape} uint8; {self.origin})"
 
     def fingerprint(self) -> str:
-        """Eight hex digits over labels, pictures in memory, and where those are from that are decoded on the fly."""
+        """Eight hex digits over labels, images in memory, and where those are from that are decoded on the fly."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             digest.update(split.labels.contiguous().numpy().tobytes())
@@ -77,7 +77,7 @@ class DataSplits:
         return digest.hexdigest()[:8]
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per class, one column per split: how many pictures."""
+        """One row per class, one column per split: how many images."""
         import pandas as pd
 
         counts = {s: torch.bincount(getattr(self, s).labels, minlength=self.num_classes).tolist() for s in SPLITS}
@@ -105,12 +105,12 @@ def load_data(
         validation, test: fractions of the training part to hold out, stratified by class and drawn with `seed`;
             used only where the source has no such split of its own.
         seed: of the data; it is not the seed of a training.
-        limit: at most this many pictures per split, stratified.
-        cache_dir: where decoded pictures are kept (None: nowhere). A change of source or size makes a new cache.
+        limit: at most this many images per split, stratified.
+        cache_dir: where decoded images are kept (None: nowhere). A change of source or size makes a new cache.
         options: the fields of `Clutter` for ``cluttered``; those of `Source` for what is not built in.
 
     ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included,
-    so no stroke of a test picture has been seen in training.
+    so no stroke of a test image has been seen in training.
 
     Raises ValueError or FileNotFoundError before any decoding, saying what to change.
 
@@ -152,22 +152,22 @@ class _Request:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, at least 1.")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; it is a number of pictures, at least 1, or None for all.")
+            raise ValueError(f"limit is {self.limit}; it is a number of images, at least 1, or None for all.")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it has to be 0 or more.")
 
     def splits(
-        self, pictures: dict[str, Split], classes: tuple[str, ...], origin: str, options: Clutter | Source | None
+        self, images: dict[str, Split], classes: tuple[str, ...], origin: str, options: Clutter | Source | None
     ) -> DataSplits:
-        channels, size, _ = pictures["train"][0][0].shape
+        channels, size, _ = images["train"][0][0].shape
         changed = {}
         if options is not None:
             default = asdict(type(options)())
             changed = {key: value for key, value in asdict(options).items() if value != default[key]}
-        for same_pictures in ("canvas", "lazy"):  # the first is image_size, the second only when they are decoded
-            changed.pop(same_pictures, None)
+        for same_images in ("canvas", "lazy"):  # the first is image_size, the second only when they are decoded
+            changed.pop(same_images, None)
         return DataSplits(
-            **pictures,
+            **images,
             num_classes=len(classes),
             in_channels=channels,
             image_size=size,
@@ -193,22 +193,22 @@ def _digits(request: _Request) -> DataSplits:
     images, labels = read_digits(request.image_size or 32)
     chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
     kept = {split: rows[_spread(labels[rows], request.limit, request.seed)] for split, (_, rows) in chosen.items()}
-    pictures: dict[str, Split] = {split: TensorImages(images[rows], labels[rows]) for split, rows in kept.items()}
-    return request.splits(pictures, tuple("0123456789"), origin, None)
+    splits: dict[str, Split] = {split: TensorImages(images[rows], labels[rows]) for split, rows in kept.items()}
+    return request.splits(splits, tuple("0123456789"), origin, None)
 
 
 def _cluttered(request: _Request, clutter: Clutter) -> DataSplits:
     digits, labels = read_digits(clutter.digit_size)
     chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
     counts = {"train": clutter.train_size, "validation": clutter.validation_size, "test": clutter.test_size}
-    pictures: dict[str, Split] = {}
+    splits: dict[str, Split] = {}
     for stream, split in enumerate(SPLITS):
         rows, generator = chosen[split][1], _generator(request.seed, 10 + stream)
-        images, numbers = compose(digits[rows], labels[rows], counts[split], clutter, generator)
+        composed, numbers = compose(digits[rows], labels[rows], counts[split], clutter, generator)
         kept = _spread(numbers, request.limit, request.seed)
-        pictures[split] = TensorImages(images[kept], numbers[kept])
+        splits[split] = TensorImages(composed[kept], numbers[kept])
     origin = f"each split composed from its own digits, {origin}"
-    return request.splits(pictures, tuple("0123456789"), origin, clutter)
+    return request.splits(splits, tuple("0123456789"), origin, clutter)
 
 
 def _from_source(request: _Request, source: Source, folder: Path | None) -> DataSplits:
@@ -285,6 +285,6 @@ def _read(
         return {split: LazyImages(encoded, size, channels) for split, encoded in used.items()}
     if cache is None or request.limit is not None:  # part of a data set is not worth keeping
         return {split: decode_all(encoded, size, channels) for split, encoded in used.items()}
-    pictures = {part: decode_all(encoded, size, channels) for part, encoded in parts.items()}
-    write_cache(cache, pictures)
-    return {split: TensorImages(*pictures[part].__getitems__(rows)) for split, (part, rows) in chosen.items()}
+    images = {part: decode_all(encoded, size, channels) for part, encoded in parts.items()}
+    write_cache(cache, images)
+    return {split: TensorImages(*images[part].__getitems__(rows)) for split, (part, rows) in chosen.items()}

@@ -1,4 +1,4 @@
-"""Drawing pictures from a denoiser, and looking on while it does."""
+"""Drawing images from a denoiser, and looking on while it does."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checkpoint import load_model
 from redistill_lib.checks import whole, wholes
-from redistill_lib.diffusion.denoise import SAMPLERS, T, channels_of, check_times, classes_of, make_schedule, noise_of
+from redistill_lib.data.augment import derive_seed
+from redistill_lib.diffusion.noise import SAMPLERS, T, channels_of, check_times, classes_of, make_schedule, noise_of
 from redistill_lib.memory import profile_memory
+from redistill_lib.models.saved import load_model
+from redistill_lib.network import evaluating
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
-from redistill_lib.taps import evaluating
-from redistill_lib.train.loop import mix_seeds
 
-#: Called in each step with its number from 0, the time step t, x_t (the noisy pictures it starts from, N×C×H×W) and
-#: the pictures the network sees in them, clipped to −1…1.
+#: Called in each step with its number from 0, the time step t, x_t (the noisy images it starts from, N×C×H×W) and
+#: the images the network sees in them, clipped to −1…1.
 OnStep = Callable[[int, int, Tensor, Tensor], None]
-MOST = 256  # pictures at once; more would only take more memory
+MOST = 256  # images at once; more would only take more memory
 FEW = 16  # where the memory is not known
 
 
@@ -65,9 +65,9 @@ class _Step(nn.Module):
 def peak_of_sampling(
     model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused", dtype: str | None = None
 ) -> int:
-    """Peak bytes of activations over a whole step of sampling, for `example` pictures B×C×H×W; weights are beside it.
+    """Peak bytes of activations over a whole step of sampling, for `example` images B×C×H×W; weights are beside it.
 
-    Beside the denoiser's own maps these are the pictures, which DDIM and DDPM need again after it (DPM++ holds one
+    Beside the denoiser's own maps these are the images, which DDIM and DDPM need again after it (DPM++ holds one
     more copy), and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
 
     >>> from redistill_lib.models import create_model
@@ -95,17 +95,17 @@ def sample(
     on_step: OnStep | None = None,
     progress: bool = True,
 ) -> Tensor:
-    """Draw `n` pictures: float n×C×H×W in −1…1, on the CPU. `to_uint8` makes bytes of them.
+    """Draw `n` images: float n×C×H×W in −1…1, on the CPU. `to_uint8` makes bytes of them.
 
     Arguments:
         model: a denoiser, on the device to work on, or a complete run (or its folder) of a built-in one.
         shape: (C, H, W), or the side in pixels where the network knows its channels; known for a run.
         sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2, with as many of the 1000
             steps as `steps` says) or ``dpm++`` (2M, 2211.01095).
-        seed: picture i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
+        seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
         labels: a class for all or one for each, of a network trained with classes; left out, no class.
         guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
-        batch_size: pictures at once; left out, as many as half of the free memory takes, at most 256.
+        batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
         on_step: looks on; with several batches it sees the steps of each in turn.
 
     Raises ValueError for what does not fit the network, with what would.
@@ -121,7 +121,7 @@ def sample(
     if not isinstance(model, nn.Module):
         run = model if isinstance(model, Run) else Run.load(model)
         if "diffus" not in run.params.get("task", "diffuse"):
-            raise ValueError(f"run {run.id} is of a classifier, which draws no pictures; give a denoiser's run")
+            raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
         shape = shape or run.params["data"].get("image_size")
         model = load_model(run)
     size = _shape(model, shape)
@@ -131,16 +131,16 @@ def sample(
     make_schedule(sampler)  # an unknown name is told before anything is measured
     batch = batch_size or _batch_that_fits(model, size, guidance, device)
     network = GuidedNoise(model, guidance)
-    pictures = []
-    bar = progress_bar(steps * -(-n // batch), f"{sampler}, {n} pictures", enabled=progress)
+    images = []
+    bar = progress_bar(steps * -(-n // batch), f"{sampler}, {n} images", enabled=progress)
     with evaluating(network), bar:
         for first in range(0, n, batch):
             rows = range(first, min(first + batch, n))
-            draws = [torch.Generator().manual_seed(mix_seeds(seed, row)) for row in rows]
+            draws = [torch.Generator().manual_seed(derive_seed(seed, row)) for row in rows]
             chosen = None if wanted is None else wanted[first : rows.stop].to(device)
             schedule = make_schedule(sampler)
-            pictures.append(_draw(network, schedule, size, draws, chosen, steps, device, on_step, bar).cpu())
-    return torch.cat(pictures).clamp(-1, 1)
+            images.append(_draw(network, schedule, size, draws, chosen, steps, device, on_step, bar).cpu())
+    return torch.cat(images).clamp(-1, 1)
 
 
 def _draw(
@@ -186,10 +186,10 @@ def time_steps(steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A few pictures on their way out of the noise. K shots of N pictures each.
+    """A few images on their way out of the noise. K shots of N images each.
 
     `t` are the K time steps; `noisy` is x_t and `seen` what the network sees in it, both K×N×C×H×W; `final` the
-    pictures it ends in, N×C×H×W.
+    images it ends in, N×C×H×W.
     """
 
     t: tuple[int, ...]
@@ -198,7 +198,7 @@ class Trajectory:
     final: Tensor
 
     def __repr__(self) -> str:
-        return f"Trajectory({self.final.shape[0]} pictures at t = {', '.join(map(str, self.t))})"
+        return f"Trajectory({self.final.shape[0]} images at t = {', '.join(map(str, self.t))})"
 
 
 def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, **options: Any) -> Trajectory:
@@ -207,11 +207,11 @@ def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, 
     >>> from redistill_lib.models import create_model
     >>> net = create_model("unet-1-2", ch=8, mult=(1, 2))
     >>> trajectory(net, 2, shots=3, shape=8, steps=5, progress=False)
-    Trajectory(2 pictures at t = 999, 599, 199)
+    Trajectory(2 images at t = 999, 599, 199)
     """
     steps, shots = whole("steps", options.setdefault("steps", 50)), whole("shots", shots)
     if "batch_size" in options:
-        raise ValueError("a trajectory draws its pictures at once; leave batch_size out and give fewer pictures")
+        raise ValueError("a trajectory draws its images at once; leave batch_size out and give fewer images")
     wanted = set(torch.linspace(0, steps - 1, min(shots, steps)).round().int().tolist())
     seen: list[tuple[int, Tensor, Tensor]] = []
 
@@ -230,7 +230,7 @@ def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
     shape = shape or getattr(getattr(model, "config", None), "sample_size", None)
     if shape is None:
-        raise ValueError("the network does not tell the size of its pictures; give shape=(channels, height, width)")
+        raise ValueError("the network does not tell the size of its images; give shape=(channels, height, width)")
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
     channels = channels_of(model)
     if len(sides) == 2:
@@ -238,9 +238,9 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
             raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
         sides = (channels, *sides)
     if len(sides) != 3:
-        raise ValueError(f"the shape of the pictures is (channels, height, width), not {shape}")
+        raise ValueError(f"the shape of the images is (channels, height, width), not {shape}")
     if channels not in (None, sides[0]):
-        raise ValueError(f"the network draws pictures of {channels} channels, not of {sides[0]}")
+        raise ValueError(f"the network draws images of {channels} channels, not of {sides[0]}")
     return sides
 
 
@@ -263,7 +263,7 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
     chosen = chosen.to("cpu", torch.int64)
     chosen = chosen.expand(n) if chosen.ndim == 0 else chosen
     if chosen.shape != (n,):
-        raise ValueError(f"labels are one class for all or one for each of {n} pictures, not {tuple(chosen.shape)}")
+        raise ValueError(f"labels are one class for all or one for each of {n} images, not {tuple(chosen.shape)}")
     if not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
         raise ValueError(f"the network knows classes 0 to {classes - 1}, not {chosen.unique().tolist()}")
     return chosen

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from redistill_lib.checkpoint import load_model
 from redistill_lib.diffusion import Trajectory, trajectory
 from redistill_lib.explorers.controls import choose, empty_figure, redraw, rows, slider
+from redistill_lib.models.saved import load_model
 from redistill_lib.progress import is_live
 from redistill_lib.runs import Run
 
@@ -23,12 +23,12 @@ SEEDS = 8
 
 
 class TrajectorySource:
-    """Denoisers and the ways of their pictures, each drawn once: an explorer's memory, free of widgets.
+    """Denoisers and the ways of their images, each drawn once: an explorer's memory, free of widgets.
 
     >>> from redistill_lib.models import create_model
     >>> net = create_model("unet-1-2", ch=8, mult=(1, 2))
     >>> TrajectorySource({"teacher": net}, shape=8, n=2).paths(3, 0)
-    {'teacher': Trajectory(2 pictures at t = 999, 666, 332)}
+    {'teacher': Trajectory(2 images at t = 999, 666, 332)}
     """
 
     def __init__(self, models: Mapping[str, Drawn], *, shape: int | Sequence[int] | None = None, n: int = 9):
@@ -67,7 +67,7 @@ def sampling_trajectories(
 ) -> widgets.VBox | None:
     """Choose a step, the number of steps and the noise; see what each network is given there and what it sees in it.
 
-    `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` pictures per role
+    `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` images per role
     are drawn by DDIM, all roles from the same noise. `steps` is what it opens with, `choices` what else there is.
     None where nobody is looking.
 
@@ -80,7 +80,7 @@ def sampling_trajectories(
 
 
 class TrajectoryExplorer:
-    """The widgets: they ask the source for trajectories and the figures for their picture."""
+    """The widgets: they ask the source for trajectories and the figures for their image."""
 
     def __init__(self, source: TrajectorySource, steps: int = 25, choices: Sequence[int] = STEPS):
         import ipywidgets as widgets

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from redistill_lib.distill import Tap
 from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
 from redistill_lib.maps import MapComparison, compare_maps, first_block, layer_maps
 from redistill_lib.progress import is_live
-from redistill_lib.taps import Tap
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
@@ -24,7 +24,7 @@ HINT = "No student is trained at this stride yet: only the untrained one can be 
 
 
 class MapSource:
-    """Networks, pictures, and what has been computed of them: an explorer's memory, free of widgets.
+    """Networks, images, and what has been computed of them: an explorer's memory, free of widgets.
 
     >>> import torch
     >>> MapSource({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).comparisons
@@ -64,12 +64,12 @@ class MapSource:
         return self.lists[model, factor, state]
 
     def compare(
-        self, model: str, factor: int, state: str, tap: Tap, picture: int, channel: int | None
+        self, model: str, factor: int, state: str, tap: Tap, image: int, channel: int | None
     ) -> MapComparison:
-        key = (model, factor, state, tap, picture, channel)
+        key = (model, factor, state, tap, image, channel)
         if key not in self.comparisons:
             teacher, student, _ = self.states(model, factor)[state]
-            self.comparisons[key] = compare_maps(teacher, student, tap, self.images[picture], channel, label=state)
+            self.comparisons[key] = compare_maps(teacher, student, tap, self.images[image], channel, label=state)
         return self.comparisons[key]
 
 
@@ -88,7 +88,7 @@ def feature_maps(
     factor: int = 4,
     hint: str = HINT,
 ) -> widgets.VBox | None:
-    """Choose picture, model, stride, state, place and channel; see the teacher's and the student's map.
+    """Choose image, model, stride, state, place and channel; see the teacher's and the student's map.
 
     `networks` gives, by the name of a model family, a function from pooling factor to the pairs there are: state
     (``untrained``, ``naive``, ``red``, …) → (teacher, student, taps). It is called once per factor; it may raise
@@ -105,7 +105,7 @@ def feature_maps(
 
 
 class MapExplorer:
-    """The widgets: they ask the source for a comparison and the figures for its picture."""
+    """The widgets: they ask the source for a comparison and the figures for its image."""
 
     def __init__(
         self, source: MapSource, labels: Sequence[object] | None, factors: Sequence[int], factor: int, hint: str
@@ -114,11 +114,11 @@ class MapExplorer:
 
         count = len(source.images)
         if labels is not None and len(labels) != count:
-            raise ValueError(f"{count} pictures but {len(labels)} labels; give one per picture")
+            raise ValueError(f"{count} images but {len(labels)} labels; give one per image")
         names = [str(k) if labels is None else f"{k} ({labels[k]})" for k in range(count)]
         self.source, self.hint, self.busy = source, hint, False
         self.wanted: dict[str, Any] = {}  # what was last chosen by hand comes back wherever it is possible again
-        self.picture = slider("picture", [(name, k) for k, name in enumerate(names)])
+        self.image = slider("image", [(name, k) for k, name in enumerate(names)])
         self.model = dropdown("model", [(name, name) for name in source.networks])
         self.stride = slider("stride", [(f"×{f}", f) for f in factors], factor if factor in factors else factors[0])
         self.state = dropdown("state", [("", None)])
@@ -126,7 +126,7 @@ class MapExplorer:
         self.channel = slider("channel", [(MEAN, MEAN)])
         self.figure, self.status = empty_figure(), widgets.HTML()
         self.draw()
-        controls = (self.model, self.stride, self.state, self.picture, self.place, self.channel)
+        controls = (self.model, self.stride, self.state, self.image, self.place, self.channel)
         for control in controls:
             control.observe(self.draw, "value")
         self.view = widgets.VBox([rows(*controls), self.status, self.figure])
@@ -156,7 +156,7 @@ class MapExplorer:
         state = self._choose(self.state, [(label(s), s) for s in states], (trained or [UNTRAINED])[0])
         places = self.source.places(model, factor, state)
         place = self._choose(self.place, [(text, key) for key, (text, _) in places.items()], first_place(places))
-        where = (model, factor, state, places[place][1], self.picture.value)
+        where = (model, factor, state, places[place][1], self.image.value)
         comparison = self.source.compare(*where, None)
         most = max(comparison.teacher_channels, comparison.student_channels)
         channel = self._choose(self.channel, [(MEAN, MEAN), *((str(c), c) for c in range(most))], MEAN)

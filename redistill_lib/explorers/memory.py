@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.distill import Tap, match_taps
 from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
 from redistill_lib.memory import Bounds, Profile, memory_bounds, profile_memory
 from redistill_lib.memory.profile import Convention
 from redistill_lib.models import create_model, example_inputs, list_models, student_name
 from redistill_lib.progress import is_live
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
-from redistill_lib.taps import Tap, match_taps
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
@@ -184,7 +184,7 @@ def memory_explorer(
 
 
 class MemoryExplorer:
-    """The widgets: they ask the source for profiles and the figures for their picture."""
+    """The widgets: they ask the source for profiles and the figures for their image."""
 
     def __init__(self, source: MemorySource, image_size: int = 128):
         import ipywidgets as widgets

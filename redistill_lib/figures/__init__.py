@@ -14,7 +14,7 @@ from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_bars import memory_bars, memory_table
 from redistill_lib.figures.memory_layers import memory_by_layer, published_footprints
 from redistill_lib.figures.quality import quality_vs_memory
-from redistill_lib.figures.samples import pictures
+from redistill_lib.figures.samples import images
 from redistill_lib.figures.training import curves
 
 __all__ = [
@@ -23,11 +23,11 @@ __all__ = [
     "denoiser_maps",
     "denoising_curves",
     "feature_maps",
+    "images",
     "memory_bars",
     "memory_by_layer",
     "memory_table",
     "memory_timeline",
-    "pictures",
     "plan_table",
     "published_footprints",
     "quality_vs_memory",

@@ -1,4 +1,4 @@
-"""How pictures come out of the noise, for a teacher and its students from the same noise."""
+"""How images come out of the noise, for a teacher and its students from the same noise."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.diffusion import Trajectory, picture_grid, to_uint8
-from redistill_lib.diffusion.denoise import T
+from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
+from redistill_lib.diffusion.noise import T
+from redistill_lib.distill import Tap
 from redistill_lib.figures.comparison import interval
 from redistill_lib.figures.maps import feature_maps
 from redistill_lib.figures.samples import SIDE, image_trace
@@ -28,15 +29,14 @@ from redistill_lib.figures.theme import (
     symbol,
 )
 from redistill_lib.maps import MapComparison, locate
+from redistill_lib.network import feature_maps as maps_at
 from redistill_lib.red import alignment_loss
-from redistill_lib.taps import Tap
-from redistill_lib.taps import feature_maps as maps_at
 
 if TYPE_CHECKING:
     import pandas as pd
 
 NAMES = 100  # pixels left of the rows, for their names
-GAP = 2  # pixels between the pictures of a grid
+GAP = 2  # pixels between the images of a grid
 TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 1)
 APART = "Difference: root mean square over pixels, where black is −1 and white 1"
 
@@ -74,35 +74,35 @@ def denoising_curves(histories: Mapping[str, pd.DataFrame], *, title: str | None
     return finish(figure, title or found, note, plot=280, legend=legend)
 
 
-def trajectories(paths: Mapping[str, Trajectory], *, picture: int = 0, title: str | None = None) -> go.Figure:
-    """One picture on its way out of the noise, from left to right in time: a row per role.
+def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0, title: str | None = None) -> go.Figure:
+    """One image on its way out of the noise, from left to right in time: a row per role.
 
     `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps. First row:
-    x_t, what the first of the networks is given; then the picture that each sees in what it is given; last column:
-    where it ends. Below a student's pictures stands how far they are from the teacher's, for this picture; the title
-    has the means over all pictures of the trajectories.
+    x_t, what the first of the networks is given; then the image that each sees in what it is given; last column:
+    where it ends. Below a student's images stands how far they are from the teacher's, for this image; the title
+    has the means over all images of the trajectories.
 
-    Raises ValueError for paths that differ in time steps or size, and for a picture they do not have.
+    Raises ValueError for paths that differ in time steps or size, and for an image they do not have.
 
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
     >>> len(trajectories({"teacher": path, "student": path}).data)
     8
     """
     first = _checked(paths)
-    if not 0 <= picture < len(first.final):
-        raise ValueError(f"the trajectories have pictures 0 to {len(first.final) - 1}, not {picture}")
+    if not 0 <= image < len(first.final):
+        raise ValueError(f"the trajectories have images 0 to {len(first.final) - 1}, not {image}")
     height, width = first.final.shape[-2:]
     across, down = 1.08 * width, 1.3 * height
     figure = go.Figure()
-    lines = [(next(iter(paths)), "is given", [*first.noisy[:, picture]])]
-    lines += [(role, "sees", [*path.seen[:, picture], path.final[picture]]) for role, path in paths.items()]
+    lines = [(next(iter(paths)), "is given", [*first.noisy[:, image]])]
+    lines += [(role, "sees", [*path.seen[:, image], path.final[image]]) for role, path in paths.items()]
     for r, (role, does, shots) in enumerate(lines):
         for k, shown in enumerate(shots):
             when = f"{does} at t = {first.t[k]}" if k < len(first.t) else "ends in"
-            _add_picture(figure, shown, f"{label(role)} {when}", k * across, r * down)
+            _add_image(figure, shown, f"{label(role)} {when}", k * across, r * down)
         _add_text(figure, f"<b>{label(role)}</b><br>{does}", -0.1 * width, r * down + height / 2, "right")
         if r and role_key(role) != "teacher" and "teacher" in paths:
-            for k, value in enumerate(_differences(paths[role], paths["teacher"], picture)):
+            for k, value in enumerate(_differences(paths[role], paths["teacher"], image)):
                 text = f'<span style="color:{MUTED};font-size:12px">{number(value)}</span>'
                 _add_text(figure, text, k * across + width / 2, r * down + 1.14 * height, "center")
     for k, t in enumerate([f"t = {t}" for t in first.t] + ["<b>the end</b>"]):
@@ -110,14 +110,14 @@ def trajectories(paths: Mapping[str, Trajectory], *, picture: int = 0, title: st
     columns = (len(first.t) + 1) * across
     plot = _fit(figure, (NAMES, columns), (-0.3 * height, len(lines) * down), WIDTH)
     note = (
-        f"Picture {picture}. Below students: difference from the teacher's. {APART}; in the title the mean over "
-        f"{len(first.final)} pictures."
+        f"Image {image}. Below students: difference from the teacher's. {APART}; in the title the mean over "
+        f"{len(first.final)} images."
     )
     return finish(figure, title or _course(paths), note, plot=plot, margins=(12, 4, 12, 4))
 
 
 def trajectory_step(paths: Mapping[str, Trajectory], shot: int, *, title: str | None = None) -> go.Figure:
-    """All pictures of each role at one shot: above what the networks are given, below what they see in it.
+    """All images of each role at one shot: above what the networks are given, below what they see in it.
 
     `paths` as for `trajectories`; `shot` counts from 0, −1 is the last. One column per role.
 
@@ -134,8 +134,8 @@ def trajectory_step(paths: Mapping[str, Trajectory], shot: int, *, title: str | 
         "sees": {role: path.seen[shot] for role, path in paths.items()},
     }
     bottom = 0.0
-    for does, pictures in rows.items():
-        width, height = _add_grids(figure, pictures, top=bottom)
+    for does, images in rows.items():
+        width, height = _add_grids(figure, images, top=bottom)
         _add_text(figure, f"each<br>{does}", -0.06 * width, bottom + height / 2, "right")
         bottom += 1.06 * height
     for k, role in enumerate(paths):
@@ -145,51 +145,51 @@ def trajectory_step(paths: Mapping[str, Trajectory], shot: int, *, title: str | 
     means = [f"{number(value)} ({label(role)})" for role, value in _mean_differences(paths, shot).items()]
     at = f"At t = {first.t[shot]}"
     text = f"{at} the difference from what the teacher sees is {listed(means)}" if means else f"{at} of 999"
-    note = f"{APART}; mean over {len(first.final)} pictures."
+    note = f"{APART}; mean over {len(first.final)} images."
     return finish(figure, title or text, note, plot=plot, margins=(12, 4, 12, 4))
 
 
 def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16, title: str | None = None) -> go.Figure:
-    """Generated pictures of each role side by side, place by place from the same noise.
+    """Generated images of each role side by side, place by place from the same noise.
 
     `samples` (what `redistill_lib.sample` returns: N×C×H×W, −1…1) by role; the first `count` are shown. The title
-    says whose pictures are nearest to the teacher's, picture by picture, over all N, and whether a paired 95 %
-    t-interval over pictures tells the students apart.
+    says whose images are nearest to the teacher's, image by image, over all N, and whether a paired 95 %
+    t-interval over images tells the students apart.
 
     Raises ValueError for samples of unlike shape.
 
     >>> teacher = torch.zeros(9, 1, 8, 8)
     >>> figure = sample_grids({"teacher": teacher, "student": teacher + 0.5, "red": teacher + 0.25})
     >>> figure.layout.title.text.partition("<br>")[0]
-    "<b>RED's pictures are the nearest to the teacher's: difference 0.25, naive student 0.50</b>"
+    "<b>RED's images are the nearest to the teacher's: difference 0.25, naive student 0.50</b>"
     """
-    if len({tuple(pictures.shape) for pictures in samples.values()}) != 1:
-        shapes = ", ".join("×".join(map(str, pictures.shape)) for pictures in samples.values())
+    if len({tuple(images.shape) for images in samples.values()}) != 1:
+        shapes = ", ".join("×".join(map(str, images.shape)) for images in samples.values())
         raise ValueError(f"the samples need one shape, as many of each role, not {shapes or 'none at all'}")
     total = len(next(iter(samples.values())))
     if not total or count < 1:
         raise ValueError(f"there is nothing to show: count={count} of {total} samples")
-    if not all(pictures.is_floating_point() for pictures in samples.values()):
+    if not all(images.is_floating_point() for images in samples.values()):
         raise ValueError("the samples are floats in −1…1, as redistill_lib.sample returns them, not bytes")
     figure = go.Figure()
-    width, height = _add_grids(figure, {role: pictures[:count] for role, pictures in samples.items()})
+    width, height = _add_grids(figure, {role: images[:count] for role, images in samples.items()})
     for k, role in enumerate(samples):
         name = f"<b>{label(role).partition(',')[0]}</b>"
         _add_text(figure, name, k * 1.06 * width + width / 2, -0.05 * height, "center")
     plot = _fit(figure, (0, 1.06 * width * max(3, len(samples))), (-0.1 * height, 1.02 * height), WIDTH)
     shown = f"{min(count, total)} of {total} shown; one place, one noise."
-    note = f"{shown} {APART}; mean over {total} pictures, one run each."
+    note = f"{shown} {APART}; mean over {total} images, one run each."
     return finish(figure, title or _nearest(samples), note, plot=plot, margins=(12, 4, 12, 4))
 
 
 def denoiser_maps(
     networks: Mapping[str, nn.Module], taps: Sequence[Tap], x: Tensor, t: int, *, title: str | None = None
 ) -> go.Figure:
-    """Feature maps of denoisers at `taps`, for one noisy picture x_t (C×H×W) at time step `t`; see `feature_maps`.
+    """Feature maps of denoisers at `taps`, for one noisy image x_t (C×H×W) at time step `t`; see `feature_maps`.
 
     `networks` by role, ``teacher`` among them; students may have RED blocks. Shown are means over channels.
 
-    Raises ValueError without a teacher or a student, or for a batch of pictures.
+    Raises ValueError without a teacher or a student, or for a batch of images.
 
     >>> from redistill_lib.models import create_model
     >>> net = create_model("unet-1-2", in_channels=1, ch=8, mult=(1, 2))
@@ -200,7 +200,7 @@ def denoiser_maps(
     if "teacher" not in networks or len(networks) < 2:
         raise ValueError(f"denoiser_maps compares a teacher with students, not {', '.join(networks) or 'nothing'}")
     if x.ndim != 3:
-        raise ValueError(f"one noisy picture is C×H×W, not {tuple(x.shape)}; take one of the batch")
+        raise ValueError(f"one noisy image is C×H×W, not {tuple(x.shape)}; take one of the batch")
     if not 0 <= t < T:
         raise ValueError(f"t={t} is no time step; they go from 0 to {T - 1}")
     inputs = x[None], torch.tensor([t])
@@ -218,7 +218,7 @@ def denoiser_maps(
             resized = nn.functional.interpolate(mean, theirs.shape[-2:], mode="bilinear", antialias=True)
             found.append(
                 MapComparison(
-                    picture=to_uint8(x).permute(1, 2, 0).numpy(),
+                    image=to_uint8(x).permute(1, 2, 0).numpy(),
                     teacher=theirs[0, 0].numpy(), student=mean[0, 0].numpy(),
                     teacher_place=f"{tap.teacher_layer} {tap.teacher_side}", student_place=f"{tap.layer} {tap.side}",
                     score=1 - float(alignment_loss(resized, theirs)), channel=None,
@@ -232,8 +232,8 @@ def denoiser_maps(
 # ----------------------------------------------------------------------------------------------------- drawing, words
 
 
-def _add_picture(figure: go.Figure, picture: Tensor, name: str, x: float, y: float) -> None:
-    shown = picture if picture.dtype == torch.uint8 else to_uint8(picture)
+def _add_image(figure: go.Figure, image: Tensor, name: str, x: float, y: float) -> None:
+    shown = image if image.dtype == torch.uint8 else to_uint8(image)
     trace = image_trace(shown.permute(1, 2, 0).numpy(), (shown.shape[-2], shown.shape[-1]), x, y)
     figure.add_trace(trace.update(name=name, hovertemplate=f"{name}<extra></extra>"))
 
@@ -242,20 +242,20 @@ def _add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str) -> 
     figure.add_annotation(text=text, x=x, y=y, xanchor=anchor, yanchor="middle", align=anchor, showarrow=False)
 
 
-def _add_grids(figure: go.Figure, pictures: Mapping[str, Tensor], top: float = 0.0) -> tuple[float, float]:
-    """A grid of pictures per role, side by side; width and height of one with the gaps around it."""
-    for k, (role, batch) in enumerate(pictures.items()):
+def _add_grids(figure: go.Figure, images: Mapping[str, Tensor], top: float = 0.0) -> tuple[float, float]:
+    """A grid of images per role, side by side; width and height of one with the gaps around it."""
+    for k, (role, batch) in enumerate(images.items()):
         columns = math.ceil(math.sqrt(len(batch)))
         down, across = (size + GAP for size in batch.shape[-2:])
         left = k * 1.06 * columns * across
-        grid = picture_grid(to_uint8(batch), columns, GAP)
+        grid = image_grid(to_uint8(batch), columns, GAP)
         if max(grid.shape) <= SIDE:  # one trace is much smaller than many
-            _add_picture(figure, grid, label(role), left, top)
+            _add_image(figure, grid, label(role), left, top)
             continue
-        for index, picture in enumerate(batch):
+        for index, image in enumerate(batch):
             row, column = divmod(index, columns)
-            name = f"{label(role)}, picture {index}"
-            _add_picture(figure, picture, name, left + column * across, top + row * down)
+            name = f"{label(role)}, image {index}"
+            _add_image(figure, image, name, left + column * across, top + row * down)
     return columns * across, math.ceil(len(batch) / columns) * down
 
 
@@ -282,18 +282,18 @@ def _checked(paths: Mapping[str, Trajectory]) -> Trajectory:
 
 
 def _rms(a: Tensor, b: Tensor) -> Tensor:
-    """Root mean square difference, picture by picture: …×C×H×W → …"""
+    """Root mean square difference, image by image: …×C×H×W → …"""
     return (a - b).square().mean((-3, -2, -1)).sqrt()
 
 
-def _differences(path: Trajectory, teacher: Trajectory, picture: int) -> list[float]:
+def _differences(path: Trajectory, teacher: Trajectory, image: int) -> list[float]:
     """Of what is seen, shot by shot, and of where it ends."""
-    seen = _rms(path.seen[:, picture], teacher.seen[:, picture]).tolist()
-    return [*seen, float(_rms(path.final[picture], teacher.final[picture]))]
+    seen = _rms(path.seen[:, image], teacher.seen[:, image]).tolist()
+    return [*seen, float(_rms(path.final[image], teacher.final[image]))]
 
 
 def _mean_differences(paths: Mapping[str, Trajectory], shot: int | None) -> dict[str, float]:
-    """By student, over all pictures, from what the teacher sees at a shot; None: from where it ends."""
+    """By student, over all images, from what the teacher sees at a shot; None: from where it ends."""
     if "teacher" not in paths:
         return {}
 
@@ -316,15 +316,15 @@ def _course(paths: Mapping[str, Trajectory]) -> str:
 
 def _nearest(samples: Mapping[str, Tensor]) -> str:
     if "teacher" not in samples or len(samples) < 2:
-        return f"{len(next(iter(samples.values())))} pictures each of {listed(map(label, samples))}"
+        return f"{len(next(iter(samples.values())))} images each of {listed(map(label, samples))}"
     values = {role: _rms(p, samples["teacher"]) for role, p in samples.items() if role_key(role) != "teacher"}
     best, *others = sorted(values, key=lambda role: float(values[role].mean()))
     words = {role: f"{label(role)} {number(float(v.mean()))}" for role, v in values.items()}
     if not others:
-        return f"Picture by picture the difference from the teacher's is: {words[best]}"
+        return f"Image by image the difference from the teacher's is: {words[best]}"
     gaps = {role: (values[role] - values[best]).tolist() for role in others}
     near = [role for role, gap in gaps.items() if sum(gap) / len(gap) < interval(gap)]
-    who = f"{'the ' * (role_key(best) == 'student')}{label(best).partition(',')[0]}'s pictures"
+    who = f"{'the ' * (role_key(best) == 'student')}{label(best).partition(',')[0]}'s images"
     rest = ", ".join([number(float(values[best].mean())), *(words[role] for role in others)])
     if near:
         rivals = listed(

@@ -40,10 +40,10 @@ FLOOR = "Maps without negative values are alike to begin with: compare students,
 def feature_maps(
     comparisons: MapComparison | Sequence[MapComparison] | Mapping[str, MapComparison], *, title: str | None = None
 ) -> go.Figure:
-    """The picture, the teacher's map, and the map of each student, on the grid of the picture.
+    """The image, the teacher's map, and the map of each student, on the grid of the image.
 
     Comparisons with one teacher map share a row: give a tap before and after distillation, and they stand side by
-    side. Other taps or pictures make further rows. A mapping's keys are the students' roles; otherwise each
+    side. Other taps or images make further rows. A mapping's keys are the students' roles; otherwise each
     comparison's own label is. Each map is divided by its root mean square, which is all that the similarity (the
     cosine) disregards, and coloured on one scale per row.
 
@@ -69,10 +69,10 @@ def feature_maps(
         first = row[0]
         maps = [("teacher", first.teacher), *((c.label, c.student) for c in row)]
         levels = _levels([values for _, values in maps])
-        extent = (first.picture.shape[0], first.picture.shape[1])
-        figure.add_trace(image_trace(first.picture, extent), row=r + 1, col=1)
-        figure.data[-1].update(hovertemplate="the picture: row %{y:.0f}, column %{x:.0f}<extra></extra>")
-        _head(figure, r, 0, columns, "picture", f"{extent[0]}×{extent[1]} pixels")
+        extent = (first.image.shape[0], first.image.shape[1])
+        figure.add_trace(image_trace(first.image, extent), row=r + 1, col=1)
+        figure.data[-1].update(hovertemplate="the image: row %{y:.0f}, column %{x:.0f}<extra></extra>")
+        _head(figure, r, 0, columns, "image", f"{extent[0]}×{extent[1]} pixels")
         for k, ((role, values), level) in enumerate(zip(maps, levels, strict=True)):
             place = first.teacher_place if k == 0 else row[k - 1].student_place
             name = f"{'teacher' if k == 0 else _who(role)}, {place}"
@@ -109,7 +109,7 @@ def _rows(comparisons: Sequence[MapComparison]) -> list[list[MapComparison]]:
     for c in comparisons:
         for row in rows:
             same = (row[0].teacher_place, row[0].student_place) == (c.teacher_place, c.student_place)
-            if same and np.array_equal(row[0].teacher, c.teacher) and np.array_equal(row[0].picture, c.picture):
+            if same and np.array_equal(row[0].teacher, c.teacher) and np.array_equal(row[0].image, c.image):
                 row.append(c)
                 break
         else:
@@ -232,7 +232,7 @@ def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
                 marker={"color": color(role), "size": 11, "symbol": symbol(role), "line": {"width": 1.5}},
                 error_x={"array": half, "color": color(role), "thickness": 1.5, "width": 0}, customdata=detail,
                 hovertemplate=f"<b>{label(role)}</b> at %{{customdata[0]}} ← %{{customdata[1]}}<br>similarity "
-                "%{x:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>%{customdata[4]} pictures"
+                "%{x:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>%{customdata[4]} images"
                 "<extra></extra>",
             )
         )  # fmt: skip
@@ -243,7 +243,7 @@ def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         figure.add_hline(k - 0.5, line={"width": 1, "color": GRID})
     least = min(0.0, float(frame[["score", "low"]].min().min())) - 0.05
     figure.update_xaxes(range=[least, 1.03], title="cosine similarity to the teacher's map (1 = the same pattern)")
-    note = f"Mean over {int(frame['n'].max())} pictures; lines: 95 % interval over pictures. {FLOOR}"
+    note = f"Mean over {int(frame['n'].max())} images; lines: 95 % interval over images. {FLOOR}"
     return finish(
         figure, title or _tap_finding(frame, roles), note,
         plot=20 + 58 * len(ticks), legend=rows_of_legend(map(label, roles)), margins=(190, 8, 24, 56),

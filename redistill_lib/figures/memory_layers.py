@@ -1,4 +1,4 @@
-"""Memory layer by layer, teacher and students in one picture: Figure 7 of arXiv 2406.03744, for any network."""
+"""Memory layer by layer, teacher and students in one image: Figure 7 of arXiv 2406.03744, for any network."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def red_place(row: Row) -> tuple[str, str]:
 
 
 def shape_of(shape: Sequence[int]) -> str:
-    """Channels × height × width; the batch only where it is more than one picture.
+    """Channels × height × width; the batch only where it is more than one image.
 
     >>> shape_of((1, 64, 8, 8)), shape_of((4, 64))
     ('64×8×8', '4×64')

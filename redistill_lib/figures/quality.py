@@ -1,4 +1,4 @@
-"""How good the generated pictures are for the memory they take."""
+"""How good the generated images are for the memory they take."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None, titl
 
     `frame` has a row per trained network: `Quality.to_frame()` of its score, and columns ``role``, ``peak_bytes`` and
     ``parameters``. Rows of one role whose peaks are within 15 % are runs (seeds): the bubble is their mean, its line
-    the 95 % t-interval over runs. A single run's line is its FID's 95 % interval over draws of pictures, and its
+    the 95 % t-interval over runs. A single run's line is its FID's 95 % interval over draws of images, and its
     KID's spread over subsets. `floor` is what `redistill_lib.quality.floor` gives. The title goes by FID; where a
     single run's ``fid_error`` is NaN, it leaves open who is ahead.
 
     Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, scores that are not
-    made in the same way, and a floor of other numbers of pictures or another extractor.
+    made in the same way, and a floor of other numbers of images or another extractor.
 
     >>> import pandas as pd
     >>> from redistill_lib.quality import Quality
-    >>> by = {"n_fake": 900, "n_real": 900, "picture": "1×16×16", "extractor": "teacher", "num_features": 64}
+    >>> by = {"n_fake": 900, "n_real": 900, "image": "1×16×16", "extractor": "teacher", "num_features": 64}
     >>> rows = [("teacher", 8, 9.0), ("student", 2, 15.0), ("red", 2, 12.0)]
     >>> frame = pd.concat(
     ...     Quality(fid, fid - 1, 0.5, fid / 1000, 0.001, 5.0, 0.1, 0.8, 0.7, by).to_frame()
@@ -184,14 +184,14 @@ def _add_floor(figure: go.Figure, value: float, k: int) -> None:
     )  # fmt: skip
     figure.add_annotation(
         xref=f"x{axis} domain", yref=f"y{axis}", x=0.995, xanchor="right", y=value, yanchor="bottom",
-        text=f"real pictures {number(value, 1)}", showarrow=False, font={"color": INK, "size": 12},
+        text=f"real images {number(value, 1)}", showarrow=False, font={"color": INK, "size": 12},
     )  # fmt: skip
 
 
 def _check_floor(frame: pd.DataFrame, floor: Quality) -> None:
     import pandas as pd
 
-    sampled = [name for name, value in floor.settings.items() if value == "real pictures"]
+    sampled = [name for name, value in floor.settings.items() if value == "real images"]
     told = [name.removeprefix("settings.") for name in map(str, frame.columns) if name.startswith("settings.")]
     ignore = [*sampled, *(name for name in told if name not in floor.settings)]
     try:
@@ -271,7 +271,7 @@ def _near(ranked: pd.DataFrame) -> str:
 
 
 def _open(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the intervals leave open which FID is the lower: over seeds, or over pictures where a run is single."""
+    """Whether the intervals leave open which FID is the lower: over seeds, or over images where a run is single."""
     if min(best["n"], other["n"]) > 1:
         delta, half = difference(other["fid_runs"], best["fid_runs"])
         return half >= delta
@@ -288,17 +288,17 @@ def _note(frame: pd.DataFrame, table: pd.DataFrame, floor: Quality | None) -> st
     parts = [_setting(said)]
     one = int(table["n"].max()) == 1
     if one:
-        parts.append("One run each: lines hold the draw of pictures (FID, 95 %) and of subsets (KID), not the seed.")
+        parts.append("One run each: lines hold the draw of images (FID, 95 %) and of subsets (KID), not the seed.")
     elif int(table["n"].min()) > 1:
         parts.append("Bubble: mean over runs; line: 95 % t-interval; dots: single runs.")
     else:
-        parts.append("Line: 95 % over runs, or, where there is one run only, over draws of pictures.")
+        parts.append("Line: 95 % over runs, or, where there is one run only, over draws of images.")
     small, large = (_count(float(value)) for value in (table["parameters"].min(), table["parameters"].max()))
     parts.append(f"Area: parameters, {small}{f' to {large}' * (small != large)}.")
     if any(len(budget) > 1 for budget in _budgets(table)):
         parts.append("Students of about one memory stand side by side.")
     if floor is not None:
-        parts.append("Dashed: real pictures, one half against the other.")
+        parts.append("Dashed: real images, one half against the other.")
     return " ".join(parts)
 
 
@@ -307,7 +307,7 @@ def _setting(said: Mapping[str, Any]) -> str:
     said = {name: known for name, value in said.items() if (known := _stated(value)) is not None}
     counts = {"generated": said.get("n_fake"), "real": said.get("n_real")}
     sets = " against ".join(f"{int(count):,} {kind}" for kind, count in counts.items() if count is not None)
-    parts = [f"{sets} pictures {said.get('picture', '')}".strip()] if sets or "picture" in said else []
+    parts = [f"{sets} images {said.get('image', '')}".strip()] if sets or "image" in said else []
     if "extractor" in said:
         detail = [f"{int(said['num_features'])} features"] if "num_features" in said else []
         if "extractor_accuracy" in said:

@@ -15,9 +15,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from redistill_lib.fakes import tensors_in
 from redistill_lib.memory.sizes import format_size
 from redistill_lib.memory.untouched import untouched, values_kept
+from redistill_lib.network.fakes import tensors_in
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from redistill_lib.fakes import quiet_fakes, tensors_in
 from redistill_lib.memory.untouched import exchange_tensors, untouched, values_kept
+from redistill_lib.network import check_float
+from redistill_lib.network.fakes import quiet_fakes, tensors_in
 from redistill_lib.red import original_paths
-from redistill_lib.taps import check_float
 
 Kind = Literal["input", "activation", "state"]  # state: a weight or buffer that the pass writes to, of no bytes here
 

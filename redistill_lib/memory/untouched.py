@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.taps import evaluating
+from redistill_lib.network import evaluating
 
 _CONTAINERS = (dict, OrderedDict, list, set)
 

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=nn.Module)
-Kind = Literal["classifier", "diffusion"]  # pictures → logits; pictures and time steps → noise
+Kind = Literal["classifier", "diffusion"]  # images → logits; images and time steps → noise
 
 
 @dataclass(frozen=True)
@@ -227,16 +227,16 @@ def example_inputs(
     in_channels: int = 3,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, ...]:
-    """Zeros such as a network of that name is called with: pictures B×C×H×W and, for a U-Net, time steps (int64, B).
+    """Zeros such as a network of that name is called with: images B×C×H×W and, for a U-Net, time steps (int64, B).
 
     >>> [tuple(x.shape) for x in example_inputs("unet-2-221", 32, batch=4)]
     [(4, 3, 32, 32), (4,)]
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    pictures = torch.zeros(batch, in_channels, height, width, device=device)
+    images = torch.zeros(batch, in_channels, height, width, device=device)
     if _split(name)[1].kind != "diffusion":
-        return (pictures,)
-    return pictures, torch.zeros(batch, dtype=torch.int64, device=device)
+        return (images,)
+    return images, torch.zeros(batch, dtype=torch.int64, device=device)
 
 
 def _create_unet(name: str, in_channels: int, num_classes: int | None, options: UNetOptions) -> UNet:

@@ -29,7 +29,7 @@ class UNetOptions(TypedDict, total=False):
 
 
 def usual_plan(levels: int = LEVELS) -> StridePlan:
-    """DDPM's own plan: the head keeps the picture's size, every DownSample halves it."""
+    """DDPM's own plan: the head keeps the image's size, every DownSample halves it."""
     return StridePlan(1, (2,) * (levels - 1))
 
 
@@ -129,7 +129,7 @@ class UpSample(nn.Module):
 
 
 class UNet(nn.Module):
-    """The noise predictor of DDPM (arXiv 2006.11239, appendix B): pictures B×C×H×W, t (int64, B) → B×C×H×W.
+    """The noise predictor of DDPM (arXiv 2006.11239, appendix B): images B×C×H×W, t (int64, B) → B×C×H×W.
 
     The plan's places are the head and the DownSample that ends each level but the deepest; height and width have
     to be multiples of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
@@ -137,7 +137,7 @@ class UNet(nn.Module):
     GroupNorm has 32 groups, or as many below as leave each 4 channels. Time steps run from 0 to T − 1. Upsampling
     and tail are transposed convolutions, as in ReDistill (arXiv 2406.03744), not DDPM's interpolation.
 
-    With `num_classes` the network also takes a label per picture (int64, B), added to the time step's embedding; the
+    With `num_classes` the network also takes a label per image (int64, B), added to the time step's embedding; the
     label `num_classes` means no class, and so does leaving labels out (arXiv 2207.12598, section 3.1).
 
     Raises ValueError for options that do not fit each other, and on inputs of another shape or kind.
@@ -226,17 +226,17 @@ class UNet(nn.Module):
         shape = "×".join(map(str, x.shape))
         channels, total = self.in_channels, self.plan.total
         if x.ndim != 4 or x.shape[1] != channels:
-            raise ValueError(f"{self.name} takes pictures of shape B×{channels}×H×W, not {shape or 'a number'}.")
+            raise ValueError(f"{self.name} takes images of shape B×{channels}×H×W, not {shape or 'a number'}.")
         if x.shape[2] % total or x.shape[3] % total:
             near = "×".join(str(max(1, round(side / total)) * total) for side in x.shape[2:])
             raise ValueError(
                 f"{self.name} takes heights and widths that are multiples of {total}, its total stride; "
-                f"of the pictures {shape}, the nearest such size is {near}."
+                f"of the images {shape}, the nearest such size is {near}."
             )
         if t.shape != x.shape[:1] or t.dtype not in (torch.int64, torch.int32):
             kind = f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
             raise ValueError(
-                f"{self.name} takes one int64 time step for each picture, of shape ({x.shape[0]},), not {kind}."
+                f"{self.name} takes one int64 time step for each image, of shape ({x.shape[0]},), not {kind}."
             )
 
 

@@ -1,10 +1,10 @@
-"""How good generated pictures are: FID, KID, Inception Score, precision and recall, each with what it was made with.
+"""How good generated images are: FID, KID, Inception Score, precision and recall, each with what it was made with.
 
     real = features(splits.train, extractor)          # once, for every model
     score = score_images(samples, real, extractor, settings={"sampler": "ddim", "steps": 50, "ema": True})
     check_comparable([score, other])                  # raises unless only the model differs
 
-A score is a number of a network that looks at pictures, so that network, the extractor, is always named: Inception
+A score is a number of a network that looks at images, so that network, the extractor, is always named: Inception
 from a file of yours (`inception_extractor`), or a classifier trained on the same data (`classifier_extractor`).
 """
 

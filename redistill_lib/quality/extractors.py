@@ -1,4 +1,4 @@
-"""The network through whose eyes pictures are compared; every score carries its name and a hash of its weights."""
+"""The network through whose eyes images are compared; every score carries its name and a hash of its weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.augment import to_float
-from redistill_lib.taps import Place, evaluating, tapping
+from redistill_lib.data.augment import to_float
+from redistill_lib.network import Place, evaluating, tapping
 
 INCEPTION_FEATURES = 2048
 FIDELITY_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -24,9 +24,9 @@ FIDELITY_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2
 
 
 class Extractor(nn.Module):
-    """uint8 pictures B×C×H×W → (features B×num_features, logits B×classes or None).
+    """uint8 images B×C×H×W → (features B×num_features, logits B×classes or None).
 
-    `network` is called with float pictures −1…1, or with uint8 ones where `uint8`, of `channels` channels; with
+    `network` is called with float images −1…1, or with uint8 ones where `uint8`, of `channels` channels; with
     `image_size` they are first resized to that side (bilinear, antialiased). It returns such a pair, or features
     alone. `accuracy` (0…1) is the network's on its own test split, where it is a classifier; `resize` says in
     words what the network does to sizes by itself.
@@ -81,7 +81,7 @@ class Extractor(nn.Module):
         if images.shape[1] == 1 and self.channels == 3:
             images = images.expand(-1, 3, -1, -1)
         if images.shape[1] != self.channels:
-            raise ValueError(f"{self.name} takes {self.channels}-channel pictures, these have {images.shape[1]}")
+            raise ValueError(f"{self.name} takes {self.channels}-channel images, these have {images.shape[1]}")
         inputs = images if self.uint8 else to_float(images)
         if self.image_size and images.shape[-2:] != (self.image_size, self.image_size):
             size = (self.image_size, self.image_size)
@@ -106,7 +106,7 @@ def classifier_extractor(
     `model` is what `load_model(run)` returns, `name` the run's id and `accuracy` its test accuracy (0…1, None if
     unknown): all scores made with it carry both. It should be trained on the data that the generator imitates, to
     the full plan (the teacher); its FID is on a scale of its own. `image_size`: the side it was trained on, if the
-    pictures to score have another.
+    images to score have another.
 
     Raises ValueError for a network without a convolution or whose output is not that of a linear layer.
 
@@ -121,7 +121,7 @@ def classifier_extractor(
     if not linears or convolution is None:
         raise ValueError(
             f"{name} is a {type(model).__name__} without a {'convolution' if linears else 'linear layer'}; "
-            "a classifier_extractor wants a picture classifier, for anything else build an Extractor"
+            "a classifier_extractor wants an image classifier, for anything else build an Extractor"
         )
     path, linear = linears[-1]
     return Extractor(
@@ -154,7 +154,7 @@ def inception_extractor(path: str | Path | None = None) -> Extractor:
     `path` is either a TorchScript file, which brings its own network, or a ``.pth`` or ``.safetensors`` file of
     torch-fidelity's weights, which needs that package. Without `path`, torch-fidelity's file is looked for where
     ``torch.hub`` keeps its downloads. The network resizes to 299×299 by itself, as TensorFlow 1 did. Give its
-    FID over few pictures little trust: 2,048 features want 10,000 or more, and 16,384 for its limit N → ∞.
+    FID over few images little trust: 2,048 features want 10,000 or more, and 16,384 for its limit N → ∞.
 
     Raises FileNotFoundError where there is no file and ImportError without torch-fidelity, both with what to get;
     ValueError for a file that does not give 2,048 features.
@@ -178,7 +178,7 @@ def inception_extractor(path: str | Path | None = None) -> Extractor:
             shape = wrapped(torch.zeros(2, 3, 299, 299, dtype=torch.uint8))[0].shape
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"{file} does not take uint8 pictures 3×299×299: {str(error).splitlines()[-1]}; fetch {SCRIPT_URL}"
+            f"{file} does not take uint8 images 3×299×299: {str(error).splitlines()[-1]}; fetch {SCRIPT_URL}"
         ) from None
     if shape != (2, INCEPTION_FEATURES):
         raise ValueError(
@@ -191,7 +191,7 @@ def inception_extractor(path: str | Path | None = None) -> Extractor:
 
 
 class _Inception(nn.Module):
-    """uint8 pictures → 2,048 features, and the logits without bias that the Inception Score is defined on."""
+    """uint8 images → 2,048 features, and the logits without bias that the Inception Score is defined on."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From pictures to features: read once, checked, kept with what is needed to tell one set from another."""
+"""From images to features: read once, checked, kept with what is needed to tell one set from another."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from redistill_lib.data import as_batch
+from redistill_lib.network import evaluating
 from redistill_lib.progress import progress_bar
 from redistill_lib.quality.extractors import Extractor
-from redistill_lib.taps import evaluating
 
-TOLERANCE = 1e-3  # how far outside −1…1 a float picture may be
+TOLERANCE = 1e-3  # how far outside −1…1 a float image may be
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Features:
-    """What an extractor makes of a set of pictures.
+    """What an extractor makes of a set of images.
 
     `values` float32 N×num_features, `logits` float32 N×classes or None, both on the CPU; `digests` int64 N, a hash
-    of each picture; `shape` C×H×W of the pictures; `extractor` its `Extractor.settings`.
+    of each image; `shape` C×H×W of the images; `extractor` its `Extractor.settings`.
     """
 
     values: Tensor
@@ -49,25 +49,25 @@ class Features:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Eight hex digits over the set of pictures, in whatever order."""
+        """Eight hex digits over the set of images, in whatever order."""
         return hashlib.sha256(self.digests.sort().values.numpy().tobytes()).hexdigest()[:8]
 
     def take(self, rows: Tensor) -> Features:
-        """Those pictures."""
+        """Those images."""
         logits = None if self.logits is None else self.logits[rows]
         return Features(self.values[rows], logits, self.digests[rows], self.shape, self.extractor)
 
     def __repr__(self) -> str:
         shape, by = "×".join(map(str, self.shape)), self.extractor["extractor"]
-        return f"Features({len(self):,} × {self.values.shape[1]} of {shape} pictures by {by})"
+        return f"Features({len(self):,} × {self.values.shape[1]} of {shape} images by {by})"
 
 
 def features(
     images: Tensor | Dataset[Any], extractor: Extractor, *, batch_size: int = 256, progress: bool = True
 ) -> Features:
-    """Features and logits of all pictures: N×C×H×W, uint8 or float −1…1, or a split of `load_data`.
+    """Features and logits of all images: N×C×H×W, uint8 or float −1…1, or a split of `load_data`.
 
-    Float pictures are rounded to the 256 levels a picture file has, so that a picture counts the same in whichever
+    Float images are rounded to the 256 levels an image file has, so that an image counts the same in whichever
     form it comes. Grey ones are repeated where the extractor takes three channels. The extractor works on the
     device it is on.
 
@@ -85,12 +85,12 @@ def features(
             "DataSplits": "; give one split of it, such as data.train",
             "ndarray": "; torch.from_numpy makes it a tensor",
         }
-        raise TypeError(f"pictures are a tensor or a split of load_data, not a {kind}{hints.get(kind, '')}")
+        raise TypeError(f"images are a tensor or a split of load_data, not a {kind}{hints.get(kind, '')}")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it is at least 1")
     count = len(images)  # type: ignore[arg-type]
     if not count:
-        raise ValueError("there are no pictures to look at: the set is empty")
+        raise ValueError("there are no images to look at: the set is empty")
     state = next((t for t in (*extractor.parameters(), *extractor.buffers())), torch.empty(0))
     batches = _levels(images, batch_size)
     if isinstance(images, Tensor):  # all there already: say what is wrong with it before a long pass
@@ -103,12 +103,12 @@ def features(
             values, scores = extractor(levels.to(state.device))
             seen.append(values.float().cpu())
             logits.append(None if scores is None else scores.float().cpu())
-            digests += [_digest(picture) for picture in levels.cpu()]
+            digests += [_digest(image) for image in levels.cpu()]
             bar.update(len(levels))
     values = torch.cat(seen)
     if not values.isfinite().all():
         row = int((~values.isfinite().all(1)).nonzero()[0])
-        raise ValueError(f"{extractor.name} gives features that are not finite, for picture {row} first")
+        raise ValueError(f"{extractor.name} gives features that are not finite, for image {row} first")
     given = [part for part in logits if part is not None]
     return Features(values, torch.cat(given) if given else None, torch.tensor(digests), shape, extractor.settings)
 
@@ -124,12 +124,12 @@ def _batches(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
     if isinstance(images, Tensor):
         yield from images.split(size)
     else:
-        for pictures, _ in DataLoader(images, batch_size=size, collate_fn=as_batch):
-            yield pictures
+        for batch, _ in DataLoader(images, batch_size=size, collate_fn=as_batch):
+            yield batch
 
 
 def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
-    """uint8 batches B×C×H×W; ValueError after the last if all were 0…1, as the pictures of one batch may well be."""
+    """uint8 batches B×C×H×W; ValueError after the last if all were 0…1, as the images of one batch may well be."""
     least, first, differ = torch.inf, torch.empty(0), False
     for batch in _batches(images, size):
         levels = _as_levels(batch)
@@ -139,31 +139,31 @@ def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
         yield levels
     if least >= 0 and differ:
         raise ValueError(
-            "no value of these float pictures is below 0, so they look like 0…1; −1…1 is expected: "
+            "no value of these float images is below 0, so they look like 0…1; −1…1 is expected: "
             "images * 2 - 1, or (images * 255).round().byte()"
         )
 
 
 def _as_levels(images: Tensor) -> Tensor:
     if images.ndim != 4:
-        raise ValueError(f"pictures are a batch N×C×H×W, these have the shape {'×'.join(map(str, images.shape))}")
+        raise ValueError(f"images are a batch N×C×H×W, these have the shape {'×'.join(map(str, images.shape))}")
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():
-        raise ValueError(f"pictures are uint8 0…255 or floats −1…1, these are {images.dtype}")
+        raise ValueError(f"images are uint8 0…255 or floats −1…1, these are {images.dtype}")
     if not images.isfinite().all():
         row = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
         raise ValueError(
-            f"{'nan' if images.isnan().any() else 'inf'} in the pictures, in picture {row} of its batch first: "
+            f"{'nan' if images.isnan().any() else 'inf'} in the images, in image {row} of its batch first: "
             "the model or its sampler diverged"
         )
     low, high = float(images.min()), float(images.max())
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
         hint = "they look like 0…255: make them uint8" if low >= 0 and high > 2 else "images.clamp(-1, 1) cuts them"
-        raise ValueError(f"float pictures are −1…1, these go from {low:.3g} to {high:.3g}; {hint}")
+        raise ValueError(f"float images are −1…1, these go from {low:.3g} to {high:.3g}; {hint}")
     return (images.float().clamp(-1, 1) + 1).mul(127.5).round().byte()
 
 
-def _digest(picture: Tensor) -> int:
-    digest = hashlib.blake2b(picture.contiguous().numpy().tobytes(), digest_size=8).digest()
+def _digest(image: Tensor) -> int:
+    digest = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

@@ -18,14 +18,14 @@ SUBSETS, SUBSET_SIZE = 100, 1000  # KID: Bińkowski et al. 2018
 SPLITS = 10  # Inception Score: Salimans et al. 2016
 NEIGHBOURS, MOST = 3, 10_000  # precision and recall: Kynkäänniemi et al. 2019; of larger sets a part
 GROUPS, LEVELS = 12, (1, 2, 3, 4)  # of the jackknife; parts that each set is cut into to extrapolate
-# FID bends in 1/N below so many pictures per feature, and the more, the larger one set is than the other: simulated
-# with 64 features and 512 against 5,120 pictures, the interval of the limit would hold it in 73 % of cases.
+# FID bends in 1/N below so many images per feature, and the more, the larger one set is than the other: simulated
+# with 64 features and 512 against 5,120 images, the interval of the limit would hold it in 73 % of cases.
 PER_FEATURE, LARGER = 2, 1.25
 CHUNK = 4096
 
 
 class _Given(nn.Module):
-    """The extractor that torchmetrics is handed: its pictures are features already."""
+    """The extractor that torchmetrics is handed: its images are features already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class _Given(nn.Module):
 def fid(fake: Features, real: Features) -> float:
     """Fréchet distance between the Gaussians fitted to two sets (Heusel et al. 2017); biased upwards by about 1/N.
 
-    Raises ValueError for sets with no more pictures than features: their covariance has no full rank.
+    Raises ValueError for sets with no more images than features: their covariance has no full rank.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -46,7 +46,7 @@ def fid(fake: Features, real: Features) -> float:
     for name, which in (("fake", fake), ("real", real)):
         if len(which) <= width:
             raise ValueError(
-                f"{len(which):,} {name} pictures are too few for a covariance of {width:,} features; "
+                f"{len(which):,} {name} images are too few for a covariance of {width:,} features; "
                 f"FID needs at least {width + 1:,}, or an extractor with fewer features"
             )
     metric = FrechetInceptionDistance(_Given(width))
@@ -59,7 +59,7 @@ def fid(fake: Features, real: Features) -> float:
 def kid(fake: Features, real: Features, *, subset_size: int | None = None, seed: int = 0) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³ (Bińkowski et al. 2018): mean and spread over 100 subsets.
 
-    `subset_size`: 1,000 pictures, or half of the smaller set if that is less. The spread is that of one subset, so it
+    `subset_size`: 1,000 images, or half of the smaller set if that is less. The spread is that of one subset, so it
     is not the error of the mean. Raises ValueError for a `subset_size` above the smaller set.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
@@ -86,7 +86,7 @@ def kid_subset_size(fake: Features, real: Features) -> int:
 def inception_score(fake: Features, *, seed: int = 0) -> tuple[float, float]:
     """exp of the mean KL divergence of p(y|x) from p(y) (Salimans et al. 2016): mean and spread over 10 parts.
 
-    NaN for an extractor without logits, or with fewer than ten pictures for each part.
+    NaN for an extractor without logits, or with fewer than ten images for each part.
     """
     from torchmetrics.image.inception import InceptionScore
 
@@ -106,7 +106,7 @@ def inception_score(fake: Features, *, seed: int = 0) -> tuple[float, float]:
 def precision_recall(fake: Features, real: Features, *, seed: int = 0) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), k = 3.
 
-    Precision is the share of fakes that lie in some real picture's ball, which reaches to its third nearest real
+    Precision is the share of fakes that lie in some real image's ball, which reaches to its third nearest real
     neighbour; recall the same with the sets exchanged. Both depend on the density of the sets, so equally many
     are taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
     """
@@ -125,9 +125,9 @@ def precision_recall_count(fake: Features, real: Features) -> int:
 
 def _covered(points: Tensor, centres: Tensor) -> float:
     """The share of `points` in at least one of the balls around `centres`."""
-    # Distances come from a matrix product, so equal pictures are apart by a rounding error: allow for it.
+    # Distances come from a matrix product, so equal images are apart by a rounding error: allow for it.
     slack = 1e-12 * float(centres.square().sum(1).mean())
-    neighbours = min(NEIGHBOURS, len(centres) - 1) + 1  # the first is the picture itself
+    neighbours = min(NEIGHBOURS, len(centres) - 1) + 1  # the first is the image itself
     radii = torch.cat(
         [_squared(part, centres).kthvalue(neighbours, dim=1).values for part in centres.split(CHUNK // 4)]
     )
@@ -156,11 +156,11 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0, progress: bool
 
     FID is taken of the whole sets and of their halves, thirds and quarters, pairwise; unlike in the paper the real
     set shrinks with the fake one, so its bias goes too, and the limit can fall below 0. It is NaN where a quarter of
-    the smaller set has fewer than two pictures per feature, or the larger set is more than 1.25 times the smaller:
+    the smaller set has fewer than two images per feature, or the larger set is more than 1.25 times the smaller:
     FID is then no straight line in 1/N.
 
     The error is by a jackknife that leaves out each of 12 random groups of both sets in turn. It holds the chance by
-    which pictures were drawn, and nothing of the training. It is taken of the FID at N, and does for the limit too:
+    which images were drawn, and nothing of the training. It is taken of the FID at N, and does for the limit too:
     of pairs of Gaussian samples of 16 to 256 features, a known distance apart, the interval held that distance in 91
     to 99 % of cases; of 4 features, in 86 to 96 %.
     """

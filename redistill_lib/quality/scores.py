@@ -1,4 +1,4 @@
-"""The scores of a set of generated pictures, with all that one has to know before comparing them."""
+"""The scores of a set of generated images, with all that one has to know before comparing them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ FREE = ("seed",)  # scores may differ in it and be compared
 
 @dataclass(frozen=True, repr=False)
 class Quality:
-    """How like the real ones generated pictures are, as one extractor sees it.
+    """How like the real ones generated images are, as one extractor sees it.
 
     `fid` (lower is better) is biased upwards at finite N; `fid_limit` is its value for N → ∞; `fid_error` is half the
-    width of the 95 % interval of either, over draws of pictures, not over trainings. `kid` (lower is better) is
+    width of the 95 % interval of either, over draws of images, not over trainings. `kid` (lower is better) is
     unbiased, `kid_std` its spread over subsets. `inception_score` (higher is better, from 1 to the number
-    of classes) knows no real pictures. `precision` and `recall` (0…1): the share of fakes that look real, and of
+    of classes) knows no real images. `precision` and `recall` (0…1): the share of fakes that look real, and of
     reals that the fakes reach. NaN: not defined here, see `redistill_lib.quality.metrics`.
 
-    `settings` say with what: n_fake, n_real, real (a hash of the real pictures), picture, those of the extractor
+    `settings` say with what: n_fake, n_real, real (a hash of the real images), image, those of the extractor
     and of each metric, ema, sampler, steps, seed, and whatever else `score_images` was told.
     """
 
@@ -78,7 +78,7 @@ def score_images(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Quality:
-    """FID, KID, Inception Score, precision and recall of generated pictures.
+    """FID, KID, Inception Score, precision and recall of generated images.
 
     Args:
         fake, real: N×C×H×W, uint8 or float −1…1; a split of `load_data`; or their `features`, which are worth
@@ -87,14 +87,14 @@ def score_images(
             scores that are compared. It is not the place for what tells models apart.
         seed: of the subsets that KID, Inception Score, precision, recall and the interval of FID draw.
 
-    Raises ValueError for pictures that `features` refuses, sets of different shape or extractor, fewer pictures
+    Raises ValueError for images that `features` refuses, sets of different shape or extractor, fewer images
     than FID needs (one more than the extractor has features), and a setting that is measured here or misspelt;
     TypeError for a setting that is neither text nor number, bool or None.
 
     >>> import torch
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
-    >>> pictures = torch.randint(256, (2, 120, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
-    >>> score = score_images(*pictures, eye, settings={"sampler": "ddim", "steps": 50, "ema": True})
+    >>> images = torch.randint(256, (2, 120, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
+    >>> score = score_images(*images, eye, settings={"sampler": "ddim", "steps": 50, "ema": True})
     >>> score.fid < 0.1, score.settings["n_fake"], score.settings["steps"]
     (True, 120, 50)
     """
@@ -102,7 +102,7 @@ def score_images(
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
         shapes = " and ".join("×".join(map(str, which.shape)) for which in (a, b))
-        raise ValueError(f"fake and real pictures differ in shape, {shapes}: bring both to one size and channels")
+        raise ValueError(f"fake and real images differ in shape, {shapes}: bring both to one size and channels")
     distance = metrics.fid(a, b)
     limit = metrics.extrapolate(a, b, seed=seed, progress=progress)
     return Quality(
@@ -124,19 +124,19 @@ def floor(
     batch_size: int = 256,
     progress: bool = True,
 ) -> Quality:
-    """The scores of one half of the real pictures against the other: what no generator can be expected to beat.
+    """The scores of one half of the real images against the other: what no generator can be expected to beat.
 
     It is comparable with scores against ``halves(real, seed)[0]`` of as many fakes as that half has; with more of
     either, the floor lies lower.
 
     >>> import torch
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
-    >>> pictures = torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
-    >>> floor(pictures, eye).fid < 0.1
+    >>> images = torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
+    >>> floor(images, eye).fid < 0.1
     True
     """
     one, other = halves(_seen(real, extractor, batch_size, progress), seed)
-    settings = dict.fromkeys(STATED, "real pictures")
+    settings = dict.fromkeys(STATED, "real images")
     return score_images(other, one, extractor, seed=seed, progress=progress, settings=settings)
 
 
@@ -198,7 +198,7 @@ def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: in
         "n_fake": len(fake),
         "n_real": len(real),
         "real": real.fingerprint,
-        "picture": "×".join(map(str, real.shape)),
+        "image": "×".join(map(str, real.shape)),
         **real.extractor,
         "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
         "is_splits": metrics.SPLITS,

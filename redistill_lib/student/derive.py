@@ -34,11 +34,11 @@ def derive_student(
     Give `factor` (2, 4, 8, …): the stem's stride is multiplied by it and given back from the last place backwards;
     a student of ×4 and more gives up a pool right behind the stem first (ReDistill, arXiv 2406.03744, section 4).
     Or give `plan`: one stride for each of `find_places(model, example)`; a built-in network also takes its own
-    notation, stride-1 places included. `example` is a float picture B×C×H×W, or the tuple of the network's inputs,
+    notation, stride-1 places included. `example` is a float image B×C×H×W, or the tuple of the network's inputs,
     such as (x, t); only its shape matters.
 
     Every layer between two resolutions follows them: parallel branches, skip connections, upsampling, and the last
-    convolution of a network that returns a picture. Kernels stay as they are, whatever the stride, except where
+    convolution of a network that returns an image. Kernels stay as they are, whatever the stride, except where
     kernel and stride are one thing: patch embeddings, 2×2 downsampling and transposed convolutions keep kernel =
     stride, and pools with kernel = stride become the identity at stride 1. The student's outputs have the teacher's
     shapes, which is checked without computing.
@@ -49,7 +49,7 @@ def derive_student(
 
     `weights`: "copy" keeps every weight. Where a kernel changed its size its weights are averaged or repeated, so
     that it does to a map of equal neighbours what it did; a space-to-depth stem starts as the teacher's on the
-    averaged picture. "init" draws all anew, by each module's `reset_parameters` and then by the network's
+    averaged image. "init" draws all anew, by each module's `reset_parameters` and then by the network's
     `_init_weights` where it has one, and warns of parameters that neither reaches.
 
     Raises ValueError where the stride cannot be moved, naming the layer and the reason.
@@ -132,7 +132,7 @@ class _Sizes:
             total *= stride
             if any(side % total for side in image):
                 raise ValueError(
-                    f"a student of plan {target} divides its pictures by {total} or more, which an example of "
+                    f"a student of plan {target} divides its images by {total} or more, which an example of "
                     f"{image[0]}×{image[1]} does not allow"
                 )
             self.sizes[level] = (image[0] // total, image[1] // total)
@@ -143,9 +143,9 @@ class _Sizes:
         if level in self.sizes:
             return self.sizes[level]
         outside = level.raw or not self.stem[0] * self.stem[1] < level.height * level.width < math.prod(self.image)
-        if outside:  # the picture's, or that of a gate or a head
+        if outside:  # the image's, or that of a gate or a head
             return level.size
-        # A level of the way up alone shrinks with the stem's: what leads back to the picture grows by the factor.
+        # A level of the way up alone shrinks with the stem's: what leads back to the image grows by the factor.
         return (round(level.height / self.shrink), round(level.width / self.shrink))
 
 
@@ -212,7 +212,7 @@ def _expected(layout: Layout, sizes: _Sizes) -> Iterator[tuple[tuple[str, int], 
     resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
     for visit, (key, size) in zip(layout.found.visits, _numbered(layout.found), strict=True):
         if layout.tail is not None and visit.path == layout.tail.path:
-            return  # from here on, the picture's size
+            return  # from here on, the image's size
         if visit.path in resizing and visit.level.size == size:
             yield key, sizes[visit.level]
 

@@ -70,7 +70,7 @@ def restride(model: nn.Module, call: Call, old: int, new: int, downsampler: Down
 
 
 def lift(model: nn.Module, call: Call, factor: int) -> Change:
-    """Let the network's last convolution return to the picture's size, `factor` times its input's.
+    """Let the network's last convolution return to the image's size, `factor` times its input's.
 
     A transposed convolution upsamples; a convolution gets factor² times its channels and shuffles them into space,
     its weights repeated: at first each pixel is the old one, repeated.
@@ -80,7 +80,7 @@ def lift(model: nn.Module, call: Call, factor: int) -> Change:
         return _transposed(call.path, layer, 1, factor)
     if not isinstance(layer, nn.Conv2d) or not _plain(layer) or layer.groups > 1:
         raise ValueError(
-            f"{call.path or 'the network'} makes the output picture, which has to grow ×{factor}; that can be added "
+            f"{call.path or 'the network'} makes the output image, which has to grow ×{factor}; that can be added "
             f"to a plain Conv2d or ConvTranspose2d, not to a {type(layer).__name__}"
         )
     lifted = become(layer, ShuffledConv2d, factor=factor)
@@ -170,7 +170,7 @@ def _insert(model: nn.Module, path: str, conv: nn.Conv2d, old: int, new: int, do
         )
     if downsampler == "space_to_depth":
         unshuffled = become(conv, UnshuffledConv2d, factor=factor)
-        # Every pixel of a square weighs the same: at first the teacher's stem on the picture shrunk by averaging.
+        # Every pixel of a square weighs the same: at first the teacher's stem on the image shrunk by averaging.
         unshuffled.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
         swap(model, conv, unshuffled)
         return Change(path, "inserted", old, new, f"space to depth {factor}")

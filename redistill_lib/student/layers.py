@@ -71,7 +71,7 @@ class UnshuffledConv2d(nn.Conv2d):
 
 
 class ShuffledConv2d(nn.Conv2d):
-    """The convolution to factor²-fold channels, then depth to space: the way back to the picture's size.
+    """The convolution to factor²-fold channels, then depth to space: the way back to the image's size.
 
     `out_channels` are those it returns; its weight has factor² times as many.
     """

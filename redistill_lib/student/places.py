@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from redistill_lib.network import check_float
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.trace import Call, Level, Size, Trace, as_inputs, image_size, trace
-from redistill_lib.taps import check_float
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Layout:
     places: tuple[Place, ...]
     levels: tuple[Level, ...]  # behind each place
     found: Trace
-    tail: Call | None  # what makes the output picture, where only the stem's stride of 1 allows it its size
+    tail: Call | None  # what makes the output image, where only the stem's stride of 1 allows it its size
 
     @property
     def plan(self) -> StridePlan:
@@ -52,9 +52,9 @@ class Layout:
 def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Place, ...]:
     """Where a network downsamples, in order: the stem, then every later place with a stride above 1.
 
-    The stem is the first convolution on the picture, whatever its stride. `example` is a float picture B×C×H×W, or
+    The stem is the first convolution on the image, whatever its stride. `example` is a float image B×C×H×W, or
     the tuple of the network's inputs. Nothing is computed and the network is left as it is. Upsampling layers belong
-    to no place: they follow. Raises ValueError where the picture's size is no multiple of the strides, where height
+    to no place: they follow. Raises ValueError where the image's size is no multiple of the strides, where height
     and width are treated differently, or where nothing convolves.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1))
@@ -73,7 +73,7 @@ def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Layout:
         raise found.error
     stems = [call for call in found.calls if call.before.raw and not call.after.raw]
     if not stems:
-        raise ValueError(f"no 2-D convolution of this {type(model).__name__} takes the picture, so it has no stem")
+        raise ValueError(f"no 2-D convolution of this {type(model).__name__} takes the image, so it has no stem")
     first = stems[0].after
     head = _head_pool(found.calls)
     down = [c for c in found.calls if _smaller(c.after, c.before) and not c.before.raw and c is not head]
@@ -110,9 +110,9 @@ def _head_pool(calls: Sequence[Call]) -> Call | None:
 
 
 def _tail(found: Trace, first: Level, size: Size) -> Call | None:
-    # A stem of stride 1 leaves the picture's size, so only the place of the last call tells the picture from a map.
-    pictures = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
-    return found.calls[-1] if pictures and first.size == size and found.calls[-1].after == first else None
+    # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
+    images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
+    return found.calls[-1] if images and first.size == size and found.calls[-1].after == first else None
 
 
 def _stride(layer: str, before: Level, after: Level, size: Size) -> int:

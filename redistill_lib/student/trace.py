@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from redistill_lib.fakes import quiet_fakes, tensors_in
-from redistill_lib.taps import evaluating
+from redistill_lib.network import evaluating
+from redistill_lib.network.fakes import quiet_fakes, tensors_in
 
 Size = tuple[int, int]
 
@@ -30,7 +30,7 @@ _RESIZERS = (
 
 
 class Level(NamedTuple):
-    """A resolution of a network. Up to the first convolution, it is the picture's own (`raw`)."""
+    """A resolution of a network. Up to the first convolution, it is the image's own (`raw`)."""
 
     height: int
     width: int
@@ -87,12 +87,12 @@ def image_size(inputs: Sequence[Any]) -> Size:
     """Height and width of the first B×C×H×W input."""
     image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
     if image is None:
-        raise ValueError("example= needs a float picture of shape B×C×H×W among the network's inputs")
+        raise ValueError("example= needs a float image of shape B×C×H×W among the network's inputs")
     return (image.shape[-2], image.shape[-1])
 
 
 def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
-    """Follow the picture's resolution through the network, in eval mode, without changing or computing anything.
+    """Follow the image's resolution through the network, in eval mode, without changing or computing anything.
 
     Where the network decides by its values, one real pass is made instead.
     """

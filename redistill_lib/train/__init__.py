@@ -1,7 +1,21 @@
 """Training: recipes, the loop, and what is trained with it."""
 
 from redistill_lib.train.classify import distill_classifier, train_classifier
+from redistill_lib.train.diffuse import distill_diffusion, train_diffusion
+from redistill_lib.train.diffusion_recipe import DDPM_CELEBA64, DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
 from redistill_lib.train.evaluate import evaluate
 from redistill_lib.train.recipe import STL10, Recipe
 
-__all__ = ["STL10", "Recipe", "distill_classifier", "evaluate", "train_classifier"]
+__all__ = [
+    "DDPM_CELEBA64",
+    "DDPM_CIFAR10",
+    "DIGITS_UNET",
+    "STL10",
+    "DiffusionRecipe",
+    "Recipe",
+    "distill_classifier",
+    "distill_diffusion",
+    "evaluate",
+    "train_classifier",
+    "train_diffusion",
+]

@@ -1,4 +1,4 @@
-"""What the training and distilling calls are given, checked before any work: settings, pictures, networks."""
+"""What the training and distilling calls are given, checked before any work: settings, images, networks."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, load_model
 from redistill_lib.checks import whole
 from redistill_lib.data import DataSplits
+from redistill_lib.models.saved import load_model
 from redistill_lib.runs import Run
+from redistill_lib.train.identity import fingerprint
 
 Teacher = Run | str | Path | nn.Module
 TASKS = {"classify": "classifier", "distill": "classifier", "diffuse": "denoiser", "distill diffusion": "denoiser"}
@@ -31,7 +32,7 @@ def check_settings(recipe: Any, kind: type, seed: int) -> int:
 def check_splits(data: DataSplits, *splits: str) -> DataSplits:
     for split in splits:
         if not len(getattr(data, split)):
-            raise ValueError(f"the {split} split of {data.name} is empty; give it at least one picture")
+            raise ValueError(f"the {split} split of {data.name} is empty; give it at least one image")
     return data
 
 
@@ -49,7 +50,7 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
     """The teachers' networks in float32, and what a record calls them: a run's id, a network's fingerprint.
 
     Raises for anything but teachers and for runs of another `kind` (``classifier`` or ``denoiser``); warns of a run
-    that was trained on other pictures than `data`.
+    that was trained on other images than `data`.
     """
     several = [given] if isinstance(given, Teacher) else list(given) if isinstance(given, Iterable) else []
     if not several or not all(isinstance(teacher, Teacher) for teacher in several):
@@ -70,7 +71,7 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
         names.append(run.id)
         if other := _differences(run.params.get("data"), data.params):
             warnings.warn(
-                f"teacher {run.id} was trained on other pictures than the student gets: {other} differ", stacklevel=3
+                f"teacher {run.id} was trained on other images than the student gets: {other} differ", stacklevel=3
             )
     return models, names
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, structure
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.distill import Distillation
+from redistill_lib.distill import Distillation, Tap, match_taps, read_taps
 from redistill_lib.methods import Method, parse_methods
 from redistill_lib.models import create_model
+from redistill_lib.models.saved import structure
 from redistill_lib.runs import Run
-from redistill_lib.taps import Tap, match_taps, read_taps
 from redistill_lib.train.arguments import Teacher, check_settings, check_splits, copy_to_train, open_teachers
+from redistill_lib.train.identity import fingerprint
 from redistill_lib.train.loop import History, Supervised, fit
 from redistill_lib.train.recipe import Recipe
 
@@ -48,7 +48,7 @@ def train_classifier(
 
     Returns the complete `Run`: metrics ``validation_accuracy``, ``test_accuracy`` (both at the best epoch on
     validation), ``test_accuracy_last``, ``best_epoch``, ``parameters``, ``seconds``, ``peak_bytes`` (activations of
-    one picture in fp32, ``fused`` convention; ``peak_bytes_eager`` is PyTorch's) and ``peak_at``. Under ``torchrun``
+    one image in fp32, ``fused`` convention; ``peak_bytes_eager`` is PyTorch's) and ``peak_at``. Under ``torchrun``
     or ``accelerate.notebook_launcher`` the batch is shared among the processes.
 
     >>> run = train_classifier("mobilenetv3_small", load_data("digits"), Recipe(epochs=1))    # doctest: +SKIP

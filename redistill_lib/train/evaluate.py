@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from redistill_lib.augment import to_float
 from redistill_lib.data import as_batch
-from redistill_lib.taps import evaluating
+from redistill_lib.data.augment import to_float
+from redistill_lib.network import evaluating
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def count_correct(
     batch_size: int = 256,
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[float, float, float]:
-    """Right answers, summed cross-entropy and number of pictures: every n-th from the k-th on, for shard (k, n)."""
+    """Right answers, summed cross-entropy and number of images: every n-th from the k-th on, for shard (k, n)."""
     rank, world = shard
     indices = list(range(rank, len(split), world))  # type: ignore[arg-type]
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
@@ -53,12 +53,12 @@ def count_correct(
     return correct, loss, float(len(indices))
 
 
-def on_device(pictures: Tensor, device: torch.device | str) -> Tensor:
-    return to_float(pictures.to(device)).contiguous(memory_format=torch.channels_last)
+def on_device(images: Tensor, device: torch.device | str) -> Tensor:
+    return to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
 
 
 def batch_loader(split: Dataset[Any], batches: list[list[int]], workers: int = 0) -> DataLoader[Any]:
-    """Those batches of a split (uint8 pictures B×C×H×W, labels B), read by `workers` further processes."""
+    """Those batches of a split (uint8 images B×C×H×W, labels B), read by `workers` further processes."""
     context = "spawn" if workers else None  # a fork hangs once torch has run on several threads
     return DataLoader(
         split,

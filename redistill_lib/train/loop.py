@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.augment import augment
-from redistill_lib.checkpoint import pack_optimizer, read_tensors, save_tensors, unpack_optimizer
 from redistill_lib.data import DataSplits, TensorImages
+from redistill_lib.data.augment import augment, derive_seed
 from redistill_lib.distill import Distillation
 from redistill_lib.memory import profile_memory
+from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run, locked, run_id, write_history
 from redistill_lib.train.evaluate import batch_loader, count_correct, on_device
 from redistill_lib.train.recipe import OPTIMIZERS, SCHEDULES, Recipe
+from redistill_lib.train.state import pack_optimizer, unpack_optimizer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,7 +100,7 @@ def carry_out(
 
     What stops the training is written into the run's record. `on_done` gets the history of a run found complete.
     """
-    params = {**params, "pictures": data.fingerprint(), "mixed_precision": accelerator.mixed_precision}
+    params = {**params, "images": data.fingerprint(), "mixed_precision": accelerator.mixed_precision}
     parts = (Path(params["model"]["name"]).name, params.get("methods"), Path(data.name).name, f"s{params['seed']}")
     folder = root / run_id("_".join(part for part in parts if part), params)
     run = Run(folder, params, environment=environment(accelerator))
@@ -208,17 +209,17 @@ class Loop:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         seed = self.run.params["seed"]
         # Everything random in an epoch follows from (seed, epoch, process), so resuming needs no saved RNG state.
-        torch.manual_seed(mix_seeds(seed, epoch, rank, 0))
-        draws = torch.Generator().manual_seed(mix_seeds(seed, epoch, rank, 1))
+        torch.manual_seed(derive_seed(seed, epoch, rank, 0))
+        draws = torch.Generator().manual_seed(derive_seed(seed, epoch, rank, 1))
         order = torch.randperm(
-            len(self.data.train), generator=torch.Generator().manual_seed(mix_seeds(seed, epoch, 0, 2))
+            len(self.data.train), generator=torch.Generator().manual_seed(derive_seed(seed, epoch, 0, 2))
         ).tolist()
         size = self.batch_size
         self.batches[:] = [order[k * size : (k + 1) * size][rank::world] for k in range(self.steps)]
         sums: dict[str, Tensor] = {}  # on the device: the check for NaN is the one wait per step
         self.module.train()
-        for step, (pictures, labels) in enumerate(self.loader, 1):
-            x, labels = on_device(pictures, self.accelerator.device), labels.to(self.accelerator.device)
+        for step, (images, labels) in enumerate(self.loader, 1):
+            x, labels = on_device(images, self.accelerator.device), labels.to(self.accelerator.device)
             x, targets = augment(
                 x, labels, self.recipe.augmentation, num_classes=self.data.num_classes, generator=draws
             )
@@ -251,7 +252,7 @@ class Loop:
     def _diverged(self, epoch: int, step: int, x: Tensor, losses: Mapping[str, Tensor]) -> str:
         first = next(name for name, value in losses.items() if not torch.isfinite(value))
         if not torch.isfinite(x).all():
-            cause = "the pictures of this batch hold NaN or infinity; check the data"
+            cause = "the images of this batch hold NaN or infinity; check the data"
         elif self.run.params["mixed_precision"] == "fp16":
             cause = "fp16 overflowed; use mixed_precision='bf16' or 'no'"
         else:
@@ -329,7 +330,7 @@ def load_state(
 
 
 def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
-    """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's pictures.
+    """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's images.
 
     A network that cannot be profiled gives a ``memory_error``: never a reason to lose a finished training.
     """
@@ -352,13 +353,6 @@ def block_records(trainee: nn.Module) -> list[dict[str, Any]]:
         return []
     pairs = zip(trainee.places, trainee.blocks, strict=True)
     return [{"layer": p[0], "side": p[1], "channels": b.channels, "kernel_size": b.kernel_size} for p, b in pairs]
-
-
-def mix_seeds(*numbers: int) -> int:
-    """One seed from several, far apart for near ones."""
-    from numpy.random import SeedSequence
-
-    return int(SeedSequence(numbers).generate_state(1)[0])
 
 
 def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:

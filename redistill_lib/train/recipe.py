@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from redistill_lib.augment import parse_recipe
 from redistill_lib.checks import check_above_zero, is_number, whole, wholes
+from redistill_lib.data.augment import parse_recipe
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Recipe:
 
     `schedule` is ``onecycle`` (warm up over `warmup` of all steps, then anneal to 0 along a cosine), ``step`` (divide
     by `divide_by` after each epoch in `milestones`) or ``constant``. `augmentation` is read by
-    `redistill_lib.augment.augment`. `workers` are processes that decode pictures on the fly, without effect on data
+    `data.augment`. `workers` are processes that decode images on the fly, without effect on data
     in memory; as they are spawned, a script that uses them keeps its calls under ``if __name__ == "__main__":``.
 
     >>> Recipe(epochs=3).epochs
@@ -42,7 +42,7 @@ class Recipe:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):  # batch norm wants two pictures
+        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):  # batch norm wants two images
             object.__setattr__(self, name, whole(name, getattr(self, name), least))
         object.__setattr__(self, "milestones", wholes("milestones", self.milestones, 0))
         check_above_zero(learning_rate=self.learning_rate, divide_by=self.divide_by)

@@ -1,4 +1,4 @@
-"""Weights and training state as safetensors and JSON: nothing is pickled, every file is replaced in one step."""
+"""Weights as safetensors and JSON: nothing is pickled, every file is replaced in one step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from redistill_lib.models import create_model
 from redistill_lib.red import RedBlock, insert_blocks
 from redistill_lib.runs import Run, replacing
-from redistill_lib.taps import map_shapes
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
@@ -41,54 +40,11 @@ def structure(model: nn.Module) -> str:
     return hashlib.sha256(f"{model} {json.dumps(told, sort_keys=True, default=str)}".encode()).hexdigest()[:8]
 
 
-def fingerprint(model: nn.Module, example: Tensor | None = None) -> str:
-    """Eight hex digits over what a network is: its structure, every module's class and plain attributes (strides are
-    among them), the shapes of its maps on an `example`, and every tensor's name and values.
-    """
-    digest = hashlib.sha256(structure(model).encode())
-    for path, module in model.named_modules():
-        plain = {
-            k: v for k, v in vars(module).items() if isinstance(v, str | int | float | tuple) and k != "training"
-        }
-        digest.update(f"{path} {type(module).__qualname__} {sorted(plain.items())}".encode())
-    if example is not None:
-        digest.update(repr(map_shapes(model, example)).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:8]
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors and a JSON record; `unpack_optimizer` is its inverse."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> None:
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["scalars"].items()}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
-
-
 def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Module:
     """The trained network of a complete run, in eval mode, RED blocks included.
 
     Built-in networks are built from the run's record. For a network of your own, pass a `model` of the same
-    architecture, without blocks; a copy of it is returned. It expects what it was trained on: pictures through
+    architecture, without blocks; a copy of it is returned. It expects what it was trained on: images through
     `to_float`, −1…1.
 
     Raises FileNotFoundError for a missing run, ValueError for an unfinished one, and for a network that is built

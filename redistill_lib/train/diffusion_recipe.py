@@ -18,9 +18,9 @@ class DiffusionRecipe:
     The learning rate rises linearly over `warmup` steps, then stays (``constant``) or falls to 0 along a cosine.
     `ema_decay` is that of the averaged weights, which are the result; early on it is lower, (1 + k) / (10 + k) at
     step k, so that short trainings are not held back by their start. Gradients are clipped to a norm of `clip_norm`.
-    `flip` mirrors half of the pictures (not of digits). `label_dropout` is how often a network with classes learns
+    `flip` mirrors half of the images (not of digits). `label_dropout` is how often a network with classes learns
     without its label. Every `log_every` steps the losses are noted, the state is saved and validation is read;
-    every `sample_every` of them (a multiple; 0: only at the end) `samples` pictures are drawn. `workers` as in
+    every `sample_every` of them (a multiple; 0: only at the end) `samples` images are drawn. `workers` as in
     `redistill_lib.Recipe`.
 
     >>> DiffusionRecipe(steps=200).steps

@@ -22,6 +22,7 @@ __all__ = [
     "augment",
     "cutmix",
     "cutout",
+    "derive_seed",
     "flip",
     "mixup",
     "parse_recipe",
@@ -31,6 +32,13 @@ __all__ = [
 ]
 
 BLACK = -1.0  # what to_float makes of 0
+
+
+def derive_seed(*numbers: int) -> int:
+    """One seed from several, far apart for near ones."""
+    from numpy.random import SeedSequence
+
+    return int(SeedSequence(numbers).generate_state(1)[0])
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -70,8 +78,8 @@ def augment(
         operation = choices[0]
         if len(choices) > 1:
             operation = choices[int(torch.randint(len(choices), (), generator=generator, device=generator.device))]
-        if operation in PICTURE_OPERATIONS:
-            images = PICTURE_OPERATIONS[operation](images, generator)
+        if operation in IMAGE_OPERATIONS:
+            images = IMAGE_OPERATIONS[operation](images, generator)
         elif operation in MIXING_OPERATIONS:
             images, labels = MIXING_OPERATIONS[operation](images, labels, num_classes, generator=generator)
     return images, labels
@@ -83,7 +91,7 @@ def parse_recipe(recipe: str) -> tuple[tuple[str, ...], ...]:
     >>> parse_recipe("flip+cutmix|mixup")
     (('flip',), ('cutmix', 'mixup'))
     """
-    known = ["none", *PICTURE_OPERATIONS, *MIXING_OPERATIONS]
+    known = ["none", *IMAGE_OPERATIONS, *MIXING_OPERATIONS]
     steps = tuple(tuple(word.strip() for word in step.split("|")) for step in recipe.split("+"))
     for word in (word for step in steps for word in step):
         if word not in known:
@@ -201,7 +209,7 @@ def cutmix(
 
 
 def _interval(length: int, fraction: float, generator: torch.Generator) -> tuple[int, int]:
-    """A stretch of ``fraction`` of ``length`` around a random centre, clipped to the picture."""
+    """A stretch of ``fraction`` of ``length`` around a random centre, clipped to the image."""
     size = round(length * fraction)
     start = int(torch.randint(length, (), generator=generator, device=generator.device)) - size // 2
     return max(start, 0), min(start + size, length)
@@ -230,7 +238,7 @@ def _beta(alpha: float, generator: torch.Generator) -> float:
             return float((x[first] - total[first]).exp())
 
 
-PICTURE_OPERATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+IMAGE_OPERATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "flip": flip,
     "crop": random_crop,
     "resized_crop": random_resized_crop,

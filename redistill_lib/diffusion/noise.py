@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.augment import to_float
 from redistill_lib.data import DataSplits, as_batch
-from redistill_lib.taps import evaluating
+from redistill_lib.data.augment import to_float
+from redistill_lib.network import evaluating
 
 T = 1000  # time steps of DDPM
 SCHEDULE: dict[str, Any] = {"num_train_timesteps": T, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
-VALIDATED = 512  # pictures with noise that a validation loss is the mean of
+VALIDATED = 512  # images with noise that a validation loss is the mean of
 
 Inputs = tuple[Tensor, ...]  # x, t and, for a network with classes, labels
 
@@ -83,7 +83,7 @@ def classes_of(model: nn.Module) -> int | None:
 
 
 def channels_of(model: nn.Module) -> int | None:
-    """Channels of the pictures a network takes, where it tells."""
+    """Channels of the images a network takes, where it tells."""
     return getattr(getattr(model, "config", model), "in_channels", None)
 
 
@@ -103,11 +103,11 @@ def blank_inputs(model: nn.Module, data: DataSplits, batch: int = 2) -> Inputs:
 
 
 def check_denoiser(model: nn.Module, data: DataSplits, role: str) -> None:
-    """Raise ValueError or TypeError where a network cannot denoise these pictures."""
+    """Raise ValueError or TypeError where a network cannot denoise these images."""
     shape = f"{data.in_channels}×{data.image_size}×{data.image_size}"
     channels, classes = channels_of(model), classes_of(model)
     if channels not in (None, data.in_channels):
-        raise ValueError(f"the {role} takes pictures of {channels} channels, but those of {data.name} are {shape}")
+        raise ValueError(f"the {role} takes images of {channels} channels, but those of {data.name} are {shape}")
     if classes not in (None, data.num_classes):
         raise ValueError(f"the {role} takes {classes} classes, but {data.name} has {data.num_classes}")
     check_times(model, role)
@@ -116,9 +116,9 @@ def check_denoiser(model: nn.Module, data: DataSplits, role: str) -> None:
         try:
             noise = noise_of(model(x, *rest))
         except RuntimeError as error:
-            raise ValueError(f"the {role} does not take pictures of {shape}: {error}") from error
+            raise ValueError(f"the {role} does not take images of {shape}: {error}") from error
     if noise.shape != x.shape:
-        raise ValueError(f"the {role} returns {tuple(noise.shape)} for pictures of {tuple(x.shape)}, not their noise")
+        raise ValueError(f"the {role} returns {tuple(noise.shape)} for images of {tuple(x.shape)}, not their noise")
 
 
 def denoising_loss(
@@ -126,8 +126,8 @@ def denoising_loss(
 ) -> float:
     """Mean squared error of the predicted noise over a split, with noise and time steps that are always the same.
 
-    `count` pairs of a picture and a time step; these are spread evenly over 0…999. Equal for networks of any kind
-    on equal pictures, so that curves of teacher and students can be compared.
+    `count` pairs of an image and a time step; these are spread evenly over 0…999. Equal for networks of any kind
+    on equal images, so that curves of teacher and students can be compared.
     """
     draws = torch.Generator().manual_seed(0)
     order = torch.randperm(len(split), generator=draws).repeat(-(-count // len(split)))[:count]
@@ -136,8 +136,8 @@ def denoising_loss(
     schedule = make_schedule()
     with evaluating(model):
         for rows, t in zip(order.split(batch_size), times.split(batch_size), strict=True):
-            pictures, labels = as_batch(split.__getitems__(rows.tolist()))
-            x = to_float(pictures)
+            images, labels = as_batch(split.__getitems__(rows.tolist()))
+            x = to_float(images)
             noise = torch.randn(x.shape, generator=draws)
             noisy = schedule.add_noise(x, noise, t)
             inputs = (noisy, t) if classes is None else (noisy, t, labels)

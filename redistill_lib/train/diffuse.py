@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from redistill_lib.checkpoint import fingerprint, structure
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.diffusion.denoise import Denoising, blank_inputs, check_denoiser, classes_of, noise_loss
-from redistill_lib.diffusion.loop import DiffusionLoop, OnLog
-from redistill_lib.diffusion.recipe import DIGITS_UNET, DiffusionRecipe
-from redistill_lib.distill import Distillation
+from redistill_lib.diffusion.noise import Denoising, blank_inputs, check_denoiser, classes_of, noise_loss
+from redistill_lib.distill import Distillation, Tap, match_taps, read_taps
 from redistill_lib.methods import Method, parse_methods
 from redistill_lib.models import create_model
+from redistill_lib.models.saved import structure
+from redistill_lib.network import map_shapes
 from redistill_lib.runs import Run
-from redistill_lib.taps import Tap, map_shapes, match_taps, read_taps
 from redistill_lib.train.arguments import Teacher, check_settings, check_splits, copy_to_train, open_teachers
+from redistill_lib.train.diffusion_loop import DiffusionLoop, OnLog
+from redistill_lib.train.diffusion_recipe import DIGITS_UNET, DiffusionRecipe
+from redistill_lib.train.identity import fingerprint
 from redistill_lib.train.loop import History, carry_out, open_accelerator
 
 
@@ -37,7 +38,7 @@ def train_diffusion(
     on_log: OnLog | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a denoiser to predict the noise in pictures (DDPM, arXiv 2006.11239). The same call finds its run again.
+    """Train a denoiser to predict the noise in images (DDPM, arXiv 2006.11239). The same call finds its run again.
 
     Arguments:
         model: a name such as ``"unet-1-22"``, built under `seed` for the data's channels with the options `unet`
@@ -46,7 +47,7 @@ def train_diffusion(
             with ``.sample``, such as diffusers' UNet2DModel. With classes it is called ``model(x, t, labels)``, and
             says so by `num_classes` or diffusers' ``num_class_embeds``, which is one more. A copy of it is trained.
         data: what `load_data` returns, or its name; left out, the built-in digits at 16 px.
-        on_log: called as ``on_log(history, pictures)`` each `log_every` steps; pictures (uint8) are None where none
+        on_log: called as ``on_log(history, images)`` each `log_every` steps; images (uint8) are None where none
             were drawn; called once, with the whole history, for a run found complete.
         runs_dir, mixed_precision, cpu: as for `train_classifier`.
 

@@ -1,4 +1,4 @@
-"""Generated pictures as bytes and files."""
+"""Generated images as bytes and files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redistill_lib.runs import replacing
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Pictures −1…1 as uint8 0…255, on the CPU: the inverse of `redistill_lib.to_float`.
+    """Images −1…1 as uint8 0…255, on the CPU: the inverse of `redistill_lib.to_float`.
 
     >>> to_uint8(torch.tensor([-1.0, 0.0, 1.5])).tolist()
     [0, 128, 255]
@@ -20,27 +20,27 @@ def to_uint8(images: Tensor) -> Tensor:
     return images.detach().float().add(1).mul(127.5).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
-def picture_grid(pictures: Tensor, columns: int = 10, gap: int = 2) -> Tensor:
-    """uint8 N×C×H×W → one picture C×H'×W', row by row, with white gaps.
+def image_grid(images: Tensor, columns: int = 10, gap: int = 2) -> Tensor:
+    """uint8 N×C×H×W → one image C×H'×W', row by row, with white gaps.
 
-    >>> picture_grid(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), columns=2).shape
+    >>> image_grid(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), columns=2).shape
     torch.Size([1, 18, 18])
     """
-    count, channels, height, width = pictures.shape
+    count, channels, height, width = images.shape
     columns = min(columns, count)
     rows = math.ceil(count / columns)
     size = (channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
     grid = torch.full(size, 255, dtype=torch.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
-        grid[:, top : top + height, left : left + width] = picture
+        grid[:, top : top + height, left : left + width] = image
     return grid
 
 
-def save_grid(path: Path, pictures: Tensor) -> None:
-    """A PNG of `picture_grid`."""
+def save_grid(path: Path, images: Tensor) -> None:
+    """A PNG of `image_grid`."""
     from PIL import Image
 
-    grid = picture_grid(pictures).permute(1, 2, 0).numpy()
+    grid = image_grid(images).permute(1, 2, 0).numpy()
     with replacing(path) as part:
         Image.fromarray(grid[..., 0] if grid.shape[2] == 1 else grid).save(part, "png")

@@ -1,4 +1,4 @@
-"""The training loop of denoisers: steps instead of epochs, averaged weights, pictures drawn on the way."""
+"""The training loop of denoisers: steps instead of epochs, averaged weights, images drawn on the way."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.augment import flip
-from redistill_lib.checkpoint import save_tensors
 from redistill_lib.data import DataSplits, TensorImages
-from redistill_lib.diffusion.average import average_of
-from redistill_lib.diffusion.denoise import (
+from redistill_lib.data.augment import derive_seed, flip
+from redistill_lib.diffusion.ema import average_of
+from redistill_lib.diffusion.images import save_grid, to_uint8
+from redistill_lib.diffusion.noise import (
     Denoising,
     Inputs,
     T,
@@ -26,19 +26,19 @@ from redistill_lib.diffusion.denoise import (
     denoising_loss,
     make_schedule,
 )
-from redistill_lib.diffusion.pictures import save_grid, to_uint8
-from redistill_lib.diffusion.recipe import DiffusionRecipe
 from redistill_lib.diffusion.sampling import sample
 from redistill_lib.distill import Distillation
+from redistill_lib.models.saved import save_tensors
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run, write_history
+from redistill_lib.train.diffusion_recipe import DiffusionRecipe
 from redistill_lib.train.evaluate import batch_loader, on_device
-from redistill_lib.train.loop import History, block_records, costs, load_state, mix_seeds, save_state
+from redistill_lib.train.loop import History, block_records, costs, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-#: Called every `log_every` steps with the history so far and, where some were drawn, pictures (uint8).
+#: Called every `log_every` steps with the history so far and, where some were drawn, images (uint8).
 OnLog = Callable[[History, Tensor | None], None]
 
 
@@ -76,7 +76,7 @@ class DiffusionLoop:
         workers = 0 if isinstance(data.train, TensorImages) else recipe.workers
         self.batches: list[list[int]] = []  # refilled for each stretch; the loader and its processes stay
         self.loader = batch_loader(data.train, self.batches, workers)
-        self.order: tuple[int, list[int]] = (-1, [])  # an epoch and its order of pictures
+        self.order: tuple[int, list[int]] = (-1, [])  # an epoch and its order of images
         self.history: History = []
 
     @property
@@ -107,7 +107,7 @@ class DiffusionLoop:
             while self.step < self.recipe.steps:
                 start = time.perf_counter()
                 row = self._train(self.step, min(self.step + self.recipe.log_every, self.recipe.steps), bar)
-                pictures = self._look(row) if main else None
+                images = self._look(row) if main else None
                 row["seconds"] = time.perf_counter() - start
                 self.history.append(row)
                 if main:
@@ -118,7 +118,7 @@ class DiffusionLoop:
                     write_history(self.run.path / "history.csv", self.history)
                     bar.set_postfix_str(f"validation {row['validation_loss']:.4f}")
                     if self.on_log:
-                        self.on_log(self.history, pictures)
+                        self.on_log(self.history, images)
         return self._finish()
 
     def _train(self, first: int, last: int, bar: Any) -> dict[str, float]:
@@ -127,11 +127,11 @@ class DiffusionLoop:
         self.batches[:] = [self._indices(step) for step in range(first, last)]
         sums: dict[str, Tensor] = {}
         self.module.train()
-        for step, (pictures, labels) in enumerate(self.loader, first):
+        for step, (images, labels) in enumerate(self.loader, first):
             # All that is random in a step follows from (seed, step, process), so resuming needs no saved RNG state.
-            torch.manual_seed(mix_seeds(seed, step, rank, 0))  # dropout
-            draws = torch.Generator(device).manual_seed(mix_seeds(seed, step, rank, 1))
-            inputs, noise = self._task(on_device(pictures, device), labels.to(device), draws)
+            torch.manual_seed(derive_seed(seed, step, rank, 0))  # dropout
+            draws = torch.Generator(device).manual_seed(derive_seed(seed, step, rank, 1))
+            inputs, noise = self._task(on_device(images, device), labels.to(device), draws)
             _, losses = self.module(*inputs, targets=noise)
             self.optimizer.zero_grad()
             self.accelerator.backward(losses["total"])
@@ -155,7 +155,7 @@ class DiffusionLoop:
         """This process's share of a step's batch; a last, smaller batch of an epoch is left out."""
         epoch, place = divmod(step, len(self.data.train) // self.batch_size)
         if self.order[0] != epoch:
-            draws = torch.Generator().manual_seed(mix_seeds(self.run.params["seed"], epoch, 0, 2))
+            draws = torch.Generator().manual_seed(derive_seed(self.run.params["seed"], epoch, 0, 2))
             self.order = epoch, torch.randperm(len(self.data.train), generator=draws).tolist()
         batch = self.order[1][place * self.batch_size : (place + 1) * self.batch_size]
         return batch[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -173,7 +173,7 @@ class DiffusionLoop:
         return (noisy, t, labels.masked_fill(hidden, self.classes)), noise
 
     def _look(self, row: dict[str, float]) -> Tensor | None:
-        """Put the validation losses into a row and, where it is time, draw pictures."""
+        """Put the validation losses into a row and, where it is time, draw images."""
         averaged, device = self._averaged(), self.accelerator.device
         with self.accelerator.autocast():
             for name, network in (("validation_loss", averaged), ("validation_loss_raw", self.trainee.graduate())):
@@ -183,9 +183,9 @@ class DiffusionLoop:
             return None
         shape = (self.data.in_channels, self.data.image_size, self.data.image_size)
         labels = None if self.classes is None else torch.arange(self.recipe.samples) % self.classes
-        pictures = to_uint8(sample(averaged, self.recipe.samples, shape, labels=labels, progress=False))
-        save_grid(self.run.path / "samples.png", pictures)
-        return pictures
+        images = to_uint8(sample(averaged, self.recipe.samples, shape, labels=labels, progress=False))
+        save_grid(self.run.path / "samples.png", images)
+        return images
 
     def _averaged(self) -> nn.Module:
         """A copy of the network, blocks included, with the averaged weights."""

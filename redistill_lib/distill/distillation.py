@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redistill_lib.distill.taps import Tap
 from redistill_lib.methods import Method, REDBlocks, make_method, parse_methods
+from redistill_lib.network import Place, check_float, evaluating, feature_maps, find_layer, map_shapes, tapping
 from redistill_lib.red import insert_blocks, make_in_place
-from redistill_lib.taps import Place, Tap, check_float, evaluating, feature_maps, find_layer, map_shapes, tapping
 
 _OPTIONS = ("alpha", "distance", "kernel_size", "temperature")
 

@@ -1,0 +1,65 @@
+"""Pairing a student's layers with its teacher's by resolution."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch  # noqa: F401  (the example needs it)
+from torch import Tensor, nn
+
+from redistill_lib.distill.taps import Tap
+from redistill_lib.network import Resize, check_float, feature_maps, find_resizes
+
+
+def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[Tensor, ...]) -> list[Tap]:
+    """Pair student and teacher wherever they change resolution in the same way, from the earliest to the deepest.
+
+    The student's first downsampling layer gives its output (its input is the image); each later one gives input and
+    output, paired with the teacher's layer that goes from and to the same height × width. A network that ends in
+    upsampling to the image gives the input of that last step alone. A pool right after a tapped layer is not tapped,
+    as it adds nothing learnt. For the paper's pairs these are the paper's taps (arXiv 2406.03744, and the
+    configurations published with it).
+
+    >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
+    >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))
+    [Tap(0 output ← 1 output, channels=8), Tap(2 input ← 2 input, channels=8), Tap(2 output ← 2 output, channels=8)]
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    check_float(inputs)
+    image = tuple(inputs[0].shape[-2:])
+    ours, theirs = find_resizes(student, *inputs), find_resizes(teacher, *inputs)
+    taps: list[Tap] = []
+    for step in ours:
+        if not step.learns:
+            continue
+        exact = [t for t in theirs if (t.before, t.after) == (step.before, step.after)]
+        if step.down and step.before == image:
+            sides = {"output": [t for t in theirs if t.down and t.after == step.after]}
+        elif not step.down and step.after == image:
+            sides = {"input": [t for t in theirs if not t.down and t.before == step.before]}
+            step = _widest(student, step, inputs)
+        else:
+            sides = {"input": exact, "output": exact}
+        for side, candidates in sides.items():
+            if candidates:
+                channels = step.channels_in if side == "input" else step.channels_out
+                taps.append(Tap(step.path, side, candidates[0].path, side, channels=channels))  # type: ignore[arg-type]
+    if not taps:
+        sizes = [" → ".join("×".join(map(str, size)) for size in (s.before, s.after)) for s in (*ours, *theirs)]
+        raise ValueError(
+            f"no student and teacher layers change resolution alike at input {image[0]}×{image[1]} "
+            f"(student and teacher: {', '.join(sizes) or 'no change at all'}); "
+            "give both the same total stride, or taps by hand"
+        )
+    return taps
+
+
+def _widest(model: nn.Module, step: Resize, inputs: tuple[Tensor, ...]) -> Resize:
+    """The largest module that ends the network with this step: its input is the last map before normalisation."""
+    parts = step.path.split(".")
+    outer = (".".join(parts[: k + 1]) for k in range(len(parts)))
+    path = next(path for path in outer if not isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict))
+    first = feature_maps(model, [(path, "input")], *inputs)[(path, "input")]
+    if tuple(first.shape[-2:]) != step.before:
+        return step
+    return replace(step, path=path, channels_in=first.shape[1])
