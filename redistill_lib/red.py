@@ -7,6 +7,7 @@ For inference there is a second form of the block, which overwrites its input ma
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -191,8 +192,9 @@ class BlockedLayer(nn.Module):
         self.before = before or nn.Identity()
         self.after = after or nn.Identity()
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return self.after(self.layer(self.before(x), *args, **kwargs))
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.after(self.layer(self.before(x)))
+        return out
 
     def __getattr__(self, name: str) -> Any:
         """What the network asks of the layer itself, such as the dtype of its weight."""
@@ -204,8 +206,18 @@ class BlockedLayer(nn.Module):
             return getattr(self.layer, name)
 
 
+class BlockedCall(BlockedLayer):
+    """A `BlockedLayer` whose layer takes more than one argument, which TorchScript could not compile."""
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        out: Tensor = self.after(self.layer(self.before(x), *args, **kwargs))
+        return out
+
+
 def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]]) -> nn.Module:
     """Put each block at its place, (layer path, side), by wrapping that layer, and return the same model.
+
+    Paths are those of the network without blocks.
 
     >>> import torch
     >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
@@ -219,9 +231,12 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
         if side in sides.setdefault(path, {}):
             raise ValueError(f"two blocks on the {side} of {path!r}; one place takes one block")
         sides[path][side] = block
-    for path in sorted(sides, key=lambda p: -p.count(".")):  # inner layers first, while their paths still hold
-        layer = model.get_submodule(path)
-        wrapped = BlockedLayer(layer, sides[path].get("input"), sides[path].get("output"))
+    paths, layers = original_paths(model), dict(model.named_modules())
+    layers |= {paths[id(module)]: module for module in reversed(list(model.modules()))}  # with the blocks it has
+    for path in sorted(sides, key=lambda p: -p.count(".")):  # inner layers first, while their parents still stand
+        layer = layers[path]
+        kind = BlockedLayer if len(inspect.signature(layer.forward).parameters) == 1 else BlockedCall
+        wrapped = kind(layer, sides[path].get("input"), sides[path].get("output"))
         for module in list(model.modules()):  # everywhere, since a layer may be known under several names
             for name, child in module._modules.items():
                 if child is layer and module is not wrapped:

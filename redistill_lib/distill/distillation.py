@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.distill.taps import Tap
-from redistill_lib.methods import Method, REDBlocks, make_method, parse_methods
-from redistill_lib.network import Place, check_float, evaluating, feature_maps, find_layer, map_shapes, tapping
-from redistill_lib.red import insert_blocks, make_in_place
+from redistill_lib.distill.teachers import LiveTeacher
+from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, parse_methods
+from redistill_lib.network import (
+    MapRef,
+    check_float,
+    check_followable,
+    find_layer,
+    locate,
+    map_shapes,
+    output_of,
+    reading,
+    record_maps,
+)
+from redistill_lib.red import insert_blocks, inserted_blocks, make_in_place
 
-_OPTIONS = ("alpha", "distance", "kernel_size", "temperature")
+Inputs = tuple[Tensor, ...]
+
+
+def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
+    """Cross-entropy of a classifier's outputs, whatever form they have, and class numbers or probabilities."""
+    return F.cross_entropy(output_of(outputs), targets)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How the losses add up: ``(1 − w) · task + w · D`` with ``w = distill_weight``; None is the sum ``task + D``.
+
+    D is, by `reduction`, the ``mean`` of ``alpha · loss`` over all terms, input and output taps counted apart and KD
+    as one more (arXiv 2406.03744, section 3), or the ``sum`` over the methods of each one's mean over its own taps:
+    then a method keeps its weight whatever the number of taps.
+    """
+
+    distill_weight: float | None = 0.5
+    reduction: Literal["mean", "sum"] = "mean"
+    task_loss: Callable[[Any, Any], Tensor] = field(default=cross_entropy, repr=False)  # (outputs, targets) → scalar
+
+    def __post_init__(self) -> None:
+        w = self.distill_weight
+        if w is not None and (isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w <= 1):
+            raise ValueError(f"distill_weight is a share from 0 to 1, or None for a plain sum, not {w!r}")
+        if self.reduction not in ("mean", "sum"):
+            raise ValueError(f"reduction is 'mean' (over all terms) or 'sum' (over methods), not {self.reduction!r}")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the distillation loss: ``method.alpha · method.loss`` at a tap."""
+    """One summand of the distillation loss: a method at a tap."""
 
     tap: Tap
     method: Method
@@ -41,27 +77,26 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     A method on the networks' outputs is added for every teacher, unless a tap carries it already.
     """
     control = any(isinstance(method, REDBlocks) for method in methods)
-    at_taps = [method for method in methods if not method.on_outputs]
+    at_taps = [method for method in methods if method.reads == "maps"]
     terms = []
     for tap in taps:
-        own = {key: getattr(tap, key) for key in _OPTIONS if getattr(tap, key) is not None}
-        if tap.method == "red" and control:
-            own = {key: value for key, value in own.items() if key == "kernel_size"}
-            terms += [Term(tap, replace(m, **own)) for m in methods if isinstance(m, REDBlocks)]
-        elif tap.method is not None:  # what the tap leaves open is as `methods` has it
-            given = next((m for m in methods if m.name == tap.method), None)
-            terms.append(Term(tap, replace(given, **own) if given else make_method(tap.method, **own)))
+        if control and isinstance(tap.method, RED) and tap.method.name == RED.name:
+            terms.append(Term(tap, REDBlocks(kernel_size=tap.method.kernel_size)))
+        elif tap.method is not None:
+            terms.append(Term(tap, tap.method))
         elif at_taps:
-            terms += [Term(tap, replace(method, **own)) for method in at_taps]
+            terms += [Term(tap, method) for method in at_taps]
         else:
             raise ValueError(f"no method uses tap {tap.name}; add one that does, such as red, or leave the taps out")
     carried = {term.method.name for term in terms}
     for method in methods:
         if method.name in carried:
             continue
-        if not method.on_outputs:
+        if method.reads == "maps":
             why = "every tap carries another method" if taps else "there are no taps; match_taps finds them"
             raise ValueError(f"{method.name} would add nothing: {why}")
+        if not teachers:
+            raise ValueError(f"{method.name} compares with a teacher, and there is none; give teacher=")
         terms += [Term(Tap("", "output", "", "output", teacher=k), method) for k in range(teachers)]
     names = [term.name for term in terms]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -69,30 +104,25 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     return terms
 
 
-class _AllSeen(Exception):
-    """Every map that is wanted of a teacher is there: what follows in it, often its widest maps, need not run."""
-
-
 class Distillation(nn.Module):
-    """Student and frozen teachers, distilled at taps.
+    """Student and frozen teachers, distilled at taps. Without a teacher it is plain training: the task loss alone.
 
-    The objective is ``(1 − w) · task + w · D`` with ``w = distill_weight``, where D is the plain mean of
-    ``alpha · loss`` over all taps: input and output taps count apart, KD counts as one more (arXiv 2406.03744,
-    section 3). ``distill_weight=None`` is the plain sum ``task + D``.
-
-    Blocks (one per tapped place, in tap order) replace the student's tensor at their place while this module runs;
-    the student itself is not changed. Teachers are frozen and stay in eval mode whatever ``train()`` is called on.
+    Blocks are built into the student itself (one per tapped place), so an optimizer over its parameters trains them;
+    what methods train beside it (projectors) are parameters of this module only, so prefer
+    ``distillation.parameters()``. Call ``distillation.train()`` before training and ``eval()`` before evaluating, as
+    for any module; teachers stay in eval mode whatever is called.
 
     Arguments:
         student: the network to train; any module whose tapped layers take and give tensors.
         teacher: a network or several; `Tap.teacher` says which one a tap means. Their parameters stop
-            requiring gradients.
+            requiring gradients. None of them may share weights with the student.
         taps: from `match_taps`, `read_taps` or by hand.
-        methods: ``"red"``, ``"kd"``, ``"red+kd"``, ``"red-blocks"`` (the control: blocks, no loss), … or method
-            objects. A tap that carries its own method keeps it. Left out: what the taps carry, or else RED.
-        options: per method name, e.g. ``{"red": {"alpha": 1.0, "distance": "mse"}}``.
-        task_loss: ``task_loss(outputs, targets)`` → scalar.
-        example: a batch (or tuple of inputs) to check sizes with at once and to find channels taps leave out.
+        methods: ``"red"``, ``"red+kd(temperature=4.0)"``, ``"red-blocks"`` (the control: blocks, no loss), … or
+            method objects. A tap that carries its own method keeps it. Left out: what the taps carry, or else RED.
+        objective: how task and distillation losses add up.
+        example: a batch (or tuple of inputs) that tells the shapes of maps, so that they are checked at once.
+            Methods with projectors need it.
+        samples: number of training images, for methods that remember each of them.
 
     >>> def net(*strides): return nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, s, 1) for i, s in
     ...     enumerate(strides)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -108,234 +138,247 @@ class Distillation(nn.Module):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | Sequence[nn.Module],
+        teacher: nn.Module | Sequence[nn.Module] = (),
         taps: Iterable[Tap] = (),
-        methods: str | Sequence[str | Method] | None = None,
+        methods: str | Method | Sequence[str | Method] | None = None,
         *,
-        options: Mapping[str, Mapping[str, Any]] | None = None,
-        distill_weight: float | None = 0.5,
-        task_loss: Callable[[Tensor, Any], Tensor] = F.cross_entropy,
-        example: Tensor | tuple[Tensor, ...] | None = None,
+        objective: Objective | None = None,
+        example: Tensor | Inputs | None = None,
+        samples: int = 0,
     ):
         super().__init__()
-        if distill_weight is not None and not 0 <= distill_weight <= 1:
-            raise ValueError(
-                f"distill_weight is a share between 0 and 1, or None for a plain sum, not {distill_weight}"
-            )
-        self.student = student
-        self.teachers = nn.ModuleList([teacher] if isinstance(teacher, nn.Module) else teacher)
-        if any(t is student for t in self.teachers):
-            raise ValueError("student and teacher are the same object; build the student with its own weights")
-        self.teachers.requires_grad_(False).eval()
-        self.distill_weight, self.task_loss = distill_weight, task_loss
-        inputs = example if isinstance(example, tuple) or example is None else (example,)
-        taps = [self._located(tap) for tap in taps]
-        if inputs is not None:
-            taps = self._with_channels(taps, inputs)
+        self.student, self.objective = student, objective or Objective()
+        networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        _check_apart(student, networks)
+        self.teachers = nn.ModuleList(LiveTeacher(network) for network in networks)
+        self.taps = [self._located(tap) for tap in taps]
         if methods is None:
-            methods = () if taps and all(tap.method for tap in taps) else "red"
-        self.taps = taps
-        self.terms = plan_terms(taps, parse_methods(methods, options), len(self.teachers))
-        self._followed: set[int] = set()  # teachers that have run to their end once
-        self.places: list[Place] = []  # of the blocks, index by index
-        self.blocks = nn.ModuleList()
-        self._build_blocks()
+            methods = () if not networks or (self.taps and all(tap.method for tap in self.taps)) else "red"
+        self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
+        inputs = example if isinstance(example, tuple) or example is None else (example,)
+        ours, theirs = self._shapes(inputs)
+        self._build_blocks(ours)
+        self.criteria = nn.ModuleList()  # of the active terms, in their order
+        for term in self.active:
+            self.criteria.append(self._criterion(term, ours, theirs, inputs, samples))
         like = next(student.parameters(), None)
         if like is not None:
-            self.blocks.to(like.device, like.dtype)
-        if inputs is not None:
-            with evaluating(self):
-                self._compare(inputs, {})
+            self.criteria.to(like.device)
+        #: Where the student's maps are found now that the blocks are in: located once, read in every step.
+        self._found = {ref: locate(student, ref) for ref in dict.fromkeys(term.tap.place for term in self.terms)}
+
+    @property
+    def _teachers(self) -> list[LiveTeacher]:
+        return list(self.teachers)  # type: ignore[arg-type]
+
+    @property
+    def active(self) -> list[Term]:
+        """The terms that have a loss."""
+        return [term for term in self.terms if term.method.alpha]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The blocks in the student, in tap order."""
+        built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
+        places = dict.fromkeys(term.tap.place for term in self.terms)
+        return nn.ModuleList(built[place] for place in places if place in built)
 
     def _located(self, tap: Tap) -> Tap:
         if not 0 <= tap.teacher < len(self.teachers):
             raise ValueError(
                 f"tap {tap.name} wants teacher {tap.teacher}; teachers are 0 to {len(self.teachers) - 1}"
             )
-        teacher_layer = find_layer(self.teachers[tap.teacher], tap.teacher_layer, "teacher")
-        return replace(tap, layer=find_layer(self.student, tap.layer, "student"), teacher_layer=teacher_layer)
+        teacher = self._teachers[tap.teacher].network
+        check_followable(self.student, "student")
+        check_followable(teacher, "teacher")
+        layer, teacher_layer = find_layer(self.student, tap.layer, "student"), tap.teacher_layer
+        return replace(tap, layer=layer, teacher_layer=find_layer(teacher, teacher_layer, "teacher"))
 
-    def _with_channels(self, taps: list[Tap], inputs: tuple[Tensor, ...]) -> list[Tap]:
-        maps = feature_maps(self.student, [tap.place for tap in taps], *inputs)
-        for tap in taps:
-            _check_channels(tap, maps[tap.place], tap.channels)
-        return [replace(tap, channels=maps[tap.place].shape[1]) for tap in taps]
+    def _shapes(self, inputs: Inputs | None) -> tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]]:
+        """The shapes of the student's and the teachers' maps that are compared; none where there is no example."""
+        if inputs is None or not self.terms:
+            return {}, {}
+        check_float(inputs)
+        maps = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
+        ours = {ref: tuple(x.shape[1:]) for ref, x in maps.items()}
+        for tap in self.taps:
+            _check_channels(tap, ours.get(tap.place, ()))
+        theirs = {}
+        for k, teacher in enumerate(self._teachers):
+            refs = [term.tap.source for term in self.active if term.tap.teacher == k]
+            read = teacher.maps(Batch(inputs), refs) if refs else {}
+            theirs.update({(k, ref): tuple(x.shape[1:]) for ref, x in read.items()})
+        return ours, theirs
 
-    def _build_blocks(self) -> None:
+    def _build_blocks(self, shapes: dict[MapRef, Shape]) -> None:
+        built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
+        new: dict[MapRef, nn.Module] = {}
+        like = next(self.student.parameters(), None)
         for tap, method in ((term.tap, term.method) for term in self.terms):
-            if not method.has_block:
-                continue
-            if tap.channels is None:
+            shape = shapes.get(tap.place) or (() if tap.channels is None else (tap.channels,))
+            try:
+                block = method.block(shape)
+            except IndexError:
                 raise ValueError(
                     f"tap {tap.name} lacks the student's channels: give it channels=…, or give an example="
-                )
+                ) from None
+            if block is None:
+                continue
             if not tap.layer:
                 raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
-            block = method.block(tap.channels)
-            assert block is not None  # has_block
-            if tap.place not in self.places:
-                self.places.append(tap.place)
-                self.blocks.append(block)
-            elif repr(block) != repr(self.blocks[self.places.index(tap.place)]):
+            there = new.get(tap.place) or built.get(tap.place)
+            if there is None:
+                new[tap.place] = block if like is None else block.to(like.device, like.dtype)
+            elif repr(block) != repr(there):
                 raise ValueError(f"two taps want different blocks on {tap.name}; one place takes one block")
+        insert_blocks(self.student, [(*place, block) for place, block in new.items()])
+
+    def _criterion(
+        self,
+        term: Term,
+        ours: dict[MapRef, Shape],
+        theirs: dict[tuple[int, MapRef], Shape],
+        inputs: Inputs | None,
+        samples: int,
+    ) -> nn.Module:
+        tap, method = term.tap, term.method
+        shape, other = ours.get(tap.place, ()), theirs.get((tap.teacher, tap.source), ())
+        try:
+            return method.criterion(shape, other, samples)
+        except IndexError:
+            raise ValueError(f"{method.name} needs the shapes of its maps; give Distillation an example=") from None
+        except ValueError as error:
+            hint = _near_layer(self._teachers[tap.teacher].network, inputs, shape, tap.source) if tap.layer else ""
+            raise ValueError(f"tap {tap.name} ← {tap.source}: {error}{hint}") from None
 
     # ------------------------------------------------------------------------------------------------ running
 
-    def train(self, mode: bool = True) -> Distillation:
-        super().train(mode)
-        self.teachers.eval()
-        return self
-
-    def forward(self, *inputs: Tensor, targets: Any = None, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+    def forward(
+        self, *inputs: Tensor, targets: Any = None, index: Tensor | None = None, view: Tensor | None = None
+    ) -> tuple[Any, dict[str, Tensor]]:
         """One pass of the student and its teachers.
 
-        Returns the student's outputs and the losses by name: one per term (before its alpha), ``distill`` (D),
-        ``task`` (absent without targets) and ``total``, the one to minimise. Extra keywords go to every network.
+        `index` and `view` name the images (see `Batch`), for methods and teachers that remember them. Returns the
+        student's outputs and the losses by name: one per term (before its alpha), ``distill`` (D), ``task`` (absent
+        without targets) and ``total``, the one to minimise.
         """
-        self.teachers.eval()  # someone may have called train() on a teacher itself
-        outputs, losses = self._compare(inputs, kwargs)
-        weighted = [term.method.alpha * losses[term.name] for term in self.terms if term.method.alpha]
-        zero = next(self.student.parameters()).new_zeros(())
-        losses["distill"] = torch.stack(weighted).sum() / len(self.terms) if weighted else zero
+        check_float(inputs)
+        batch = Batch(inputs, targets, index, view)
+        theirs = self.teacher_maps(batch)
+        outputs, ours = self._student_maps(inputs)
+        losses: dict[str, Tensor] = {}
+        for term, criterion in zip(self.active, self.criteria, strict=True):
+            x = ours[term.tap.place]
+            if self.training and torch.is_grad_enabled() and not x.requires_grad:
+                raise RuntimeError(
+                    f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
+                    "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
+                )
+            losses[term.name] = criterion(x, theirs[term.tap.teacher, term.tap.source], batch)
+        losses["distill"] = self._distill_loss(losses)
+        w = self.objective.distill_weight if self.teachers else 0.0
         if targets is None:
             losses["total"] = losses["distill"]
             return outputs, losses
-        losses["task"] = self.task_loss(outputs, targets)
-        share = self.distill_weight
-        task = losses["task"] if share is None else (1 - share) * losses["task"]
-        losses["total"] = task + (losses["distill"] if share is None else share * losses["distill"])
+        task = losses["task"] = self.objective.task_loss(outputs, targets)
+        losses["total"] = task + losses["distill"] if w is None else (1 - w) * task + w * losses["distill"]
         return outputs, losses
 
-    def predict(self, *inputs: Tensor, **kwargs: Any) -> Any:
-        """The student's outputs, blocks included, without any teacher."""
-        return self._student(inputs, kwargs)
+    def teacher_maps(self, batch: Batch) -> dict[tuple[int, MapRef], Tensor]:
+        """The teachers' maps that the methods compare with."""
+        found = {}
+        for k, teacher in enumerate(self._teachers):
+            if refs := [term.tap.source for term in self.active if term.tap.teacher == k]:
+                found.update({(k, ref): x for ref, x in teacher.maps(batch, refs).items()})
+        return found
+
+    def _student_maps(self, inputs: Inputs) -> tuple[Any, dict[MapRef, Tensor]]:
+        maps: dict[MapRef, Tensor] = {}
+
+        def keep(ref: MapRef, x: Tensor) -> None:
+            if ref in maps:
+                raise RuntimeError(f"student layer {ref.layer!r} runs more than once per pass; tap a layer around it")
+            maps[ref] = x.clone()  # what follows in the student may work in place
+
+        with reading(self.student, {found: partial(keep, ref) for ref, found in self._found.items()}):
+            outputs = self.student(*inputs)
+        if missing := [term.name for term in self.terms if term.tap.place not in maps]:
+            raise RuntimeError(f"tapped student layers that the forward pass never reached: {', '.join(missing)}")
+        return outputs, maps
+
+    def _distill_loss(self, losses: dict[str, Tensor]) -> Tensor:
+        weighted: dict[str, list[Tensor]] = {}
+        for term in self.active:
+            weighted.setdefault(term.method.name, []).append(term.method.alpha * losses[term.name])
+        if not weighted:
+            return next(self.student.parameters()).new_zeros(())
+        if self.objective.reduction == "sum":
+            return torch.stack([torch.stack(parts).mean() for parts in weighted.values()]).sum()
+        return torch.stack([loss for parts in weighted.values() for loss in parts]).sum() / len(self.terms)
 
     def settings(self) -> dict[str, Any]:
-        """What a run's record says about the distillation: its terms with all their options, and the weight."""
+        """What a run's record says about the distillation: its terms with all their options, and their weights."""
         terms = [
-            {"at": t.name, "from": f"{t.tap.teacher_layer}.{t.tap.teacher_side}", **asdict(t.method)}
-            for t in self.terms
+            {"at": t.name, "from": str(t.tap.source), "method": t.method.name, **asdict(t.method)}
+            for t in sorted(self.terms, key=lambda term: term.name)
         ]
-        return {"terms": terms, "distill_weight": self.distill_weight}
+        return {
+            "terms": terms,
+            "distill_weight": self.objective.distill_weight,
+            "reduction": self.objective.reduction,
+        }
 
-    def graduate(self, *, in_place: bool = False, example: Tensor | tuple[Tensor, ...] | None = None) -> nn.Module:
-        """The distilled student as a plain module: its own copy, blocks built in, no teacher and no hooks.
+    def graduate(self, *, in_place: bool = False, example: Tensor | Inputs | None = None) -> nn.Module:
+        """The student as a plain module: a copy with its blocks, without teachers, criteria and hooks.
 
-        In eval mode its outputs equal `predict`'s. It can be copied, exported, trained on and saved.
-
-        With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
-        maps slab by slab instead of holding two more maps (`red.InPlaceRedBlock`). One pass of `example`, a batch or
-        tuple of inputs, shows who else reads a map: a block on a skip connection or on the network's own input
-        stays plain, and `repr` shows which did. Applied to a plain graduate, `red.make_in_place` also says why.
-        Raises ValueError if no block can work in place.
+        It can be copied, exported, trained on and saved. With ``in_place=True`` it is for inference only (in eval
+        mode, frozen), and its blocks overwrite their input maps slab by slab instead of holding two more maps
+        (`red.InPlaceRedBlock`). One pass of `example`, a batch or tuple of inputs, shows who else reads a map: a
+        block on a skip connection or on the network's own input stays plain, and `repr` shows which did. Applied to
+        a plain graduate, `red.make_in_place` also says why. Raises ValueError if no block can work in place.
         """
-        student, blocks = copy.deepcopy(self.student), copy.deepcopy(self.blocks)
-        model = insert_blocks(student, [(*place, block) for place, block in zip(self.places, blocks, strict=True)])
+        model = copy.deepcopy(self.student)
         if in_place != (example is not None):
             raise ValueError(
                 "graduate takes in_place=True together with example=, a batch that shows who reads a map"
             )
         if example is not None:
             plain = make_in_place(model, *(example if isinstance(example, tuple) else (example,)))
-            if len(plain) == len(blocks):
+            if len(plain) == len(self.blocks):
                 why = "; ".join(f"{path}: {reason}" for path, reason in plain.items()) or "there is none"
                 raise ValueError(f"no RED block can work in place ({why}); graduate() gives the plain form")
         return model
 
     def extra_repr(self) -> str:
-        return "\n".join(
-            f"{term.method.alpha:g} · {term.name} ← {term.tap.teacher_layer or 'outputs'}" for term in self.terms
-        )
-
-    def _compare(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Tensor]]:
-        """The student's outputs and the loss of every term, each taken the moment the student's tensor is there."""
-        check_float(inputs)
-        wanted = self._teacher_maps(inputs, kwargs)
-        losses: dict[str, Tensor] = {}
-
-        def compare(place: Place, x: Tensor) -> None:
-            for term in (t for t in self.terms if t.method.alpha and t.tap.place == place):
-                source = (term.tap.teacher_layer, term.tap.teacher_side)
-                try:
-                    losses[term.name] = term.method.loss(x, wanted[term.tap.teacher, source])
-                except ValueError as error:
-                    hint = _near_layer(self.teachers[term.tap.teacher], inputs, x, source)
-                    raise ValueError(f"tap {term.tap.name} ← {'.'.join(source)}: {error}{hint}") from None
-
-        outputs = self._student(inputs, kwargs, compare)
-        return outputs, {term.name: losses[term.name] for term in self.terms if term.method.alpha}
-
-    def _teacher_maps(self, inputs: tuple[Tensor, ...], kwargs: Mapping[str, Any]) -> dict[tuple[int, Place], Tensor]:
-        found: dict[tuple[int, Place], Tensor] = {}
-        wanted: dict[int, set[tuple[int, Place]]] = {}
-
-        def keep(key: tuple[int, Place], x: Tensor) -> None:
-            if key in found:
-                raise RuntimeError(f"teacher layer {key[1][0]!r} runs more than once per pass; tap a layer around it")
-            found[key] = x.clone()  # what follows in the teacher may work in place
-            if key[0] in self._followed and wanted[key[0]] <= found.keys():
-                raise _AllSeen
-
-        for index, teacher in enumerate(self.teachers):
-            taps = [term.tap for term in self.terms if term.method.alpha and term.tap.teacher == index]
-            visits = {
-                place: partial(keep, (index, place)) for place in ((t.teacher_layer, t.teacher_side) for t in taps)
-            }
-            if not visits:
-                continue
-            wanted[index] = {(index, place) for place in visits}
-            with torch.no_grad(), tapping(teacher, visits), contextlib.suppress(_AllSeen):
-                teacher(*inputs, **kwargs)
-                self._followed.add(index)  # to its end, so that no tapped layer runs twice
-            if missing := [".".join(place) for place in visits if (index, place) not in found]:
-                raise RuntimeError(
-                    f"the teacher's forward pass never reached {', '.join(missing)}, which a tap wants"
-                )
-        return found
-
-    def _student(
-        self,
-        inputs: tuple[Tensor, ...],
-        kwargs: Mapping[str, Any],
-        compare: Callable[[Place, Tensor], None] | None = None,
-    ) -> Any:
-        blocks = dict(zip(self.places, self.blocks, strict=True))
-        reached: set[Place] = set()
-
-        def visit(tap: Tap, x: Tensor) -> Tensor:
-            if tap.place in reached:
-                raise RuntimeError(f"student layer {tap.layer!r} runs more than once per pass; tap a layer around it")
-            reached.add(tap.place)
-            if block := blocks.get(tap.place):
-                _check_channels(tap, x, getattr(block, "channels", None))
-                x = block(x)
-            if compare:
-                compare(tap.place, x.clone())  # what follows in the student may work in place
-            return x
-
-        with tapping(self.student, {term.tap.place: partial(visit, term.tap) for term in self.terms}):
-            outputs = self.student(*inputs, **kwargs)
-        if missing := [term.tap.name for term in self.terms if term.tap.place not in reached]:
-            raise RuntimeError(f"tapped student layers that the forward pass never reached: {', '.join(missing)}")
-        return outputs
+        return "\n".join(f"{t.method.alpha:g} · {t.name} ← {t.tap.teacher_layer or 'outputs'}" for t in self.terms)
 
 
-def _check_channels(tap: Tap, x: Tensor, channels: int | None) -> None:
-    if channels not in (None, x.shape[1]):
+def _check_apart(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
+    for teacher in teachers:
+        theirs = {id(p) for p in teacher.parameters()}
+        if teacher is student or (shared := [name for name, p in student.named_parameters() if id(p) in theirs]):
+            what = "are the same object" if teacher is student else f"share weights ({', '.join(shared[:3])})"
+            raise ValueError(
+                f"student and teacher {what}, which would be frozen; give each its own, by copy.deepcopy"
+            )
+
+
+def _check_channels(tap: Tap, shape: Shape) -> None:
+    if tap.channels is not None and shape and tap.channels != shape[0]:
         raise ValueError(
-            f"tap {tap.name} is set up for {channels} channels, but the student's tensor there is {tuple(x.shape)}; "
-            f"set its channels (cs) to {x.shape[1]}"
+            f"tap {tap.name} is set up for {tap.channels} channels, but the student's map there is {shape}; set its "
+            f"channels (cs) to {shape[0]}"
         )
 
 
-def _near_layer(teacher: nn.Module, inputs: tuple[Tensor, ...], x: Tensor, place: Place) -> str:
+def _near_layer(teacher: nn.Module, inputs: Inputs | None, shape: Shape, source: MapRef) -> str:
     """Which teacher layer would fit, of those nearest to the one asked for in order of execution."""
-    if x.ndim != 4 or len(inputs) > 1:
+    if len(shape) != 3 or not inputs:
         return ""
     shapes = map_shapes(teacher, *inputs)
     order = {path: k for k, (path, _, _) in enumerate(shapes)}
-    fits = [path for path, _, out in shapes if out[-2:] == x.shape[-2:]]
+    fits = [path for path, _, out in shapes if out[-2:] == torch.Size(shape[-2:])]
     if not fits:
-        return f"; no teacher layer gives {x.shape[-2]}×{x.shape[-1]}"
-    near = min(fits, key=lambda path: abs(order[path] - order.get(place[0], 0)))
-    return f"; the nearest teacher layer whose output is {x.shape[-2]}×{x.shape[-1]} is {near!r}"
+        return f"; no teacher layer gives {shape[-2]}×{shape[-1]}"
+    near = min(fits, key=lambda path: abs(order[path] - order.get(source.layer, 0)))
+    return f"; the nearest teacher layer whose output is {shape[-2]}×{shape[-1]} is {near!r}"

@@ -8,7 +8,7 @@ import torch  # noqa: F401  (the example needs it)
 from torch import Tensor, nn
 
 from redistill_lib.distill.taps import Tap
-from redistill_lib.network import Resize, check_float, feature_maps, find_resizes
+from redistill_lib.network import MapRef, Resize, check_float, find_resizes, record_maps
 
 
 def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[Tensor, ...]) -> list[Tap]:
@@ -17,8 +17,8 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     The student's first downsampling layer gives its output (its input is the image); each later one gives input and
     output, paired with the teacher's layer that goes from and to the same height × width. A network that ends in
     upsampling to the image gives the input of that last step alone. A pool right after a tapped layer is not tapped,
-    as it adds nothing learnt. For the paper's pairs these are the paper's taps (arXiv 2406.03744, and the
-    configurations published with it).
+    as it adds nothing learnt, nor is a map of 1×1, which holds no pattern. For the paper's pairs these are the
+    paper's taps (arXiv 2406.03744, and the configurations published with it).
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
     >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))
@@ -41,7 +41,8 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
         else:
             sides = {"input": exact, "output": exact}
         for side, candidates in sides.items():
-            if candidates:
+            size = step.before if side == "input" else step.after
+            if candidates and size != (1, 1):
                 channels = step.channels_in if side == "input" else step.channels_out
                 taps.append(Tap(step.path, side, candidates[0].path, side, channels=channels))  # type: ignore[arg-type]
     if not taps:
@@ -59,7 +60,7 @@ def _widest(model: nn.Module, step: Resize, inputs: tuple[Tensor, ...]) -> Resiz
     parts = step.path.split(".")
     outer = (".".join(parts[: k + 1]) for k in range(len(parts)))
     path = next(path for path in outer if not isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict))
-    first = feature_maps(model, [(path, "input")], *inputs)[(path, "input")]
+    first = record_maps(model, [MapRef(path, "input")], *inputs)[MapRef(path, "input")]
     if tuple(first.shape[-2:]) != step.before:
         return step
     return replace(step, path=path, channels_in=first.shape[1])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill_lib.network import Place
+from redistill_lib.methods import Method, make_method
+from redistill_lib.network import MapRef
 from redistill_lib.red import Side
 
 
@@ -16,9 +17,9 @@ from redistill_lib.red import Side
 class Tap:
     """A student layer's input or output, paired with a teacher's.
 
-    `layer` and `teacher_layer` are module paths (an empty path is the whole network). What is left at None is
-    decided by `Distillation`: `channels` (of the student's map) from its example, `method` and the method's
-    options (`alpha`, `distance`, `kernel_size`, `temperature`) from its methods.
+    `layer` and `teacher_layer` are module paths (an empty path is the whole network), `teacher` says which of several
+    teachers. A tap without a `method` takes part in all methods that compare maps; `channels` (of the student's map)
+    are found where `Distillation` has an example.
 
     >>> Tap("conv1", "output", "layer2.0", "output", channels=64)
     Tap(conv1 output ← layer2.0 output, channels=64)
@@ -29,54 +30,53 @@ class Tap:
     teacher_layer: str
     teacher_side: Side
     teacher: int = 0
-    method: str | None = None
+    method: Method | None = None
     channels: int | None = None
-    alpha: float | None = None
-    distance: str | None = None
-    kernel_size: int | None = None
-    temperature: float | None = None
 
     def __post_init__(self) -> None:
         for side in (self.side, self.teacher_side):
             if side not in ("input", "output"):
                 raise ValueError(f"a tap sits on the 'input' or the 'output' of a layer, not on {side!r}")
+        if isinstance(self.method, str):
+            object.__setattr__(self, "method", make_method(self.method))
 
     @property
-    def place(self) -> Place:
-        return (self.layer, self.side)
+    def place(self) -> MapRef:
+        """The student's map."""
+        return MapRef(self.layer, self.side)
+
+    @property
+    def source(self) -> MapRef:
+        """The teacher's map."""
+        return MapRef(self.teacher_layer, self.teacher_side)
 
     @property
     def name(self) -> str:
-        return f"{self.layer or 'network'}.{self.side}"
+        return str(self.place)
 
     def __repr__(self) -> str:
         teacher = f"teacher {self.teacher}: " if self.teacher else ""
         source = f"{teacher}{self.teacher_layer or '(network)'} {self.teacher_side}"
         pair = f"{self.layer or '(network)'} {self.side} ← {source}"
-        names = ("method", "channels", "alpha", "distance", "kernel_size", "temperature")
-        given = [f"{n}={getattr(self, n)!r}" for n in names if getattr(self, n) is not None]
+        given = [f"{n}={getattr(self, n)!r}" for n in ("method", "channels") if getattr(self, n) is not None]
         return f"Tap({', '.join([pair, *given])})"
 
 
-_KWARGS = {
-    "cs": "channels",
-    "alpha": "alpha",
-    "distance": "distance",
-    "res_ks": "kernel_size",
-    "T": "temperature",
-}
+#: The schema's names of options, where ours are others; any other option is a field of the method.
+_OPTIONS = {"res_ks": "kernel_size", "T": "temperature"}
 
 
 def read_taps(source: str | Path | Mapping[str, Any]) -> list[Tap]:
     """Taps from a configuration in the authors' YAML schema, in file order, input before output.
 
-    Each entry is ``<student layer>: {t_layers: [for its input, for its output], modules: [RED | STAGE | KD | MSE |
-    null, …], kwargs: [{cs, alpha, distance, res_ks}, …]}`` with teacher layers written ``tid_<teacher>=<layer>``.
-    A ``net.`` prefix is accepted on both sides and dropped.
+    Each entry is ``<student layer>: {t_layers: [for its input, for its output], modules: [RED | KD | … | null, …],
+    kwargs: [{cs, alpha, …}, …]}`` with teacher layers written ``tid_<teacher>=<layer>``. A module is the name of any
+    method, in letters of either case; beside ``cs`` (the student's channels), its options are the method's. A
+    ``net.`` prefix is accepted on both sides and dropped.
 
     >>> read_taps({"net.conv1": {"t_layers": [None, "tid_0=layer2.0"], "modules": [None, "RED"],
-    ...                          "kwargs": [None, {"cs": 64, "alpha": 50.0, "distance": "cosine", "res_ks": 3}]}})
-    [Tap(conv1 output ← layer2.0 output, method='red', channels=64, alpha=50.0, distance='cosine', kernel_size=3)]
+    ...                          "kwargs": [None, {"cs": 64, "alpha": 5.0, "distance": "mse", "res_ks": 3}]}})
+    [Tap(conv1 output ← layer2.0 output, method=RED(kernel_size=3, distance='mse', alpha=5.0), channels=64)]
     """
     if isinstance(source, Mapping):
         where, entries = "taps", source
@@ -115,17 +115,11 @@ def _entry_taps(where: str, layer: str, entry: Any) -> Iterator[Tap]:
         match = re.fullmatch(r"tid_(\d+)=(.+)", str(target))
         if match is None:
             raise ValueError(f"{where}: teacher layer {target!r} is not of the form tid_<teacher number>=<layer>")
-        if module not in ("RED", "STAGE", "KD", "MSE"):
-            raise ValueError(f"{where}: unknown module {module!r}; choose RED, STAGE, KD, MSE or null")
-        if unknown := set(kwargs or {}) - set(_KWARGS):
-            raise ValueError(f"{where}: unknown kwargs {sorted(unknown)}; the schema has {', '.join(_KWARGS)}")
-        options = {_KWARGS[key]: value for key, value in (kwargs or {}).items()}
-        yield Tap(
-            layer.removeprefix("net."),
-            side,
-            match[2].removeprefix("net."),
-            side,
-            int(match[1]),
-            module.lower(),
-            **options,
-        )
+        options = {_OPTIONS.get(key, key): value for key, value in (kwargs or {}).items() if value is not None}
+        channels = options.pop("cs", None)
+        try:
+            method = make_method(str(module).lower().replace("_", "-"), **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from None
+        names = [name.removeprefix("net.") for name in (layer, match[2])]
+        yield Tap(names[0], side, names[1], side, int(match[1]), method, channels)

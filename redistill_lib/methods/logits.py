@@ -5,45 +5,113 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from numbers import Real
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.methods.features import check_alpha
+from redistill_lib.methods.base import Batch, Compare, Shape, Weighted, check_equal, class_probabilities
+
+_SAME_CLASSES = "train both on the same classes"
 
 
 @dataclass(frozen=True)
-class KD:
-    """Soft-label distillation: ``T² · KL(softmax(t/T) ‖ softmax(s/T))``, mean over the batch, on B×classes logits.
+class KD(Weighted):
+    """Soft-label distillation: ``T² · KL(softmax(t/T) ‖ softmax(s/T))`` over dimension 1, mean over everything else,
+    so that dense logits B×classes×H×W weigh as much as those of one image.
 
     Source: Hinton et al., arXiv 1503.02531; temperature 2 as in the ReDistill configurations.
 
-    >>> import torch
-    >>> KD().loss(torch.tensor([[2.0, 0.0]]), torch.tensor([[2.0, 0.0]])).item()
+    >>> KD().criterion((2,), (2,), samples=0)(torch.eye(2), torch.eye(2), None).item()
     0.0
     """
 
     name: ClassVar[str] = "kd"
-    on_outputs: ClassVar[bool] = True
-    has_block: ClassVar[bool] = False
+    reads: ClassVar[Literal["outputs"]] = "outputs"
     temperature: float = 2.0
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        check_alpha(self.alpha)
+        super().__post_init__()
         if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
-            raise ValueError(f"the KD temperature is a number above 0, not {self.temperature!r}")
+            raise ValueError(f"the temperature of {self.name} is a number above 0, not {self.temperature!r}")
 
-    def block(self, channels: int) -> None:
-        return None
+    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+        check_equal(self.name, student, teacher, _SAME_CLASSES)
+        return Compare(self._loss)
 
-    def loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if student.shape != teacher.shape:
-            raise ValueError(
-                f"KD needs equal logits, not {tuple(student.shape)} from the student and {tuple(teacher.shape)} "
-                "from the teacher; train both on the same classes"
-            )
-        s = F.log_softmax(student.float() / self.temperature, dim=1)
-        t = F.log_softmax(teacher.float() / self.temperature, dim=1)
-        return self.temperature**2 * F.kl_div(s, t, reduction="batchmean", log_target=True)
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        check_equal(self.name, student.shape, teacher.shape, _SAME_CLASSES)
+        s, t = (F.log_softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher))
+        return self.temperature**2 * _divergence(s, t).mean()
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student) over dimension 1, from logarithms."""
+    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)
+
+
+@dataclass(frozen=True)
+class DKD(KD):
+    """Decoupled distillation: ``T² · (target · KL(b_t ‖ b_s) + others · KL(n_t ‖ n_s))``, b the binary distribution
+    of the target class against all others, n the distribution among the others.
+
+    A target that is a mixture of classes (CutMix, MixUp) weighs the losses of its classes by their shares. Source:
+    Zhao et al., arXiv 2203.08679, equation 7; its defaults are T 4 and weights 1 and 8.
+
+    >>> loss = DKD().criterion((3,), (3,), samples=0)
+    >>> loss(torch.eye(3), torch.eye(3), Batch((), targets=torch.tensor([0, 1, 2]))).item()
+    0.0
+    """
+
+    name: ClassVar[str] = "dkd"
+    temperature: float = 4.0
+    target: float = 1.0
+    others: float = 8.0
+
+    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+        check_equal(self.name, student, teacher, _SAME_CLASSES)
+        return _Decoupled(self)
+
+
+class _Decoupled(nn.Module):
+    def __init__(self, method: DKD):
+        super().__init__()
+        self.method = method
+
+    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        m, shares = self.method, class_probabilities(batch, student.shape[1], self.method.name)
+        rows, classes = shares.nonzero(as_tuple=True)  # one row for each class in an image's target
+        own = F.one_hot(classes, student.shape[1]).bool()
+        parts = [_decouple(logits[rows].float() / m.temperature, own) for logits in (student, teacher)]
+        target, others = (_divergence(s, t) for s, t in zip(*parts, strict=True))
+        loss = m.temperature**2 * (m.target * target + m.others * others)
+        return (shares[rows, classes] * loss).sum() / len(student)
+
+
+def _decouple(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """log b (N×2) and log n (N×classes, 0 at the class itself) of arXiv 2203.08679, section 3.1."""
+    apart = logits.masked_fill(own, -torch.inf)
+    binary = torch.stack([logits[own], apart.logsumexp(1)], 1).log_softmax(1)
+    return binary, apart.log_softmax(1).masked_fill(own, 0)
+
+
+@dataclass(frozen=True)
+class MSE(Weighted):
+    """Mean squared error between two equal tensors: the networks' predictions, or the maps at a tap that carries it.
+
+    Source: the output distillation of the DDPM configurations published with arXiv 2406.03744.
+    """
+
+    name: ClassVar[str] = "mse"
+    reads: ClassVar[Literal["outputs"]] = "outputs"
+    alpha: float = 1.0
+
+    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+        check_equal(self.name, student, teacher, "it compares value by value")
+        return Compare(self._loss)
+
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        check_equal(self.name, student.shape, teacher.shape, "it compares value by value")
+        return F.mse_loss(student.float(), teacher.float())

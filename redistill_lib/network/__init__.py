@@ -1,16 +1,29 @@
-"""Following a network's forward pass."""
+"""Following a network's forward pass: reading its maps, and where its resolution changes."""
 
-from redistill_lib.network.hooks import Place, check_float, evaluating, feature_maps, find_layer, tapping
+from redistill_lib.network.hooks import (
+    MapRef,
+    check_float,
+    check_followable,
+    evaluating,
+    find_layer,
+    locate,
+    output_of,
+    reading,
+    record_maps,
+)
 from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
 
 __all__ = [
-    "Place",
+    "MapRef",
     "Resize",
     "check_float",
+    "check_followable",
     "evaluating",
-    "feature_maps",
     "find_layer",
     "find_resizes",
+    "locate",
     "map_shapes",
-    "tapping",
+    "output_of",
+    "reading",
+    "record_maps",
 ]

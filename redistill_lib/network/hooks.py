@@ -1,71 +1,132 @@
-"""Reaching a network's tensors while it runs: read or replace a feature map at a place."""
+"""Reaching a network's tensors while it runs: its feature maps at given places, and its main output."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.red import Side
+from redistill_lib.checks import hint
+from redistill_lib.red import BlockedLayer, Side, original_paths
 
-Place = tuple[str, Side]
-Visit = Callable[[Tensor], Tensor | None]
+Visit = Callable[[Tensor], None]
+_MAIN = ("logits", "sample", "prediction")  # where result objects and dicts keep what a network answers
+
+
+class MapRef(NamedTuple):
+    """The tensor on one side of a layer; an empty `layer` is the whole network.
+
+    >>> str(MapRef("layer2.0", "input"))
+    'layer2.0.input'
+    """
+
+    layer: str
+    side: Side
+
+    def __str__(self) -> str:
+        return f"{self.layer or 'network'}.{self.side}"
 
 
 def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
-    """The module path as `model` knows it (an official ``net.`` prefix is dropped), or a KeyError with near names."""
-    names = dict(model.named_modules(remove_duplicate=False))
-    first = {id(module): name for name, module in reversed(list(model.named_modules()))}
+    """The layer's path without RED blocks (an official ``net.`` prefix is dropped), or a KeyError with near names.
+
+    A layer that is known under several names is given its first.
+    """
+    paths = original_paths(model)
+    names = {paths[id(module)]: paths[id(module)] for module in model.modules()}
+    names |= {name: paths[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
     for candidate in (path, path.removeprefix("net.")):
         if candidate in names:
-            return first[id(names[candidate])]  # one name for a layer that has several
-    near = difflib.get_close_matches(path, names, n=3, cutoff=0.4)
-    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-    raise KeyError(f"the {role} has no layer {path!r}{hint}")
+            return names[candidate]
+    raise KeyError(f"the {role} has no layer {path!r}{hint(path, names)}")
+
+
+def locate(model: nn.Module, ref: MapRef, role: str = "network") -> MapRef:
+    """Where the map of `ref` is found, for a bare network and for one with RED blocks alike.
+
+    A RED block belongs to its place: an output is what leaves the block behind the layer, an input is what enters
+    the layer after the block before it.
+
+    >>> from redistill_lib.red import RedBlock, insert_blocks
+    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "input", RedBlock(3))])
+    >>> str(locate(net, MapRef("0", "input"))), str(locate(net, MapRef("0", "output")))
+    ('0.layer.input', '0.output')
+    """
+    layer = find_layer(model, ref[0], role)
+    paths = original_paths(model)
+    found = [(name, module) for name, module in model.named_modules() if paths[id(module)] == layer]
+    if ref[1] == "input":  # the innermost: blocks come before it
+        inner = [name for name, module in found if not isinstance(module, BlockedLayer)]
+        return MapRef(inner[0], "input")
+    return MapRef(found[0][0], "output")
 
 
 @contextlib.contextmanager
-def tapping(model: nn.Module, visits: Mapping[Place, Visit]) -> Iterator[None]:
-    """While open, call each visitor with the tensor at its place; a tensor it returns takes that tensor's place.
+def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
+    """While open, call each visitor with the tensor at its place, for passes of this thread; nothing stays behind.
 
-    An input is the layer's first positional argument. Nothing stays on the model afterwards.
+    Places are as `locate` gives them. An input is the layer's first positional argument; of an output that is no
+    tensor, `output_of` is meant.
 
     >>> net, seen = nn.Sequential(nn.ReLU()), []
-    >>> with tapping(net, {("0", "output"): seen.append}):
+    >>> with reading(net, {MapRef("0", "output"): seen.append}):
     ...     _ = net(torch.tensor([-1.0, 2.0]))
     >>> seen
     [tensor([0., 2.])]
     """
-    handles = []
+    thread, handles = threading.get_ident(), []
+
+    def on_input(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if threading.get_ident() != thread:
+            return
+        if not args or not isinstance(args[0], Tensor):
+            raise TypeError(f"the input of {ref.layer!r} is not a tensor given by position; tap the layer before it")
+        visit(args[0])
+
+    def on_output(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if threading.get_ident() == thread:
+            visit(output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
+
     try:
-        for (path, side), visit in visits.items():
-            module = model.get_submodule(path)
-            if side == "input":
-                handles.append(module.register_forward_pre_hook(partial(_on_input, visit, path)))
+        for ref, visit in visits.items():
+            module = model.get_submodule(ref.layer)
+            if ref.side == "input":
+                handles.append(module.register_forward_pre_hook(partial(on_input, ref, visit)))
             else:
-                handles.append(module.register_forward_hook(partial(_on_output, visit, path)))
+                handles.append(module.register_forward_hook(partial(on_output, ref, visit)))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _on_input(visit: Visit, path: str, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    if not args or not isinstance(args[0], Tensor):
-        raise TypeError(f"the input of {path!r} is not a tensor given by position; tap the layer before it")
-    replaced = visit(args[0])
-    return None if replaced is None else (replaced, *args[1:])
+def output_of(outputs: Any, source: str = "the network") -> Tensor:
+    """The main tensor in what a network or a layer returns.
 
+    That is the tensor itself; ``logits``, ``sample`` or ``prediction`` of a result object or dict; of a tuple or
+    list, the first entry. Raises TypeError that names `source` for anything else.
 
-def _on_output(visit: Visit, path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-    if not isinstance(output, Tensor):
-        raise TypeError(f"the output of {path!r} is a {type(output).__name__}, not one tensor; tap a layer inside it")
-    return visit(output)
+    >>> output_of({"logits": torch.zeros(2, 3), "maps": []}).shape, output_of((torch.zeros(1), None)).shape
+    (torch.Size([2, 3]), torch.Size([1]))
+    """
+    found = outputs
+    if isinstance(outputs, Mapping):
+        found = next((outputs[key] for key in _MAIN if key in outputs), None)
+    elif not isinstance(outputs, Tensor):
+        named = next((getattr(outputs, key) for key in _MAIN if hasattr(outputs, key)), None)
+        found = outputs[0] if named is None and isinstance(outputs, tuple | list) and outputs else named
+    if isinstance(found, Tensor):
+        return found
+    detail = f" with {', '.join(map(str, outputs))}" if isinstance(outputs, Mapping) else ""
+    raise TypeError(
+        f"{source} returns a {type(outputs).__name__}{detail}, in which no main tensor is found; return a tensor, or "
+        f"one named {', '.join(_MAIN[:-1])} or {_MAIN[-1]}, or as the first of a tuple"
+    )
 
 
 @contextlib.contextmanager
@@ -88,21 +149,34 @@ def check_float(inputs: Sequence[object]) -> None:
         raise TypeError("the network wants float images, not uint8; redistill_lib.to_float makes them")
 
 
-def feature_maps(model: nn.Module, places: Sequence[Place], *inputs: Tensor) -> dict[Place, Tensor]:
-    """The tensors at `places` during one forward pass in eval mode; the model is left as it was.
+def record_maps(model: nn.Module, refs: Sequence[MapRef | tuple[str, Side]], *inputs: Tensor) -> dict[MapRef, Tensor]:
+    """The tensors at `refs`, (layer, side), during one forward pass in eval mode; the model is left as it was.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU())
-    >>> feature_maps(net, [("0", "output")], torch.zeros(1, 1, 9, 9))[("0", "output")].shape
+    >>> record_maps(net, [("0", "output")], torch.zeros(1, 1, 9, 9))[("0", "output")].shape
     torch.Size([1, 4, 4, 4])
     """
-    places = [(find_layer(model, path), side) for path, side in places]
-    maps: dict[Place, Tensor] = {}
+    wanted = [MapRef(find_layer(model, layer), side) for layer, side in refs]
+    maps: dict[MapRef, Tensor] = {}
 
-    def keep(place: Place, x: Tensor) -> None:
-        maps[place] = x.clone()  # what follows may work in place
+    def keep(ref: MapRef, x: Tensor) -> None:
+        if ref in maps:
+            raise RuntimeError(f"layer {ref.layer!r} runs more than once per pass; choose a layer around it")
+        maps[ref] = x.clone()  # what follows may work in place
 
-    with evaluating(model), tapping(model, {place: partial(keep, place) for place in places}):
+    with evaluating(model), reading(model, {locate(model, ref): partial(keep, ref) for ref in wanted}):
         model(*inputs)
-    if missing := [f"{path}.{side}" for path, side in places if (path, side) not in maps]:
-        raise RuntimeError(f"never reached in the forward pass: {', '.join(missing)}")
+    if missing := [str(ref) for ref in wanted if ref not in maps]:
+        raise RuntimeError(f"never reached in the forward pass: {', '.join(missing)}{_compiled(model)}")
     return maps
+
+
+def check_followable(model: nn.Module, role: str) -> None:
+    """Raise ValueError for a compiled network: its maps cannot be reached."""
+    if why := _compiled(model):
+        raise ValueError(f"the {role}'s feature maps cannot be read{why}")
+
+
+def _compiled(model: nn.Module) -> str:
+    compiled = (type(m).__name__ == "OptimizedModule" or m._compiled_call_impl is not None for m in model.modules())
+    return "; it is compiled, so give the network from before torch.compile" if any(compiled) else ""

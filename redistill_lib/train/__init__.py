@@ -2,9 +2,9 @@
 
 from redistill_lib.train.classify import distill_classifier, train_classifier
 from redistill_lib.train.diffuse import distill_diffusion, train_diffusion
-from redistill_lib.train.diffusion_recipe import DDPM_CELEBA64, DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
 from redistill_lib.train.evaluate import evaluate
-from redistill_lib.train.recipe import STL10, Recipe
+from redistill_lib.train.options import RunOptions
+from redistill_lib.train.recipe import DDPM_CELEBA64, DDPM_CIFAR10, DIGITS_UNET, STL10, DiffusionRecipe, Recipe
 
 __all__ = [
     "DDPM_CELEBA64",
@@ -13,6 +13,7 @@ __all__ = [
     "STL10",
     "DiffusionRecipe",
     "Recipe",
+    "RunOptions",
     "distill_classifier",
     "distill_diffusion",
     "evaluate",

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
-from redistill_lib.checks import check_above_zero, is_number, whole, wholes
+from redistill_lib.checks import check_above_zero, hint, is_number, whole, wholes
 from redistill_lib.data.augment import parse_recipe
+from redistill_lib.diffusion import DiffusionProcess
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How long and how a network is trained. The defaults are the quick scale: minutes on two CPU cores.
 
-    `schedule` is ``onecycle`` (warm up over `warmup` of all steps, then anneal to 0 along a cosine), ``step`` (divide
-    by `divide_by` after each epoch in `milestones`) or ``constant``. `augmentation` is read by
-    `data.augment`. `workers` are processes that decode images on the fly, without effect on data
-    in memory; as they are spawned, a script that uses them keeps its calls under ``if __name__ == "__main__":``.
+    The length is a number of `epochs` or, with ``epochs=None``, of `steps`. `schedule` is ``onecycle`` (warm up, then
+    anneal to 0 along a cosine), ``cosine`` (the same, but the warm-up starts near 0), ``step`` (divide by `divide_by`
+    after each epoch in `milestones`) or ``constant``. `warmup` is a share of all steps, or from 1 up a
+    number of steps. `augmentation` is read by `data.augment`. With `ema_decay` the result is the moving average of
+    the weights. `init` says where a network of your own starts: from the weights it has (``given``; a student derived
+    from a trained teacher is then fine-tuned) or from new ones drawn under the seed (``scratch``).
 
     >>> Recipe(epochs=3).epochs
     3
     """
 
-    epochs: int = 12
+    epochs: int | None = 12
+    steps: int | None = None
     batch_size: int = 64
     optimizer: str = "sgd"
     learning_rate: float = 0.1
@@ -39,42 +46,75 @@ class Recipe:
     augmentation: str = "crop"
     label_smoothing: float = 0.0
     clip_norm: float | None = None
-    workers: int = 0
+    ema_decay: float | None = None
+    init: str = "given"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("workers", 0)):  # batch norm wants two images
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"give epochs or steps, and None for the other, not {self.epochs!r} and {self.steps!r}")
+        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 2)):  # batch norm wants two images
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), least))
         object.__setattr__(self, "milestones", wholes("milestones", self.milestones, 0))
         check_above_zero(learning_rate=self.learning_rate, divide_by=self.divide_by)
         if self.clip_norm is not None:
             check_above_zero(clip_norm=self.clip_norm)
-        if not is_number(self.weight_decay) or self.weight_decay < 0:
-            raise ValueError(f"weight_decay is a number from 0 up, not {self.weight_decay!r}")
-        for name in ("momentum", "warmup", "label_smoothing"):
-            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a number from 0 to 1, not {getattr(self, name)!r}")
+        for name in ("weight_decay", "warmup"):
+            if not is_number(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number from 0 up, not {getattr(self, name)!r}")
+        for name in ("momentum", "label_smoothing", *(("ema_decay",) if self.ema_decay is not None else ())):
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)!r}")
+        if not isinstance(self.amsgrad, bool):
+            raise ValueError(f"amsgrad is True or False, not {self.amsgrad!r}")
         parse_recipe(self.augmentation)
-        for value, allowed in ((self.optimizer, OPTIMIZERS), (self.schedule, SCHEDULES)):
-            if value not in allowed:
-                raise ValueError(f"unknown {value!r} in the recipe; choose one of {', '.join(allowed)}")
+        known = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("init", ("given", "scratch")))
+        for name, allowed in known:
+            if (value := getattr(self, name)) not in allowed:
+                choices = ", ".join(allowed)
+                raise ValueError(f"unknown {name} {value!r} in the recipe{hint(value, allowed)} (known: {choices})")
+
+    def total_steps(self, per_epoch: int) -> int:
+        return self.steps if self.epochs is None else self.epochs * per_epoch  # type: ignore[return-value]
+
+    def warm_steps(self, total: int) -> int:
+        return max(1, round(self.warmup * total)) if self.warmup < 1 else int(self.warmup)
+
+    def learning_rate_at(self, step: int, per_epoch: int) -> float:
+        """The learning rate of a step, from 0 up."""
+        return self.learning_rate * SCHEDULES[self.schedule](self, step, per_epoch)
 
 
-def _onecycle(recipe: Recipe, step: int, steps: int) -> float:
-    rise = max(1, round(recipe.warmup * steps))
-    if step < rise:
-        return 0.04 + 0.96 * step / rise
-    return 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * (step - rise) / max(1, steps - rise)))))
+def _falling(recipe: Recipe, step: int, per_epoch: int) -> float:
+    total = recipe.total_steps(per_epoch)
+    warm = recipe.warm_steps(total)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
-def _steps(recipe: Recipe, step: int, steps: int) -> float:
-    epoch = step * recipe.epochs // steps
-    return recipe.divide_by ** -sum(epoch >= m for m in recipe.milestones)
+def _onecycle(recipe: Recipe, step: int, per_epoch: int) -> float:
+    warm = recipe.warm_steps(recipe.total_steps(per_epoch))
+    return 0.04 + 0.96 * step / warm if step < warm else _falling(recipe, step, per_epoch)
 
 
+def _cosine(recipe: Recipe, step: int, per_epoch: int) -> float:
+    warm = recipe.warm_steps(recipe.total_steps(per_epoch))
+    return (step + 1) / warm if step < warm else _falling(recipe, step, per_epoch)
+
+
+def _constant(recipe: Recipe, step: int, per_epoch: int) -> float:
+    return min(1.0, (step + 1) / recipe.warmup) if recipe.warmup >= 1 else 1.0
+
+
+def _steps(recipe: Recipe, step: int, per_epoch: int) -> float:
+    return float(recipe.divide_by ** -sum(step // per_epoch >= m for m in recipe.milestones))
+
+
+#: (recipe, step, steps per epoch) → the share of the learning rate.
 SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
     "onecycle": _onecycle,
+    "cosine": _cosine,
     "step": _steps,
-    "constant": lambda recipe, step, steps: 1.0,
+    "constant": _constant,
 }
 OPTIMIZERS: dict[str, Callable[[Recipe, list[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw": lambda r, p: torch.optim.AdamW(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
@@ -82,8 +122,57 @@ OPTIMIZERS: dict[str, Callable[[Recipe, list[nn.Parameter]], torch.optim.Optimiz
     "sgd": lambda r, p: torch.optim.SGD(p, r.learning_rate, momentum=r.momentum, weight_decay=r.weight_decay),
 }
 
-#: The authors' recipe for STL-10 at 128 px (method 5): SGD, 300 epochs, CutMix or MixUp on every batch.
+
+@dataclass(frozen=True)
+class DiffusionRecipe(Recipe):
+    """How a denoiser is trained: Adam on the mean squared error of what `process` asks for (DDPM, arXiv 2006.11239,
+    algorithm 1). The defaults are the quick scale: digits at 16 px in minutes on two CPU cores.
+
+    The averaged weights are the result; early on `ema_decay` is lower, (1 + k) / (10 + k) at step k, so that short
+    trainings are not held back by their start. `label_dropout` is how often a network with classes learns without
+    its label.
+
+    >>> DiffusionRecipe(steps=200).steps
+    200
+    """
+
+    epochs: int | None = None
+    steps: int | None = 1000
+    batch_size: int = 32
+    optimizer: str = "adam"
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: float = 50
+    augmentation: str = "none"
+    clip_norm: float | None = 1.0
+    ema_decay: float | None = 0.99
+    label_dropout: float = 0.1
+    process: DiffusionProcess = field(default_factory=DiffusionProcess)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.label_dropout) or not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout is a share from 0 to below 1, not {self.label_dropout!r}")
+        if any(word in self.augmentation for word in ("mixup", "cutmix")):
+            raise ValueError("a denoiser learns images as they are; leave mixup and cutmix out of its augmentation")
+        if not isinstance(self.process, DiffusionProcess):
+            raise TypeError(f"process is a DiffusionProcess, not {self.process!r}")
+
+
+#: The authors' recipe for STL-10 at 128 px (method 5): SGD, 300 epochs, CutMix or MixUp on every image.
 STL10 = Recipe(
     epochs=300, batch_size=8, optimizer="sgd", learning_rate=1e-2, weight_decay=0.0, schedule="step",
-    milestones=(180, 240, 270), divide_by=5.0, augmentation="resized_crop+flip+cutmix|mixup", workers=2,
+    milestones=(180, 240, 270), divide_by=5.0, augmentation="resized_crop+flip+cutmix|mixup",
 )  # fmt: skip
+
+_PAPER: dict[str, Any] = {
+    "batch_size": 128, "learning_rate": 2e-4, "warmup": 5000, "schedule": "constant", "ema_decay": 0.9999,
+    "augmentation": "flip",
+}  # fmt: skip
+#: The paper's recipes (DDPM's, with the lengths of ReDistill, arXiv 2406.03744), for ``unet={}``.
+DDPM_CIFAR10 = DiffusionRecipe(steps=800_000, **_PAPER)
+DDPM_CELEBA64 = DiffusionRecipe(steps=500_000, **_PAPER)
+
+#: A U-Net of three levels for the built-in digits at 16 px.
+DIGITS_UNET = MappingProxyType({"ch": 16, "mult": (1, 2, 4), "attention": (2,), "res_blocks": 1, "dropout": 0.0})

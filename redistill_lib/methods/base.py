@@ -1,0 +1,99 @@
+"""What a distillation method is: the block it leaves in the student, and the loss it is trained with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's data. (index, view) name each augmented image for good: its row in the training split, and which
+    of its augmentations it is.
+
+    `inputs` are what the networks are called with; `targets` class numbers B, probabilities B×classes, or noise.
+    """
+
+    inputs: tuple[Tensor, ...]
+    targets: Any = None
+    index: Tensor | None = None
+    view: Tensor | None = None
+
+
+class Method(Protocol):
+    """One distillation loss: a frozen dataclass, whose fields are what a run records of it.
+
+    `reads` says whether it compares feature maps at taps or the networks' outputs. `block` makes what stays in the
+    student at a tap (RED), or None. `criterion` makes the loss of one tap, a module that is called
+    ``(student, teacher, batch)`` → scalar: its parameters (projectors) are trained with the student, its buffers
+    (memory banks of `samples` entries) saved with the training, and it is gone after `graduate`.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+    reads: ClassVar[Literal["maps", "outputs"]]
+
+    @property
+    def alpha(self) -> float: ...
+    def block(self, student: Shape) -> nn.Module | None: ...
+    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module: ...
+
+
+class Weighted:
+    """What the methods here have in common: a checked weight, and no block."""
+
+    alpha: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.alpha, Real) or not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha is a number from 0 up, not {self.alpha!r}")
+
+    def block(self, student: Shape) -> nn.Module | None:
+        return None
+
+
+class Compare(nn.Module):
+    """A criterion without parameters: ``function(student, teacher)``."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return self.function(student, teacher)
+
+
+def check_equal(method: str, student: Shape, teacher: Shape, advice: str) -> None:
+    """Raise ValueError where a method that needs equal shapes gets unequal ones."""
+    if tuple(student) != tuple(teacher):
+        raise ValueError(
+            f"{method} needs equal shapes, not {tuple(student)} from the student and {tuple(teacher)} from the "
+            f"teacher; {advice}"
+        )
+
+
+def class_probabilities(batch: Batch, classes: int, method: str) -> Tensor:
+    """The batch's targets as probabilities, B×classes, whether they are class numbers or already probabilities."""
+    targets = batch.targets
+    if not isinstance(targets, Tensor):
+        raise ValueError(f"{method} needs the targets of each batch; call the distillation with targets=")
+    if targets.is_floating_point() and targets.ndim == 2:
+        return targets
+    return F.one_hot(targets.long(), classes).float()
+
+
+def sample_index(batch: Batch, method: str) -> Tensor:
+    """The rows of the batch's images in the training split, B."""
+    if batch.index is None:
+        raise ValueError(f"{method} keeps a memory of each image; call the distillation with index=, their rows")
+    return torch.as_tensor(batch.index)

@@ -1,0 +1,68 @@
+"""What concerns running a training rather than what it learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from redistill_lib.checks import whole
+
+History = list[dict[str, float]]
+#: Called with the history so far after each of its rows and, where some were drawn, images (uint8 N×C×H×W); once,
+#: with the whole history, for a run that is found complete.
+OnLog = Callable[[History, Tensor | None], None]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a training runs. Only `mixed_precision` changes the weights, and so the run's id.
+
+    Arguments:
+        runs_dir: the run store; an unfinished run there with the same parameters is resumed.
+        mixed_precision: ``no``, ``bf16`` or, on a GPU, ``fp16``.
+        cpu: stay on the CPU where there is a GPU.
+        workers: processes that read and augment images beside the training. As they are spawned, a script that uses
+            them keeps its calls under ``if __name__ == "__main__":``.
+        log_every: steps between two rows of a denoiser's history; a classifier's has a row for each epoch.
+        sample_every: steps between two drawings of `samples` images, a multiple of `log_every`; 0: only at the end.
+        on_log: looks on (`OnLog`).
+        progress: show a bar.
+        name: what listings call the run.
+        reuse: take a complete run of the same parameters that other code of this library has made, and record that.
+
+    >>> RunOptions(runs_dir="store").progress
+    True
+    """
+
+    runs_dir: str | Path = "runs"
+    mixed_precision: str = "no"
+    cpu: bool = False
+    workers: int = 0
+    log_every: int = 100
+    sample_every: int = 0
+    samples: int = 40
+    on_log: OnLog | None = None
+    progress: bool = True
+    name: str | None = None
+    reuse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise ValueError(f"mixed_precision is 'no', 'fp16' or 'bf16', not {self.mixed_precision!r}")
+        for name, least in (("workers", 0), ("log_every", 1), ("sample_every", 0), ("samples", 1)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+        if self.sample_every % self.log_every:
+            near = max(1, round(self.sample_every / self.log_every)) * self.log_every
+            raise ValueError(
+                f"sample_every is a multiple of log_every ({self.log_every}), such as {near}, not {self.sample_every}"
+            )
+        if not isinstance(self.runs_dir, str | Path):
+            raise TypeError(f"runs_dir is the path of a folder, not {self.runs_dir!r}")
+        for name in ("cpu", "progress", "reuse"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is True or False, not {getattr(self, name)!r}")
+        if self.on_log is not None and not callable(self.on_log):
+            raise TypeError(f"on_log is a function of the history and images, not {self.on_log!r}")

@@ -1,0 +1,321 @@
+"""The training loop of every task: on accelerate, killed at any time, resumed where it was (on a CPU to the same
+bits)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.data import DataSplits, Views, as_batch
+from redistill_lib.data.augment import derive_seed
+from redistill_lib.diffusion import save_grid
+from redistill_lib.diffusion.ema import average_of
+from redistill_lib.distill import Distillation
+from redistill_lib.memory import profile_memory
+from redistill_lib.methods import Batch
+from redistill_lib.models.saved import read_tensors, save_tensors
+from redistill_lib.progress import progress_bar
+from redistill_lib.red import RedBlock, inserted_blocks
+from redistill_lib.runs import Run, find_run, write_history
+from redistill_lib.source import code_identity
+from redistill_lib.train.environment import describe, main_holds, open_accelerator
+from redistill_lib.train.options import History, RunOptions
+from redistill_lib.train.recipe import OPTIMIZERS, Recipe
+from redistill_lib.train.state import load_state, save_state
+from redistill_lib.train.tasks import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def fit(
+    distillation: Distillation,
+    task: Task,
+    data: DataSplits,
+    recipe: Recipe,
+    options: RunOptions,
+    params: Mapping[str, Any],
+) -> Run:
+    """The run of these parameters: as it is where it is complete, else trained from wherever its state ends.
+
+    `params` is all that decides the weights, as JSON: it is what the run's id is a hash of. Training without a
+    teacher is a distillation without terms. What stops the training is written into the run's record.
+    """
+    accelerator = open_accelerator(options.mixed_precision, options.cpu)
+    params = {**params, "images": data.fingerprint(), "mixed_precision": options.mixed_precision}
+    name = params["model"]["name"], params.get("methods"), data.name, f"s{params['seed']}"
+    prefix = "_".join(Path(part).name for part in name if part)
+    path, others = find_run(options.runs_dir, prefix, params, code_identity())
+    if others and not (path / "run.json").exists():
+        if options.reuse:
+            return _found(others[0].reused(code_identity()), options, accelerator)
+        accelerator.print(
+            f"{others[0].path} has the same parameters but was made by other code of this library, so it is trained "
+            "again; RunOptions(reuse=True) takes it as it is"
+        )
+    run = Run(path, params, environment=describe(accelerator), code=code_identity(), name=options.name)
+    if (done := _complete(run)) is not None:
+        return _found(done, options, accelerator)
+    with main_holds(accelerator, path):
+        if (done := _complete(run)) is not None:  # by a process that held it until now
+            return _found(done, options, accelerator)
+        trainer = Trainer(distillation, task, data, recipe, options, run, accelerator)
+        try:
+            with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
+                return trainer.run_to_end()
+        except BaseException as error:
+            if accelerator.is_main_process:
+                run.stopped(error)
+            if isinstance(error, KeyboardInterrupt):
+                reached = f"{trainer.step} of {trainer.total} steps"
+                raise KeyboardInterrupt(
+                    f"stopped after {reached}; the same call goes on from there ({path})"
+                ) from None
+            raise
+
+
+def _complete(run: Run) -> Run | None:
+    if not (run.path / "run.json").is_file():
+        return None
+    found = Run.load(run.path)
+    return found if found.complete and (run.path / "model.safetensors").is_file() else None
+
+
+def _found(run: Run, options: RunOptions, accelerator: Accelerator) -> Run:
+    if options.on_log and accelerator.is_main_process:
+        options.on_log(run.history().to_dict("records"), None)
+    return run
+
+
+class Trainer:
+    """The training of one run, period by period: an epoch, or `log_every` steps. After each, its state is saved."""
+
+    def __init__(
+        self,
+        distillation: Distillation,
+        task: Task,
+        data: DataSplits,
+        recipe: Recipe,
+        options: RunOptions,
+        run: Run,
+        accelerator: Accelerator,
+    ):
+        self.task, self.data, self.recipe, self.options = task, data, recipe, options
+        self.run, self.accelerator = run, accelerator
+        self.batch_size = min(recipe.batch_size, len(data.train))
+        if self.batch_size % accelerator.num_processes:
+            raise ValueError(
+                f"batch_size {self.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
+            )
+        self.per_epoch = len(data.train) // self.batch_size  # a last, smaller batch is left out
+        self.total = recipe.total_steps(self.per_epoch)
+        self.period = self.per_epoch if task.unit == "epoch" else options.log_every
+        self.trainee = distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = OPTIMIZERS[recipe.optimizer](recipe, [p for p in self.trainee.parameters() if p.requires_grad])
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: recipe.learning_rate_at(step, self.per_epoch) / recipe.learning_rate
+        )
+        self.module, self.optimizer = accelerator.prepare(self.trainee, optimizer)
+        self.student = self.trainee.student
+        self.average = None if recipe.ema_decay is None else average_of(self.student, recipe.ema_decay)
+        self.batches: list[list[tuple[int, int]]] = []  # refilled for each period; the loader's processes stay
+        self.loader = self._loader()
+        self.order: tuple[int, list[int]] = (-1, [])  # an epoch and its order of images
+        self.history: History = []
+        self.best: dict[str, float] = {}
+
+    def _loader(self) -> torch.utils.data.DataLoader[Any]:
+        workers = self.options.workers
+        return torch.utils.data.DataLoader(
+            Views(self.data.train, self.recipe.augmentation, self.data.num_classes),
+            batch_sampler=self.batches,
+            collate_fn=as_batch,
+            num_workers=workers,
+            multiprocessing_context="spawn" if workers else None,  # a fork hangs once torch ran on several threads
+            persistent_workers=bool(workers),
+        )
+
+    @property
+    def state_path(self) -> Path:
+        return self.run.path / "state" / "state.safetensors"
+
+    @property
+    def step(self) -> int:
+        return min(len(self.history) * self.period, self.total)
+
+    @property
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"trainee": self.trainee, **({} if self.average is None else {"average": self.average})}
+
+    def run_to_end(self) -> Run:
+        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        if self.state_path.exists():
+            record = load_state(self.state_path, self._parts, self.optimizer, self.scheduler, scaler)
+            self.history, self.best = record["history"], record["best"]
+        self.accelerator.wait_for_everyone()
+        if main:
+            replace(self.run, status="running").save()
+            if self.history:  # a kill may have come between the state and its history
+                write_history(self.run.path / "history.csv", self.history)
+        name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
+        with progress_bar(self.total, name, enabled=self.options.progress and main) as bar:
+            bar.update(self.step)
+            while self.step < self.total:
+                row = self._train(self.step, min(self.step + self.period, self.total), bar)
+                if main:
+                    record = {"history": self.history, "best": self.best}
+                    save_state(self.state_path, self._parts, self.optimizer, self.scheduler, scaler, record)
+                    write_history(self.run.path / "history.csv", self.history)
+                    bar.set_postfix_str(", ".join(f"{k[11:]} {v:.4g}" for k, v in row.items() if "validation" in k))
+                    self._show()
+        return self._finish()
+
+    def _train(self, first: int, last: int, bar: Any) -> dict[str, float]:
+        """Steps `first` to `last` − 1, and the row of the history that they make."""
+        start, device = time.perf_counter(), self.accelerator.device
+        rank, seed = self.accelerator.process_index, self.run.params["seed"]
+        self.batches[:] = [self._images(step) for step in range(first, last)]
+        sums: dict[str, Tensor] = {}
+        self.module.train()
+        for step, (images, targets, _, index, view) in enumerate(self.loader, first):
+            # All that is random in a step follows from (seed, step, process) and from the images' names, so resuming
+            # needs no saved random state.
+            torch.manual_seed(derive_seed(seed, step, rank))
+            images = images.to(device, memory_format=torch.channels_last)
+            batch = self.task.batch(images, targets.to(device), index, view)
+            outputs, losses = self.module(*batch.inputs, targets=batch.targets, index=index, view=view)
+            # On a GPU each look at a loss waits for the device.
+            if (device.type == "cpu" or step % 50 == 0 or step == last - 1) and not torch.isfinite(losses["total"]):
+                raise FloatingPointError(self._diverged(step, batch, losses))
+            self.optimizer.zero_grad()
+            self.accelerator.backward(losses["total"])
+            if self.recipe.clip_norm is not None:
+                self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
+            self.optimizer.step()
+            self.scheduler.step()
+            if self.average is not None:
+                self.average.update_parameters(self.student)
+            for name, value in {**self.task.measures(outputs, batch), **losses}.items():
+                sums[name] = sums.get(name, torch.zeros((), device=device)) + value.detach().float()
+            bar.update()
+        means = self.accelerator.reduce(torch.stack(list(sums.values())) / (last - first), "mean").tolist()
+        counted = len(self.history) + 1 if self.task.unit == "epoch" else last
+        rate = self.recipe.learning_rate_at(last - 1, self.per_epoch)
+        row: dict[str, float] = {self.task.unit: counted, "learning_rate": rate}
+        row |= {f"train_{name}": value for name, value in zip(sums, means, strict=True)}
+        row |= {f"validation_{name}": value for name, value in self._scores(self.result(), "validation").items()}
+        if self.average is not None:
+            raw = self._scores(self.student, "validation")
+            row |= {f"validation_{name}_raw": value for name, value in raw.items()}
+        row["seconds"] = time.perf_counter() - start
+        self.history.append(row)
+        if self.task.better(row, self.best):
+            self.best = row
+            if self.accelerator.is_main_process:
+                save_tensors(self.run.path / "model.safetensors", self.result().state_dict())
+        return row
+
+    def _images(self, step: int) -> list[tuple[int, int]]:
+        """This process's share of a step's images by name: their rows, and the epoch as their view."""
+        epoch, place = divmod(step, self.per_epoch)
+        if self.order[0] != epoch:
+            draws = torch.Generator().manual_seed(derive_seed(self.run.params["seed"], epoch, 0, 2))
+            self.order = epoch, torch.randperm(len(self.data.train), generator=draws).tolist()
+        rows = self.order[1][place * self.batch_size : (place + 1) * self.batch_size]
+        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
+        return [(row, epoch) for row in mine]
+
+    def result(self) -> nn.Module:
+        """The network that the training is for: the averaged one where weights are averaged, else the student."""
+        return self.student if self.average is None else self.average.module
+
+    def _scores(self, model: nn.Module, split: str) -> dict[str, float]:
+        from accelerate.utils import broadcast
+
+        a = self.accelerator
+        for buffer in model.buffers():  # batch norm saw another share of each batch in every process
+            broadcast(buffer)
+        with a.autocast():
+            shard = (a.process_index, a.num_processes)
+            sums = self.task.validate(model, getattr(self.data, split), a.device, shard)
+        return self.task.scores(a.reduce(sums, "sum"))
+
+    def _show(self) -> None:
+        """Tell who looks on; draw images where it is time, after the state is saved."""
+        every = self.options.sample_every
+        images = None
+        if (every and self.step % every == 0) or self.step == self.total:
+            images = self.task.preview(self.result(), self.options.samples)
+        if images is not None and images.shape[1] in (1, 3):  # what a PNG can hold
+            save_grid(self.run.path / "samples.png", images)
+        if self.options.on_log:
+            self.options.on_log(self.history, images)
+
+    def _diverged(self, step: int, batch: Batch, losses: Mapping[str, Tensor]) -> str:
+        first = next(name for name, value in losses.items() if not torch.isfinite(value))
+        maps = self.trainee.teacher_maps(batch)
+        if wrong := [str(ref) for (_, ref), x in maps.items() if not torch.isfinite(x).all()]:
+            cause = f"the teacher's map {wrong[0]} holds NaN or infinity; train or load it again"
+        elif self.options.mixed_precision == "fp16":
+            cause = "fp16 overflowed; use mixed_precision='bf16' or 'no'"
+        else:
+            cause = f"the learning rate {self.recipe.learning_rate:g} is too high; lower it or set clip_norm=1.0"
+        place = f"epoch {step // self.per_epoch + 1}, step {step % self.per_epoch + 1}"
+        return f"the loss {first!r} is {losses[first].item()} at {place}; most likely {cause}"
+
+    def _finish(self) -> Run:
+        main = self.accelerator.is_main_process
+        if main:
+            save_tensors(self.run.path / "last.safetensors", self.student.state_dict())
+        metrics: dict[str, Any] = {}
+        if self.task.unit == "epoch":  # the test split is read here alone
+            metrics |= {f"test_{k}_last": v for k, v in self._scores(self.result(), "test").items() if k != "loss"}
+            metrics |= {"best_epoch": int(self.best["epoch"])}
+        self.accelerator.wait_for_everyone()
+        model = self.trainee.graduate()
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as load_model gives it
+        model.load_state_dict(read_tensors(self.run.path / "model.safetensors")[0])
+        if self.task.unit == "epoch":
+            metrics |= {f"test_{k}": v for k, v in self._scores(model, "test").items()}
+        metrics |= {k: v for k, v in self.best.items() if k.startswith("validation_")}
+        metrics["seconds"] = sum(row["seconds"] for row in self.history)
+        example = (x.to(self.accelerator.device) for x in self.task.example(self.data, 1))
+        run = self.run.finished({**metrics, **costs(model, *example)}, block_records(model))
+        if main:
+            run.save()
+            rmtree(self.state_path.parent, ignore_errors=True)
+        return run
+
+
+def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
+    """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's images.
+
+    A network that cannot be profiled gives a ``memory_error``: never a reason to lose a finished training.
+    """
+    tensors = model.state_dict().values()
+    size = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "model_bytes": sum(t.numel() * t.element_size() for t in tensors),
+    }
+    try:
+        fused, eager = (profile_memory(model, *example, convention=name) for name in ("fused", "eager"))
+    except Exception as error:
+        return {**size, "memory_error": f"{type(error).__name__}: {error}"}
+    peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
+    return {**size, **peaks}
+
+
+def block_records(model: nn.Module) -> list[dict[str, Any]]:
+    """The RED blocks of a network as a run's record keeps them."""
+    return [
+        {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
+        for layer, side, block in inserted_blocks(model)
+        if isinstance(block, RedBlock)
+    ]
