@@ -248,8 +248,12 @@ class Distillation(nn.Module):
         except IndexError:
             raise ValueError(f"{method.name} needs the shapes of its maps; give Distillation an example=") from None
         except ValueError as error:
-            hint = _near_layer(self._teachers[tap.teacher].network, inputs, shape, tap.source) if tap.layer else ""
-            raise ValueError(f"tap {tap.name} ← {tap.source}: {error}{hint}") from None
+            raise self._explained(term, error, inputs, shape) from None
+
+    def _explained(self, term: Term, error: ValueError, inputs: Inputs | None, shape: Shape) -> ValueError:
+        tap, teacher = term.tap, self._teachers[term.tap.teacher].network
+        hint = _near_layer(teacher, inputs, shape, tap.source) if tap.layer else ""
+        return ValueError(f"tap {tap.name} ← {tap.source}: {error}{hint}")
 
     # ------------------------------------------------------------------------------------------------ running
 
@@ -274,7 +278,10 @@ class Distillation(nn.Module):
                     f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
                     "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
                 )
-            losses[term.name] = criterion(x, theirs[term.tap.teacher, term.tap.source], batch)
+            try:
+                losses[term.name] = criterion(x, theirs[term.tap.teacher, term.tap.source], batch)
+            except ValueError as error:
+                raise self._explained(term, error, inputs, tuple(x.shape[1:])) from None
         losses["distill"] = self._distill_loss(losses)
         w = self.objective.distill_weight if self.teachers else 0.0
         if targets is None:

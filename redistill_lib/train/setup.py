@@ -90,9 +90,8 @@ class Setup:
                 "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
             )
         if not any(p.requires_grad for p in network.parameters()):
-            raise ValueError(
-                f"{type(model).__name__} has no parameter that requires a gradient: nothing would be learnt"
-            )
+            name = type(model).__name__
+            raise ValueError(f"{name} has no parameter that requires a gradient: nothing would be learnt")
         plan = getattr(model, "plan", None)
         known = {} if plan is None else {"plan": str(plan)}
         return Network(network, {"name": type(model).__name__, **known, **network_identity(network)})
