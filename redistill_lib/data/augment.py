@@ -1,44 +1,69 @@
-"""Augmentation of whole batches: tensor operations only, each random number from an explicit generator.
+"""Augmented images that have names: each is a function of (data, index, view) alone.
 
-A recipe names the operations in order: ``"crop+flip"``, ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks
-one of the two per batch. The last is the paper's STL-10 recipe (CutMix(0.2) or MixUp(0.2) per batch). Nothing
-is implicit: the mirror image of a digit is another sign, so nothing is flipped unless the recipe says so.
+`index` is a row of the training split, `view` a number, usually the epoch. Batch size, order, worker, process and
+the training's seed do not matter, so students of several seeds see the same images, and what a teacher makes of
+them can be kept under (index, view).
 
-Numbers are drawn on the generator's device (usually the CPU) and moved to the images, so a batch is augmented
-in the same way on a GPU.
+A recipe names the operations in order: ``"crop+flip"``, ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one of
+the two for each image. Nothing is implicit: the mirror image of a digit is another sign, so nothing is flipped
+unless the recipe says so. The operations, of which `none` does nothing:
+
+- `flip`: mirrored left to right, every second image.
+- `crop`: shifted by up to an eighth of the height in both directions, the rest black.
+- `resized_crop`: a rectangle of 8 to 100 % of the area, of width / height from 3/4 to 4/3 (log-uniform), stretched
+  to the whole, bilinearly. The first of ten proposals that fits; if none does, the first, trimmed.
+- `cutout`: a grey square, half the height wide, around a random centre (DeVries and Taylor, 2017, arXiv 1708.04552).
+- `mixup`: λ·image + (1 − λ)·partner, λ ~ Beta(0.2, 0.2) (Zhang et al., 2018, arXiv 1710.09412).
+- `cutmix`: a rectangle of the partner pasted in, of the image's proportions and 1 − λ of its area, clipped at the
+  border; the label's weight is the area really left (Yun et al., 2019, arXiv 1905.04899).
+
+The partner is another row of the split, in its own view of the same number before mixing. The authors of ReDistill
+draw CutMix or MixUp, λ and the rectangle once per batch and take partners from the batch; here each image draws its
+own, because an image that depends on its batch has no name. Each image's distribution is the same either way.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.random import Generator, Philox, SeedSequence
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
-__all__ = [
-    "augment",
-    "cutmix",
-    "cutout",
-    "derive_seed",
-    "flip",
-    "mixup",
-    "parse_recipe",
-    "random_crop",
-    "random_resized_crop",
-    "to_float",
-]
+from redistill_lib.checks import hint, whole
+
+__all__ = ["Views", "augment", "derive_seed", "parse_recipe", "sample_rng", "to_float"]
+
+Numbers = NDArray[np.float64]  # uniform in 0…1: one row per decision, one column per image
+Step = tuple[str, ...]
 
 BLACK = -1.0  # what to_float makes of 0
+ALPHA = 0.2  # of mixup and cutmix, as in the paper's STL-10 recipe
+STREAM = 2**63  # of sample_rng; small numbers are free for others
 
 
 def derive_seed(*numbers: int) -> int:
     """One seed from several, far apart for near ones."""
-    from numpy.random import SeedSequence
-
     return int(SeedSequence(numbers).generate_state(1)[0])
+
+
+def sample_rng(index: int, view: int, stream: int = 0) -> Generator:
+    """The random numbers of one view of one image. Each `stream` is independent of the others.
+
+    Raises ValueError for a negative or fractional number.
+
+    >>> sample_rng(7, view=2).random() == sample_rng(7, view=2).random() != sample_rng(7, view=3).random()
+    True
+    """
+    key = whole("index", index, least=0), whole("view", view, least=0)
+    counter = 0, 0, 0, whole("stream", stream, least=0)
+    return Generator(Philox(key=np.array(key, np.uint64), counter=np.array(counter, np.uint64)))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -52,196 +77,206 @@ def to_float(images: Tensor) -> Tensor:
     return images.float().div_(127.5).sub_(1)
 
 
-def augment(
-    images: Tensor, labels: Tensor, recipe: str, *, num_classes: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Apply a recipe to float images B×C×H×W and int64 labels B.
+class Views(Dataset[Any]):
+    """A split's augmented images, read as whole batches of (index, view) pairs.
 
-    Returns images of the same shape, and the labels: unchanged, or B×num_classes probabilities if the recipe
-    mixes. Raises ValueError for an unknown operation (see ``parse_recipe``) and for images that are not a
-    float batch.
+    A batch is images (float32 B×C×H×W, −1…1), targets as `augment` gives them, labels, index and view (int64 B).
+    Raises ValueError for an unknown recipe.
 
-    >>> g = torch.Generator().manual_seed(0)
-    >>> images, targets = augment(
-    ...     torch.zeros(4, 1, 8, 8), torch.arange(4), "crop+mixup", num_classes=10, generator=g
-    ... )
+    >>> from redistill_lib.data import as_batch, load_data
+    >>> data = load_data("digits")
+    >>> views = Views(data.train, "crop+mixup", data.num_classes)
+    >>> batches = [[(5, 0), (3, 0)], [(5, 1), (0, 1)]]
+    >>> loader = torch.utils.data.DataLoader(views, batch_sampler=batches, collate_fn=as_batch)
+    >>> [(images.shape[0], targets.shape[1], index.tolist()) for images, targets, labels, index, view in loader]
+    [(2, 10, [5, 3]), (2, 10, [5, 0])]
+    """
+
+    def __init__(self, split: Any, recipe: str, num_classes: int) -> None:
+        parse_recipe(recipe)
+        self.split, self.recipe, self.num_classes = split, recipe, num_classes
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        index, view = torch.tensor(pairs).t().contiguous()
+        images, targets = augment(self.split, index, view, self.recipe, self.num_classes)
+        return images, targets, self.split.labels[index], index, view
+
+
+def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: int) -> tuple[Tensor, Tensor]:
+    """The views `view` (int64 B) of the rows `index` (int64 B) of a split of uint8 images.
+
+    Returns float32 B×C×H×W in −1…1 on the CPU, and the targets: labels (int64 B), or probabilities (float32
+    B×num_classes) if the recipe mixes. Raises ValueError for an unknown recipe, a row that the split lacks, and a
+    negative view.
+
+    >>> from redistill_lib.data import TensorImages
+    >>> split = TensorImages(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(9))
+    >>> images, targets = augment(split, torch.tensor([4, 4]), torch.tensor([0, 1]), "crop+mixup", num_classes=10)
     >>> tuple(images.shape), tuple(targets.shape)
-    ((4, 1, 8, 8), (4, 10))
+    ((2, 1, 8, 8), (2, 10))
     """
     steps = parse_recipe(recipe)
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(
-            f"augment expects a float batch B×C×H×W, got {images.dtype} of shape {tuple(images.shape)}; "
-            f"call to_float first."
-        )
-    for choices in steps:
-        operation = choices[0]
-        if len(choices) > 1:
-            operation = choices[int(torch.randint(len(choices), (), generator=generator, device=generator.device))]
-        if operation in IMAGE_OPERATIONS:
-            images = IMAGE_OPERATIONS[operation](images, generator)
-        elif operation in MIXING_OPERATIONS:
-            images, labels = MIXING_OPERATIONS[operation](images, labels, num_classes, generator=generator)
-    return images, labels
+    wrong = ((index < 0) | (index >= len(split)) | (view < 0)).nonzero().flatten().tolist()
+    if wrong:
+        asked = int(index[wrong[0]]), int(view[wrong[0]])
+        raise ValueError(f"there is no (index, view) {asked}: index is 0 to {len(split) - 1}, view 0 or more")
+    numbers = _draw(index, view)
+    if not any(word in MIXING for word in steps[-1]):
+        return _read(split, index, numbers, steps)
+    partner = torch.from_numpy(_below(len(split), numbers[SLOTS["mix"]][1]))
+    numbers_of_both = np.concatenate([numbers, _draw(partner, view)], axis=1)
+    images, labels = _read(split, torch.cat([index, partner]), numbers_of_both, steps[:-1])
+    image, other = images.chunk(2)
+    kept, share = _mix(steps[-1], numbers[SLOTS["mix"]], (image.shape[2], image.shape[3]))
+    own, others = F.one_hot(labels, num_classes).float().chunk(2)
+    # Not torch.lerp: how that rounds depends on a pixel's place in the batch.
+    return image.mul_(kept).add_(other.mul_(1 - kept)), share * own + (1 - share) * others
 
 
-def parse_recipe(recipe: str) -> tuple[tuple[str, ...], ...]:
-    """The steps of a recipe, each a tuple of alternatives; ValueError for an unknown or misplaced operation.
+def parse_recipe(recipe: str) -> tuple[Step, ...]:
+    """The steps of a recipe, each a tuple of alternatives.
+
+    Raises ValueError for an operation that is unknown, misplaced or named twice.
 
     >>> parse_recipe("flip+cutmix|mixup")
     (('flip',), ('cutmix', 'mixup'))
     """
-    known = ["none", *IMAGE_OPERATIONS, *MIXING_OPERATIONS]
+    known = ["none", *OPERATIONS, *MIXING]
     steps = tuple(tuple(word.strip() for word in step.split("|")) for step in recipe.split("+"))
-    for word in (word for step in steps for word in step):
+    words = [word for step in steps for word in step]
+    for word in words:
         if word not in known:
-            close = difflib.get_close_matches(word, known, n=2)
-            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-            raise ValueError(f"Unknown augmentation '{word}' in '{recipe}'{hint}; there are {', '.join(known)}.")
-    for step in steps[:-1]:
-        if any(word in MIXING_OPERATIONS for word in step):
+            raise ValueError(
+                f"Unknown augmentation '{word}' in '{recipe}' (there are {', '.join(known)}){hint(word, known)}"
+            )
+        if word != "none" and words.count(word) > 1:
+            raise ValueError(f"'{word}' is named twice in '{recipe}', where it would draw the same numbers twice.")
+    for step in steps:
+        if set(step) & set(MIXING) and (step is not steps[-1] or set(step) & set(OPERATIONS)):
             raise ValueError(
                 f"'{'|'.join(step)}' mixes labels, so it has to be the last step of '{recipe}'; "
-                f"for one of several per batch write cutmix|mixup."
+                f"beside one another only mixup, cutmix and none can be alternatives, as in cutmix|mixup."
             )
     return steps
 
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator, images: Tensor) -> Tensor:
-    return torch.rand(shape, generator=generator, device=generator.device).to(images.device)
+def _draw(index: Tensor, view: Tensor) -> Numbers:
+    """All numbers that any operation may need, in the order of `SLOTS`: those of `sample_rng(…, STREAM)`.
 
-
-def _integers(high: int, shape: tuple[int, ...], generator: torch.Generator, images: Tensor) -> Tensor:
-    return torch.randint(high, shape, generator=generator, device=generator.device).to(images.device)
-
-
-def flip(images: Tensor, generator: torch.Generator, probability: float = 0.5) -> Tensor:
-    """Mirror each image left to right with the given probability."""
-    mirrored = _uniform((len(images), 1, 1, 1), generator, images) < probability
-    return torch.where(mirrored, images.flip(3), images)
-
-
-def random_crop(
-    images: Tensor, generator: torch.Generator, padding: int | None = None, fill: float = BLACK
-) -> Tensor:
-    """Shift each image by up to ``padding`` pixels (default: height // 8), filling the rest."""
-    batch, channels, height, width = images.shape
-    padding = height // 8 if padding is None else padding
-    padded = F.pad(images, (padding,) * 4, value=fill)
-    top, left = _integers(2 * padding + 1, (2, batch, 1), generator, images)
-    rows = top + torch.arange(height, device=images.device)
-    columns = left + torch.arange(width, device=images.device)
-    image = torch.arange(batch, device=images.device)[:, None, None, None]
-    channel = torch.arange(channels, device=images.device)[:, None, None]
-    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def random_resized_crop(
-    images: Tensor,
-    generator: torch.Generator,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Tensor:
-    """Cut out a random rectangle of each image and stretch it to the full size, bilinearly.
-
-    ``scale``: range of the rectangle's area as a fraction of the image's; ``ratio``: range of width / height,
-    drawn log-uniformly. Of ten proposals the first that fits is taken; if none does, the first, trimmed to
-    the image.
+    One generator is given each image's key in turn; constructing one per image takes as long as augmenting.
     """
-    _, _, height, width = images.shape
-    draws = _uniform((4, 10, len(images)), generator, images)
-    area = scale[0] + (scale[1] - scale[0]) * draws[0]
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    shape = torch.exp(low + (high - low) * draws[1]) * (height / width)  # width / height in fractions of the image
-    wide, tall = (area * shape).sqrt(), (area / shape).sqrt()
-    first = ((wide <= 1) & (tall <= 1)).int().argmax(0, keepdim=True)  # the first proposal if none fits
-    wide, tall = wide.gather(0, first)[0].clamp(max=1), tall.gather(0, first)[0].clamp(max=1)
-    # grid_sample's coordinates run from −1 to 1; a crop of size s can have its centre within ±(1 − s).
-    centre_x, centre_y = (1 - wide) * (2 * draws[2, 0] - 1), (1 - tall) * (2 * draws[3, 0] - 1)
-    zero = torch.zeros_like(wide)
-    theta = torch.stack([wide, zero, centre_x, zero, tall, centre_y], dim=1).view(-1, 2, 3).to(images.dtype)
-    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    generator = sample_rng(0, 0, STREAM)
+    state: Any = generator.bit_generator.state
+    drawn = np.empty((len(index), WIDTH))
+    for row, key in zip(drawn, zip(index.tolist(), view.tolist(), strict=True), strict=True):
+        state["state"]["key"][:] = key
+        generator.bit_generator.state = state
+        generator.random(out=row)
+    return np.ascontiguousarray(drawn.T)
 
 
-def cutout(images: Tensor, generator: torch.Generator, size: int | None = None, fill: float = 0.0) -> Tensor:
-    """Blank one square per image (default side: half its height) around a random centre; it may stick out."""
-    batch, _, height, width = images.shape
-    size = height // 2 if size is None else size
-    top = _integers(height, (batch, 1, 1, 1), generator, images) - size // 2
-    left = _integers(width, (batch, 1, 1, 1), generator, images) - size // 2
-    row = torch.arange(height, device=images.device)[:, None]
-    column = torch.arange(width, device=images.device)
-    inside = (row >= top) & (row < top + size) & (column >= left) & (column < left + size)
-    return images.masked_fill(inside, fill)
+def _below(limit: int, numbers: Numbers) -> NDArray[np.int64]:
+    """Whole numbers 0 … limit − 1."""
+    return (numbers * limit).astype(np.int64)
 
 
-def mixup(
-    images: Tensor, labels: Tensor, num_classes: int, alpha: float = 0.2, *, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Blend each image with another of the batch: λ·x + (1 − λ)·x′, λ ~ Beta(alpha, alpha), one λ per batch.
+def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+    """The images as float32 after all steps, which do not mix, and their labels."""
+    images, labels = split.__getitems__(index.tolist())
+    images = to_float(images)
+    for step in steps:
+        if step == ("none",):
+            continue
+        pick = _below(len(step), numbers[SLOTS[next(word for word in step if word != "none")]][0])
+        for number, word in enumerate(step):
+            (chosen,) = np.nonzero(pick == number)
+            if word == "none" or not len(chosen):
+                continue
+            if len(chosen) == len(index):
+                images = OPERATIONS[word](images, numbers[SLOTS[word]][1:])
+            else:  # take() keeps the numbers in rows, which [:, chosen] does not
+                images[chosen] = OPERATIONS[word](images[chosen], numbers[SLOTS[word]][1:].take(chosen, axis=1))
+    return images, labels
 
-    Returns the images and B×num_classes probabilities blended in the same way (Zhang et al., 2018, arXiv
-    1710.09412).
-    """
-    weight = _beta(alpha, generator)
-    other = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
-    return weight * images + (1 - weight) * images[other], _blend(labels, other, weight, num_classes)
+
+def _flip(images: Tensor, numbers: Numbers) -> Tensor:
+    mirrored = torch.from_numpy(np.flatnonzero(numbers[0] < 0.5))
+    images[mirrored] = images[mirrored].flip(3)
+    return images
 
 
-def cutmix(
-    images: Tensor, labels: Tensor, num_classes: int, alpha: float = 0.2, *, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Paste a rectangle of another image of the batch into each image (Yun et al., 2019, arXiv 1905.04899).
-
-    The rectangle has the image's proportions, covers 1 − λ of it with λ ~ Beta(alpha, alpha), and is clipped
-    at the border; the label's weight is the area that is really left. One rectangle per batch.
-    """
+def _crop(images: Tensor, numbers: Numbers) -> Tensor:
     height, width = images.shape[2:]
-    side = math.sqrt(1 - _beta(alpha, generator))
-    other = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
-    top, bottom = _interval(height, side, generator)
-    left, right = _interval(width, side, generator)
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[other, :, top:bottom, left:right]
-    weight = 1 - (bottom - top) * (right - left) / (height * width)
-    return mixed, _blend(labels, other, weight, num_classes)
+    padding = height // 8
+    windows = F.pad(images, (padding,) * 4, value=BLACK).unfold(2, height, 1).unfold(3, width, 1)
+    top, left = _below(2 * padding + 1, numbers)
+    return windows[torch.arange(len(images)), :, top, left]
 
 
-def _interval(length: int, fraction: float, generator: torch.Generator) -> tuple[int, int]:
-    """A stretch of ``fraction`` of ``length`` around a random centre, clipped to the image."""
-    size = round(length * fraction)
-    start = int(torch.randint(length, (), generator=generator, device=generator.device)) - size // 2
-    return max(start, 0), min(start + size, length)
+def _resized_crop(images: Tensor, numbers: Numbers) -> Tensor:
+    height, width = images.shape[2:]
+    area = 0.08 + 0.92 * numbers[:10]
+    shape = np.exp(np.log(4 / 3) * (2 * numbers[10:20] - 1)) * (height / width)  # wide / tall, as fractions
+    wide, tall = np.sqrt(area * shape), np.sqrt(area / shape)
+    first = ((wide <= 1) & (tall <= 1)).argmax(0)[None]  # the first proposal if none fits
+    wide, tall = (np.take_along_axis(side, first, 0)[0].clip(max=1) for side in (wide, tall))
+    # grid_sample's coordinates run from −1 to 1; a crop of size s can have its centre within ±(1 − s).
+    x = _along(width, wide, (1 - wide) * (2 * numbers[20] - 1))[:, None, :].expand(-1, height, -1)
+    y = _along(height, tall, (1 - tall) * (2 * numbers[21] - 1))[:, :, None].expand(-1, -1, width)
+    return F.grid_sample(images, torch.stack([x, y], dim=3), padding_mode="border", align_corners=False)
 
 
-def _blend(labels: Tensor, other: Tensor, weight: float, num_classes: int) -> Tensor:
-    targets = F.one_hot(labels, num_classes).float()
-    return weight * targets + (1 - weight) * targets[other]
+def _along(length: int, size: Numbers, centre: Numbers) -> Tensor:
+    """Where the pixels of a line come from, B×length in grid_sample's coordinates."""
+    pixels = (2 * np.arange(length) + 1) / length - 1
+    return torch.from_numpy(size[:, None] * pixels + centre[:, None]).float()
 
 
-def _beta(alpha: float, generator: torch.Generator) -> float:
-    """One draw from Beta(alpha, alpha) by Jöhnk's rejection, in logarithms lest a small alpha underflow.
-
-    torch's own sampler takes no generator. The acceptance rate falls with alpha: 95 % at 0.2, 50 % at 1, 1 %
-    at 4.
-    """
-    if not 0 < alpha <= 4:
-        raise ValueError(f"alpha is {alpha}; mixup and cutmix take 0 < alpha ≤ 4.")
-    while True:
-        draws = torch.rand(2, 64, generator=generator, device=generator.device, dtype=torch.float64)
-        x, y = draws.log() / alpha
-        total = torch.logaddexp(x, y)
-        accepted = (total <= 0).nonzero()
-        if len(accepted):
-            first = int(accepted[0])
-            return float((x[first] - total[first]).exp())
+def _cutout(images: Tensor, numbers: Numbers) -> Tensor:
+    height, width = images.shape[2:]
+    rows, columns = _stretch(height, height // 2, numbers[0]), _stretch(width, height // 2, numbers[1])
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-IMAGE_OPERATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
-    "flip": flip,
-    "crop": random_crop,
-    "resized_crop": random_resized_crop,
-    "cutout": cutout,
+def _stretch(length: int, size: Any, numbers: Numbers) -> Tensor:
+    """Which pixels of a line lie in a stretch of `size` around a random one, bool B×length; it may stick out."""
+    start = _below(length, numbers) - size // 2
+    pixels = np.arange(length)[:, None]
+    return torch.from_numpy(((pixels >= start) & (pixels < start + size)).T)
+
+
+def _mix(step: Step, numbers: Numbers, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """How much of each pixel is the image's own, float32 B×1×H×W, and how much of the label, B×1."""
+    from scipy.special import betaincinv
+
+    word = np.array(step)[_below(len(step), numbers[0])]
+    drawn = betaincinv(ALPHA, ALPHA, numbers[2])  # the inverse of Beta's distribution function
+    sides = (np.rint(length * np.sqrt(1 - drawn)).astype(np.int64) for length in size)
+    rows, columns = (_stretch(length, side, n) for length, side, n in zip(size, sides, numbers[3:], strict=True))
+    cut, blend = (torch.from_numpy(word == name)[:, None] for name in ("cutmix", "mixup"))
+    weight = torch.from_numpy(drawn).float()[:, None]
+    left = 1 - rows.sum(1, keepdim=True) * columns.sum(1, keepdim=True) / (size[0] * size[1])
+    share = torch.where(cut, left, torch.where(blend, weight, 1.0))
+    pasted = rows[:, None, :, None] & columns[:, None, None, :] & cut[:, :, None, None]
+    return torch.where(pasted, 0.0, torch.where(blend, weight, 1.0)[:, :, None, None]), share
+
+
+OPERATIONS: dict[str, Callable[[Tensor, Numbers], Tensor]] = {
+    "flip": _flip,
+    "crop": _crop,
+    "resized_crop": _resized_crop,
+    "cutout": _cutout,
 }
-MIXING_OPERATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"mixup": mixup, "cutmix": cutmix}
+MIXING = ("mixup", "cutmix")
+
+# How many numbers each operation draws; the first of them picks among alternatives. Every operation has its place
+# whether or not a recipe names it, so that none changes what another draws: a new one belongs at the end.
+DRAWS = {"flip": 2, "crop": 3, "resized_crop": 23, "cutout": 3, "mix": 5}
+WIDTH = sum(DRAWS.values())
+SLOTS = {
+    word: slice(end - count, end)
+    for (word, count), end in zip(DRAWS.items(), accumulate(DRAWS.values()), strict=True)
+}
