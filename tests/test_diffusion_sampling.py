@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.diffusion import image_grid, make_schedule, peak_of_sampling, sample, sampling, trajectory
-from redistill_lib.diffusion.sampling import GuidedNoise
+from redistill_lib.diffusion.sampling import Guided
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.runs import Run
@@ -179,8 +179,8 @@ def test_guidance_by_hand() -> None:
     with torch.no_grad():
         given, free = model(x, t, labels), model(x, t)
         torch.testing.assert_close(free, model(x, t, torch.full((4,), 3)))
-        assert torch.equal(GuidedNoise(model)(x, t, labels), given)
-        guided = GuidedNoise(model, 2.0)(x, t, labels)
+        assert torch.equal(Guided(model)(x, t, labels), given)
+        guided = Guided(model, 2.0)(x, t, labels)
     torch.testing.assert_close(guided, 3 * given - 2 * free, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(given, free, atol=1e-4)
 

@@ -1,11 +1,13 @@
-"""Denoisers: training and distilling them, drawing images with them."""
+"""Denoisers: what they are asked, drawing images with them, keeping them in diffusers' format."""
 
 from redistill_lib.diffusion.images import image_grid, to_uint8
-from redistill_lib.diffusion.noise import denoising_loss, make_schedule
+from redistill_lib.diffusion.noise import DiffusionProcess, denoising_loss, make_schedule
 from redistill_lib.diffusion.pretrained import load_pretrained, save_pretrained
-from redistill_lib.diffusion.sampling import Trajectory, peak_of_sampling, sample, trajectory
+from redistill_lib.diffusion.sampling import Sampling, Trajectory, peak_of_sampling, sample, trajectory
 
 __all__ = [
+    "DiffusionProcess",
+    "Sampling",
     "Trajectory",
     "denoising_loss",
     "image_grid",

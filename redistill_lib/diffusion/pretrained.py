@@ -3,72 +3,155 @@
 from __future__ import annotations
 
 import copy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
 from redistill_lib.student import derive_student
 
-VARIANT = "redistill"
+VARIANT = "redistill"  # of a student's weights, so that the teacher's class finds none that it could take for its own
+PREFIX = "Student"
 
 
-def save_pretrained(model: nn.Module, folder: str | Path) -> None:
+def save_pretrained(model: nn.Module, folder: str | Path, variant: str | None = None) -> None:
     """Write a diffusers network, derived or not, with RED blocks or without, as its own `save_pretrained` does.
 
-    The config also says how the student was derived and where its blocks are, which `load_pretrained` needs. Since
-    diffusers alone would build the teacher's layers, such weights are of the variant "redistill", which it does not
-    take for its own.
+    The config also says how the student was derived and where its blocks are, and names the student's own class (see
+    `as_student`), which diffusers' pipelines find again.
 
     Raises TypeError for a network that is not of diffusers, ValueError for blocks in place.
 
     >>> save_pretrained(model, "student/unet"); model = load_pretrained("student/unet")        # doctest: +SKIP
     """
-    if not callable(getattr(model, "save_pretrained", None)):
-        raise TypeError(
-            f"{type(model).__name__} is not a network of diffusers; for any other load_model(run) is the way back"
-        )
-    blocks = inserted_blocks(model)
-    if other := [type(block).__name__ for _, _, block in blocks if type(block) is not RedBlock]:
-        raise ValueError(f"{other[0]} cannot be saved; save the network first and work in place after loading")
-    record = [
-        {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
-        for layer, side, block in blocks
-        if isinstance(block, RedBlock)
-    ]
-    named: Any = copy.copy(model)  # the config is exchanged as a whole, so the caller's stays as it is
-    if record:
-        named.register_to_config(red_blocks=record)
-    named.save_pretrained(folder, variant=VARIANT if record or named.config.get("derived") else None)
+    as_student(model).save_pretrained(folder, variant=variant)
 
 
-def load_pretrained(folder: str | Path) -> nn.Module:
-    """The network that `save_pretrained` wrote, in eval mode; for inference, as a teacher, or for a pipeline:
-    ``DDPMPipeline(load_pretrained(folder), scheduler)``.
+def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module:
+    """A diffusers network in eval mode, a student or not, from its folder or that of its pipeline.
 
-    Raises FileNotFoundError where the folder has no config.json.
+    `variant`: of the weights' files, such as "fp16". Raises FileNotFoundError where there are no such weights as
+    safetensors, with what there is instead, and ValueError where they are not those of the network.
     """
     import diffusers
 
     folder = Path(folder)
+    folder = folder / "unet" if (folder / "model_index.json").is_file() else folder
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} has no config.json; name the folder that save_pretrained wrote "
             "(networks on the hub: UNet2DModel.from_pretrained)"
         )
     config: dict[str, Any] = dict(diffusers.UNet2DModel.load_config(folder))
-    derived, blocks = config.pop("derived", []), config.pop("red_blocks", [])
-    with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
-        model = getattr(diffusers, config["_class_name"]).from_config(config)
-        for step in derived:
-            x = torch.zeros(1, model.config.in_channels, *step["image_size"])
-            t = torch.zeros(1, dtype=torch.int64)
-            example = (x, t, t) if model.config.get("num_class_embeds") else (x, t)
-            model, _ = derive_student(model, plan=step["plan"], downsampler=step["downsampler"], example=example)
-        insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in blocks])
-    variant = f".{VARIANT}" if derived or blocks else ""
-    model.load_state_dict(load_file(folder / f"diffusion_pytorch_model{variant}.safetensors"))
+    base = getattr(diffusers, config["_class_name"].removeprefix(PREFIX))
+    student = config["_class_name"].startswith(PREFIX) or config.get("derived") or config.get("red_blocks")
+    kind = _student_of(base) if student else base
+    try:
+        model, found = kind.from_pretrained(
+            folder, variant=variant, use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except OSError as error:
+        there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
+        if not any(name.endswith(".safetensors") for name in there):
+            fix = "pickled weights are not read: UNet2DModel.from_pretrained(folder).save_pretrained(folder) converts"
+        else:
+            fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
+        raise FileNotFoundError(f"no such weights in {folder}, but {', '.join(there) or 'none'}; {fix}") from error
+    _check_loaded(found, folder)
     return model.eval()
+
+
+def as_student(model: nn.Module) -> Any:
+    """The same network, of a class whose own `save_pretrained` and `from_pretrained` keep strides and blocks.
+
+    What `load_pretrained` returns is of that class already; any other student needs it before a pipeline saves it:
+    ``DDPMPipeline(as_student(model), scheduler).save_pretrained(folder)``. A network without moved strides and blocks
+    comes back as it is.
+
+    Raises TypeError for a network that is not of diffusers.
+    """
+    if not callable(getattr(model, "save_pretrained", None)):
+        raise TypeError(
+            f"{type(model).__name__} is not a network of diffusers; for any other load_model(run) is the way back"
+        )
+    if isinstance(model, _Student) or not (inserted_blocks(model) or model.config.get("derived")):  # type: ignore
+        return model
+    twin: Any = copy.copy(model)
+    base: Any = type(model)
+    twin.__class__ = _student_of(base)
+    return twin
+
+
+class _Student:
+    """What a student's class does otherwise than the diffusers class it is made from."""
+
+    base: Any
+
+    def save_pretrained(self: Any, folder: Any, variant: str | None = None, **kwargs: Any) -> None:
+        blocks = inserted_blocks(self)
+        if other := [type(block).__name__ for _, _, block in blocks if type(block) is not RedBlock]:
+            raise ValueError(f"{other[0]} cannot be saved; save the network first and work in place after loading")
+        named = copy.copy(self)  # the config is exchanged as a whole, so the caller's stays as it is
+        named.register_to_config(
+            red_blocks=[
+                {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
+                for layer, side, block in blocks
+                if isinstance(block, RedBlock)
+            ]
+        )
+        self.base.save_pretrained(named, folder, variant=_own(variant), **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:
+        # Strides can only be moved in a network that is there, not in one of low_cpu_mem_usage, which has no weights.
+        wanted = {"variant": _own(kwargs.pop("variant", None)), "low_cpu_mem_usage": False, "use_safetensors": True}
+        told = kwargs.pop("output_loading_info", False)
+        from_pretrained = cls.base.from_pretrained.__func__
+        model, found = from_pretrained(cls, folder, **{**kwargs, **wanted, "output_loading_info": True})
+        _check_loaded(found, folder)
+        return (model, found) if told else model
+
+    @classmethod
+    def from_config(cls, config: Any, **kwargs: Any) -> Any:
+        told = {**config, "_class_name": cls.base.__name__}
+        derived, blocks = told.pop("derived", []), told.pop("red_blocks", [])
+        with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
+            model = cls.base.from_config(told, **kwargs)
+            for step in derived:
+                x = torch.zeros(1, model.config.in_channels, *step["image_size"])
+                t = torch.zeros(1, dtype=torch.int64)
+                example = (x, t, t) if model.config.get("num_class_embeds") else (x, t)
+                model, _ = derive_student(model, plan=step["plan"], downsampler=step["downsampler"], example=example)
+            insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in blocks])
+        model.__class__ = cls
+        return model
+
+
+@lru_cache
+def _student_of(base: Any) -> Any:
+    return type(PREFIX + base.__name__, (_Student, base), {"__module__": __name__, "base": base})
+
+
+def __getattr__(name: str) -> Any:
+    """What a pipeline asks this module for when it loads a student: its class, and that it is a `ModelMixin`."""
+    import diffusers
+
+    if name == "ModelMixin":
+        return diffusers.ModelMixin
+    if name.startswith(PREFIX) and hasattr(diffusers, name.removeprefix(PREFIX)):
+        return _student_of(getattr(diffusers, name.removeprefix(PREFIX)))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _own(variant: str | None) -> str:
+    return VARIANT if variant in (None, VARIANT) else f"{variant.removesuffix('.' + VARIANT)}.{VARIANT}"
+
+
+def _check_loaded(found: dict[str, Any], folder: Any) -> None:
+    if wrong := [
+        str(name) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for name in found[kind]
+    ]:
+        raise ValueError(f"the weights in {folder} are not those of its config.json: {', '.join(wrong[:3])} differ")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Number
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import whole, wholes
+from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
-from redistill_lib.diffusion.noise import SAMPLERS, T, channels_of, check_times, classes_of, make_schedule, noise_of
+from redistill_lib.diffusion.noise import (
+    DiffusionProcess,
+    channels_of,
+    check_sampler,
+    check_times,
+    conditioning_of,
+    dtype_of,
+    noise_of,
+)
+from redistill_lib.diffusion.samplers import STEPS, Seen, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import evaluating
@@ -23,14 +31,14 @@ from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 
 #: Called in each step with its number from 0, the time step t, x_t (the noisy images it starts from, N×C×H×W) and
-#: the images the network sees in them, clipped to −1…1.
+#: the images the network sees in them, clipped to −1…1 where the process says so.
 OnStep = Callable[[int, int, Tensor, Tensor], None]
 MOST = 256  # images at once; more would only take more memory
 FEW = 16  # where the memory is not known
 
 
-class GuidedNoise(nn.Module):
-    """Predicted noise with classifier-free guidance (arXiv 2207.12598, equation 6): (1 + w)·ε(x, c) − w·ε(x).
+class Guided(nn.Module):
+    """A prediction with classifier-free guidance (arXiv 2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x).
 
     Both come from one pass over a doubled batch. With w = 0 it is the network itself.
     """
@@ -40,10 +48,10 @@ class GuidedNoise(nn.Module):
         self.model, self.guidance = model, guidance
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        classes = classes_of(self.model)
-        if classes is None or labels is None or not self.guidance:
+        conditioning = conditioning_of(self.model)
+        if conditioning is None or conditioning.null is None or labels is None or not self.guidance:
             return noise_of(self.model(x, t) if labels is None else self.model(x, t, labels))
-        nothing = torch.full_like(labels, classes)
+        nothing = torch.full_like(labels, conditioning.null)
         doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nothing))
         given, free = noise_of(self.model(*doubled)).chunk(2)
         return (1 + self.guidance) * given - self.guidance * free
@@ -52,12 +60,12 @@ class GuidedNoise(nn.Module):
 class _Step(nn.Module):
     """One step of DDIM as the memory sees it: what is held beside the denoiser, and the arithmetic after it."""
 
-    def __init__(self, noise: GuidedNoise):
+    def __init__(self, predict: Guided):
         super().__init__()
-        self.noise = noise
+        self.predict = predict
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        noise = self.noise(x, t, labels)
+        noise = self.predict(x, t, labels)
         start = ((x - 0.6 * noise) / 0.8).clamp(-1, 1)
         return 0.9 * start + 0.4 * noise
 
@@ -76,37 +84,68 @@ def peak_of_sampling(
     True
     """
     t = torch.zeros(len(example), dtype=torch.int64, device=example.device)
-    inputs = (example, t) if classes_of(model) is None else (example, t, t.clone())
-    profile = profile_memory(_Step(GuidedNoise(model, guidance)), *inputs, convention=convention, dtype=dtype)
+    inputs = (example, t) if conditioning_of(model) is None else (example, t, t.clone())
+    profile = profile_memory(_Step(Guided(model, guidance)), *inputs, convention=convention, dtype=dtype)
     return profile.peak_bytes
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn: the options of `sample` and `trajectory`.
+
+    Arguments:
+        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2, with as many of the time steps
+            as `steps` says) or ``dpm++`` (2M, 2211.01095).
+        seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
+        guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
+        batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
+        process: what the network was trained on; left out, that of the run or pipeline, or DDPM's own.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    seed: int = 0
+    guidance: float = 0.0
+    batch_size: int | None = None
+    process: DiffusionProcess | None = None
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
+        whole("steps", self.steps), whole("seed", self.seed, least=0)
+        if self.batch_size is not None:
+            whole("batch_size", self.batch_size)
+        if not is_number(self.guidance):
+            raise ValueError(f"guidance is a finite number, not {self.guidance}")
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Sampling:
+        known = [field.name for field in fields(cls)]
+        if wrong := next((name for name in options if name not in known), None):
+            raise TypeError(
+                f"there is no option {wrong!r} of sampling{hint(wrong, known)} (known: {', '.join(known)})"
+            )
+        return cls(**options)
+
+
 def sample(
-    model: nn.Module | Run | str | Path,
+    model: Any,
     n: int = 16,
     shape: int | Sequence[int] | None = None,
     *,
-    sampler: str = "ddim",
-    steps: int = 50,
-    seed: int = 0,
     labels: int | Sequence[int] | Tensor | None = None,
-    guidance: float = 0.0,
-    batch_size: int | None = None,
     on_step: OnStep | None = None,
     progress: bool = True,
+    **options: Any,
 ) -> Tensor:
     """Draw `n` images: float n×C×H×W in −1…1, on the CPU. `to_uint8` makes bytes of them.
 
     Arguments:
-        model: a denoiser, on the device to work on, or a complete run (or its folder) of a built-in one.
+        model: a denoiser, on the device to work on, a complete run (or its folder) of a built-in one, or a pipeline
+            of diffusers that has a `unet` and a `scheduler`.
         shape: (C, H, W), or the side in pixels where the network knows its channels; known for a run.
-        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2, with as many of the 1000
-            steps as `steps` says) or ``dpm++`` (2M, 2211.01095).
-        seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
         labels: a class for all or one for each, of a network trained with classes; left out, no class.
-        guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
-        batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
         on_step: looks on; with several batches it sees the steps of each in turn.
+        options: `sampler`, `steps`, `seed`, `guidance`, `batch_size` and `process`, see `Sampling`.
 
     Raises ValueError for what does not fit the network, with what would.
 
@@ -114,74 +153,60 @@ def sample(
     >>> sample(create_model("unet-1-2", ch=8, mult=(1, 2)), 2, shape=8, steps=3, progress=False).shape
     torch.Size([2, 3, 8, 8])
     """
-    n, steps, seed = whole("n", n), whole("steps", steps), whole("seed", seed, least=0)
-    if steps > T:
-        raise ValueError(f"steps={steps} are more than the {T} that there are")
-    batch_size = None if batch_size is None else whole("batch_size", batch_size)
-    if not isinstance(model, nn.Module):
-        run = model if isinstance(model, Run) else Run.load(model)
-        if "diffus" not in run.params.get("task", "diffuse"):
-            raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
-        shape = shape or run.params["data"].get("image_size")
-        model = load_model(run)
+    n, how = whole("n", n), Sampling.of(options)
+    model, shape, process = _opened(model, shape, how.process)
+    if how.steps > process.num_train_timesteps:
+        raise ValueError(f"steps={how.steps} are more than the {process.num_train_timesteps} that there are")
     size = _shape(model, shape)
-    check_times(model)
-    wanted = _labels(model, labels, n, guidance)
+    check_times(model, process)
+    wanted = _labels(model, labels, n, how.guidance)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    make_schedule(sampler)  # an unknown name is told before anything is measured
-    batch = batch_size or _batch_that_fits(model, size, guidance, device)
-    network = GuidedNoise(model, guidance)
+    batch = how.batch_size or _batch_that_fits(model, size, how.guidance, device)
+    network, how = Guided(model, how.guidance), replace(how, process=process)
     images = []
-    bar = progress_bar(steps * -(-n // batch), f"{sampler}, {n} images", enabled=progress)
+
+    def look(k: int, t: int, seen: Seen) -> None:
+        if on_step is not None:
+            on_step(k, t, seen.x, seen.start)
+        bar.update()
+
+    bar = progress_bar(how.steps * -(-n // batch), f"{how.sampler}, {n} images", enabled=progress)
     with evaluating(network), bar:
-        for first in range(0, n, batch):
-            rows = range(first, min(first + batch, n))
-            draws = [torch.Generator().manual_seed(derive_seed(seed, row)) for row in rows]
-            chosen = None if wanted is None else wanted[first : rows.stop].to(device)
-            schedule = make_schedule(sampler)
-            images.append(_draw(network, schedule, size, draws, chosen, steps, device, on_step, bar).cpu())
-    return torch.cat(images).clamp(-1, 1)
+        for rows in torch.arange(n).split(batch):
+            draws = [torch.Generator().manual_seed(derive_seed(how.seed, int(row))) for row in rows]
+            draw = partial(_noise, size, draws, device)
+            chosen = None if wanted is None else wanted[rows].to(device)
+            images.append(_draw(partial(network, labels=chosen), draw, how, dtype_of(model), look).cpu())
+    drawn = torch.cat(images)
+    return drawn.clamp(-1, 1) if process.clip_sample else drawn
+
+
+def _noise(size: tuple[int, ...], draws: Sequence[torch.Generator], device: torch.device) -> Tensor:
+    return torch.stack([torch.randn(size, generator=draw) for draw in draws]).to(device)
 
 
 def _draw(
-    network: GuidedNoise,
-    schedule: Any,
-    size: tuple[int, ...],
-    draws: list[torch.Generator],
-    labels: Tensor | None,
-    steps: int,
-    device: torch.device,
-    on_step: OnStep | None,
-    bar: Any,
+    network: Callable[..., Tensor],
+    draw: Callable[[], Tensor],
+    how: Sampling,
+    dtype: torch.dtype,
+    look: Callable[[int, int, Seen], None],
 ) -> Tensor:
-    dtype = next((p.dtype for p in network.parameters()), torch.float32)
-    x = torch.stack([torch.randn(size, generator=draw) for draw in draws]).to(device)
-    times, ddim = time_steps(steps), type(schedule).__name__ == SAMPLERS["ddim"]
-    schedule.set_timesteps(steps) if ddim else schedule.set_timesteps(timesteps=times)
-    for k, (t, following) in enumerate(zip(times, [*times[1:], -1], strict=True)):
-        if ddim:
-            # It goes back by T // n, the same at every step: give it the n for this step's own way, also where the
-            # number of steps does not divide T.
-            schedule.num_inference_steps = Fraction(T, t - following)
-        noise = network(x.to(dtype), torch.full((len(x),), t, device=device), labels).float()
-        if noise.shape != x.shape:
-            raise ValueError(f"the denoiser returns {tuple(noise.shape)} for {tuple(x.shape)}, not their noise")
-        if on_step is not None:
-            kept = schedule.alphas_cumprod[t]
-            start = (x - (1 - kept).sqrt() * noise) / kept.sqrt()
-            on_step(k, t, x, start.clamp(-1, 1))
-        x = schedule.step(noise, t, x, generator=draws).prev_sample
-        bar.update()
+    process, seen = how.process or DiffusionProcess(), list[Seen]()
+    times = time_steps(how.steps, process.num_train_timesteps)
+    levels = [*process.alphas_cumprod[times].tolist(), 1.0]
+    x = draw()
+    for k, t in enumerate(times):
+        now = torch.full((len(x),), t, device=x.device)
+        prediction = network(x.to(dtype), now).float()
+        if prediction.shape != x.shape:
+            raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
+        start = process.start_from(prediction, x, now)
+        start = start.clamp(-1, 1) if process.clip_sample else start
+        seen = [*seen[-1:], Seen(x, process.noise_from(prediction, x, now), start, levels[k])]
+        look(k, t, seen[-1])
+        x = STEPS[how.sampler](seen, levels[k + 1], draw)
     return x
-
-
-def time_steps(steps: int) -> list[int]:
-    """The times of a sampling, noisiest first, evenly from T − 1 down ("trailing" in arXiv 2305.08891).
-
-    >>> time_steps(3)
-    [999, 666, 332]
-    """
-    return [round(T - k * T / steps) - 1 for k in range(steps)]
 
 
 @dataclass(frozen=True)
@@ -201,7 +226,7 @@ class Trajectory:
         return f"Trajectory({self.final.shape[0]} images at t = {', '.join(map(str, self.t))})"
 
 
-def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, **options: Any) -> Trajectory:
+def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajectory:
     """What `sample(model, n, **options)` goes through, at `shots` steps spread evenly from the first to the last.
 
     >>> from redistill_lib.models import create_model
@@ -227,6 +252,23 @@ def trajectory(model: nn.Module | Run | str | Path, n: int = 4, shots: int = 8, 
 # ---------------------------------------------------------------------------------------------- what a call may leave
 
 
+def _opened(
+    model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
+) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
+    """The network behind a run or a pipeline, the shape of its images and its process, as far as they are told."""
+    if isinstance(model, nn.Module):
+        return model, shape, process or DiffusionProcess()
+    if isinstance(unet := getattr(model, "unet", None), nn.Module):
+        return unet, shape, process or DiffusionProcess.from_config(model.scheduler)
+    if not isinstance(model, Run | str | Path):
+        raise TypeError(f"a {type(model).__name__} draws no images; give a denoiser, a run or a pipeline with a unet")
+    run = model if isinstance(model, Run) else Run.load(model)
+    if "diffus" not in run.params.get("task", "diffuse"):
+        raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
+    own = DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
+    return load_model(run), shape or run.params["data"].get("image_size"), process or own
+
+
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
     shape = shape or getattr(getattr(model, "config", None), "sample_size", None)
     if shape is None:
@@ -245,18 +287,23 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
 
 
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
-    classes = classes_of(model)
-    if not math.isfinite(guidance):
-        raise ValueError(f"guidance is a finite number, not {guidance}")
-    if classes is None:
+    conditioning = conditioning_of(model)
+    if conditioning is None:
         if labels is not None or guidance:
             what = "labels" if labels is not None else "guidance"
             raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
         return None
-    if labels is None:
-        if guidance:
-            raise ValueError("guidance needs labels to guide to; give labels=")
-        return torch.full((n,), classes)
+    classes, null = conditioning.classes, conditioning.null
+    if labels is None and guidance:
+        raise ValueError("guidance needs labels to guide to; give labels=")
+    if labels is None and null is not None:
+        return torch.full((n,), null)
+    if labels is None or (guidance and null is None):
+        raise ValueError(
+            f"the network has {classes} labels and none is known to mean no class; "
+            + ("leave guidance out" if guidance else "give labels=")
+            + f", or where its last one does, say so: model.register_to_config(num_classes={classes - 1})"
+        )
     chosen = torch.as_tensor(labels)
     if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
         raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))
@@ -274,7 +321,9 @@ def _batch_that_fits(model: nn.Module, size: tuple[int, ...], guidance: float, d
     if free is None:
         return FEW
     try:
-        peak = peak_of_sampling(model, torch.zeros(1, *size, device=device), guidance, convention="eager")
+        peak = peak_of_sampling(
+            model, torch.zeros(1, *size, device=device, dtype=dtype_of(model)), guidance, convention="eager"
+        )
     except Exception:  # not every network can be profiled; what is wrong with its inputs, drawing will say
         return FEW
     return max(1, min(MOST, free // 2 // peak))

@@ -94,8 +94,10 @@ def image_size(inputs: Sequence[Any]) -> Size:
 def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     """Follow the image's resolution through the network, in eval mode, without changing or computing anything.
 
-    Where the network decides by its values, one real pass is made instead.
+    Where the network decides by its values, one real pass is made instead. Float inputs take the dtype of the weights.
     """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
     fake = FakeTensorMode()
     with quiet_fakes():
         try:
