@@ -8,10 +8,20 @@ Models and methods are chosen on ``validation``, which is held out of train; ``t
 end.
 """
 
-from redistill_lib.data.augment import to_float
+from redistill_lib.data.augment import Views, to_float
 from redistill_lib.data.clutter import Clutter
 from redistill_lib.data.images import LazyImages, TensorImages, as_batch
 from redistill_lib.data.sources import Source
 from redistill_lib.data.splits import DataSplits, load_data
 
-__all__ = ["Clutter", "DataSplits", "LazyImages", "Source", "TensorImages", "as_batch", "load_data", "to_float"]
+__all__ = [
+    "Clutter",
+    "DataSplits",
+    "LazyImages",
+    "Source",
+    "TensorImages",
+    "Views",
+    "as_batch",
+    "load_data",
+    "to_float",
+]

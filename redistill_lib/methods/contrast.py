@@ -73,7 +73,7 @@ class _Contrast(nn.Module):
         scores = torch.exp(torch.einsum("bd,bkd->bk", anchors, memory) / self.method.temperature)
         if not self.scales[side]:
             self.scales[side] = scores.detach().mean() * self.samples
-        likely = scores / self.scales[side]
+        likely = scores / self.scales[side].clone()  # set in place for the other side
         noise = (memory.shape[1] - 1) / self.samples
         own, others = likely[:, 0] / (likely[:, 0] + noise), noise / (likely[:, 1:] + noise)
         return -(own.log().mean() + others.log().sum(1).mean())

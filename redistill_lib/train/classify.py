@@ -77,13 +77,13 @@ def distill_classifier(
     return train(setup, _network(setup, student, width), _task(setup), "distill", lesson)
 
 
-def _task(setup: Setup) -> Classification:
+def _task(setup: Setup[Recipe]) -> Classification:
     return Classification(setup.recipe.label_smoothing)
 
 
-def _network(setup: Setup, model: Any, width: float) -> Network:
+def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
     data = setup.data
-    size = {"num_classes": data.num_classes, "in_channels": data.in_channels, "width": width}
+    size: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels, "width": width}
     network = setup.network(model, lambda name: create_model(name, **size), size)
     example = _task(setup).example(data, 2)
     with evaluating(network.module):

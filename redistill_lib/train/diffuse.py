@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.diffusion import check_denoiser, conditioning_of
+from redistill_lib.diffusion.noise import check_denoiser, conditioning_of
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import RED, Method, parse_methods
 from redistill_lib.models import create_model
@@ -80,11 +80,11 @@ def distill_diffusion(
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
     chosen = methods if methods is None else _weighed(methods)
-    carried = [tap.method for tap in taps or () if isinstance(tap, Tap) and tap.method]
+    carried = [tap.method for tap in ([] if isinstance(taps, str | Path) else taps or []) if tap.method]
     if wrong := {method.name for method in (*(chosen or ()), *carried)} & {"kd", "dkd"}:
         raise ValueError(f"{min(wrong)} compares class probabilities; a denoiser's prediction is compared by mse")
     setup, network = _begin(student, data, recipe, unet, seed, options)
-    teachers, records = open_teachers(teacher, setup.data, "denoiser")
+    teachers, runs = open_teachers(teacher, setup.data, "denoiser")
     ours = conditioning_of(network.module, setup.data.num_classes)
     for model in teachers:
         check_denoiser(model, setup.data, "teacher", setup.recipe.process)
@@ -93,7 +93,7 @@ def distill_diffusion(
                 f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}; give both "
                 "the same"
             )
-    lesson = Lesson(teachers, records, chosen, taps, objective)
+    lesson = Lesson(teachers, runs, chosen, taps, objective)
     return train(setup, network, _task(setup, network), "distill diffusion", lesson)
 
 
@@ -108,7 +108,7 @@ def _weighed(methods: str | Method | Sequence[str | Method]) -> tuple[Method, ..
 
 def _begin(
     model: Any, data: Any, recipe: Any, unet: Mapping[str, Any], seed: int, options: Any
-) -> tuple[Setup, Network]:
+) -> tuple[Setup[DiffusionRecipe], Network]:
     data = load_data("digits", image_size=16) if data is None else data
     setup = Setup.check(data, recipe, seed, options, kind=DiffusionRecipe, splits=("train", "validation"))
     if given := unet.keys() & {"name", "in_channels"}:
@@ -119,5 +119,5 @@ def _begin(
     return setup, network
 
 
-def _task(setup: Setup, network: Network) -> Denoising:
+def _task(setup: Setup[DiffusionRecipe], network: Network) -> Denoising:
     return denoising_task(network.module, setup.data, setup.recipe.process, setup.recipe.label_dropout)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -33,29 +33,32 @@ TASKS = {"classify": "classifier", "distill": "classifier", "diffuse": "denoiser
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student is taught: by whom (and how a record names them), with which methods, at which taps, and how
-    the losses add up."""
+    """What a student is taught: by whom (and by which runs these were trained), with which methods, at which taps,
+    and how the losses add up."""
 
     teachers: list[nn.Module]
-    records: list[dict[str, str]]
+    runs: list[str]
     methods: Methods = "red"
     taps: Sequence[Tap] | str | Path | None = None
     objective: Objective | None = None
 
 
+R = TypeVar("R", bound=Recipe)
+
+
 @dataclass(frozen=True)
-class Setup:
+class Setup(Generic[R]):
     """A training's data, recipe, seed and options, each checked."""
 
     data: DataSplits
-    recipe: Recipe
+    recipe: R
     seed: int
     options: RunOptions
 
     @classmethod
     def check(
-        cls, data: Any, recipe: Any, seed: Any, options: Any, *, kind: type[Recipe], splits: Sequence[str]
-    ) -> Setup:
+        cls, data: Any, recipe: Any, seed: Any, options: Any, *, kind: type[R], splits: Sequence[str]
+    ) -> Setup[R]:
         """Raises TypeError or ValueError, in one sentence, for anything but what a training takes."""
         recipe, options = kind() if recipe is None else recipe, options or RunOptions()
         for label, value, wanted in (("recipe", recipe, kind), ("options", options, RunOptions)):
@@ -115,7 +118,7 @@ def draw_weights(network: nn.Module) -> None:
             )
 
 
-def train(setup: Setup, network: Network, task: Task, kind: str, lesson: Lesson | None = None) -> Run:
+def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Lesson | None = None) -> Run:
     """Train a network for a task, with a lesson from teachers or without one."""
     params: dict[str, Any] = {"task": kind, "model": network.record}
     objective = replace((lesson and lesson.objective) or Objective(), task_loss=task.loss)
@@ -136,10 +139,11 @@ def train(setup: Setup, network: Network, task: Task, kind: str, lesson: Lesson 
             )
         methods = dict.fromkeys(term.method.name for term in distillation.terms)
         codes = {term.method.name: object_identity(term.method) for term in distillation.terms}
-        params |= {"methods": "+".join(sorted(methods)), "teachers": lesson.records, "method_code": codes}
+        params |= {"methods": "+".join(sorted(methods)), "method_code": codes}
+        params |= {"teachers": [network_identity(teacher) for teacher in lesson.teachers]}
         params |= distillation.settings()
     params |= {"data": setup.data.params, "recipe": asdict(setup.recipe), "seed": setup.seed}
-    return fit(distillation, task, setup.data, setup.recipe, setup.options, params)
+    return fit(distillation, task, setup.data, setup.recipe, setup.options, params, lesson.runs if lesson else ())
 
 
 def _taps(lesson: Lesson, student: nn.Module, example: tuple[torch.Tensor, ...]) -> list[Tap]:
@@ -151,8 +155,8 @@ def _taps(lesson: Lesson, student: nn.Module, example: tuple[torch.Tensor, ...])
     return match_taps(student, lesson.teachers[0], example) if wanted else []
 
 
-def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[dict[str, str]]]:
-    """The teachers' networks in float32, and what a record says of them: what they are, and a run's id.
+def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[str]]:
+    """The teachers' networks in float32, and the ids of the runs that trained them.
 
     Raises for anything but teachers and for runs of another `kind` (``classifier`` or ``denoiser``); warns of a run
     that was trained on other images than `data`.
@@ -163,23 +167,22 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
             "teacher is a run, its folder or a network, or a list of at least one of these, "
             f"not {reprlib.repr(given)}"
         )
-    models, records = [], []
+    models, runs = [], []
     for teacher in several:
         if isinstance(teacher, nn.Module):
-            model, record = copy.deepcopy(teacher).cpu().float(), {}
+            models.append(copy.deepcopy(teacher).cpu().float())
         else:
             run = teacher if isinstance(teacher, Run) else Run.load(teacher)
             if (its := TASKS.get(run.params.get("task", ""), kind)) != kind:
                 raise ValueError(f"teacher {run.id} is a {its}; a {kind} learns from a {kind}'s run")
-            model, record = load_model(run), {"run": run.id}
+            models.append(load_model(run))
+            runs.append(run.id)
             if other := _differences(run.params.get("data"), data.params):
                 warnings.warn(
                     f"teacher {run.id} was trained on other images than the student gets: {other} differ",
                     stacklevel=4,
                 )
-        models.append(model)
-        records.append({**record, **network_identity(model)})
-    return models, records
+    return models, runs
 
 
 def _differences(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:

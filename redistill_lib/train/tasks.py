@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from redistill_lib.data import DataSplits
 from redistill_lib.data.augment import sample_rng
-from redistill_lib.diffusion import DiffusionProcess, conditioning_of, denoising_loss, sample, to_uint8
+from redistill_lib.diffusion import DiffusionProcess, denoising_loss, sample, to_uint8
+from redistill_lib.diffusion.noise import conditioning_of
 from redistill_lib.methods import Batch
 from redistill_lib.network import output_of
 from redistill_lib.train.evaluate import count_correct

@@ -4,7 +4,7 @@ bits)."""
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 from redistill_lib.data import DataSplits, Views, as_batch
 from redistill_lib.data.augment import derive_seed
-from redistill_lib.diffusion import save_grid
 from redistill_lib.diffusion.ema import average_of
+from redistill_lib.diffusion.images import save_grid
 from redistill_lib.distill import Distillation
 from redistill_lib.memory import profile_memory
 from redistill_lib.methods import Batch
 from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.progress import progress_bar
 from redistill_lib.red import RedBlock, inserted_blocks
-from redistill_lib.runs import Run, find_run, write_history
+from redistill_lib.runs import Run, complete_run, find_run, write_history
 from redistill_lib.source import code_identity
 from redistill_lib.train.environment import describe, main_holds, open_accelerator
 from redistill_lib.train.options import History, RunOptions
@@ -42,6 +42,7 @@ def fit(
     recipe: Recipe,
     options: RunOptions,
     params: Mapping[str, Any],
+    teacher_runs: Sequence[str] = (),
 ) -> Run:
     """The run of these parameters: as it is where it is complete, else trained from wherever its state ends.
 
@@ -60,11 +61,12 @@ def fit(
             f"{others[0].path} has the same parameters but was made by other code of this library, so it is trained "
             "again; RunOptions(reuse=True) takes it as it is"
         )
-    run = Run(path, params, environment=describe(accelerator), code=code_identity(), name=options.name)
-    if (done := _complete(run)) is not None:
+    environment = {**describe(accelerator), "teacher_runs": list(teacher_runs)}
+    run = Run(path, params, environment=environment, code=code_identity(), name=options.name)
+    if (done := complete_run(path)) is not None:
         return _found(done, options, accelerator)
     with main_holds(accelerator, path):
-        if (done := _complete(run)) is not None:  # by a process that held it until now
+        if (done := complete_run(path)) is not None:  # by a process that held it until now
             return _found(done, options, accelerator)
         trainer = Trainer(distillation, task, data, recipe, options, run, accelerator)
         try:
@@ -79,13 +81,6 @@ def fit(
                     f"stopped after {reached}; the same call goes on from there ({path})"
                 ) from None
             raise
-
-
-def _complete(run: Run) -> Run | None:
-    if not (run.path / "run.json").is_file():
-        return None
-    found = Run.load(run.path)
-    return found if found.complete and (run.path / "model.safetensors").is_file() else None
 
 
 def _found(run: Run, options: RunOptions, accelerator: Accelerator) -> Run:
