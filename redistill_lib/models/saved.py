@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,10 +27,15 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote."""
-    with safe_open(path, "pt") as file:
-        record = json.loads((file.metadata() or {}).get("record", "{}"))
-    return load_file(path), record
+    """What `save_tensors` wrote. Raises FileNotFoundError, and ValueError for a file that is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get("record", "{}"))
+        return load_file(path), record
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} is cut short or damaged ({error}); delete the folder of its run and train again"
+        ) from error
 
 
 def structure(model: nn.Module) -> str:
