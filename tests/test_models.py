@@ -22,6 +22,8 @@ from redistill_lib.models import (
     usual_plan,
 )
 from redistill_lib.models.mobilenet import InvertedResidual, make_divisible
+from redistill_lib.models.saved import read_tensors, save_tensors
+from redistill_lib.red import RedBlock
 
 Shapes = dict[str, dict[str, list[int]]]
 OFFICIAL: Shapes = json.loads((Path(__file__).parent / "reference" / "official_shapes.json").read_text())
@@ -399,7 +401,7 @@ def test_models_by_kind() -> None:
 
 def test_questions_about_unknown_architectures() -> None:
     for ask in (places, usual_plan):
-        with pytest.raises(ValueError, match="did you mean resnet18"):
+        with pytest.raises(ValueError, match=r"did you mean .*'resnet18'"):
             ask("resnet_18")
 
 
@@ -420,15 +422,17 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("prefix", ["", "net.", "module.", "module.net.", "net.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "net.", "module.", "module.net.", "net.module.", "_orig_mod.", "model.", "module.student."]
+)
 def test_load_mapping_with_prefixes(small: nn.Module, prefix: str) -> None:
     model = fresh()
     assert load_checkpoint(model, {prefix + k: v for k, v in small.state_dict().items()}) is model
     assert_same(model, small)
 
 
-@pytest.mark.parametrize("key", ["state_dict", "model", "net"])
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+@pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model", "net", "net_model"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pth.tar", ".ckpt"])
 def test_load_nested_torch_file(small: nn.Module, tmp_path: Path, key: str, suffix: str) -> None:
     state = {f"net.{k}": v for k, v in small.state_dict().items()}
     torch.save({"epoch": 3, key: state}, tmp_path / f"teacher{suffix}")
@@ -438,6 +442,35 @@ def test_load_nested_torch_file(small: nn.Module, tmp_path: Path, key: str, suff
 def test_load_safetensors(small: nn.Module, tmp_path: Path) -> None:
     save_file({f"module.{k}": v for k, v in small.state_dict().items()}, tmp_path / "m.safetensors")
     assert_same(load_checkpoint(fresh(), str(tmp_path / "m.safetensors")), small)
+
+
+def test_averaged_weights_come_before_the_last(small: nn.Module) -> None:
+    last = {name: torch.zeros_like(tensor) for name, tensor in small.state_dict().items()}
+    assert_same(load_checkpoint(fresh(), {"net_model": last, "ema_model": small.state_dict(), "step": 9}), small)
+
+
+def distiller(student: nn.Module, blocks: nn.Module) -> dict[str, Tensor]:
+    """A file such as the authors' distiller leaves."""
+    parts = {"student": student, "teachers.0": nn.Linear(2, 2), "dist_modules": blocks}
+    return {f"module.{part}.{k}": v for part, module in parts.items() for k, v in module.state_dict().items()}
+
+
+def test_only_the_student_of_a_distiller_is_loaded_and_that_is_said(small: nn.Module) -> None:
+    with pytest.warns(UserWarning, match=r"16 tensors that are not the network's \(teachers, dist_modules\)"):
+        assert_same(load_checkpoint(fresh(), distiller(small, nn.ModuleList([RedBlock(4)]))), small)
+
+
+def test_red_blocks_of_a_distiller_in_tap_order(small: nn.Module) -> None:
+    blocks, target = ([RedBlock(4), RedBlock(6, 1)] for _ in range(2))
+    state = distiller(small, nn.ModuleList(blocks))
+    with pytest.warns(UserWarning, match=r"2 tensors that are not the network's \(teachers\)"):
+        load_checkpoint(fresh(), state, target)
+    assert_same(nn.ModuleList(target), nn.ModuleList(blocks))
+    model, before = fresh(), fresh()
+    before.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match=r"does not fit the RED blocks: of another shape: 0\.logit\.0\.weight"):
+        load_checkpoint(model, state, target[::-1])
+    assert_same(model, before)
 
 
 def test_a_prefix_of_the_model_itself_stays(small: nn.Module) -> None:
@@ -479,7 +512,7 @@ def test_many_misfits_are_counted() -> None:
 
 def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "teacher.pt").touch()
-    with pytest.raises(FileNotFoundError, match=r"did you mean teacher\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'teacher\.pt'"):
         load_checkpoint(fresh(), tmp_path / "taecher.pt")
     with pytest.raises(FileNotFoundError, match="No checkpoint at"):
         load_checkpoint(fresh(), tmp_path / "nowhere" / "x.pt")
@@ -489,6 +522,21 @@ def test_bad_files(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list\.pt holds a list"):
         load_checkpoint(fresh(), tmp_path / "list.pt")
+    for name in ("cut.safetensors", "cut.pth"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(ValueError, match=f"{name} is cut short or damaged"):
+            load_checkpoint(fresh(), tmp_path / name)
     torch.save(fresh(), tmp_path / "whole.pt")
     with pytest.raises(ValueError, match=r"whole\.pt holds more than tensors"):
         load_checkpoint(fresh(), tmp_path / "whole.pt")
+
+
+def test_damaged_weights_of_a_run_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"weight": torch.zeros(100)})
+    assert read_tensors(path)[0].keys() == {"weight"}
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(
+        ValueError, match=r"model\.safetensors is cut short or damaged .* delete the folder of its run"
+    ):
+        read_tensors(path)

@@ -315,7 +315,7 @@ def test_the_time_step_reaches_narrow_networks() -> None:
         (TEACHER, {"strides": (2, 2, 2, 1)}, ["unet-1-222 has its plan in its name"]),
         ("unet-16-111", {}, ["stride 16 at head, which allows 1, 2, 4 or 8"]),
         ("unet-1-22", {}, ["Plan 1-22 has 3 places", "1-222"]),
-        ("u-net", {}, ["Unknown architecture 'u'", "did you mean unet"]),
+        ("u-net", {}, ["Unknown architecture 'u'", "did you mean 'unet'"]),
     ],
 )
 def test_bad_options(name: str, options: dict[str, Any], parts: list[str]) -> None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeVar, Unpack
+from typing import Literal, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from redistill_lib.checks import whole, wholes
+from redistill_lib.checks import hint, whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
+from redistill_lib.models.checkpoint import load_checkpoint
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
-from redistill_lib.models.unet import UNet, UNetOptions
+from redistill_lib.models.unet import UNet, UNetConfig, UNetOptions
 from redistill_lib.plans import StridePlan
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "usual_plan",
 ]
 
-Model = TypeVar("Model", bound=nn.Module)
 Kind = Literal["classifier", "diffusion"]  # images → logits; images and time steps → noise
 
 
@@ -104,12 +101,9 @@ def _split(name: str) -> tuple[str, Architecture, StridePlan]:
     """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError that says what is not."""
     arch, dash, text = name.partition("-")
     if arch not in ARCHITECTURES:
-        folded = name.lower().replace("-", "_")
-        close = difflib.get_close_matches(folded, ARCHITECTURES) or difflib.get_close_matches(
-            arch.lower(), ARCHITECTURES
-        )
-        known = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(ARCHITECTURES)}."
-        raise ValueError(f"Unknown architecture {arch!r} in model name {name!r}: {known}")
+        close = hint(name.replace("-", "_"), ARCHITECTURES) or hint(arch, ARCHITECTURES)
+        known = close or f"; choose from {', '.join(ARCHITECTURES)}."
+        raise ValueError(f"Unknown architecture {arch!r} in model name {name!r}{known}")
     facts = ARCHITECTURES[arch]
     try:
         plan = StridePlan.parse(text) if dash else facts.usual
@@ -249,75 +243,4 @@ def _create_unet(name: str, in_channels: int, num_classes: int | None, options: 
     elif "-" not in name and "mult" in options:
         name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', options['mult']))))}"
     plan = _split(name)[2]
-    return UNet(plan, in_channels, num_classes=num_classes, **options)  # type: ignore[misc]
-
-
-def load_checkpoint(model: Model, source: str | Path | Mapping[str, object]) -> Model:
-    """Load weights into `model`, strictly and in place, and return it.
-
-    `source` is a `.safetensors` file, a `.pt`/`.pth` file (read with `weights_only=True`), or a mapping of
-    tensors. The tensors may lie under a key "state_dict", "model" or "net", and all their names may begin
-    with `module.` or `net.`, as in the official checkpoints. Raises FileNotFoundError, or ValueError naming
-    the first missing, unexpected and mismatched tensors; the model is then untouched.
-
-    >>> small = create_model("resnet18", width=0.25)
-    >>> twin = load_checkpoint(create_model("resnet18", width=0.25), {"net": small.state_dict()})
-    >>> torch.equal(twin.conv1.weight, small.conv1.weight)
-    True
-    """
-    own = model.state_dict()
-    given: dict[str, object] = dict(source if isinstance(source, Mapping) else _read(Path(source)))
-    for key in ("state_dict", "model", "net"):
-        inner = given.get(key)
-        if isinstance(inner, Mapping):
-            given = dict(inner)
-    prefixes = [p for p in ("module.", "net.") if not any(name.startswith(p) for name in own)]
-    while given and (prefix := next((p for p in prefixes if all(n.startswith(p) for n in given)), None)):
-        given = {name.removeprefix(prefix): tensor for name, tensor in given.items()}
-    tensors = {name: tensor for name, tensor in given.items() if isinstance(tensor, Tensor)}
-
-    def some(what: str, names: list[str]) -> str:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"{what} {', '.join(names[:3])}{more}"
-
-    both = [name for name in own if name in tensors]
-    unlike = [
-        f"{name} ({'×'.join(map(str, tensors[name].shape))}, here {'×'.join(map(str, own[name].shape))})"
-        for name in both
-        if tensors[name].shape != own[name].shape
-    ]
-    found = {
-        "missing": [name for name in own if name not in given],
-        "unexpected": [name for name in given if name not in own],
-        "not a tensor:": [name for name in own if name in given and name not in tensors],
-        "of another shape:": unlike,
-    }
-    problems = [some(what, names) for what, names in found.items() if names]
-    if problems:
-        label = getattr(model, "name", type(model).__name__)
-        raise ValueError(f"The checkpoint does not fit {label}: {'; '.join(problems)}.")
-    model.load_state_dict(tensors, strict=True)
-    return model
-
-
-def _read(path: Path) -> Mapping[str, object]:
-    if not path.is_file():
-        beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, beside, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise FileNotFoundError(f"No checkpoint at {path}{hint}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if path.suffix not in (".pt", ".pth"):
-        raise ValueError(f"Checkpoint {path.name} is of an unknown kind: use .safetensors, .pt or .pth.")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"Checkpoint {path.name} holds more than tensors: save the model's state_dict() instead."
-        ) from error
-    if isinstance(loaded, Mapping):
-        return loaded
-    raise ValueError(f"Checkpoint {path.name} holds a {type(loaded).__name__}, not a mapping of tensors.")
+    return UNet(plan, in_channels, num_classes, UNetConfig(**options))  # type: ignore[misc]

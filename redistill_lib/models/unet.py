@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -26,6 +27,18 @@ class UNetOptions(TypedDict, total=False):
     res_blocks: int
     dropout: float
     T: int
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """What a U-Net is beside its plan, channels and classes; the default is the paper's. Explained at `UNet`."""
+
+    ch: int = 128
+    mult: Sequence[int] = (1, 2, 2, 2)
+    attention: Sequence[int] = (1,)
+    res_blocks: int = RES_BLOCKS
+    dropout: float = 0.1
+    T: int = 1000
 
 
 def usual_plan(levels: int = LEVELS) -> StridePlan:
@@ -142,7 +155,7 @@ class UNet(nn.Module):
 
     Raises ValueError for options that do not fit each other, and on inputs of another shape or kind.
 
-    >>> model = UNet(StridePlan.parse("2-21"), ch=8, mult=(1, 2, 2))
+    >>> model = UNet(StridePlan.parse("2-21"), config=UNetConfig(ch=8, mult=(1, 2, 2)))
     >>> model.name, model(torch.zeros(5, 3, 16, 16), torch.arange(5)).shape
     ('unet-2-21', torch.Size([5, 3, 16, 16]))
     """
@@ -151,17 +164,13 @@ class UNet(nn.Module):
         self,
         plan: StridePlan,
         in_channels: int = 3,
-        ch: int = 128,
-        mult: Sequence[int] = (1, 2, 2, 2),
-        attention: Sequence[int] = (1,),
-        res_blocks: int = RES_BLOCKS,
-        dropout: float = 0.1,
-        T: int = 1000,
         num_classes: int | None = None,
+        config: UNetConfig = UNetConfig(),
     ) -> None:
         super().__init__()
-        ch, res_blocks, T = whole("ch", ch), whole("res_blocks", res_blocks), whole("T", T)
-        mult, attention = wholes("mult", mult), wholes("attention", attention, least=0)
+        ch, res_blocks, T = (whole(name, getattr(config, name)) for name in ("ch", "res_blocks", "T"))
+        mult, attention = wholes("mult", config.mult), wholes("attention", config.attention, least=0)
+        dropout = config.dropout
         _check(plan, ch, mult, attention, dropout)
         self.name, self.plan, self.T = f"unet-{plan}", plan, T
         self.in_channels = in_channels
