@@ -22,13 +22,16 @@ _HOMES = {
     "Tap": "distill",
     "match_taps": "distill",
     "read_taps": "distill",
-    "feature_maps": "network",
+    "record_maps": "network",
     "derive_student": "student",
     "Distillation": "distill",
+    "Objective": "distill",
     "load_data": "data",
     "as_batch": "data",
     "to_float": "data",
+    "DiffusionRecipe": "train",
     "Recipe": "train",
+    "RunOptions": "train",
     "STL10": "train",
     "train_classifier": "train",
     "distill_classifier": "train",
@@ -51,11 +54,11 @@ if TYPE_CHECKING:
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.data.augment import to_float
     from redistill_lib.diffusion import sample
-    from redistill_lib.distill import Distillation, Tap, match_taps, read_taps
+    from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model
-    from redistill_lib.network import feature_maps
+    from redistill_lib.network import record_maps
     from redistill_lib.plans import StridePlan
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss
@@ -63,7 +66,9 @@ if TYPE_CHECKING:
     from redistill_lib.student import derive_student
     from redistill_lib.train import (
         STL10,
+        DiffusionRecipe,
         Recipe,
+        RunOptions,
         distill_classifier,
         distill_diffusion,
         evaluate,

@@ -140,5 +140,7 @@ class Denoising:
 def denoising_task(model: nn.Module, data: DataSplits, process: DiffusionProcess, label_dropout: float) -> Denoising:
     """The task of a network with its classes, if it takes labels."""
     labels = conditioning_of(model, data.num_classes)
-    known = (None, None) if labels is None else (labels.classes, labels.null)
-    return Denoising(process, (data.in_channels, data.image_size, data.image_size), *known, label_dropout)
+    shape = (data.in_channels, data.image_size, data.image_size)
+    if labels is None:
+        return Denoising(process, shape)
+    return Denoising(process, shape, labels.classes, labels.null, label_dropout)

@@ -275,7 +275,7 @@ class Trainer:
             metrics |= {"best_epoch": int(self.best["epoch"])}
         self.accelerator.wait_for_everyone()
         model = self.trainee.graduate()
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as load_model gives it
+        model.to(memory_format=torch.contiguous_format)  # as load_model gives it
         model.load_state_dict(read_tensors(self.run.path / "model.safetensors")[0])
         if self.task.unit == "epoch":
             metrics |= {f"test_{k}": v for k, v in self._scores(model, "test").items()}
