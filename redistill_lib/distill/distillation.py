@@ -113,9 +113,8 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
 class Distillation(nn.Module):
     """Student and frozen teachers, distilled at taps. Without a teacher it is plain training: the task loss alone.
 
-    Blocks are built into the student itself (one per tapped place), so an optimizer over its parameters trains them;
-    what methods train beside it (projectors) are parameters of this module only, so prefer
-    ``distillation.parameters()``. Call ``distillation.train()`` before training and ``eval()`` before evaluating, as
+    Blocks are built into the student itself (one per tapped place); what methods train beside it (projectors) are
+    parameters of this module only. So make the optimizer afterwards, over ``distillation.parameters()``. Call ``distillation.train()`` before training and ``eval()`` before evaluating, as
     for any module; teachers stay in eval mode whatever is called.
 
     Arguments:
