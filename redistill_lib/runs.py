@@ -1,8 +1,8 @@
 """The run store: one folder per training, readable without torch.
 
 ``runs/<id>/`` holds ``run.json`` (parameters, environment, status, metrics), ``history.csv`` (one row per epoch),
-``model.safetensors`` and, until the run is complete, ``state/`` to resume from. The id is a readable prefix and a
-hash of the parameters, so the same parameters find the same run again.
+``model.safetensors`` and, until the run is complete, ``state/`` to resume from. The id is a readable prefix, a hash
+of the parameters and the identity of the code that trained, so the same call finds the same run and no other.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ import json
 import math
 import os
 import re
+import socket
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from redistill_lib import __version__
+from redistill_lib.source import code_identity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +38,9 @@ class Run:
 
     `params` is what the id is a hash of; `metrics` its results (accuracies between 0 and 1, seconds, bytes as their
     names say); `environment` versions, device, threads and processes; `blocks`
-    the RED blocks of its network (layer, side, channels, kernel_size); `error` why it failed, if it did.
+    the RED blocks of its network (layer, side, channels, kernel_size); `error` why it failed, if it did. `code` is
+    the `code_identity` of the library that trained it, `reused_by` that of others for which the caller took it;
+    `name` is what the user calls it; `version` the library's, and `unknown` what a newer one has added.
     """
 
     path: Path
@@ -41,6 +50,11 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
     blocks: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
+    code: str | None = None
+    name: str | None = None
+    reused_by: list[str] = field(default_factory=list)
+    version: str = __version__
+    unknown: dict[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -49,6 +63,27 @@ class Run:
     @property
     def complete(self) -> bool:
         return self.status == "complete"
+
+    @property
+    def plan(self) -> str:
+        """Where its network downsamples: as recorded for a derived student, by name for a built-in network."""
+        model = self.params.get("model")
+        model = model if isinstance(model, dict) else {}
+        own = "structure" in model  # a class's name is no plan
+        return str(self.params.get("plan") or model.get("plan") or ("" if own else _plan_of(model.get("name"))))
+
+    @property
+    def role(self) -> str:
+        """``student`` with teachers; without them ``naive`` where a plan says that it was derived, else ``plain``."""
+        return "student" if self.params.get("teachers") else "naive" if self.params.get("plan") else "plain"
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know of a record that a newer version has written."""
+        if not self.unknown:
+            return ""
+        names = ", ".join(self.unknown)
+        return f"written by version {self.version} of redistill_lib, whose {names} this one ({__version__}) ignores"
 
     def history(self) -> pd.DataFrame:
         """One row per finished epoch: losses, accuracies between 0 and 1, learning rate, seconds."""
@@ -59,20 +94,58 @@ class Run:
 
     def save(self) -> Run:
         """Write ``run.json`` in one step: a reader sees the old record or the new one, never half of it."""
-        record = {k: v for k, v in vars(self).items() if k != "path"}
+        record = {k: v for k, v in vars(self).items() if k not in ("path", "unknown")} | self.unknown
         write_text(self.path / "run.json", json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
         return self
 
+    def finished(self, metrics: Mapping[str, Any], blocks: Sequence[dict[str, Any]] = ()) -> Run:
+        """This run with its results, not saved yet: complete, or failed where a metric is NaN or infinite."""
+        wrong = [f"{k} is {v}" for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
+        status = "failed" if wrong else "complete"
+        error = f"the trained network cannot be evaluated: {', '.join(wrong)}" if wrong else None
+        return replace(self, status=status, error=error, metrics=dict(metrics), blocks=list(blocks))
+
+    def stopped(self, error: BaseException) -> Run:
+        """Record that `error` stopped the training. Never raises: a full disk becomes a note on `error`."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        said = None if interrupted else str(error) or type(error).__name__
+        run = replace(self, status="interrupted" if interrupted else "failed", error=said)
+        try:
+            run.save()
+        except OSError as failure:
+            error.add_note(f"{self.path}/run.json could not be written either: {failure}")
+        return run
+
+    def reused(self, code: str) -> Run:
+        """Record that a caller with other code took this run as it is; in a read-only store nothing is recorded."""
+        run = replace(self, reused_by=list(dict.fromkeys([*self.reused_by, code])))
+        with contextlib.suppress(OSError):
+            run.save()
+        return run
+
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """The run in that folder. Raises FileNotFoundError where there is none, ValueError for a broken record."""
-        path = Path(path)
+        """The run in that folder. Warns of a record with more in it than this version knows.
+
+        Raises FileNotFoundError where there is none, ValueError for a broken record.
+        """
+        run = cls._read(Path(path))
+        if run.note:
+            warnings.warn(f"{run.path}/run.json was {run.note}", stacklevel=2)
+        return run
+
+    @classmethod
+    def _read(cls, path: Path) -> Run:
         try:
-            record = json.loads((path / "run.json").read_text())
-            return cls(path=path, **record)
+            record = json.loads((path / "run.json").read_bytes())
+            known = {name: record.pop(name) for name in _TYPES.keys() & dict(record).keys()}
+            for name, value in known.items():
+                if not isinstance(value, _TYPES[name]):
+                    raise TypeError(f"{name} is {str(value)[:40]!r}")
+            return cls(path=path, **{"version": "unknown", **known}, unknown=record)
         except FileNotFoundError:
             raise FileNotFoundError(f"no run at {path}: it holds no run.json") from None
-        except (json.JSONDecodeError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
             ) from None
@@ -82,15 +155,92 @@ class Run:
         return f"Run({self.id}, {self.status}" + "".join(f", {k}={v}" for k, v in shown.items()) + ")"
 
 
-def run_id(prefix: str, params: Mapping[str, Any]) -> str:
-    """A folder name for these parameters: the prefix made safe, and eight hex digits of their SHA-256.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("params", "metrics", "environment"), dict),
+    **dict.fromkeys(("blocks", "reused_by"), list),
+    **dict.fromkeys(("status", "version"), str),
+    **dict.fromkeys(("error", "code", "name"), str | None),
+}
 
-    >>> run_id("resnet18 ×4", {"seed": 0})
-    'resnet18-4-de7d7744'
+
+def _plan_of(name: Any) -> str:
+    found = re.search(r"-(\d+-\d+)$", name) if isinstance(name, str) else None
+    return found[1] if found else ""
+
+
+def canonical(value: Any, where: str = "params") -> Any:
+    """Nested parameters in one form: keys sorted, whole floats as ints, tuples as lists, numpy's scalars as Python's.
+
+    Raises ValueError for NaN and infinity, TypeError for what JSON cannot say; both name the parameter.
+
+    >>> canonical({"rate": 1.0, "betas": (0.9, 1)}) == canonical({"betas": [0.9, 1.0], "rate": 1})
+    True
     """
-    text = json.dumps(params, sort_keys=True, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        items = sorted((str(key), item) for key, item in value.items())
+        return {key: canonical(item, f"{where}.{key}") for key, item in items}
+    if isinstance(value, list | tuple):
+        return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where} is {value}; parameters are finite numbers")
+        return int(value) if value.is_integer() else float(value)
+    if isinstance(value, Path):
+        return value.as_posix()
+    if hasattr(value, "tolist"):
+        return canonical(value.tolist(), where)
+    raise TypeError(f"{where} is {value!r}, which JSON cannot say; give numbers, text, lists and dicts of them")
+
+
+def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
+    """A folder name: the prefix made safe, eight hex digits of the parameters' SHA-256, and the code's identity.
+
+    >>> run_id("resnet18 ×4", {"seed": 0}, "1f3a9c02")
+    'resnet18-4-de7d7744-1f3a9c02'
+    """
+    text = json.dumps(canonical(params), ensure_ascii=False)
     safe = re.sub(r"[^A-Za-z0-9_.+]+", "-", prefix).strip("-")
-    return f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return "-".join(filter(None, (safe, hashlib.sha256(text.encode()).hexdigest()[:8], code)))
+
+
+def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str) -> tuple[Path, list[Run]]:
+    """The folder of exactly these parameters and this code, and complete runs of the same parameters by other code.
+
+    Whether a run is in that folder, `complete_run` tells. The others come oldest first, those with damaged records or
+    weights left out; say `Run.reused` where one of them is taken.
+    """
+    folder = Path(root) / run_id(prefix, params, code)
+    others = []
+    for record in folder.parent.glob(f"*{run_id('', params)}*/run.json"):
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            if record.parent != folder and (run := complete_run(record.parent)):
+                others.append((record.stat().st_mtime, run.id, run))
+    return folder, [run for *_, run in sorted(others, key=lambda found: found[:2])]
+
+
+def complete_run(path: str | Path) -> Run | None:
+    """The complete run in that folder; None where there is none or an unfinished one. Needs no lock, writes nothing.
+
+    Raises ValueError for a damaged record, and for a complete run whose weights are missing or cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not (path / "run.json").exists() or not (run := Run.load(path)).complete:
+        return None
+    try:
+        with safe_open(path / "model.safetensors", "np"):  # compares the header with the file's size
+            return run
+    except (OSError, SafetensorError) as error:
+        raise ValueError(damaged(path / "model.safetensors", error)) from None
+
+
+def damaged(path: Path, error: Exception) -> str:
+    """What to say of a file of a run that cannot be used."""
+    reason = " ".join(str(error).split())
+    return f"{path} is cut short or not what this library wrote ({reason}); delete {path.parent} to train again"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -128,34 +278,109 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a run's folder; a second process that wants the same run waits and then finds it complete.
+    """Hold a run's folder; a second process that wants the same run waits, says for whom, and then finds it complete.
 
-    What a killed process left half-written is removed.
+    What a killed process left half-written is removed. Raises OSError where the folder cannot be written; a complete
+    run needs no lock (`complete_run`). The lock is the system's, gone with the process that holds it. On a file
+    system without such locks (some NFS mounts) the file ``.lock`` itself is the lock, and stays after a kill.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
-    path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path / ".lock"):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            print(f"waiting for run {path.name}, held by {_holder(path)}", file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise OSError(
+            f"run {path.name} cannot be trained in {path.parent}: {error}; give another runs_dir"
+        ) from error
+    try:
         for part in path.rglob(".*.part"):
-            part.unlink()
+            part.unlink(missing_ok=True)
+        now = datetime.now().astimezone().isoformat(" ", "seconds")
+        (path / ".holder").write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         yield
+    finally:
+        with contextlib.suppress(OSError):
+            (path / ".holder").unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    try:
+        known = (path / ".holder").read_text(errors="replace")
+    except OSError:
+        known = "another process"
+    return f"{known}; if that is gone, delete {path / '.lock'}"
 
 
 def load_runs(root: str | Path = "runs") -> pd.DataFrame:
-    """One row per run under `root`: id, status, every parameter and metric by name (nested ones dotted), and path.
+    """One row per run under `root`: id, name, status, role, plan, code, parameters and metrics by name (nested ones
+    dotted), error, note and path.
 
-    A folder without run.json is not a run. A broken record is a row with status ``unreadable``. Where nothing has
-    run yet, the frame is empty.
+    `code` is ``present`` for runs that the library as it is now has trained, else ``other``. A folder without
+    run.json is not a run. A broken record is a row with status ``unreadable``. Where nothing has run yet, the frame
+    is empty. What was read is kept in ``.index.json``, where `root` can be written: a listing reads the records that
+    have changed since. Raises NotADirectoryError for a file.
     """
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
-    for record in sorted(Path(root).glob("*/run.json")):
-        try:
-            run = Run.load(record.parent)
-        except ValueError as error:
-            rows.append({"id": record.parent.name, "status": "unreadable", "error": str(error)})
-            continue
-        flat: dict[str, Any] = pd.json_normalize({**run.params, **run.metrics}, max_level=2).to_dict("records")[0]
-        rows.append({"id": run.id, "status": run.status, **flat, "error": run.error, "path": str(run.path)})
+    root = Path(root)
+    if root.is_file():
+        raise NotADirectoryError(f"{root} is a file; give the folder that holds the runs")
+    known = _read_index(root / ".index.json")
+    found: dict[str, Any] = {}
+    for folder in os.scandir(root) if root.is_dir() else ():
+        with contextlib.suppress(OSError):
+            told = os.stat(f"{folder.path}/run.json")
+            stamp = [told.st_mtime_ns, told.st_size, told.st_ino]
+            old = known.get(folder.name)
+            same = isinstance(old, list) and len(old) == 2 and old[0] == stamp and isinstance(old[1], dict)
+            found[folder.name] = old if same else [stamp, _row(Path(folder.path))]
+    if found != known:
+        with contextlib.suppress(OSError):
+            write_text(root / ".index.json", json.dumps([_INDEX, found], default=str))
+    present = code_identity()
+    rows = []
+    for name in sorted(found):
+        row = found[name][1]
+        code = "present" if row.get("code") == present else "other"
+        rows.append({**row, "code": code, "path": str(root / name)})
     return pd.DataFrame(rows)
+
+
+_INDEX = "rows of runs, 1"  # another number for another form of rows
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        form, rows = json.loads(path.read_bytes())
+        return dict(rows) if form == _INDEX else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        run = Run._read(path)
+    except ValueError as error:
+        return {"id": path.name, "status": "unreadable", "error": str(error)}
+    own = {"id": run.id, "name": run.name, "status": run.status, "role": run.role, "plan": run.plan or None}
+    own |= {"code": run.code}
+    rest = {"error": run.error, "note": run.note or None}
+    told = {k: v for k, v in _flat({**run.params, **run.metrics}).items() if k not in own | rest}
+    return {**own, **told, **rest}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and depth:
+            flat |= _flat(value, f"{prefix}{key}.", depth - 1)
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

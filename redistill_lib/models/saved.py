@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from redistill_lib.checks import hint
+from redistill_lib.identity import structure
 from redistill_lib.models import create_model
 from redistill_lib.red import RedBlock, insert_blocks
-from redistill_lib.runs import Run, replacing
+from redistill_lib.runs import Run, damaged, replacing
+
+FILES = {"best": "model.safetensors", "last": "last.safetensors"}
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
@@ -27,29 +30,32 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str,
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_tensors` wrote."""
-    with safe_open(path, "pt") as file:
-        record = json.loads((file.metadata() or {}).get("record", "{}"))
-    return load_file(path), record
+    """What `save_tensors` wrote. Raises FileNotFoundError for a missing file, ValueError for a damaged one."""
+    try:
+        with safe_open(path, "pt") as file:
+            record = json.loads((file.metadata() or {}).get("record", "{}"))
+        return load_file(path), record
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no {path}; delete {path.parent} to train again") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(damaged(path, error)) from None
 
 
-def structure(model: nn.Module) -> str:
-    """Eight hex digits over how a network is built, whatever its weights: what it prints, and diffusers' config."""
-    config = getattr(model, "config", None)
-    told = {k: v for k, v in config.items() if not k.startswith("_")} if isinstance(config, Mapping) else {}
-    return hashlib.sha256(f"{model} {json.dumps(told, sort_keys=True, default=str)}".encode()).hexdigest()[:8]
-
-
-def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Module:
+def load_model(
+    run: Run | str | Path, model: nn.Module | None = None, weights: Literal["best", "last"] = "best"
+) -> nn.Module:
     """The trained network of a complete run, in eval mode, RED blocks included.
 
     Built-in networks are built from the run's record. For a network of your own, pass a `model` of the same
     architecture, without blocks; a copy of it is returned. It expects what it was trained on: images through
-    `to_float`, −1…1.
+    `to_float`, −1…1. `weights` are the run's result (``best``: a classifier's best epoch on validation, a denoiser's
+    average) or those after its last step (``last``).
 
-    Raises FileNotFoundError for a missing run, ValueError for an unfinished one, and for a network that is built
-    otherwise than the one that was trained.
+    Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished one, for damaged
+    weights, and for a network that is built otherwise than the one that was trained.
     """
+    if weights not in FILES:
+        raise ValueError(f"weights is 'best' or 'last', not {weights!r}{hint(weights, FILES)}")
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
         raise ValueError(
@@ -66,11 +72,19 @@ def load_model(run: Run | str | Path, model: nn.Module | None = None) -> nn.Modu
     if model is not None and structure(model) != spec.get("structure", structure(model)):
         raise ValueError(
             f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: "
-            "give the same class, widths, strides and options, derived in the same way, without RED blocks"
+            "give the same class with the same code and options, frozen and derived in the same way, as newly built "
+            "and without RED blocks"
         )
+    file = run.path / FILES[weights]
+    if weights == "last" and not file.exists():
+        raise FileNotFoundError(f"run {run.id} kept no last weights; load_model(run) gives its result")
+    tensors = read_tensors(file)[0]
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
         model = create_model(**spec) if model is None else copy.deepcopy(model)
         blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
     insert_blocks(model, blocks)
-    model.load_state_dict(read_tensors(run.path / "model.safetensors")[0])
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(damaged(file, error)) from None
     return model.eval()
