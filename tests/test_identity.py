@@ -203,7 +203,7 @@ def test_a_class_in_a_notebook() -> None:
     for said, factor in (("# as told", 2), ("'''Docstring.'''", 2), ("# as told", 3)):
         assert shell.run_cell(cell.format(said, factor), store_history=True).success
         kind = shell.user_ns["Net"]
-        assert source.function_code(kind.forward).startswith("FunctionDef(")
+        assert source.function_code(kind.forward).startswith("def forward(")
         nets.append(structure(kind()))
     assert nets[0] == nets[1] != nets[2]
 
