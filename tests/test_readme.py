@@ -51,13 +51,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         setup, "load_data", lambda name, **kw: real_load("hub" if str(name).startswith("hf:") else name, **kw)
     )
 
-    def pretrained(_: str) -> Any:
+    def pretrained(cls: type, _: str) -> Any:
         blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
         return diffusers.UNet2DModel(
             32, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks
         )
 
-    monkeypatch.setattr(diffusers.UNet2DModel, "from_pretrained", pretrained)
+    monkeypatch.setattr(diffusers.UNet2DModel, "from_pretrained", classmethod(pretrained))
     return tmp_path
 
 
