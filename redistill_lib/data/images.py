@@ -31,7 +31,27 @@ DECODING = 2  # raised whenever the same bytes decode to other pixels: older cac
 Failures = dict[str, dict[int, str]]  # part → index of an image that cannot be read → why
 
 
-class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """What both kinds of split share: ``labels`` int64 N, and ``__getitems__``, which gives a whole batch."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` images, uint8 B×C×H×W, and their labels."""
+        return self.__getitems__(range(min(count, len(self))))
+
+
+class TensorImages(Images):
     """Images in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
 
     >>> split = TensorImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -43,31 +63,17 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         check_type("images", images, Tensor)
         check_type("labels", labels, Tensor)
-        if (
-            images.dtype != torch.uint8
-            or images.ndim != 4
-            or labels.dtype != torch.int64
-            or len(labels) != len(images)
-        ):
+        right = images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64
+        if not right or len(labels) != len(images):
             raise ValueError(
                 f"images are uint8 N×C×H×W and labels int64 N, not {images.dtype} {tuple(images.shape)} "
                 f"and {labels.dtype} {tuple(labels.shape)}."
             )
         self.images, self.labels = images, labels
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
-
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[chosen], self.labels[chosen]
-
-    def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images, uint8 B×C×H×W, and their labels."""
-        return self.__getitems__(range(min(count, len(self))))
 
     def fingerprint(self) -> bytes:
         return hashlib.sha256(self.images.contiguous().numpy().data).digest()
@@ -111,22 +117,11 @@ class EncodedImages:
         ]
 
 
-class LazyImages(Dataset[tuple[Tensor, Tensor]]):
+class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time."""
 
     def __init__(self, encoded: EncodedImages, size: int, channels: int) -> None:
-        self.encoded, self.size, self.channels = encoded, size, channels
-
-    @property
-    def labels(self) -> Tensor:
-        return self.encoded.labels
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        self.encoded, self.labels, self.size, self.channels = encoded, encoded.labels, size, channels
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -146,10 +141,6 @@ class LazyImages(Dataset[tuple[Tensor, Tensor]]):
             for chunk in _chunks(range(len(self))):
                 digest.update(b"".join(pool.map(hashed, *zip(*self.encoded.read(chunk), strict=True))))
         return digest.digest()
-
-    def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images, uint8 B×C×H×W, and their labels."""
-        return self.__getitems__(range(min(count, len(self))))
 
     def take(self, rows: Tensor) -> LazyImages:
         return LazyImages(self.encoded.take(rows), self.size, self.channels)

@@ -310,9 +310,8 @@ def _from_table(table: Any, source: Source, origin: str) -> Part:
             classes = tuple(table.features[label].names)
         labels = table.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
         for row, value in enumerate(labels):
-            if (
-                value is None or value != value
-            ):  # pandas keeps a missing whole number as NaN, and the others as floats
+            # pandas keeps a missing whole number as NaN, and the others of its column as floats
+            if value is None or value != value:
                 raise ValueError(f"Row {row} of {origin} has no label in column '{label}'; remove the row.")
             if isinstance(value, float) and not value.is_integer():
                 raise ValueError(f"Row {row} of {origin} has the label {value}; labels are whole numbers or text.")
