@@ -292,6 +292,7 @@ def test_two_words_for_one_split_are_refused_in_parquet_files(tmp_path: Path) ->
 def test_a_class_may_be_named_like_a_split(tmp_path: Path, odd: str) -> None:
     root = image_folder(tmp_path)
     (root / "cat").rename(root / odd)
+    (root / odd / ".hidden").mkdir()
     assert load_data(root, cache_dir=None).classes == tuple(sorted(("ant", "bee", odd)))
 
 
@@ -299,6 +300,11 @@ def test_a_folder_that_may_be_split_or_class_is_asked_about(tmp_path: Path) -> N
     image_folder(tmp_path, ("train", "extra"))
     with pytest.raises(ValueError, match="holds train, which may be a split or a class beside extra; move"):
         load_data(tmp_path, cache_dir=None)
+
+
+def test_splits_without_train_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no folder train \(it has test, val\)"):
+        load_data(image_folder(tmp_path, ("test", "val")), cache_dir=None)
 
 
 def test_files_that_pillow_does_not_read_are_counted(tmp_path: Path) -> None:

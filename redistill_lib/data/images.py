@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, get_worker_info
 from redistill_lib.checks import check_type
 from redistill_lib.progress import progress_bar
 
-__all__ = ["EncodedImages", "LazyImages", "TensorImages", "as_batch", "decode_image", "fingerprint"]
+__all__ = ["EncodedImages", "LazyImages", "TensorImages", "as_batch", "decode_image"]
 
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 PROBED = 100_000  # larger sets have only a thousand of their headers read beforehand
@@ -133,13 +133,13 @@ class LazyImages(Images):
     def fingerprint(self) -> bytes:
         """A hash of what decides the pixels: side, channels and every encoded byte, which are all read for it."""
 
-        def hashed(raw: bytes | str | None, where: str) -> bytes:
-            return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw or "").read_bytes()).digest()
+        def hashed(raw: bytes | str, where: str) -> bytes:
+            return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
 
         digest = hashlib.sha256(repr((self.size, self.channels)).encode())
         with ThreadPoolExecutor() as pool:
-            for chunk in _chunks(range(len(self))):
-                digest.update(b"".join(pool.map(hashed, *zip(*self.encoded.read(chunk), strict=True))))
+            for _, found in _each(pool, hashed, self.encoded):
+                digest.update(found)
         return digest.digest()
 
     def take(self, rows: Tensor) -> LazyImages:
@@ -215,12 +215,19 @@ def _decoding() -> Iterator[Executor]:
         yield pool
 
 
-def _attempt(function: Callable[..., Any], raw: bytes | str | None, where: str) -> Any:
-    """The result, or the ValueError instead of raising it, so that all that cannot be read is found at once."""
-    try:
-        return function(raw, where)
-    except ValueError as error:
-        return error
+def _each(
+    pool: Executor, function: Callable[..., Any], encoded: EncodedImages, step: int = 1
+) -> Iterator[tuple[int, Any]]:
+    """The index and ``function(raw, where)`` of every ``step``-th image, or the ValueError it raises."""
+
+    def attempt(raw: bytes | str | None, where: str) -> Any:
+        try:
+            return function(raw, where)
+        except ValueError as error:
+            return error
+
+    for chunk in _chunks(range(0, len(encoded), step)):
+        yield from zip(chunk, pool.map(attempt, *zip(*encoded.read(chunk), strict=True)), strict=True)
 
 
 def _header(raw: bytes | str | None, where: str) -> tuple[tuple[int, int], bool, str]:
@@ -250,25 +257,22 @@ def probe(
     grey, first = True, None
     failures: Failures = {part: {} for part in parts}
     with _decoding() as pool:
-        for name_of_part, part in parts.items():
-            few = len(part) <= PROBED
+        for part, encoded in parts.items():
+            few = len(encoded) <= PROBED
             grey &= few
-            step = 1 if few or every else max(1, len(part) // 1000)
-            for chunk in _chunks(range(0, len(part), step)):
-                found = pool.map(partial(_attempt, _header), *zip(*part.read(chunk), strict=True))
-                for index, header in zip(chunk, found, strict=True):
-                    if isinstance(header, ValueError):
-                        failures[name_of_part][index] = str(header)
-                        continue
-                    shape, is_grey, where = header
-                    grey &= is_grey
-                    first = first or (shape, where)
-                    if size is None and shape != first[0]:
-                        raise ValueError(
-                            f"The images of {name} differ in size: {first[1]} is {_by(first[0])}, "
-                            f"{where} is {_by(shape)}; "
-                            f"pass image_size=, for example image_size={min(*shape, *first[0])}."
-                        )
+            step = 1 if few or every else max(1, len(encoded) // 1000)
+            for index, header in _each(pool, _header, encoded, step):
+                if isinstance(header, ValueError):
+                    failures[part][index] = str(header)
+                    continue
+                shape, is_grey, where = header
+                grey &= is_grey
+                first = first or (shape, where)
+                if size is None and shape != first[0]:
+                    raise ValueError(
+                        f"The images of {name} differ in size: {first[1]} is {_by(first[0])}, {where} is "
+                        f"{_by(shape)}; pass image_size=, for example image_size={min(*shape, *first[0])}."
+                    )
     if first is None:
         check_readable(failures, name)
         raise ValueError(f"{name} holds no images.")
@@ -293,20 +297,18 @@ def decode_all(
 ) -> tuple[dict[str, TensorImages], Failures]:
     """Decode whole parts on all cores, and say which images cannot be read and why: they stay black."""
     images, failures = {}, {part: dict[int, str]() for part in parts}
-    decode = partial(_attempt, partial(decode_image, size=size, channels=channels))
-    total = sum(map(len, parts.values()))
-    with progress_bar(total, f"decoding {name}") as bar, _decoding() as pool:
+    decode = partial(decode_image, size=size, channels=channels)
+    with progress_bar(sum(map(len, parts.values())), f"decoding {name}") as bar, _decoding() as pool:
         for part, encoded in parts.items():
-            tensor = torch.zeros(len(encoded), channels, size, size, dtype=torch.uint8)
-            for chunk in _chunks(range(len(encoded))):
-                found = pool.map(decode, *zip(*encoded.read(chunk), strict=True))
-                for index, image in zip(chunk, found, strict=True):
-                    if isinstance(image, ValueError):
-                        failures[part][index] = str(image)
-                    else:
-                        tensor[index] = image
-                bar.update(len(chunk))
-            images[part] = TensorImages(tensor, encoded.labels)
+            images[part] = TensorImages(
+                torch.zeros(len(encoded), channels, size, size, dtype=torch.uint8), encoded.labels
+            )
+            for index, image in _each(pool, decode, encoded):
+                if isinstance(image, ValueError):
+                    failures[part][index] = str(image)
+                else:
+                    images[part].images[index] = image
+                bar.update()
     return images, failures
 
 
@@ -320,57 +322,3 @@ def warn_of_flat(splits: Mapping[str, Any], name: str) -> None:
         warnings.warn(
             f"{flat:,} of {total:,} images of {name} are of one flat colour at this size; look at them.", stacklevel=2
         )
-
-
-def fingerprint(*facts: object) -> str:
-    """A short name for whatever determines the bytes of a cache.
-
-    >>> fingerprint("a", 1) == fingerprint("a", 1), fingerprint("a", 1) == fingerprint("a", 2)
-    (True, False)
-    """
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def read_cache(path: Path, parts: dict[str, EncodedImages]) -> tuple[dict[str, TensorImages], Failures] | None:
-    """What `decode_all` gave; None where the file is missing, damaged, or of other parts: it is then rebuilt."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        found = load_file(path)
-        failures = {part: dict.fromkeys(found[f"{part}.unreadable"].tolist(), "") for part in parts}
-        images = {part: TensorImages(found[part], encoded.labels) for part, encoded in parts.items()}
-    except (OSError, SafetensorError, KeyError, ValueError):
-        return None
-    return images, failures
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> bool:
-    """Whether ``write(file)`` worked. It writes beside ``path``, then renames: a reader never sees half a file.
-
-    The folder is made, with a .gitignore of its own: caches lie wherever a notebook runs. Where it is full or cannot
-    be written to, one warning says that nothing is kept.
-    """
-    from safetensors import SafetensorError
-
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / ".gitignore").write_text("*\n")
-        write(unfinished)
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        warnings.warn(f"Nothing is kept in the cache {path.parent} ({error}); give another cache_dir=.", stacklevel=2)
-        return False
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-    return True
-
-
-def write_cache(path: Path, images: dict[str, TensorImages], failures: Failures) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {part: split.images for part, split in images.items()}
-    bad = {f"{part}.unreadable": torch.tensor(list(found), dtype=torch.int64) for part, found in failures.items()}
-    write_file(path, lambda file: save_file(tensors | bad, file))

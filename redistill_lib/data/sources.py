@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from redistill_lib.checks import check_fields, hint
-from redistill_lib.data.images import EncodedImages, fingerprint, write_file
+from redistill_lib.data.cache import fingerprint, write_file
+from redistill_lib.data.images import EncodedImages
 
 __all__ = ["Source", "find_parts", "number_labels"]
 
@@ -358,20 +359,26 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
             yield from _walk(path, above)
 
 
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
 def _roots(folder: Path, labelled: bool) -> dict[str, Path]:
     """The folder of each split: ``train`` and others, or the whole folder where its folders are the classes."""
-    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    inside = _folders(folder)
     names = _by_split([path.name for path in inside], str(folder))
     others = [path for path in inside if not _split_of(path.name)]
+    if names and "train" not in names and not others:
+        raise ValueError(f"{folder} has no folder train (it has {', '.join(path.name for path in inside)}).")
     if "train" in names and len(names) == 1 and others:  # a split, or one more class?
-        nested = [any(path.is_dir() for path in root.iterdir()) for root in (folder / names["train"][0], *others)]
-        if labelled and nested[0] and any(nested[1:]):
+        train = folder / names["train"][0]
+        if not _folders(train):
+            names = {}
+        elif labelled and any(map(_folders, others)):
             raise ValueError(
-                f"{folder} holds {names['train'][0]}, which may be a split or a class beside {others[0].name}; "
+                f"{folder} holds {train.name}, which may be a split or a class beside {others[0].name}; "
                 f"move the other folders away, or rename it."
             )
-        if not nested[0]:
-            names = {}
     if "train" not in names:
         return {"train": folder}
     return {split: folder / _only(found, split, str(folder)) for split, found in names.items()}
@@ -393,8 +400,8 @@ def _from_images(folder: Path, source: Source) -> tuple[dict[str, Part], str]:
                 f"{root} holds no images; expected train*.parquet, <split>/<class>/*.png or <class>/*.png."
             )
         labels = [path.relative_to(root).parts[0] if labelled else "" for path in files]
-        classes = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-        if labelled and split == "train" and (empty := sorted(classes - set(labels))):
+        empty = sorted({path.name for path in _folders(root)} - set(labels))
+        if labelled and split == "train" and empty:
             raise ValueError(f"The class folders {', '.join(empty)} of {root} hold no images; fill or remove them.")
         parts[split] = Part([str(path) for path in files], "", labels)
         stamps += [_stamp(path, folder) for path in files]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from redistill_lib.checks import check_fields, check_type, hint, whole
+from redistill_lib.data.cache import fingerprint, read_cache, write_cache
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import (
     DECODING,
@@ -25,11 +26,8 @@ from redistill_lib.data.images import (
     TensorImages,
     check_readable,
     decode_all,
-    fingerprint,
     probe,
-    read_cache,
     warn_of_flat,
-    write_cache,
 )
 from redistill_lib.data.sources import Source, find_parts, number_labels
 
