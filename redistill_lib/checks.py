@@ -9,14 +9,14 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def hint(word: object, known: Iterable[str]) -> str:
+def hint(word: object, known: Iterable[str], cutoff: float = 0.5) -> str:
     """What a misspelt word may have meant, as the end of a sentence; nothing where no known word is close.
 
     >>> hint("digit", ["digits", "cluttered"])
     "; did you mean 'digits'?"
     """
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(folded[match]) for match in close)}?" if close else ""
 
 

@@ -20,13 +20,13 @@ from redistill_lib.diffusion.noise import (
     check_sampler,
     check_times,
     conditioning_of,
-    dtype_of,
     noise_of,
 )
 from redistill_lib.diffusion.samplers import STEPS, Seen, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import evaluating
+from redistill_lib.network.dtypes import dtype_of
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 
