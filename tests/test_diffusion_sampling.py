@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,10 @@ from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
 from redistill_lib.diffusion.samplers import time_steps
 from redistill_lib.diffusion.sampling import Guided
+from redistill_lib.explorers.diffusion import TrajectorySource
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
+from redistill_lib.models.saved import save_tensors
 from redistill_lib.runs import Run
 
 SAMPLERS = ["ddim", "ddpm", "dpm++"]
@@ -345,6 +348,20 @@ def test_errors(kwargs: dict[str, Any], message: str) -> None:
 def test_label_errors(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw(unet(num_classes=3), 3, **kwargs)
+
+
+def test_a_run_is_drawn_by_its_own_process(tmp_path: Path) -> None:
+    model: Any = unet()
+    spec = {"name": "unet-1-2", "in_channels": 1, "ch": 8, "mult": [1, 2], "attention": [1], "res_blocks": 1}
+    process = DiffusionProcess("cosine", "v_prediction")
+    params = {"task": "diffuse", "model": spec, "data": {"image_size": 8}, "recipe": {"process": asdict(process)}}
+    run = Run(tmp_path, params, "complete")
+    save_tensors(tmp_path / "model.safetensors", model.state_dict())
+    drawn = sample(run, 2, steps=3, progress=False)
+    assert torch.equal(drawn, draw(model, 2, steps=3, process=process))
+    assert torch.equal(sample(run, 2, steps=3, process=DDPM, progress=False), draw(model, 2, steps=3))
+    (path,) = TrajectorySource({"student": run}, n=2).paths(3, 0).values()
+    torch.testing.assert_close(path.final, drawn)
 
 
 def test_missing_run(tmp_path: Any) -> None:

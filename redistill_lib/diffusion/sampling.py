@@ -252,6 +252,11 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
 # ---------------------------------------------------------------------------------------------- what a call may leave
 
 
+def process_of(run: Run) -> DiffusionProcess:
+    """What a run was trained on, by its record; DDPM's own process where that says nothing."""
+    return DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
+
+
 def _opened(
     model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
 ) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
@@ -265,8 +270,7 @@ def _opened(
     run = model if isinstance(model, Run) else Run.load(model)
     if "diffus" not in run.params.get("task", "diffuse"):
         raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
-    own = DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
-    return load_model(run), shape or run.params["data"].get("image_size"), process or own
+    return load_model(run), shape or run.params["data"].get("image_size"), process or process_of(run)
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:

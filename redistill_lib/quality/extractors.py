@@ -95,7 +95,8 @@ class Extractor(nn.Module):
         seen, logits = found if isinstance(found, tuple) else (found, None)
         if seen.shape != (len(images), self.num_features):
             expected = f"{len(images)}×{self.num_features}"
-            raise ValueError(f"{self.name} gives features of shape {_shape(seen)}, not {expected}")
+            shape = "×".join(map(str, seen.shape))
+            raise ValueError(f"{self.name} gives features of shape {shape}, not {expected}")
         return seen, logits
 
     def extra_repr(self) -> str:
@@ -253,7 +254,3 @@ def _hash(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:8]
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape))
