@@ -22,7 +22,7 @@ from redistill_lib.diffusion.noise import (
     conditioning_of,
     noise_of,
 )
-from redistill_lib.diffusion.samplers import STEPS, Seen, time_steps
+from redistill_lib.diffusion.samplers import STEPS, Before, Seen, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import evaluating
@@ -192,20 +192,28 @@ def _draw(
     dtype: torch.dtype,
     look: Callable[[int, int, Seen], None],
 ) -> Tensor:
-    process, seen = how.process or DiffusionProcess(), list[Seen]()
+    process = how.process or DiffusionProcess()
     times = time_steps(how.steps, process.num_train_timesteps)
     levels = [*process.alphas_cumprod[times].tolist(), 1.0]
-    x = draw()
-    for k, t in enumerate(times):
-        now = torch.full((len(x),), t, device=x.device)
-        prediction = network(x.to(dtype), now).float()
+
+    def step(
+        k: int, x: Tensor, before: Before
+    ) -> tuple[Tensor, Before]:  # what it makes is freed before the next one
+        t = torch.full((len(x),), times[k], device=x.device)
+        prediction = network(x.to(dtype), t).float()
         if prediction.shape != x.shape:
             raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
-        start = process.start_from(prediction, x, now)
+        start = process.start_from(prediction, x, t)
         start = start.clamp(-1, 1) if process.clip_sample else start
-        seen = [*seen[-1:], Seen(x, process.noise_from(prediction, x, now), start, levels[k])]
-        look(k, t, seen[-1])
-        x = STEPS[how.sampler](seen, levels[k + 1], draw)
+        seen = Seen(x, process.noise_from(prediction, x, t), start, levels[k])
+        look(k, times[k], seen)
+        kept = (start, levels[k]) if how.sampler == "dpm++" else None
+        return STEPS[how.sampler](seen, before, levels[k + 1], draw), kept
+
+    before: Before = None
+    x = draw()
+    for k in range(how.steps):
+        x, before = step(k, x, before)
     return x
 
 
