@@ -14,14 +14,14 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
 
 
-def hint(word: object, known: Iterable[str]) -> str:
+def hint(word: object, known: Iterable[str], cutoff: float = 0.5) -> str:
     """What a misspelt word may have meant, as the end of a sentence; nothing where no known word is close.
 
     >>> hint("digit", ["digits", "cluttered"])
     "; did you mean 'digits'?"
     """
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(folded[match]) for match in close)}?" if close else ""
 
 
