@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.distill import Tap, match_taps
-from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
+from redistill_lib.explorers.controls import Explorer, as_html, dropdown, redraw, slider
 from redistill_lib.memory import Bounds, Profile, memory_bounds, profile_memory
 from redistill_lib.memory.profile import Convention
 from redistill_lib.models import create_model, example_inputs, list_models, student_name
@@ -183,14 +182,14 @@ def memory_explorer(
     return MemoryExplorer(MemorySource(model, example), image_size).view
 
 
-class MemoryExplorer:
+class MemoryExplorer(Explorer):
     """The widgets: they ask the source for profiles and the figures for their image."""
 
     def __init__(self, source: MemorySource, image_size: int = 128):
         import ipywidgets as widgets
 
-        self.source, self.busy = source, False
-        self.wanted: dict[str, Any] = {}  # what was last chosen by hand comes back wherever it is possible again
+        super().__init__()
+        self.source = source
         sizes = sorted({*SIZES, image_size})
         self.model = dropdown("model", [(name, name) for name in source.models])
         self.student = slider("student", [("×1", 1)])
@@ -207,51 +206,34 @@ class MemoryExplorer:
         self.lines = dropdown("lines", lines)
         built_in = (self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention)
         controls = built_in if source.own is None else (self.student, self.blocks, self.dtype, self.convention)
-        self.status, self.table, self.figure = widgets.HTML(), widgets.HTML(), empty_figure()
-        self.place = widgets.VBox([self.figure, self.table])
-        self.draw()
         for control in (*controls, self.lines):
             control.style.description_width = "88px"
-            control.observe(self.draw, "value")
-        self.view = widgets.VBox([rows(*controls, self.lines), self.status, self.place])
+        self.table = widgets.HTML()
+        self.place = widgets.VBox([self.figure, self.table])
+        self.view = widgets.VBox([self.watch(*controls, self.lines), self.status, self.place])
 
-    def draw(self, change: Any = None) -> None:
-        if self.busy:
-            return  # a control changed because another one did
-        if change:
-            self.wanted[change["owner"].description] = change["new"]
-        self.busy = True
+    def show(self) -> None:
         try:
             figure, table = self._views(self._choice())
         except ValueError as error:
-            text = html.escape(str(error))
-            self.status.value = f'<p style="margin:4px 8px"><b>This cannot be shown.</b> {text}</p>'
+            self.say(str(error), bold="This cannot be shown.")
             self.place.layout.display = "none"  # a figure that is taken out of the page does not come back whole
-        else:
-            redraw(self.figure, figure)
-            self.status.value = ""
-            self.table.value = _roomy(table)
-            self.place.layout.display = ""
-        finally:
-            self.busy = False
+            return
+        redraw(self.figure, figure)
+        self.say("")
+        self.table.value = as_html(table)
+        self.place.layout.display = ""
 
     def _choice(self) -> Choice:
         """What the controls say, after those that depend on others have been given what is possible."""
         model = self.model.value
         factors = self.source.factors(model)
-        factor = self._choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
+        factor = self.choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
         names = (NONE,) if factor == 1 else (NONE, PLAIN, IN_PLACE)  # blocks go into students
-        blocks = self._choose(self.blocks, [(name, name) for name in names], NONE)
+        blocks = self.choose(self.blocks, [(name, name) for name in names], NONE)
         return Choice(
             model, factor, blocks, self.size.value, self.batch.value, self.dtype.value, self.convention.value
         )
-
-    def _choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
-        """Give a control its options; its value is what was last chosen by hand, if that is one of them."""
-        wanted = self.wanted.get(control.description, otherwise)
-        value = wanted if wanted in [value for _, value in options] else otherwise
-        choose(control, options, value)
-        return value
 
     def _views(self, choice: Choice) -> tuple[go.Figure, pd.DataFrame]:
         from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
@@ -272,11 +254,3 @@ class MemoryExplorer:
         reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
         bounds = self.source.bounds(choice) if lines == "bounds" else None
         return memory_timeline(shown, reference=reference, bounds=bounds), memory_table(profiles)
-
-
-def _roomy(table: pd.DataFrame) -> str:
-    numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
-    text: str = table.to_html(index=False, border=0, justify="left", formatters=numbers)
-    for cell in ("td", "th"):
-        text = text.replace(f"<{cell}>", f'<{cell} style="padding:0 16px 0 8px">')
-    return text

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import color, finish, label, rows_of_legend, symbol
+from redistill_lib.figures.theme import color, finish, rows_of_legend, symbol
 from redistill_lib.models import ARCHITECTURES, student_name
 from redistill_lib.plans import StridePlan
+from redistill_lib.results import capital, label, the
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,7 +72,6 @@ def stride_plans(
     image_size: int,
     *,
     places: Sequence[str] | None = None,
-    title: str | None = None,
 ) -> go.Figure:
     """The side of the feature maps in pixels, place by place, for a teacher and its students.
 
@@ -109,21 +109,18 @@ def stride_plans(
     ticks = [name.removeprefix(shared) for name in names]
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=ticks, title=axis)
     legend = rows_of_legend(f"{label(role)}  {plan}" for role, plan in plans.items())
-    return finish(figure, title or _finding(sides, names), "A step down is a strided layer.", plot=280, legend=legend)
+    return finish(figure, _finding(sides, names), "A step down is a strided layer.", plot=280, legend=legend)
 
 
 def _finding(sides: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
     (first, reference), *others = sides.items()
     if not others:
         return f"The {label(first)} goes from {reference[0]}×{reference[0]} to {reference[-1]}×{reference[-1]}"
-    role, values = min(others, key=lambda item: min(item[1]) * 1e6 + sum(item[1]))
-    pairs = list(zip(reference, values, strict=False))
-    place = max(range(len(pairs)), key=lambda k: pairs[k][0] / pairs[k][1])
-    theirs, ours = pairs[place]
+    role, values = min(others, key=lambda item: (min(item[1]), sum(item[1])))
+    pairs = list(zip(names, reference, values, strict=False))
+    place, theirs, ours = max(pairs, key=lambda pair: pair[1] / pair[2])
     if theirs == ours:
-        return f"{label(first).capitalize()} and {label(role)} drop resolution at the same places"
-    who = "student" if role == "student" else label(role)
-    end = f"both end at {values[-1]}×{values[-1]}" if values[-1] == reference[-1] else ""
-    end = end or f"they end at {values[-1]}×{values[-1]} and {reference[-1]}×{reference[-1]}"
-    start = f"The {who} works on {ours}×{ours} maps from its {names[place]} on"
-    return f"{start}, where the {label(first)} still has {theirs}×{theirs}; {end}"
+        return f"{capital(label(first))} and {label(role)} drop resolution at the same places"
+    text = f"{capital(the(role))} works on {ours}×{ours} maps from its {place} on, where {the(first)} still has"
+    ends = " and ".join(f"{side}×{side}" for side in dict.fromkeys((values[-1], reference[-1])))
+    return f"{text} {theirs}×{theirs}; both end at {ends}"
