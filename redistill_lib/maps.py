@@ -271,9 +271,8 @@ def tap_scores(
     for batch in images.split(BATCH):
         theirs = _read(teacher, teacher_places, *_batch(teacher, batch))
         for role, student in students.items():
-            for k, (s, t) in enumerate(
-                zip(_read(student, places[role], *_batch(student, batch)), theirs, strict=True)
-            ):
+            ours = _read(student, places[role], *_batch(student, batch))
+            for k, (s, t) in enumerate(zip(ours, theirs, strict=True)):
                 found[role, k].append(_scores(s, t))
                 resized[role, k] = s.shape[-2:] != t.shape[-2:]
     rows: list[dict[str, Any]] = []

@@ -68,10 +68,7 @@ def _names(plans: Mapping[str, StridePlan], places: Sequence[str] | None) -> lis
 
 
 def stride_plans(
-    plans: Mapping[str, StridePlan | str],
-    image_size: int,
-    *,
-    places: Sequence[str] | None = None,
+    plans: Mapping[str, StridePlan | str], image_size: int, *, places: Sequence[str] | None = None
 ) -> go.Figure:
     """The side of the feature maps in pixels, place by place, for a teacher and its students.
 
@@ -90,15 +87,13 @@ def stride_plans(
         strides = [1, *plans[role].places]
         name, dash = f"{label(role)}  {plans[role]}", "dot" if role == "teacher" else "solid"
         shift = 2 ** (0.03 * (k - (len(sides) - 1) / 2))  # so that lines at one size lie side by side
-        figure.add_trace(
-            go.Scatter(
-                x=list(range(len(values))), y=[v * shift for v in values], name=name,
-                line={"color": color(role), "width": 3, "shape": "hv", "dash": dash},
-                marker={"size": 9, "symbol": "circle" if role == "teacher" else symbol(role)}, mode="lines+markers",
-                customdata=[[names[i], v, s] for i, (v, s) in enumerate(zip(values, strides, strict=True))],
-                hovertemplate=f"<b>{label(role)}</b> after %{{customdata[0]}} (stride %{{customdata[2]}}):<br>"
-                "map of %{customdata[1]}×%{customdata[1]} pixels<extra></extra>",
-            )
+        figure.add_scatter(
+            x=list(range(len(values))), y=[v * shift for v in values], name=name,
+            line={"color": color(role), "width": 3, "shape": "hv", "dash": dash},
+            marker={"size": 9, "symbol": "circle" if role == "teacher" else symbol(role)}, mode="lines+markers",
+            customdata=[[names[i], v, s] for i, (v, s) in enumerate(zip(values, strides, strict=True))],
+            hovertemplate=f"<b>{label(role)}</b> after %{{customdata[0]}} (stride %{{customdata[2]}}):<br>"
+            "map of %{customdata[1]}×%{customdata[1]} pixels<extra></extra>",
         )  # fmt: skip
     sizes = sorted({v for values in sides.values() for v in values})
     figure.update_yaxes(type="log", tickvals=sizes, ticktext=[f"{v}×{v}" for v in sizes], title="map size (pixels)")

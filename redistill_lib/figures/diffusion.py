@@ -40,12 +40,10 @@ def denoising_curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
         raise ValueError("there is no history to show")
     figure = go.Figure()
     for role, history in histories.items():
-        figure.add_trace(
-            go.Scatter(
-                x=history["step"], y=history["validation_loss"], name=label(role), mode="lines+markers",
-                line={"color": color(role), "width": 2.5}, marker={"symbol": symbol(role), "size": 7},
-                hovertemplate=f"<b>{label(role)}</b>, step %{{x}}<br>validation loss %{{y:.4f}}<extra></extra>",
-            )
+        figure.add_scatter(
+            x=history["step"], y=history["validation_loss"], name=label(role), mode="lines+markers",
+            line={"color": color(role), "width": 2.5}, marker={"symbol": symbol(role), "size": 7},
+            hovertemplate=f"<b>{label(role)}</b>, step %{{x}}<br>validation loss %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
     lasts = {role: float(history["validation_loss"].iloc[-1]) for role, history in histories.items()}
     figure.update_xaxes(title="training steps", rangemode="tozero")
@@ -118,18 +116,12 @@ def trajectory_step(paths: Mapping[str, Trajectory], shot: int) -> go.Figure:
     if not -len(first.t) <= shot < len(first.t):
         raise ValueError(f"the trajectories have {len(first.t)} shots, counted from 0; there is no shot {shot}")
     figure = go.Figure()
-    rows: dict[str, dict[str, Tensor]] = {
-        "is given": {role: path.noisy[shot] for role, path in paths.items()},
-        "sees": {role: path.seen[shot] for role, path in paths.items()},
-    }
     bottom = 0.0
-    for does, images in rows.items():
+    for does, field in (("is given", "noisy"), ("sees", "seen")):
+        images = {role: getattr(path, field)[shot] for role, path in paths.items()}
         width, height = _add_grids(figure, images, top=bottom)
         _add_text(figure, f"each<br>{does}", -0.06 * width, bottom + height / 2, "right")
         bottom += 1.06 * height
-    for k, role in enumerate(paths):
-        name = f"<b>{label(role).partition(',')[0]}</b>"
-        _add_text(figure, name, k * 1.06 * width + width / 2, -0.06 * height, "center")
     plot = _fit(figure, (NAMES, 1.06 * width * max(3, len(paths))), (-0.14 * height, bottom), WIDTH)
     text = f"At t = {first.t[shot]}"
     if apart := _differences(paths, shot):
@@ -163,9 +155,6 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
         raise ValueError("the samples are floats in −1…1, as redistill_lib.sample returns them, not bytes")
     figure = go.Figure()
     width, height = _add_grids(figure, {role: images[:count] for role, images in samples.items()})
-    for k, role in enumerate(samples):
-        name = f"<b>{label(role).partition(',')[0]}</b>"
-        _add_text(figure, name, k * 1.06 * width + width / 2, -0.05 * height, "center")
     plot = _fit(figure, (0, 1.06 * width * max(3, len(samples))), (-0.1 * height, 1.02 * height), WIDTH)
     shown = f"{min(count, total)} of {total} shown; one place, one noise."
     note = f"{shown} {APART}; mean over {total} images, one run each."
@@ -186,11 +175,14 @@ def _add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str) -> 
 
 
 def _add_grids(figure: go.Figure, images: Mapping[str, Tensor], top: float = 0.0) -> tuple[float, float]:
-    """A grid of images per role, side by side; width and height of one with the gaps around it."""
+    """A grid of images per role, side by side, named at the top; width and height of one with the gaps around it."""
     for k, (role, batch) in enumerate(images.items()):
         columns = math.ceil(math.sqrt(len(batch)))
         down, across = (size + GAP for size in batch.shape[-2:])
-        left = k * 1.06 * columns * across
+        left, high = k * 1.06 * columns * across, math.ceil(len(batch) / columns) * down
+        if not top:
+            name = f"<b>{label(role).partition(',')[0]}</b>"
+            _add_text(figure, name, left + columns * across / 2, -0.055 * high, "center")
         grid = image_grid(to_uint8(batch), columns, GAP)
         if max(grid.shape) <= SIDE:  # one trace is much smaller than many
             _add_image(figure, grid, label(role), left, top)
@@ -199,7 +191,7 @@ def _add_grids(figure: go.Figure, images: Mapping[str, Tensor], top: float = 0.0
             row, column = divmod(index, columns)
             name = f"{label(role)}, image {index}"
             _add_image(figure, image, name, left + column * across, top + row * down)
-    return columns * across, math.ceil(len(batch) / columns) * down
+    return columns * across, high
 
 
 def _fit(figure: go.Figure, widths: tuple[float, float], heights: tuple[float, float], outer: int) -> int:

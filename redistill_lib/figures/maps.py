@@ -22,13 +22,10 @@ if TYPE_CHECKING:
 CELLS = 36_000  # of all maps of a figure; larger maps are averaged down, so that it stays below 60 KB
 HEAD = 62  # pixels above each panel, for its name
 SCALE = "colour: activation ÷ root mean square of its map (similarity ignores strength); one scale per row"
-
 FLOOR = "Maps without negative values are alike to begin with: compare students, not single numbers."
 
 
-def feature_maps(
-    comparisons: MapComparison | Sequence[MapComparison] | Mapping[str, MapComparison],
-) -> go.Figure:
+def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[str, MapComparison]) -> go.Figure:
     """The image, the teacher's map, and the map of each student, on the grid of the image.
 
     Comparisons with one teacher map share a row: give a tap before and after distillation, and they stand side by
@@ -63,15 +60,12 @@ def feature_maps(
         figure.data[-1].update(hovertemplate="the image: row %{y:.0f}, column %{x:.0f}<extra></extra>")
         _head(figure, r, 0, columns, "image", f"{extent[0]}×{extent[1]} pixels")
         for k, ((role, values), level) in enumerate(zip(maps, levels, strict=True)):
-            place = first.teacher_place if k == 0 else row[k - 1].student_place
-            name = f"{'teacher' if k == 0 else _who(role)}, {place}"
-            figure.add_trace(_heatmap(level, extent, name, budget), row=r + 1, col=k + 2)
-            size = f"{values.shape[0]}×{values.shape[1]}"
-            if k:
-                score = f"similarity <b>{number(row[k - 1].score)}</b>"
-                size = score if narrow else f"{size} · {score}"
+            place = row[k - 1].student_place if k else first.teacher_place
+            figure.add_trace(_heatmap(level, extent, f"{_label(role)}, {place}", budget), row=r + 1, col=k + 2)
+            size, score = f"{values.shape[0]}×{values.shape[1]}", f"similarity <b>{number(row[k - 1].score)}</b>"
+            detail = size if not k else score if narrow else f"{size} · {score}"
             name = _label(role).partition(",")[0] if narrow else _label(role)
-            _head(figure, r, k + 1, columns, name, f"{place}<br>{size}")
+            _head(figure, r, k + 1, columns, name, f"{place}<br>{detail}")
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(visible=False, constrain="domain")
     figure.update_layout(
@@ -195,15 +189,13 @@ def tap_scores(frame: pd.DataFrame) -> go.Figure:
         shift = min(0.13, 0.8 / len(roles)) * (k - (len(roles) - 1) / 2)
         half = (part["high"] - part["score"]).fillna(0)
         detail = np.stack([part["tap"], part["teacher_tap"], part["low"], part["high"], part["n"]], axis=-1)
-        figure.add_trace(
-            go.Scatter(
-                x=part["score"], y=[order[tap] + shift for tap in part["tap"]], name=label(role), mode="markers",
-                marker={"color": color(role), "size": 11, "symbol": symbol(role), "line": {"width": 1.5}},
-                error_x={"array": half, "color": color(role), "thickness": 1.5, "width": 0}, customdata=detail,
-                hovertemplate=f"<b>{label(role)}</b> at %{{customdata[0]}} ← %{{customdata[1]}}<br>similarity "
-                "%{x:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>%{customdata[4]} images"
-                "<extra></extra>",
-            )
+        figure.add_scatter(
+            x=part["score"], y=[order[tap] + shift for tap in part["tap"]], name=label(role), mode="markers",
+            marker={"color": color(role), "size": 11, "symbol": symbol(role), "line": {"width": 1.5}},
+            error_x={"array": half, "color": color(role), "thickness": 1.5, "width": 0}, customdata=detail,
+            hovertemplate=f"<b>{label(role)}</b> at %{{customdata[0]}} ← %{{customdata[1]}}<br>similarity "
+            "%{x:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>%{customdata[4]} images"
+            "<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(
         tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.5, -0.5], showgrid=False
