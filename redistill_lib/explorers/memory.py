@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,22 +71,21 @@ class MemorySource:
             self.models = [model, *(name for name in names if name != model)]
         else:
             self.models = [OWN]
-        self.students: dict[int, nn.Module] = {1: self.own} if self.own else {}  # of a network of one's own
-        self.legal: dict[str, tuple[int, ...]] = {}
-        self.taps: dict[Choice, list[Tap]] = {}
-        self.profiles: dict[Choice, Profile] = {}
-        self.limits: dict[Choice, Bounds] = {}
+        self.computed: dict[tuple[Any, ...], Any] = {}
+
+    def _once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        if (compute.__name__, *arguments) not in self.computed:
+            self.computed[compute.__name__, *arguments] = compute(*arguments)
+        return self.computed[compute.__name__, *arguments]
 
     def factors(self, model: str) -> tuple[int, ...]:
         """The pooling factors that this network's stride allows; 1 is the teacher itself."""
-        if model not in self.legal:
-            self.legal[model] = tuple(factor for factor in FACTORS if factor == 1 or self._allows(model, factor))
-        return self.legal[model]
+        return tuple(factor for factor in FACTORS if factor == 1 or self._once(self._allows, model, factor))
 
     def _allows(self, model: str, factor: int) -> bool:
         try:
             if self.own:
-                self._own_student(factor)
+                self._once(self._own_student, factor)
             else:
                 student_name(model, factor)
         except (ValueError, RuntimeError):
@@ -94,12 +93,10 @@ class MemorySource:
         return True
 
     def _own_student(self, factor: int) -> nn.Module:
-        if factor not in self.students:
-            from redistill_lib.student import derive_student
+        from redistill_lib.student import derive_student
 
-            assert self.own is not None
-            self.students[factor], _ = derive_student(self.own, factor, example=self.example)
-        return self.students[factor]
+        assert self.own is not None
+        return self.own if factor == 1 else derive_student(self.own, factor, example=self.example)[0]
 
     def inputs(self, choice: Choice) -> tuple[Any, ...]:
         """What the network is called with; a U-Net also takes time steps."""
@@ -113,10 +110,7 @@ class MemorySource:
         if choice.blocks == NONE:
             return plain
         inputs = self.inputs(choice)
-        place = Choice(choice.model, choice.factor, size=choice.size)  # what taps depend on
-        if place not in self.taps:
-            self.taps[place] = match_taps(plain, self._plain(place.teacher), self.inputs(place))
-        taps = self.taps[place]
+        taps = self._once(self._taps, Choice(choice.model, choice.factor, size=choice.size))
         like = next(plain.parameters())
         with torch.device(like.device):
             blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
@@ -129,37 +123,33 @@ class MemorySource:
                 raise ValueError(f"No RED block can work in place here: {next(iter(reasons.values()))}.")
         return model
 
+    def _taps(self, place: Choice) -> list[Tap]:
+        return match_taps(self._plain(place), self._plain(place.teacher), self.inputs(place))
+
     def _plain(self, choice: Choice) -> nn.Module:
         if self.own:
-            return self._own_student(choice.factor)
+            return cast("nn.Module", self._once(self._own_student, choice.factor))
         with torch.device("meta"):
             return create_model(student_name(choice.model, choice.factor))
 
     def profile(self, choice: Choice) -> Profile:
         """Raises ValueError in one sentence where the network cannot be run or counted like that."""
-        return self._computed(self.profiles, choice, self._profile)
+        return cast("Profile", self._once(self._run, "profile", choice))
 
     def bounds(self, choice: Choice) -> Bounds:
         """The same for the bounds, which are those of the ``fused`` convention."""
-        return self._computed(self.limits, choice, self._bounds)
+        return cast("Bounds", self._once(self._run, "bounds", choice))
 
-    def _computed(self, known: dict[Choice, Any], choice: Choice, compute: Callable[[Choice], Any]) -> Any:
-        if choice not in known:
-            try:
-                known[choice] = compute(choice)
-            except RuntimeError as error:  # PyTorch's own, from some layer inside
-                reason = str(error).splitlines()[0]
-                where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
-                raise ValueError(f"The network cannot run{where}: {reason}") from None
-        return known[choice]
-
-    def _profile(self, choice: Choice) -> Profile:
-        return profile_memory(
-            self.network(choice), *self.inputs(choice), convention=choice.convention, dtype=choice.dtype
-        )
-
-    def _bounds(self, choice: Choice) -> Bounds:
-        return memory_bounds(self.network(choice), *self.inputs(choice), dtype=choice.dtype)
+    def _run(self, what: str, choice: Choice) -> Profile | Bounds:
+        try:
+            network, inputs = self.network(choice), self.inputs(choice)
+            if what == "bounds":
+                return memory_bounds(network, *inputs, dtype=choice.dtype)
+            return profile_memory(network, *inputs, convention=choice.convention, dtype=choice.dtype)
+        except RuntimeError as error:  # PyTorch's own, from some layer inside
+            reason = str(error).splitlines()[0]
+            where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
+            raise ValueError(f"The network cannot run{where}: {reason}") from None
 
 
 def memory_explorer(
