@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -38,6 +39,13 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
     place = "layer1 output"
     known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
     return replace(known, **changes)  # type: ignore[arg-type]
+
+
+def test_figures_take_results_and_run_no_network() -> None:
+    rooms = {"network", "student", "distill", "red", "train", "methods"}
+    for file in Path(figures.__file__).parent.glob("*.py"):
+        found = re.findall(r"(?:from|import) redistill_lib\.(\w+)", file.read_text(encoding="utf-8"))
+        assert not rooms & set(found), file.name
 
 
 # ------------------------------------------------------------------------------------------------------- theme

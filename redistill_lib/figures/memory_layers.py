@@ -127,24 +127,10 @@ def memory_by_layer(
         raise ValueError(f"one figure needs one convention and dtype, not {' and '.join(sorted(conventions))}")
     profile = next(iter(profiles.values()))
     layers = {role_key(role): layers_of(each) for role, each in profiles.items()}
-    if profile.convention == "paper" and "student" in layers:  # what exceeds the student's is the RED block's
-        bare = {layer.name: layer.own_bytes for layer in layers["student"]}
-        for role in (role for role in layers if role.startswith("red")):
-            layers[role] = [
-                Layer(each.name, min(each.own_bytes, bare.get(each.name, each.own_bytes)), each.own_bytes)
-                for each in layers[role]
-            ]
+    if profile.convention == "paper" and "student" in layers:
+        layers |= {role: _beyond(layers[role], layers["student"]) for role in layers if role.startswith("red")}
     values = {role_key(role): row for role, row in (published or {}).items() if role_key(role) in layers}
-    for role, row in values.items():
-        if profile.convention != "paper":
-            raise ValueError(
-                "the published values are the authors' estimates per layer: profile with convention='paper', "
-                f"not {profile.convention!r}"
-            )
-        if len(row) != len(layers[role]):
-            raise ValueError(
-                f"{len(row)} published values for the {len(layers[role])} layers of the {role_name(role)}"
-            )
+    _check_published(values, layers, profile.convention)
     unit, scale = unit_of(max(each.peak_bytes for each in profiles.values()))
     names = _aligned(layers)
     bars = [role for role in layers if role != "teacher"]
@@ -181,6 +167,27 @@ def memory_by_layer(
         figure, _finding(layers), note, plot=340, margins=(64, 0, 12, below_ticks(ticks)),
         legend=rows_of_legend(trace.name for trace in figure.data),
     )  # fmt: skip
+
+
+def _beyond(layers: Sequence[Layer], student: Sequence[Layer]) -> list[Layer]:
+    """Under the ``paper`` convention, what exceeds the student's own layer is the RED block's."""
+    bare = {layer.name: layer.own_bytes for layer in student}
+    return [
+        Layer(each.name, min(each.own_bytes, bare.get(each.name, each.own_bytes)), each.own_bytes) for each in layers
+    ]
+
+
+def _check_published(
+    values: Mapping[str, Sequence[float]], layers: Mapping[str, Sequence[Layer]], convention: str
+) -> None:
+    for role, row in values.items():
+        if convention != "paper":
+            raise ValueError(
+                f"published values are the authors' estimates: profile with convention='paper', not {convention!r}"
+            )
+        if len(row) != len(layers[role]):
+            count = f"{len(row)} published values for the {len(layers[role])} layers"
+            raise ValueError(f"{count} of the {role_name(role)}")
 
 
 def _aligned(layers: Mapping[str, Sequence[Layer]]) -> list[str]:
