@@ -181,6 +181,19 @@ def test_mixed_precision_compares_in_single_precision() -> None:
     assert all(p.grad is not None for p in d.parameters() if p.requires_grad)
 
 
+def test_projectors_and_embeddings_are_not_rounded_by_mixed_precision() -> None:
+    """What is compared here is pooled only, which mixed precision leaves as it is."""
+    student, teacher = (nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 5)) for _ in range(2))
+    taps = [Tap("0", "output", "0", "output")]
+    d = Distillation(student, teacher, taps, "fitnet+crd(negatives=6)", example=X, samples=9).eval()
+    exact, rounded = {}, {}
+    for losses, enabled in ((exact, False), (rounded, True)):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            losses.update(d(X, index=Y)[1])
+    assert exact == rounded and len(exact) == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_networks_of_other_precisions(dtype: torch.dtype, when: str) -> None:

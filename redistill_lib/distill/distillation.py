@@ -114,13 +114,14 @@ class Distillation(nn.Module):
     """Student and frozen teachers, distilled at taps. Without a teacher it is plain training: the task loss alone.
 
     Blocks are built into the student itself (one per tapped place); what methods train beside it (projectors) are
-    parameters of this module only. So make the optimizer afterwards, over ``distillation.parameters()``. Call ``distillation.train()`` before training and ``eval()`` before evaluating, as
-    for any module; teachers stay in eval mode whatever is called.
+    parameters of this module only. So make the optimizer afterwards, over ``distillation.parameters()``. Call
+    ``distillation.train()`` before training and ``eval()`` before evaluating, as for any module; teachers stay in
+    eval mode whatever is called.
 
     Arguments:
         student: the network to train; any module whose tapped layers take and give tensors.
         teacher: a network or several; `Tap.teacher` says which one a tap means. Their parameters stop
-            requiring gradients. None of them may share weights with the student.
+            requiring gradients. None of them may share layers or weights with the student.
         taps: from `match_taps`, `read_taps` or by hand.
         methods: ``"red"``, ``"red+kd(temperature=4.0)"``, ``"red-blocks"`` (the control: blocks, no loss), … or
             method objects. A tap that carries its own method keeps it. Left out: what the taps carry, or else RED.
