@@ -192,6 +192,8 @@ class BlockedLayer(nn.Module):
         self.before = before or nn.Identity()
         self.after = after or nn.Identity()
         self.takes_output = after is not None
+        self.training = layer.training  # and so are the blocks, while the layer's own parts stay as they are
+        self.before.train(layer.training), self.after.train(layer.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Take the map by position, by whatever name the network gives it to the layer."""
@@ -201,8 +203,8 @@ class BlockedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.layer(self.before(x))
-        if self.takes_output and not isinstance(out, Tensor):
-            raise TypeError("a block stands on a layer that does not return one tensor; tap a layer inside it")
+        if self.takes_output and isinstance(out, (tuple, list)):
+            raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
         result: Tensor = self.after(out)
         return result
 
@@ -221,8 +223,8 @@ class BlockedCall(BlockedLayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         out = self.layer(self.before(x), *args, **kwargs)
-        if self.takes_output and not isinstance(out, Tensor):
-            raise TypeError("a block stands on a layer that does not return one tensor; tap a layer inside it")
+        if self.takes_output and isinstance(out, (tuple, list)):
+            raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
         result: Tensor = self.after(out)
         return result
 

@@ -203,6 +203,19 @@ def test_construction_moves_no_statistic_and_no_mode() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for net in (student, teacher) for m in net.modules())
 
 
+def test_a_student_in_eval_mode_is_not_trained_by_mistake() -> None:
+    student, teacher = networks()
+    x, y = batch()
+    d = Distillation(student.eval(), teacher, match_taps(student, teacher, x), example=x)
+    assert not any(module.training for module in student.modules())
+    with pytest.raises(RuntimeError, match=r"the student is in eval mode; call distillation.train\(\), or "):
+        d(x, targets=y)
+    seen = d.eval()(x, targets=y)[1]
+    with torch.no_grad():
+        assert Distillation(student, teacher, d.taps, example=x)(x, targets=y)[1] == seen
+    assert d.train()(x, targets=y)[1]["total"] != seen["total"]
+
+
 def test_the_blocks_are_built_into_the_student_itself() -> None:
     """So that whoever trains, saves or looks at the student has them: no step may leave them out."""
     student, teacher = networks()
@@ -273,6 +286,7 @@ def test_graduate_copies_exports_and_trains() -> None:
     torch.testing.assert_close(copy.deepcopy(model)(x), model(x))
     exported = torch.export.export(model, (x,)).module()
     torch.testing.assert_close(exported(x), model(x))
+    torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), model(x))
 
 
 def test_graduate_is_independent() -> None:
@@ -433,7 +447,7 @@ def test_layers_that_run_twice_or_never() -> None:
     with pytest.raises(RuntimeError, match="student layer 'conv' runs more than once per pass"):
         Distillation(Twice(), once, [Tap("conv", "output", "0", "output", channels=3)])(x)
     with pytest.raises(RuntimeError, match="teacher layer 'conv' runs more than once per pass"):
-        Distillation(copy.deepcopy(once), teacher, [Tap("0", "output", "conv", "output", channels=3)])(x)
+        Distillation(copy.deepcopy(once).train(), teacher, [Tap("0", "output", "conv", "output", channels=3)])(x)
     with pytest.raises(RuntimeError, match=r"student's forward pass never reached conv.output"):
         Distillation(Twice(skip=True), once, [Tap("conv", "output", "0", "output", channels=3)])(x)
     with pytest.raises(RuntimeError, match=r"teacher's forward pass never reached other\.output"):

@@ -73,8 +73,8 @@ def test_locate_in_bare_blocked_and_nested_networks() -> None:
 def test_record_maps_at_blocks() -> None:
     """An input is what the layer gets from the block before it, an output what the block behind it gives."""
     torch.manual_seed(0)
-    net, x = nn.Sequential(nn.Conv2d(2, 3, 1)), torch.rand(2, 2, 4, 4)
-    before, after = RedBlock(2).eval(), RedBlock(3).eval()
+    net, x = nn.Sequential(nn.Conv2d(2, 3, 1)).eval(), torch.rand(2, 2, 4, 4)
+    before, after = RedBlock(2), RedBlock(3)
     insert_blocks(net, [("0", "input", before), ("0", "output", after)])
     maps = record_maps(net, [("0", "input"), ("0", "output"), ("", "input"), ("", "output")], x)
     assert torch.equal(maps["0", "input"], before(x)) and torch.equal(maps["", "input"], x)
@@ -133,7 +133,9 @@ def test_odd_layers_are_named() -> None:
     with pytest.raises(RuntimeError, match="network layer '0' runs more than once per pass; choose a layer around"):
         record_maps(twice, [("0", "output")], X)
     pair = insert_blocks(nn.Sequential(nn.GRU(2, 2)), [("0", "output", RedBlock(2))])
-    with pytest.raises(TypeError, match="a block stands on a layer that does not return one tensor"):
+    with pytest.raises(
+        TypeError, match="a block stands on a layer that returns several tensors; tap a layer inside it"
+    ):
         pair(torch.zeros(1, 1, 2))
 
 

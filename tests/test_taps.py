@@ -274,7 +274,9 @@ def test_schema_errors(entry: dict[str, object], message: str) -> None:
 
 def test_tap_names() -> None:
     assert repr(Tap("", "output", "", "output", 1)) == "Tap((network) output ← teacher 1: (network) output)"
-    tap = Tap("a.b", "input", "c", "output", method="red")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"a tap carries one method, not 'red\+kd'; make a tap for each"):
+        Tap("a", "input", "b", "input", method="red+kd")  # type: ignore[arg-type]
+    tap = Tap("a.b", "input", "c", "output", method="red(alpha=50.0)")  # type: ignore[arg-type]
     assert tap.method == RED() and tap.name == "a.b.input" and str(tap.source) == "c.output"
     assert repr(tap) == "Tap(a.b input ← c output, method=RED(kernel_size=3, distance='cosine', alpha=50.0))"
     with pytest.raises(ValueError, match="not on 'middle'"):

@@ -111,6 +111,13 @@ def test_teachers_that_catch_exceptions(bare: bool, finished: int) -> None:
     assert len({d(X)[1]["total"].item() for _ in range(3)}) == 1 and teacher.finished == finished
 
 
+def test_a_teacher_that_works_in_place_leaves_the_batch_as_it_was() -> None:
+    x = X - 0.5
+    teacher = nn.Sequential(nn.ReLU(inplace=True), *student())
+    Distillation(student(), teacher, methods="kd", example=x)(x)
+    assert torch.equal(x, X - 0.5)
+
+
 def test_errors_of_a_teacher_come_through() -> None:
     class Failing(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.checks import is_number
+from redistill_lib.checks import is_number, whole
 from redistill_lib.distill.taps import Tap
 from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, parse_methods
@@ -153,6 +153,7 @@ class Distillation(nn.Module):
         samples: int = 0,
     ):
         super().__init__()
+        whole("samples", samples, 0)
         self.student, self.objective = student, objective or Objective()
         networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         _check_apart(student, networks)
@@ -279,6 +280,10 @@ class Distillation(nn.Module):
         without targets) and ``total``, the one to minimise.
         """
         check_float(inputs)
+        if self.training and torch.is_grad_enabled() and not self.student.training:
+            raise RuntimeError(
+                "the student is in eval mode; call distillation.train(), or distillation.eval() to look"
+            )
         batch = Batch(inputs, targets, index, view)
         theirs = self.teacher_maps(batch)
         outputs, ours = run_and_read(self.student, self._found, inputs, "student")

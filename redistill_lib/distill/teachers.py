@@ -45,6 +45,7 @@ class LiveTeacher(nn.Module):
         key = tuple(dict.fromkeys(refs))
         self._places |= {ref: locate(self.network, ref, "teacher") for ref in key if ref not in self._places}
         places, stop_early = {ref: self._places[ref] for ref in key}, key in self._followed and not hooked
-        _, found = run_and_read(self.network, places, batch.inputs, "teacher", stop_early)
+        inputs = [x.clone() for x in batch.inputs]  # the student gets them too, and a network may work in place
+        _, found = run_and_read(self.network, places, inputs, "teacher", stop_early)
         self._followed.add(key)
         return found

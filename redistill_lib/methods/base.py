@@ -91,7 +91,7 @@ def class_probabilities(batch: Batch, classes: int, method: str) -> Tensor:
         return targets
     if targets.is_floating_point() or targets.ndim != 1:
         raise ValueError(f"{method} needs targets B or B×{classes}, not {targets.dtype} {tuple(targets.shape)}")
-    return F.one_hot(targets, classes).float()
+    return F.one_hot(targets.long(), classes).float()
 
 
 def sample_index(batch: Batch, method: str, samples: int) -> Tensor:
