@@ -119,7 +119,8 @@ class Distillation(nn.Module):
     eval mode whatever is called.
 
     Arguments:
-        student: the network to train; any module whose tapped layers take and give tensors.
+        student: the network to train; any module whose tapped layers take and give tensors. It is changed, as it
+            gets the blocks: give a copy to keep the plain one.
         teacher: a network or several; `Tap.teacher` says which one a tap means. Their parameters stop
             requiring gradients. None of them may share layers or weights with the student.
         taps: from `match_taps`, `read_taps` or by hand.
