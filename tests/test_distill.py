@@ -401,6 +401,18 @@ def test_channels() -> None:
         Distillation(student, teacher, [wrong], example=x)
 
 
+def test_a_refused_student_stays_as_it_was() -> None:
+    student, teacher = networks()
+    x, _ = batch()
+    names = list(student.state_dict())
+    taps = match_taps(student, teacher, x)
+    wrong = Tap("conv1", "output", "layer3.0", "output")
+    for methods, chosen in (("red", [*taps[1:], wrong]), ("red+crd", taps), ("red(kernel_size=4)", taps)):
+        with pytest.raises(ValueError, match=r"equal height|samples=|odd"):
+            Distillation(student, teacher, chosen, methods, example=x)
+    assert list(student.state_dict()) == names
+
+
 def test_nothing_may_silently_do_nothing() -> None:
     student, teacher = networks()
     tap = Tap("conv1", "output", "layer2.0", "output", channels=8)

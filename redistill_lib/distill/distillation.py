@@ -165,10 +165,9 @@ class Distillation(nn.Module):
         self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
         inputs = example if isinstance(example, tuple) or example is None else (example,)
         ours, theirs = self._shapes(inputs)
-        self._build_blocks(ours)
-        self.criteria = nn.ModuleList()  # of the active terms, in their order
-        for term in self.active:
-            self.criteria.append(self._criterion(term, ours, theirs, inputs, samples))
+        criteria = [self._criterion(term, ours, theirs, inputs, samples) for term in self.active]
+        self.criteria = nn.ModuleList(criteria)  # of the active terms, in their order
+        self._build_blocks(ours)  # last, so that a student that is refused stays as it was
         like = next(student.parameters(), None)
         if like is not None:
             self.criteria.to(like.device, torch.promote_types(like.dtype, torch.float32))
