@@ -680,7 +680,7 @@ def test_a_limited_set_is_not_cached(tmp_path: Path) -> None:
         ({"seed": -1}, "seed=-1 is not a whole number of 0 or more"),
         ({"name": "digits", "validation": 0.0001}, "validation=0.0001 of 1797 images .* is an empty split"),
         ({"image_size": 40, "canvas": 48}, "canvas=48 and image_size=40 differ"),
-        ({"image_size": 10}, "does not fit a canvas of 10 px"),
+        ({"image_size": 10}, r"have to fit the canvas, .* digit_size 14 and canvas \(image_size\) 10 px"),
         ({"fragment_size": 99}, "fragments are cut from digits"),
         ({"distractors": -1}, "distractors=-1 is not a whole number of 0 or more"),
         ({"noise": 2}, "noise is 2"),

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from redistill_lib.checks import check_type
+from redistill_lib.checks import check_fields
 from redistill_lib.progress import progress_bar
 
-__all__ = ["EncodedImages", "LazyImages", "TensorImages", "as_batch", "decode_image"]
+__all__ = ["LazyImages", "TensorImages", "as_batch", "decode_image"]
 
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 PROBED = 100_000  # larger sets have only a thousand of their headers read beforehand
@@ -53,6 +53,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__(range(min(count, len(self))))
 
 
+@dataclass(eq=False, repr=False)
 class TensorImages(Images):
     """Images in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
 
@@ -62,8 +63,12 @@ class TensorImages(Images):
     ((2, 1, 8, 8), [4, 0])
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = check_type("images", images, Tensor), check_type("labels", labels, Tensor)
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        images, labels = self.images, self.labels
         right = images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64
         if not right or len(labels) != len(images):
             raise ValueError(
@@ -86,23 +91,23 @@ class TensorImages(Images):
         return f"TensorImages({len(self):,} × {'×'.join(str(n) for n in self.images.shape[1:])} uint8)"
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedImages:
-    """One part of a data set before decoding.
+@dataclass(frozen=True, eq=False, repr=False)
+class LazyImages(Images):
+    """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
     ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the numbers of the
-    images in use, ``labels``: theirs; ``origin`` names the table in errors.
+    images in use, ``labels``: theirs; ``origin`` names the table in errors. ``size`` (the side in pixels) and
+    ``channels`` are needed for decoding only.
     """
 
     table: Any
     labels: Tensor
     rows: Tensor
     origin: str
+    size: int = 0
+    channels: int = 0
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, rows: Tensor) -> EncodedImages:
+    def take(self, rows: Tensor) -> LazyImages:
         return replace(self, labels=self.labels[rows], rows=self.rows[rows])
 
     def each(
@@ -138,25 +143,14 @@ class EncodedImages:
                 else:
                     yield index, result
 
-
-@cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """On all cores (Pillow frees the GIL), but one beside a DataLoader's other workers; anew in a forked process."""
-    return ThreadPoolExecutor(1 if get_worker_info() else os.cpu_count())
-
-
-class LazyImages(Images):
-    """Images decoded when asked for: TensorImages' interface, at the price of decoding every time."""
-
-    def __init__(self, encoded: EncodedImages, size: int, channels: int) -> None:
-        self.encoded, self.labels, self.size, self.channels = encoded, encoded.labels, size, channels
+    def decoded(self, failures: dict[int, str], indices: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        return self.each(partial(decode_image, size=self.size, channels=self.channels), failures, indices)
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         failures: dict[int, str] = {}
-        decode = partial(decode_image, size=self.size, channels=self.channels)
-        images = [image for _, image in self.encoded.each(decode, failures, chosen.tolist())]
-        check_readable({"": failures}, self.encoded.origin)
+        images = [image for _, image in self.decoded(failures, chosen.tolist())]
+        check_readable({"": failures}, self.origin)
         return torch.stack(images), self.labels[chosen]
 
     @cached_property
@@ -167,15 +161,18 @@ class LazyImages(Images):
             return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
 
         total = hashlib.sha256(repr((self.size, self.channels)).encode())
-        for _, found in self.encoded.each(hashed, {}):
+        for _, found in self.each(hashed, {}):
             total.update(found)
         return total.digest()
 
-    def take(self, rows: Tensor) -> LazyImages:
-        return LazyImages(self.encoded.take(rows), self.size, self.channels)
-
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """On all cores (Pillow frees the GIL), but one beside a DataLoader's other workers; anew in a forked process."""
+    return ThreadPoolExecutor(1 if get_worker_info() else os.cpu_count())
 
 
 def as_batch(batch: Any) -> Any:
@@ -242,7 +239,7 @@ def check_readable(failures: Failures, name: str) -> None:
 
 
 def probe(
-    parts: Mapping[str, EncodedImages], name: str, size: int | None, channels: int | None, every: bool
+    parts: Mapping[str, LazyImages], name: str, size: int | None, channels: int | None, every: bool
 ) -> tuple[int, int, Failures]:
     """The common side and channel number of all images, from their headers alone, and which cannot be read.
 
@@ -269,19 +266,16 @@ def probe(
     return size or next(iter(shapes))[0], channels or (1 if grey else 3), failures
 
 
-def decode_all(
-    parts: Mapping[str, EncodedImages], name: str, size: int, channels: int
-) -> tuple[dict[str, TensorImages], Failures]:
+def decode_all(parts: Mapping[str, LazyImages], name: str) -> tuple[dict[str, TensorImages], Failures]:
     """Decode whole parts on all cores, and say which images cannot be read and why: they stay black."""
     images, failures = {}, {part: dict[int, str]() for part in parts}
-    decode = partial(decode_image, size=size, channels=channels)
     with progress_bar(sum(map(len, parts.values())), f"decoding {name}") as bar:
-        for part, encoded in parts.items():
-            pixels = torch.zeros(len(encoded), channels, size, size, dtype=torch.uint8)
-            for index, image in encoded.each(decode, failures[part]):
+        for part, lazy in parts.items():
+            pixels = torch.zeros(len(lazy), lazy.channels, lazy.size, lazy.size, dtype=torch.uint8)
+            for index, image in lazy.decoded(failures[part]):
                 pixels[index] = image
                 bar.update()
-            images[part] = TensorImages(pixels, encoded.labels)
+            images[part] = TensorImages(pixels, lazy.labels)
     return images, failures
 
 
@@ -316,7 +310,7 @@ def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
     return None
 
 
-def read_cache(path: Path, parts: Mapping[str, EncodedImages]) -> tuple[dict[str, TensorImages], Failures] | None:
+def read_cache(path: Path, parts: Mapping[str, LazyImages]) -> tuple[dict[str, TensorImages], Failures] | None:
     """What `decode_all` gave; None where the file is missing, damaged, or of other parts: it is then rebuilt."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file

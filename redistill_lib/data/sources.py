@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from redistill_lib.checks import check_fields, hint
-from redistill_lib.data.images import EncodedImages, fingerprint, kept_in
+from redistill_lib.data.images import LazyImages, fingerprint, kept_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class Source:
         check_fields(self)
 
 
-def find_parts(name: str, source: Source) -> tuple[dict[str, EncodedImages], tuple[str, ...], str]:
+def find_parts(name: str, source: Source) -> tuple[dict[str, LazyImages], tuple[str, ...], str]:
     """The parts of data set ``name`` (train, perhaps validation and test), the class names, and a fingerprint.
 
     Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class. A part that has only −1 is
@@ -94,7 +94,7 @@ def find_parts(name: str, source: Source) -> tuple[dict[str, EncodedImages], tup
                 f"Row {row} of {split} of {name} has the label {labels[row]}, "
                 f"outside the {len(classes)} classes of train ({few})."
             )
-        parts[split] = EncodedImages(images, numbers, torch.arange(len(numbers)), f"{split} of {name}")
+        parts[split] = LazyImages(images, numbers, torch.arange(len(numbers)), f"{split} of {name}")
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     return parts, classes, fingerprint(stamp, [part.table.column_names for part in parts.values()])

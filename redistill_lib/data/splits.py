@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import (
     DECODING,
     EAGER_BYTES,
-    EncodedImages,
     Failures,
     LazyImages,
     TensorImages,
@@ -261,7 +260,7 @@ def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Reques
 
 
 def _read(
-    parts: dict[str, EncodedImages], chosen: Choice, request: _Request, source: Source, key: str
+    parts: dict[str, LazyImages], chosen: Choice, request: _Request, source: Source, key: str
 ) -> tuple[dict[str, Split], int]:
     """Each split: from the cache, decoded, or lazy where that is too large; and how many images were left out."""
     cache = None
@@ -278,14 +277,12 @@ def _read(
         size, channels, failures = probe(used, request.name, size, channels, source.skip_unreadable)
     if lazy is None:
         lazy = sum(map(len, used.values())) * channels * size * size > EAGER_BYTES
-    images: dict[str, Any]
     keep = cache is not None and not lazy and request.limit is None  # part of a data set is not worth keeping
     if not keep:
-        chosen = {split: (split, torch.arange(len(part))) for split, part in used.items()}
-    if lazy:
-        images = {split: LazyImages(part, size, channels) for split, part in used.items()}
-    else:
-        images, failures = decode_all(parts if keep else used, request.name, size, channels)
+        parts, chosen = used, {split: (split, torch.arange(len(part))) for split, part in used.items()}
+    images: dict[str, Any] = {part: replace(encoded, size=size, channels=channels) for part, encoded in parts.items()}
+    if not lazy:
+        images, failures = decode_all(images, request.name)
     if not source.skip_unreadable:
         check_readable(failures, request.name)
     if cache is not None and keep:
