@@ -25,7 +25,7 @@ __all__ = ["Source", "find_parts"]
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
-LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "float")
+LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "float", "double")
 NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows, but hardly decodes
 # Short names people type, and where the hub keeps them.
 HUB_NAMES = {
@@ -122,17 +122,19 @@ def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
     )
 
 
-def _by_split(names: Iterable[str], where: str, shards: bool = False) -> dict[str, list[str]]:
-    """The names of files, folders or hub splits that belong to train, validation and test.
+def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, list[str]]:
+    """The names of files, folders or hub splits that belong to train and, where there are any, validation and test.
 
-    Two words for one split, such as val and valid, are a ValueError; so are several names, but for the shards of a
-    table and beside one that is exactly the split's.
+    A ValueError for two words for one split, such as val and valid, and for several names that are no shards of a
+    table, unless one of them is exactly the split's.
     """
     found: dict[str, dict[str, str]] = defaultdict(dict)  # split → name → its word for the split
     for name in names:
         if match := _SPLIT.match(name):
             split = match[1].lower()
             found[split if split in ("train", "test") else "validation"][name] = match[0].lower()
+    if "train" not in found:
+        raise ValueError(f"{where} has no train split; it has {', '.join(names)}.")
     for split, words in found.items():
         if len(set(words.values())) > 1 or (len(words) > 1 and not shards and split not in words):
             raise ValueError(f"{where} has several for {split}: {', '.join(words)}; keep one of them.")
@@ -151,9 +153,7 @@ def _from_hub(name: str) -> tuple[Tables, str]:
             f"{name} could not be loaded from the Hugging Face hub: {detail} "
             f"Check the spelling and the network; a configuration is named hf:<repository>:<configuration>."
         ) from error
-    tables = {split: found[key] for split, (key,) in _by_split(map(str, found), name).items()}
-    if "train" not in tables:
-        raise ValueError(f"{name} has no train split; it has {', '.join(map(str, found))}.")
+    tables = {split: found[key] for split, (key,) in _by_split([str(key) for key in found], name).items()}
     return tables, fingerprint([(split, table._fingerprint) for split, table in tables.items()])
 
 
@@ -164,14 +164,8 @@ def _stamp(paths: Iterable[Path], root: Path) -> str:
 
 
 def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None) -> tuple[Tables, str]:
-    splits = _by_split([path.name for path in files], str(folder), shards=True)
-    if "train" not in splits:
-        raise ValueError(
-            f"{folder} has no train*.parquet (it has {', '.join(path.name for path in files[:5])}); "
-            f"name the files train…, test… and, where there is one, validation…"
-        )
     tables = {}
-    for split, names in splits.items():
+    for split, names in _by_split([path.name for path in files], str(folder), shards=True).items():
         try:
             tables[split] = _unpack([path for path in files if path.name in names], folder, cache_dir)
         except Exception as error:  # `datasets` and pyarrow have many
@@ -202,24 +196,19 @@ def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Seri
     import datasets
     import pandas as pd
 
-    features = table.features
-    kinds = {name: getattr(feature, "dtype", "") for name, feature in features.items()}
-    encoded = [
-        name
-        for name, kind in features.items()
-        if isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
-    ]
+    kinds = {field.name: str(field.type) for field in table.features.arrow_schema}
+    encoded = [name for name, kind in kinds.items() if kind.startswith("struct<") and "bytes: " in kind]
     allowed = [*encoded, *(name for name, kind in kinds.items() if kind in ("binary", "large_binary", "string"))]
     likely = [name for name in IMAGE_NAMES if name in encoded][:1] or encoded
-    image = _column("image", source.image_column, likely, allowed, features, origin)
+    image = _column("image", source.image_column, likely, allowed, kinds, origin)
     images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     if source.label_column is False:
         return images, pd.Series(0, range(len(table))), ["unlabelled"]
+    classes = {name: feature.names for name, feature in table.features.items() if hasattr(feature, "names")}
     allowed = [name for name, kind in kinds.items() if kind.startswith(LABEL_TYPES)]
-    named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    likely = [name for name in LABEL_NAMES if name in allowed][:1] or named
-    label = _column("label", source.label_column, likely, allowed, features, origin)
-    labels = table.select_columns([label]).with_format("arrow")[:].column(label).to_pandas()
+    likely = [name for name in LABEL_NAMES if name in allowed][:1] or list(classes)
+    label = _column("label", source.label_column, likely, allowed, kinds, origin)
+    labels = table.select_columns([label]).to_pandas()[label]
     wrong = labels.isna()
     if labels.dtype.kind == "f":  # pandas keeps a missing whole number as NaN, and the others of its column as floats
         wrong |= labels % 1 != 0
@@ -229,7 +218,7 @@ def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Seri
             f"labels are whole numbers or text. Mend or remove the row."
         )
     labels = labels.astype("int64") if labels.dtype.kind == "f" else labels
-    return images, labels, getattr(features[label], "names", None)
+    return images, labels, classes.get(label)
 
 
 def _column(
@@ -269,13 +258,10 @@ def _roots(folder: Path, labelled: bool) -> dict[str, Path]:
     """The folder of each split: ``train`` and others, or the whole folder where its folders are the classes."""
     inside = _folders(folder)
     others = [path for path in inside if not _SPLIT.match(path.name)]
-    if others and labelled and not any(map(_folders, inside)):
+    only_images = labelled and not any(map(_folders, inside))
+    if not inside or (others and (only_images or not any(path.name.lower().startswith("train") for path in inside))):
         return {"train": folder}
     splits = {split: folder / name for split, (name,) in _by_split([p.name for p in inside], str(folder)).items()}
-    if "train" not in splits and (others or not inside):
-        return {"train": folder}
-    if "train" not in splits:
-        raise ValueError(f"{folder} has no folder train (it has {', '.join(path.name for path in inside)}).")
     if len(splits) == 1 and others and (not labelled or any(map(_folders, others))):
         raise ValueError(
             f"{folder} holds {splits['train'].name}, which may be a split or a class beside {others[0].name}; "

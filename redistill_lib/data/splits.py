@@ -65,11 +65,9 @@ class DataSplits:
     params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, split in ((name, getattr(self, name)) for name in SPLITS):
-            if not hasattr(split, "labels") or not hasattr(split, "__getitems__"):
-                raise ValueError(f"{name} is a {type(split).__name__}, not images with labels, such as TensorImages.")
+        check_fields(self)
         for name in ("num_classes", "in_channels", "image_size"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+            whole(name, getattr(self, name))
 
     def __repr__(self) -> str:
         sizes = " · ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
