@@ -18,6 +18,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -71,10 +74,8 @@ class TensorImages(Images):
         images, labels = self.images, self.labels
         right = images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64
         if not right or len(labels) != len(images):
-            raise ValueError(
-                f"images are uint8 N×C×H×W and labels int64 N, not {images.dtype} {tuple(images.shape)} "
-                f"and {labels.dtype} {tuple(labels.shape)}."
-            )
+            found = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in (images, labels))
+            raise ValueError(f"images are uint8 N×C×H×W and labels int64 N, not {found}.")
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
@@ -117,8 +118,6 @@ class LazyImages(Images):
 
         Images for which it raises a ValueError are missing, and in ``failures`` instead.
         """
-        from PIL import Image
-
         # Pillow refuses what is really too large; its warning before that is ignored, unless a caller has a filter.
         if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -192,8 +191,6 @@ def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) 
     It is turned as its EXIF says, whatever its format, and what is transparent shows white. ``raw`` is the encoded
     bytes or a path. Raises ValueError, naming ``where``, for anything that does not decode.
     """
-    from PIL import Image, ImageOps
-
     with _opened(raw, where) as image:
         image.load()
         with suppress(SyntaxError):  # an EXIF block that cannot be parsed turns nothing
@@ -210,8 +207,6 @@ def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) 
 @contextmanager
 def _opened(raw: bytes | str | None, where: str) -> Iterator[Any]:
     """Open an image; whatever goes wrong with it becomes a ValueError that names ``where``."""
-    from PIL import Image
-
     if not raw:
         raise ValueError(f"{where} holds no image")
     try:
@@ -297,8 +292,6 @@ def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
 
     The folder is made, with a .gitignore of its own: caches lie wherever a notebook runs.
     """
-    from safetensors import SafetensorError
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".gitignore").write_text("*\n")
@@ -312,9 +305,6 @@ def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
 
 def read_cache(path: Path, parts: Mapping[str, LazyImages]) -> tuple[dict[str, TensorImages], Failures] | None:
     """What `decode_all` gave; None where the file is missing, damaged, or of other parts: it is then rebuilt."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         found = load_file(path)
         failures = {part: dict.fromkeys(found[f"{part}.unreadable"].tolist(), "") for part in parts}
@@ -325,8 +315,6 @@ def read_cache(path: Path, parts: Mapping[str, LazyImages]) -> tuple[dict[str, T
 
 
 def write_cache(path: Path, images: Mapping[str, TensorImages], failures: Failures) -> None:
-    from safetensors.torch import save_file
-
     tensors = {part: split.images for part, split in images.items()}
     tensors |= {f"{part}.unreadable": torch.tensor(list(bad), dtype=torch.int64) for part, bad in failures.items()}
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from PIL import Image
 
 from redistill_lib.checks import check_fields, hint
 from redistill_lib.data.images import LazyImages, fingerprint, kept_in
@@ -164,31 +165,26 @@ def _stamp(paths: Iterable[Path], root: Path) -> str:
 
 
 def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None) -> tuple[Tables, str]:
+    """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
+    import datasets
+
     tables = {}
     for split, names in _by_split([path.name for path in files], str(folder), shards=True).items():
+        paths = [path for path in files if path.name in names]
+        # In small batches, since a small file may unpack to one image in a million rows.
+        read = partial(datasets.Dataset.from_parquet, [str(path) for path in paths], batch_size=256)
         try:
-            tables[split] = _unpack([path for path in files if path.name in names], folder, cache_dir)
+            if cache_dir is not None:
+                unpacked = str(Path(cache_dir) / "arrow" / _stamp(paths, folder))
+                tables[split] = kept_in(Path(cache_dir), partial(read, cache_dir=unpacked))
+            if tables.get(split) is None:
+                with TemporaryDirectory() as scratch:
+                    tables[split] = read(cache_dir=scratch, keep_in_memory=True)
         except Exception as error:  # `datasets` and pyarrow have many
             raise ValueError(
                 f"The {split} files of {folder} cannot be read as one parquet table ({error.__cause__ or error})."
             ) from error
     return tables, _stamp(files, folder)
-
-
-def _unpack(paths: list[Path], root: Path, cache_dir: str | os.PathLike[str] | None) -> Any:
-    """A ``datasets.Dataset`` in a memory-mapped file of the cache; in memory where there is no cache to write to.
-
-    It is unpacked in small batches, since a small file may hold one image in a million rows.
-    """
-    import datasets
-
-    read = partial(datasets.Dataset.from_parquet, [str(path) for path in paths], batch_size=256)
-    if cache_dir is not None:
-        file = Path(cache_dir) / "arrow" / _stamp(paths, root)
-        if table := kept_in(Path(cache_dir), lambda: read(cache_dir=str(file))):
-            return table
-    with TemporaryDirectory() as scratch:
-        return read(cache_dir=scratch, keep_in_memory=True)
 
 
 def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Series, list[str] | None]:
@@ -224,18 +220,16 @@ def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Seri
 def _column(
     role: str, wanted: str | None, likely: list[str], allowed: list[str], columns: Iterable[str], origin: str
 ) -> str:
-    every = ", ".join(columns)
-    if wanted is not None:
-        if wanted not in columns:
-            raise ValueError(f"{origin} has no column '{wanted}'; it has {every}{hint(wanted, columns) or '.'}")
-        if wanted not in allowed:
-            raise ValueError(f"Column '{wanted}' of {origin} holds no {role}s.")
+    if wanted in allowed:
         return wanted
+    if wanted is not None:
+        known = f"it has {', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
+        raise ValueError(f"{origin} has no {role} column '{wanted}'; {known}")
     if len(likely) == 1:
         return likely[0]
     found = f"several possible {role} columns ({', '.join(likely)})" if likely else f"no {role} column that I know"
     without = ", or label_column=False for images without labels" if role == "label" else ""
-    raise ValueError(f"{origin} has {found}; pass {role}_column= one of {every}{without}.")
+    raise ValueError(f"{origin} has {found}; pass {role}_column= one of {', '.join(columns)}{without}.")
 
 
 def _folders(root: Path) -> list[Path]:
@@ -272,7 +266,6 @@ def _roots(folder: Path, labelled: bool) -> dict[str, Path]:
 
 def _from_images(folder: Path, labelled: bool) -> tuple[Tables, str]:
     import datasets
-    from PIL import Image
 
     known = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in known if kind in Image.OPEN and kind not in NO_IMAGES}

@@ -231,27 +231,24 @@ def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0, each:
 
 def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Request) -> tuple[Choice, str]:
     """Which rows of which part make up each split, and that in words; ``origins`` names the parts."""
-    left = torch.arange(len(labels["train"]))
+    train, origin = labels["train"], origins["train"]
+    left, words = torch.arange(len(train)), []
     chosen: Choice = {}
-    words = []
     for stream, split, fraction in ((1, "test", request.test), (2, "validation", request.validation)):
         if split in labels:
             chosen[split] = split, torch.arange(len(labels[split]))
             words.append(f"{split}: {origins[split]}")
             continue
-        held = _spread(labels["train"][left], round(fraction * len(labels["train"])), request.seed, stream)
+        held = _spread(train[left], round(fraction * len(train)), request.seed, stream)
         if not len(held):
-            raise ValueError(
-                f"{split}={fraction} of {len(labels['train'])} images ({origins['train']}) is an empty split; "
-                f"raise the fraction."
-            )
+            raise ValueError(f"{split}={fraction} of {len(train)} images ({origin}) is an empty split; raise it.")
         chosen[split] = "train", left[held]
-        words.append(f"{split}: {fraction:.0%} of {origins['train']}")
+        words.append(f"{split}: {fraction:.0%} of {origin}")
         left = left[~torch.isin(torch.arange(len(left)), held)]
     chosen["train"] = "train", left
-    if missing := set(labels["train"].tolist()) - set(labels["train"][left].tolist()):
+    if missing := set(train.tolist()) - set(train[left].tolist()):
         raise ValueError(
-            f"Class {min(missing)} has too few images in {origins['train']} to be split: none is left; "
+            f"Class {min(missing)} has too few images in {origin} to be split: none is left; "
             f"lower validation= and test=, or add images."
         )
     return {split: chosen[split] for split in SPLITS}, f"{', '.join(reversed(words))} (seed {request.seed})"
