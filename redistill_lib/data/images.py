@@ -297,10 +297,11 @@ def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
         (folder / ".gitignore").write_text("*\n")
         return write()
     except Exception as error:
-        if not isinstance(error.__cause__ or error, OSError | SafetensorError):
+        reason = error.__cause__ or error  # `datasets` hides it
+        if not isinstance(reason, OSError | SafetensorError):
             raise
-        warnings.warn(f"Nothing is kept in the cache {folder} ({error}); give another cache_dir=.", stacklevel=2)
-    return None
+        warnings.warn(f"Nothing is kept in the cache {folder} ({reason}); give another cache_dir=.", stacklevel=2)
+        return None
 
 
 def read_cache(path: Path, parts: Mapping[str, LazyImages]) -> tuple[dict[str, TensorImages], Failures] | None:
