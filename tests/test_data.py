@@ -595,6 +595,20 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, kind: Ca
     assert same(data, load_data(root, cache_dir=None))
 
 
+def test_lazy_images_are_read_once_for_their_fingerprint(tmp_path: Path) -> None:
+    data = load_data(image_folder(tmp_path), lazy=True)
+    first = data.fingerprint()
+    for path in tmp_path.rglob("*.png"):
+        path.unlink()
+    assert data.fingerprint() == first
+
+
+def test_batches_of_lazy_images_share_their_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    split = load_data(image_folder(tmp_path), lazy=True).train
+    monkeypatch.setattr(images, "ThreadPoolExecutor", None)
+    assert len(split.head(5)[0]) == 5
+
+
 @pytest.mark.parametrize("kind", ["files", "table"])
 def test_the_fingerprint_of_lazy_data_is_that_of_its_images(tmp_path: Path, kind: str) -> None:
     def prints(colour: int, at: str) -> str:

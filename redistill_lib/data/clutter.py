@@ -1,17 +1,15 @@
 """The two data sets that need no network: handwritten digits, and the same digits small among clutter.
 
-``cluttered`` is the built-in case in which aggressive pooling costs accuracy: the strokes that tell one digit
-from another are one or two pixels wide, the digit may be anywhere, and fragments of other digits lie around
-it, so a network that throws resolution away in its first layer has to guess.
-
-Every random number comes from integer draws of a CPU ``torch.Generator``, so a seed gives the same bytes on
-any machine.
+``cluttered`` is the built-in case in which aggressive pooling costs accuracy: strokes are one or two pixels wide, the
+digit may be anywhere, and fragments of others lie around it. Every random number comes from integer draws of a CPU
+``torch.Generator``, so a seed gives the same bytes on any machine.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -84,19 +82,16 @@ def compose(
     so parts composed from disjoint sources share nothing. Where things overlap the brighter pixel wins.
     """
     n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
-
-    def draw(high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, generator=generator)
-
+    draw = partial(torch.randint, generator=generator)
     rounds = -(-count // n)
     chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:count]
     images = torch.zeros(count, canvas * canvas, dtype=torch.uint8)
-    _paste(images, digits[chosen, 0], draw(canvas - side + 1, 2, count), canvas)
+    _paste(images, digits[chosen, 0], draw(canvas - side + 1, (2, count)), canvas)
     for _ in range(clutter.distractors):
-        other = (chosen + 1 + draw(max(n - 1, 1), count)) % n
-        top, left = draw(side - piece + 1, 2, count)
+        other = (chosen + 1 + draw(max(n - 1, 1), (count,))) % n
+        top, left = draw(side - piece + 1, (2, count))
         pieces = digits[:, 0].unfold(1, piece, 1).unfold(2, piece, 1)[other, top, left]
-        _paste(images, pieces, draw(canvas - piece + 1, 2, count), canvas)
+        _paste(images, pieces, draw(canvas - piece + 1, (2, count)), canvas)
     if clutter.noise:
         images = _add_noise(images, clutter.noise, generator)
     return images.view(count, 1, canvas, canvas), labels[chosen]

@@ -26,7 +26,7 @@ __all__ = ["Source", "find_parts"]
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
-LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "float", "double")
+LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "halffloat", "float", "double")
 NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows, but hardly decodes
 # Short names people type, and where the hub keeps them.
 HUB_NAMES = {
