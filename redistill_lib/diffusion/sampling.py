@@ -9,24 +9,24 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion.noise import (
+    SAMPLERS,
     DiffusionProcess,
     channels_of,
-    check_sampler,
+    check_known,
     check_times,
     conditioning_of,
-    noise_of,
 )
 from redistill_lib.diffusion.samplers import STEPS, Before, Seen, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
-from redistill_lib.network import evaluating
-from redistill_lib.network.dtypes import dtype_of
+from redistill_lib.network import dtype_of, evaluating, output_of
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 
@@ -34,7 +34,7 @@ from redistill_lib.runs import Run
 #: the images the network sees in them, clipped to −1…1 where the process says so.
 OnStep = Callable[[int, int, Tensor, Tensor], None]
 MOST = 256  # images at once; more would only take more memory
-FEW = 16  # where the memory is not known
+FEW = 16  # where the memory that they take is not known
 
 
 class Guided(nn.Module):
@@ -50,10 +50,10 @@ class Guided(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         conditioning = conditioning_of(self.model)
         if conditioning is None or conditioning.null is None or labels is None or not self.guidance:
-            return noise_of(self.model(x, t) if labels is None else self.model(x, t, labels))
+            return output_of(self.model(x, t) if labels is None else self.model(x, t, labels))
         nothing = torch.full_like(labels, conditioning.null)
         doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nothing))
-        given, free = noise_of(self.model(*doubled)).chunk(2)
+        given, free = output_of(self.model(*doubled)).chunk(2)
         return (1 + self.guidance) * given - self.guidance * free
 
 
@@ -110,7 +110,7 @@ class Sampling:
     process: DiffusionProcess | None = None
 
     def __post_init__(self) -> None:
-        check_sampler(self.sampler)
+        check_known("sampler", self.sampler, SAMPLERS)
         whole("steps", self.steps), whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
@@ -163,14 +163,14 @@ def sample(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = how.batch_size or _batch_that_fits(model, size, how.guidance, device)
     network, how = Guided(model, how.guidance), replace(how, process=process)
-    images = []
-
-    def look(k: int, t: int, seen: Seen) -> None:
-        if on_step is not None:
-            on_step(k, t, seen.x, seen.start)
-        bar.update()
-
     bar = progress_bar(how.steps * -(-n // batch), f"{how.sampler}, {n} images", enabled=progress)
+
+    def look(*seen: Any) -> None:
+        bar.update()
+        if on_step is not None:
+            on_step(*seen)
+
+    images = []
     with evaluating(network), bar:
         for rows in torch.arange(n).split(batch):
             draws = [torch.Generator().manual_seed(derive_seed(how.seed, int(row))) for row in rows]
@@ -186,32 +186,25 @@ def _noise(size: tuple[int, ...], draws: Sequence[torch.Generator], device: torc
 
 
 def _draw(
-    network: Callable[..., Tensor],
-    draw: Callable[[], Tensor],
-    how: Sampling,
-    dtype: torch.dtype,
-    look: Callable[[int, int, Seen], None],
+    network: Callable[..., Tensor], draw: Callable[[], Tensor], how: Sampling, dtype: torch.dtype, look: OnStep
 ) -> Tensor:
     process = how.process or DiffusionProcess()
     times = time_steps(how.steps, process.num_train_timesteps)
     levels = [*process.alphas_cumprod[times].tolist(), 1.0]
 
-    def step(
-        k: int, x: Tensor, before: Before
-    ) -> tuple[Tensor, Before]:  # what it makes is freed before the next one
+    def step(k: int, x: Tensor, before: Before) -> tuple[Tensor, Before]:  # frees what it makes before the next one
         t = torch.full((len(x),), times[k], device=x.device)
         prediction = network(x.to(dtype), t).float()
         if prediction.shape != x.shape:
             raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
         start = process.start_from(prediction, x, t)
         start = start.clamp(-1, 1) if process.clip_sample else start
+        look(k, times[k], x, start)
         seen = Seen(x, process.noise_from(prediction, x, t), start, levels[k])
-        look(k, times[k], seen)
         kept = (start, levels[k]) if how.sampler == "dpm++" else None
         return STEPS[how.sampler](seen, before, levels[k + 1], draw), kept
 
-    before: Before = None
-    x = draw()
+    x, before = draw(), None
     for k in range(how.steps):
         x, before = step(k, x, before)
     return x
@@ -257,9 +250,6 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
     return Trajectory(times, torch.stack(noisy), torch.stack(starts), final)
 
 
-# ---------------------------------------------------------------------------------------------- what a call may leave
-
-
 def process_of(run: Run) -> DiffusionProcess:
     """What a run was trained on, by its record; DDPM's own process where that says nothing."""
     return DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
@@ -301,10 +291,10 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
     conditioning = conditioning_of(model)
     if conditioning is None:
-        if labels is not None or guidance:
-            what = "labels" if labels is not None else "guidance"
-            raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
-        return None
+        if labels is None and not guidance:
+            return None
+        what = "guidance" if labels is None else "labels"
+        raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
     classes, null = conditioning.classes, conditioning.null
     if labels is None and guidance:
         raise ValueError("guidance needs labels to guide to; give labels=")
@@ -317,10 +307,10 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
             + f", or where its last one does, say so: model.register_to_config(num_classes={classes - 1})"
         )
     chosen = torch.as_tensor(labels)
-    if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+    if chosen.dtype == torch.bool or not torch.can_cast(chosen.dtype, torch.int64):
         raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))
     chosen = chosen.to("cpu", torch.int64)
-    chosen = chosen.expand(n) if chosen.ndim == 0 else chosen
+    chosen = chosen if chosen.ndim else chosen.expand(n)
     if chosen.shape != (n,):
         raise ValueError(f"labels are one class for all or one for each of {n} images, not {tuple(chosen.shape)}")
     if not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
@@ -329,25 +319,16 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
 
 
 def _batch_that_fits(model: nn.Module, size: tuple[int, ...], guidance: float, device: torch.device) -> int:
-    free = _free_bytes(device)
-    if free is None:
-        return FEW
+    image = torch.zeros(1, *size, device=device, dtype=dtype_of(model))
     try:
-        peak = peak_of_sampling(
-            model, torch.zeros(1, *size, device=device, dtype=dtype_of(model)), guidance, convention="eager"
-        )
+        peak = peak_of_sampling(model, image, guidance, convention="eager")
     except Exception:  # not every network can be profiled; what is wrong with its inputs, drawing will say
         return FEW
-    return max(1, min(MOST, free // 2 // peak))
+    return max(1, min(MOST, _free_bytes(device) // 2 // peak))
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; None where the system does not tell."""
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return psutil.virtual_memory().available

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 
 from redistill_lib.checks import wholes
 from redistill_lib.data.augment import to_float
-from redistill_lib.network import Place, evaluating, tapping
-from redistill_lib.network.dtypes import dtype_of
+from redistill_lib.network import MapRef, dtype_of, evaluating, reading
 
 INCEPTION_FEATURES = 2048
 FIDELITY_FILE = "weights-inception-2015-12-05-6726825d.pth"
