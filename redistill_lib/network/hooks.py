@@ -38,8 +38,8 @@ def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
     A layer that is known under several names is given its first.
     """
     paths = original_paths(model)
-    names = {paths[id(module)]: paths[id(module)] for module in model.modules()}
-    names |= {name: paths[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
+    names = {name: paths[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
+    names |= {path: path for path in paths.values()}
     for candidate in (path, path.removeprefix("net.")):
         if candidate in names:
             return names[candidate]
