@@ -23,7 +23,7 @@ from redistill_lib.diffusion.noise import (
     check_times,
     conditioning_of,
 )
-from redistill_lib.diffusion.samplers import STEPS, Before, Seen, time_steps
+from redistill_lib.diffusion.samplers import STEPS, Before, Step, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import dtype_of, evaluating, output_of
@@ -200,9 +200,8 @@ def _draw(
         start = process.start_from(prediction, x, t)
         start = start.clamp(-1, 1) if process.clip_sample else start
         look(k, times[k], x, start)
-        seen = Seen(x, process.noise_from(prediction, x, t), start, levels[k])
-        kept = (start, levels[k]) if how.sampler == "dpm++" else None
-        return STEPS[how.sampler](seen, before, levels[k + 1], draw), kept
+        now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1])
+        return STEPS[how.sampler](now, before, draw), (start, levels[k]) if how.sampler == "dpm++" else None
 
     x, before = draw(), None
     for k in range(how.steps):
@@ -250,11 +249,6 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
     return Trajectory(times, torch.stack(noisy), torch.stack(starts), final)
 
 
-def process_of(run: Run) -> DiffusionProcess:
-    """What a run was trained on, by its record; DDPM's own process where that says nothing."""
-    return DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
-
-
 def _opened(
     model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
 ) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
@@ -268,7 +262,8 @@ def _opened(
     run = model if isinstance(model, Run) else Run.load(model)
     if "diffus" not in run.params.get("task", "diffuse"):
         raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
-    return load_model(run), shape or run.params["data"].get("image_size"), process or process_of(run)
+    process = process or DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
+    return load_model(run), shape or run.params["data"].get("image_size"), process
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:

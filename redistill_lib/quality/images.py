@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -72,16 +72,14 @@ def features(
     """Features and logits of all images: N×C×H×W, uint8 or float −1…1, or a split of `load_data`.
 
     Float images are rounded to the 256 levels an image file has, so that an image counts the same in whichever
-    form it comes. Grey ones are repeated where the extractor takes three channels. The extractor works on the
-    device it is on.
+    form it comes. Grey ones are repeated where the extractor takes three channels. It works on the device it is on.
 
-    Raises ValueError for an empty set, another dtype, values that are not finite or outside −1…1, floats that look
-    like 0…1, a number of channels that the extractor does not take, and a `batch_size` below 1; TypeError for what
-    is neither a tensor nor a split.
+    Raises ValueError for an empty set, images of another dtype, range or number of channels, and values that are not
+    finite; TypeError for what is neither a tensor nor a split.
 
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
-    >>> features(torch.zeros(3, 1, 2, 2), eye).values[0].tolist()  # −1…1 in steps of 1/127.5: no level is 0
-    [0.003921627998352051, 0.003921627998352051, 0.003921627998352051, 0.003921627998352051]
+    >>> features(-torch.ones(3, 1, 2, 2), eye).values[0].tolist()
+    [-1.0, -1.0, -1.0, -1.0]
     """
     if not isinstance(images, Tensor) and not hasattr(images, "__getitems__"):
         kind = type(images).__name__
@@ -95,26 +93,23 @@ def features(
     count = len(images)  # type: ignore[arg-type]
     if not count:
         raise ValueError("there are no images to look at: the set is empty")
-    state = next((t for t in (*extractor.parameters(), *extractor.buffers())), torch.empty(0))
-    batches = _levels(images, batch_size)
+    device = next((tensor.device for tensor in extractor.state_dict().values()), torch.device("cpu"))
+    batches: Iterable[Tensor] = _levels(images, batch_size)
     if isinstance(images, Tensor):  # all there already: say what is wrong with it before a long pass
-        batches = iter(list(batches))
+        batches = list(batches)
     seen, logits, digests = [], [], []
-    shape: tuple[int, ...] = ()
     with evaluating(extractor), progress_bar(count, f"features by {extractor.name}", progress) as bar:
         for levels in batches:
-            shape = tuple(levels.shape[1:])
-            values, scores = extractor(levels.to(state.device))
+            values, scores = extractor(levels.to(device))
             seen.append(values.float().cpu())
-            logits.append(None if scores is None else scores.float().cpu())
+            logits += [] if scores is None else [scores.float().cpu()]
             digests += [_digest(image) for image in levels.cpu()]
             bar.update(len(levels))
-    values = torch.cat(seen)
+    values, shape = torch.cat(seen), tuple(levels.shape[1:])
     if not values.isfinite().all():
         row = int((~values.isfinite().all(1)).nonzero()[0])
         raise ValueError(f"{extractor.name} gives features that are not finite, for image {row} first")
-    given = [part for part in logits if part is not None]
-    return Features(values, torch.cat(given) if given else None, torch.tensor(digests), shape, extractor.settings)
+    return Features(values, torch.cat(logits) if logits else None, torch.tensor(digests), shape, extractor.settings)
 
 
 def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
@@ -124,25 +119,16 @@ def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
     return real.take(order[:middle]), real.take(order[middle : 2 * middle])
 
 
-def _batches(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
-    if isinstance(images, Tensor):
-        yield from images.split(size)
-    else:
-        for batch, _ in DataLoader(images, batch_size=size, collate_fn=as_batch):
-            yield batch
-
-
 def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
     """uint8 batches B×C×H×W; ValueError after the last if all were 0…1, as the images of one batch may well be."""
-    low, count, first, differ = 0, 0, torch.empty(0), False
-    for batch in _batches(images, size):
-        levels = _as_levels(batch)
+    low, count, batches = 0, 0, iter(images.split(size) if isinstance(images, Tensor) else ())
+    if not isinstance(images, Tensor):
+        batches = (batch for batch, _ in DataLoader(images, batch_size=size, collate_fn=as_batch))
+    for batch in batches:
+        yield _as_levels(batch)
         if batch.is_floating_point():
             low, count = low + int((batch < BELOW).sum()), count + batch.numel()
-        first = first if len(first) else levels[:1]
-        differ = differ or levels.shape[1:] != first.shape[1:] or bool((levels != first).any())
-        yield levels
-    if low < SHARE * count and differ:
+    if low < SHARE * count:
         raise ValueError(
             f"only {low:,} of the {count:,} values of these float images are below {BELOW}, so they look like 0…1; "
             "−1…1 is expected: images * 2 - 1, or (images * 255).round().byte(); images −1…1 that are so bright "
