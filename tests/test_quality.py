@@ -382,7 +382,7 @@ def test_extractors_of_any_precision(dtype: torch.dtype, apart: float) -> None:
         return classifier_extractor(network, "c", None, image_size=(8, 8))
 
     seen, expected = (features(GREY, one, progress=False) for one in (eye().to(dtype), eye()))
-    assert seen.values.dtype == torch.float32 and str(dtype).removeprefix("torch.") in eye().to(dtype).input_range
+    assert seen.values.dtype == torch.float32
     torch.testing.assert_close(seen.values, expected.values, atol=apart, rtol=0.02)
 
 

@@ -30,8 +30,8 @@ from redistill_lib.network import dtype_of, evaluating, output_of
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 
-#: Called in each step with its number from 0, the time step t, x_t (the noisy images it starts from, N×C×H×W) and
-#: the images the network sees in them, clipped to −1…1 where the process says so.
+#: Called in each step with its number from 0, the time step t, x_t (N×C×H×W) and the images the network sees in
+#: them, clipped to −1…1 where the process says so.
 OnStep = Callable[[int, int, Tensor, Tensor], None]
 MOST = 256  # images at once; more would only take more memory
 FEW = 16  # where the memory that they take is not known
@@ -40,7 +40,7 @@ FEW = 16  # where the memory that they take is not known
 class Guided(nn.Module):
     """A prediction with classifier-free guidance (arXiv 2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x).
 
-    Both come from one pass over a doubled batch. With w = 0 it is the network itself.
+    Both come from one pass over a doubled batch.
     """
 
     def __init__(self, model: nn.Module, guidance: float = 0.0):
@@ -48,24 +48,20 @@ class Guided(nn.Module):
         self.model, self.guidance = model, guidance
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        conditioning = conditioning_of(self.model)
-        if conditioning is None or conditioning.null is None or labels is None or not self.guidance:
+        known = conditioning_of(self.model)
+        if known is None or known.null is None or labels is None or not self.guidance:
             return output_of(self.model(x, t) if labels is None else self.model(x, t, labels))
-        nothing = torch.full_like(labels, conditioning.null)
+        nothing = torch.full_like(labels, known.null)
         doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nothing))
         given, free = output_of(self.model(*doubled)).chunk(2)
         return (1 + self.guidance) * given - self.guidance * free
 
 
-class _Step(nn.Module):
+class _Step(Guided):
     """One step of DDIM as the memory sees it: what is held beside the denoiser, and the arithmetic after it."""
 
-    def __init__(self, predict: Guided):
-        super().__init__()
-        self.predict = predict
-
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        noise = self.predict(x, t, labels)
+        noise = super().forward(x, t, labels)
         start = ((x - 0.6 * noise) / 0.8).clamp(-1, 1)
         return 0.9 * start + 0.4 * noise
 
@@ -85,8 +81,7 @@ def peak_of_sampling(
     """
     t = torch.zeros(len(example), dtype=torch.int64, device=example.device)
     inputs = (example, t) if conditioning_of(model) is None else (example, t, t.clone())
-    profile = profile_memory(_Step(Guided(model, guidance)), *inputs, convention=convention, dtype=dtype)
-    return profile.peak_bytes
+    return profile_memory(_Step(model, guidance), *inputs, convention=convention, dtype=dtype).peak_bytes
 
 
 @dataclass(frozen=True)
@@ -120,10 +115,8 @@ class Sampling:
     @classmethod
     def of(cls, options: dict[str, Any]) -> Sampling:
         known = [field.name for field in fields(cls)]
-        if wrong := next((name for name in options if name not in known), None):
-            raise TypeError(
-                f"there is no option {wrong!r} of sampling{hint(wrong, known)} (known: {', '.join(known)})"
-            )
+        for name in options.keys() - known:
+            raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
         return cls(**options)
 
 
@@ -144,7 +137,7 @@ def sample(
             of diffusers that has a `unet` and a `scheduler`.
         shape: (C, H, W), or the side in pixels where the network knows its channels; known for a run.
         labels: a class for all or one for each, of a network trained with classes; left out, no class.
-        on_step: looks on; with several batches it sees the steps of each in turn.
+        on_step: see `OnStep`; with several batches it is called for the steps of each in turn.
         options: `sampler`, `steps`, `seed`, `guidance`, `batch_size` and `process`, see `Sampling`.
 
     Raises ValueError for what does not fit the network, with what would.

@@ -62,10 +62,6 @@ class Extractor(nn.Module):
         return network_identity(self.network)["weights"]
 
     @property
-    def input_range(self) -> str:
-        return "0…255, uint8" if self.uint8 else "−1…1, " + str(dtype_of(self.network)).removeprefix("torch.")
-
-    @property
     def settings(self) -> dict[str, Any]:
         """What a score has to say about the network it is made with."""
         return {
@@ -93,7 +89,7 @@ class Extractor(nn.Module):
         return seen, logits
 
     def extra_repr(self) -> str:
-        return f"{self.name!r}, {self.num_features} features, input {self.input_range}, resize: {self.resize}"
+        return f"{self.name!r}, {self.num_features} features, resize: {self.resize}"
 
 
 def check_extractor(extractor: object) -> None:
@@ -118,7 +114,7 @@ def classifier_extractor(
     >>> from redistill_lib.models import create_model
     >>> classifier_extractor(create_model("resnet18", in_channels=1, width=0.125), "teacher-1a2b", 0.97)
     Extractor(
-      'teacher-1a2b', 64 features, input −1…1, float32, resize: none
+      'teacher-1a2b', 64 features, resize: none
       (network): ...
     """
     linears = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
@@ -168,12 +164,11 @@ def inception_extractor(path: str | Path) -> Extractor:
             "without it, classifier_extractor scores with a classifier of your own"
         )
     try:
-        with warnings.catch_warnings():  # TorchScript is deprecated, and the form in which these weights are spread
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # TorchScript is deprecated
             network = _Inception(torch.jit.load(str(file), map_location="cpu").eval())
         with evaluating(network):
             shape = network(torch.zeros(2, 3, 299, 299, dtype=torch.uint8))[0].shape
-    except (RuntimeError, IndexError) as error:
+    except (AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"{file} is no TorchScript of uint8 images 3×299×299: {str(error).splitlines()[-1]}; fetch {SCRIPT_URL}"
         ) from None

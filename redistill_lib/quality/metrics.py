@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.progress import progress_bar
 from redistill_lib.quality.images import Features
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID: Bińkowski et al. 2018
@@ -109,12 +108,9 @@ def precision_recall(fake: Features, real: Features, *, seed: int = 0) -> tuple[
     neighbour; recall the same with the sets exchanged. Both depend on the density of the sets, so equally many
     are taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
     """
-    count = precision_recall_count(fake, real)
-    generator = torch.Generator().manual_seed(seed)
-    x, y = (
-        which.values[torch.randperm(len(which), generator=generator)[:count]].double() - real.mean
-        for which in (fake, real)
-    )
+    count, generator = precision_recall_count(fake, real), torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(len(which), generator=generator)[:count] for which in (fake, real)]
+    x, y = (which.values[chosen].double() - real.mean for which, chosen in zip((fake, real), rows, strict=True))
     return _covered(x, y), _covered(y, x)
 
 
@@ -145,7 +141,7 @@ class Extrapolation:
     error: float
 
 
-def extrapolate(fake: Features, real: Features, *, seed: int = 0, progress: bool = False) -> Extrapolation:
+def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolation:
     """FID free of the bias of finite N: the intercept of a line through FID over 1/N (Chong & Forsyth 2020).
 
     FID is taken of the whole sets and of their halves, thirds and quarters, pairwise; unlike in the paper the real
@@ -170,15 +166,13 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0, progress: bool
     straight = small >= LEVELS[-1] * PER_FEATURE * real.values.shape[1] and large <= LARGER * small
     levels, groups = LEVELS if straight else LEVELS[:1], np.arange(GROUPS)
     cuts = [(level, rows) for level in levels for rows in np.array_split(groups, level)]
-    with progress_bar(len(cuts) + GROUPS, "FID for N → ∞", progress) as bar:
 
-        def distance(rows: np.ndarray) -> float:
-            bar.update(1)
-            a, b = (sum((part[k] for k in rows), torch.zeros(())) for part in moments)
-            return frechet(_gaussian(a), _gaussian(b))
+    def distance(rows: np.ndarray) -> float:
+        a, b = (sum((part[k] for k in rows), torch.zeros(())) for part in moments)
+        return frechet(_gaussian(a), _gaussian(b))
 
-        found = [distance(rows) for _, rows in cuts]
-        left_out = np.array([distance(np.delete(groups, k)) for k in groups])
+    found = [distance(rows) for _, rows in cuts]
+    left_out = np.array([distance(np.delete(groups, k)) for k in groups])
     limit = math.nan
     if straight:  # each level weighs the same
         inverse = [1 / sum(float(moments[0][k][0, 0]) for k in rows) for _, rows in cuts]

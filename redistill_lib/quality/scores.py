@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,9 +15,6 @@ from redistill_lib.checks import hint, whole
 from redistill_lib.quality import metrics
 from redistill_lib.quality.extractors import Extractor, check_extractor
 from redistill_lib.quality.images import Features, features, halves
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
 FREE = ("seed",)  # scores may differ in it and be compared
@@ -49,8 +47,6 @@ class Quality:
 
     def to_frame(self) -> pd.DataFrame:
         """One row: every score by its name, every setting as ``settings.<name>``."""
-        import pandas as pd
-
         scores = {name: value for name, value in vars(self).items() if name != "settings"}
         return pd.DataFrame([scores | {f"settings.{name}": value for name, value in self.settings.items()}])
 
@@ -101,7 +97,7 @@ def score_images(
         shapes = " and ".join("×".join(map(str, which.shape)) for which in (a, b))
         raise ValueError(f"fake and real images differ in shape, {shapes}: bring both to one size and channels")
     distance = metrics.fid(a, b)
-    found = metrics.extrapolate(a, b, seed=seed, progress=progress)
+    found = metrics.extrapolate(a, b, seed=seed)
     return Quality(
         distance,
         found.limit,
@@ -159,8 +155,6 @@ def check_comparable(scores: Sequence[Quality] | pd.DataFrame, *, ignore: Sequen
     """
     if isinstance(scores, Quality):
         raise TypeError("check_comparable takes a list of scores, this is a single one: check_comparable([a, b])")
-    import pandas as pd
-
     if isinstance(scores, Sequence):
         told = pd.DataFrame([score.settings for score in scores])
     else:
