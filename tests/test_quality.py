@@ -353,7 +353,7 @@ def test_one_bright_batch_of_a_split_is_no_reason() -> None:
 def test_what_is_no_set_of_images(digits: DataSplits) -> None:
     wanted: list[tuple[Any, int, type[Exception], str]] = [
         (GREY.numpy(), 8, TypeError, "not a ndarray; torch.from_numpy makes it a tensor"),
-        (digits, 8, TypeError, "not a DataSplits; give one split of it, such as data.train"),
+        (digits, 8, TypeError, "not a DataSplits; give one split, such as data.train"),
         ([GREY], 8, TypeError, "a tensor or a split of load_data, not a list"),
         (GREY, 0, ValueError, "batch_size=0 is not a whole number of 1 or more"),
         (digits.test, -1, ValueError, "batch_size=-1 is not a whole number of 1 or more"),

@@ -31,12 +31,10 @@ FIXED = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding":
 class DiffusionProcess:
     """How images are noised and what a network predicts; the fields are those of diffusers' schedulers.
 
-    `beta_schedule`: "linear" (arXiv 2006.11239), "scaled_linear" (latent diffusion) or "squaredcos_cap_v2", which is
-    also known as "cosine" (2102.09672). `prediction_type`: "epsilon", the noise; "sample", the image; or
-    "v_prediction", v = √ᾱ·ε − √(1−ᾱ)·x (2202.00512). `clip_sample`: whether images are within −1…1, to which samplers
-    then clip; False for latents of an autoencoder. `asdict` makes JSON of it.
-
-    Raises ValueError for a name or number that there is not.
+    `beta_schedule`: "linear" (arXiv 2006.11239), "scaled_linear" (latent diffusion) or "squaredcos_cap_v2", also
+    given as "cosine" (2102.09672). `prediction_type`: "epsilon", the noise; "sample", the image; or "v_prediction",
+    v = √ᾱ·ε − √(1−ᾱ)·x (2202.00512). `clip_sample`: whether images are within −1…1, to which samplers then clip;
+    False for latents of an autoencoder. Raises ValueError for an unknown name and for a number out of range.
 
     >>> process = DiffusionProcess("cosine", "v_prediction")
     >>> x, noise, t = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.tensor([600])
@@ -77,8 +75,7 @@ class DiffusionProcess:
                 raise FileNotFoundError(f"{source} has no scheduler_config.json; give the folder of a pipeline")
             source = json.loads(file.read_text())
         config = source if isinstance(source, Mapping) else source.config
-        own = type(source).__name__ if config is not source else "this configuration"
-        name = config.get("_class_name", own)
+        name = config.get("_class_name") or type(source).__name__
         if "beta_schedule" not in config:
             raise ValueError(f"{name} has no beta_schedule, so it is of another kind of process than DDPM's")
         for label, value in FIXED.items():
@@ -89,10 +86,7 @@ class DiffusionProcess:
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
     def scheduler(self, sampler: str = "ddpm") -> Any:
-        """diffusers' scheduler for a pipeline: ``ddim``, ``ddpm`` or ``dpm++`` (2M).
-
-        It starts at the noisiest step ("trailing" spacing, arXiv 2305.08891).
-        """
+        """diffusers' scheduler for a pipeline: ``ddim``, ``ddpm`` or ``dpm++`` (2M), with "trailing" time steps."""
         import diffusers
 
         check_known("sampler", sampler, SAMPLERS)
@@ -152,11 +146,7 @@ def check_known(label: str, word: Any, known: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The classes 0 to `classes` − 1 that a network takes labels of, and the label that means no class, if any.
-
-    >>> str(Conditioning(10, None)), str(Conditioning(10, 10))
-    ('10 classes', '10 classes and none')
-    """
+    """The classes 0 to `classes` − 1 that a network takes labels of, and the label that means no class, if any."""
 
     classes: int
     null: int | None
@@ -215,9 +205,7 @@ def check_denoiser(
         except RuntimeError as error:
             raise ValueError(f"the {role} does not take images of {shape}: {error}") from error
     if prediction.shape != x.shape:
-        raise ValueError(
-            f"the {role} returns {tuple(prediction.shape)} for images of {tuple(x.shape)}, not their noise"
-        )
+        raise ValueError(f"the {role} returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
 
 
 def denoising_loss(
@@ -230,9 +218,9 @@ def denoising_loss(
 ) -> float:
     """Mean squared error of the noise that a network's predictions amount to, over a split.
 
-    Noise and time steps are always the same: `count` pairs of an image and a time step, which are spread evenly over
-    all. It is an error of ε whatever the network predicts, so that curves of teacher and students can be compared.
-    A network that predicts no noise at all has a loss of 1. Float images of a split (latents) are taken as they are.
+    Noise and time steps are always the same: `count` pairs of an image and a time step, spread evenly over all. It is
+    an error of ε whatever the network predicts, so that networks can be compared; predicting no noise costs 1. Float
+    images of a split (latents) are taken as they are.
     """
     process = process or DiffusionProcess()
     steps, draws = process.num_train_timesteps, torch.Generator().manual_seed(0)
@@ -244,11 +232,10 @@ def denoising_loss(
             images, labels = split.__getitems__(rows.tolist())
             x = images.float() if images.is_floating_point() else to_float(images)
             noise = torch.randn(x.shape, generator=draws)
-            noisy = process.add_noise(x, noise, t)
-            inputs = (noisy.to(dtype_of(model)), t, labels) if conditional else (noisy.to(dtype_of(model)), t)
-            prediction = output_of(model(*(value.to(device) for value in inputs))).float()
-            found = process.noise_from(prediction, noisy.to(device), t.to(device))
-            total += float(F.mse_loss(found, noise.to(device))) * len(rows)
+            noisy, noise, t = process.add_noise(x, noise, t).to(device), noise.to(device), t.to(device)
+            known = (labels.to(device),) if conditional else ()
+            prediction = output_of(model(noisy.to(dtype_of(model)), t, *known)).float()
+            total += float(F.mse_loss(process.noise_from(prediction, noisy, t), noise)) * len(rows)
     return total / count
 
 

@@ -22,10 +22,10 @@ SCRIPT_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/
 class Extractor(nn.Module):
     """uint8 images B×C×H×W → (features B×num_features, logits B×classes or None).
 
-    `network` is called with float images −1…1 of the dtype of its weights, or with uint8 ones where `uint8`, of
-    `channels` channels, resized (bilinear, antialiased) to `image_size`, a side or (height, width), where given. It
-    returns such a pair, or features alone. `accuracy` (0…1) is a classifier's on its own test split. A network that
-    resizes by itself says so in an attribute `resize`, a text.
+    `network` is called with float images −1…1 of the dtype of its weights, of `channels` channels, resized (bilinear,
+    antialiased) to `image_size`, a side or (height, width), where given. It returns such a pair, or features alone.
+    `accuracy` (0…1) is a classifier's on its own test split. A network that resizes by itself says so in an attribute
+    `resize`, a text.
 
     >>> eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1)
     >>> seen, logits = eye(torch.zeros(5, 1, 4, 4, dtype=torch.uint8))
@@ -41,7 +41,6 @@ class Extractor(nn.Module):
         num_features: int,
         channels: int,
         image_size: int | tuple[int, int] | None = None,
-        uint8: bool = False,
         accuracy: float | None = None,
     ) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ class Extractor(nn.Module):
             raise ValueError(f"the accuracy of {name} is {accuracy}; it is a fraction between 0 and 1")
         self.network, self.name = network, name
         self.num_features, self.channels = num_features, channels
-        self.uint8, self.accuracy = uint8, accuracy
+        self.accuracy = accuracy
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.size = wholes("image_size", sides) if sides else None
         self.resize: str = getattr(network, "resize", "none")
@@ -77,11 +76,10 @@ class Extractor(nn.Module):
             images = images.expand(-1, 3, -1, -1)
         if images.shape[1] != self.channels:
             raise ValueError(f"{self.name} takes {self.channels}-channel images, these have {images.shape[1]}")
-        inputs = images if self.uint8 else to_float(images)
+        inputs = to_float(images)
         if self.size and tuple(images.shape[-2:]) != self.size:
-            inputs = F.interpolate(inputs.float(), self.size, mode="bilinear", antialias=True)
-            inputs = inputs.round().clamp(0, 255).byte() if self.uint8 else inputs
-        found = self.network(inputs if self.uint8 else inputs.to(dtype_of(self.network)))
+            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
+        found = self.network(inputs.to(dtype_of(self.network)))
         seen, logits = found if isinstance(found, tuple) else (found, None)
         if seen.shape != (len(images), self.num_features):
             shape = "×".join(map(str, seen.shape))
@@ -94,10 +92,8 @@ class Extractor(nn.Module):
 
 def check_extractor(extractor: object) -> None:
     if not isinstance(extractor, Extractor):
-        kind = type(extractor).__name__
-        raise TypeError(
-            f"a {kind} is no extractor; of a classifier, classifier_extractor(model, name, accuracy) is one"
-        )
+        fix = "of a classifier, classifier_extractor(model, name, accuracy) is one"
+        raise TypeError(f"a {type(extractor).__name__} is no extractor; {fix}")
 
 
 def classifier_extractor(
@@ -121,8 +117,8 @@ def classifier_extractor(
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if not linears or convolution is None:
         raise ValueError(
-            f"{name} is a {type(model).__name__} without a {'convolution' if linears else 'linear layer'}; "
-            "a classifier_extractor wants an image classifier, for anything else build an Extractor"
+            f"{name} is a {type(model).__name__} without a {'convolution' if linears else 'linear layer'}, no image "
+            "classifier; build an Extractor of it"
         )
     path, linear = linears[-1]
     return Extractor(
@@ -167,7 +163,7 @@ def inception_extractor(path: str | Path) -> Extractor:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # TorchScript is deprecated
             network = _Inception(torch.jit.load(str(file), map_location="cpu").eval())
         with evaluating(network):
-            shape = network(torch.zeros(2, 3, 299, 299, dtype=torch.uint8))[0].shape
+            shape = network(torch.zeros(2, 3, 299, 299))[0].shape
     except (AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(
             f"{file} is no TorchScript of uint8 images 3×299×299: {str(error).splitlines()[-1]}; fetch {SCRIPT_URL}"
@@ -176,11 +172,11 @@ def inception_extractor(path: str | Path) -> Extractor:
         raise ValueError(
             f"{file} gives {shape[-1]} features, the Inception of FID {INCEPTION_FEATURES}; fetch {SCRIPT_URL}"
         )
-    return Extractor(network, "inception-v3-2015-12-05", num_features=INCEPTION_FEATURES, channels=3, uint8=True)
+    return Extractor(network, "inception-v3-2015-12-05", num_features=INCEPTION_FEATURES, channels=3)
 
 
 class _Inception(nn.Module):
-    """uint8 images → 2,048 features, and the logits without bias that the Inception Score is defined on."""
+    """Images −1…1 → 2,048 features, and the logits without bias that the Inception Score is defined on."""
 
     resize = "299×299, by the network"
 
@@ -191,6 +187,6 @@ class _Inception(nn.Module):
         self.flags = {"return_features": True} if "return_features" in names else {}  # otherwise probabilities
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        seen = self.network(images, **self.flags)
+        seen = self.network(images.add(1).mul(127.5).round().byte(), **self.flags)
         heads = [w for w in self.network.state_dict().values() if w.ndim == 2 and w.shape[1] == seen.shape[1]]
         return seen, seen @ heads[0].T if len(heads) == 1 else None

@@ -22,6 +22,7 @@ TOLERANCE = 1e-3  # how far outside −1…1 a float image may be
 # Of images −1…1 more than this share of the values is below that. One value says nothing: images 0…1 that were noised
 # or resized have a few, and many just below 0.
 SHARE, BELOW = 1e-3, -0.1
+FIXES = {"DataSplits": "; give one split, such as data.train", "ndarray": "; torch.from_numpy makes it a tensor"}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -83,11 +84,7 @@ def features(
     """
     if not isinstance(images, Tensor) and not hasattr(images, "__getitems__"):
         kind = type(images).__name__
-        hints = {
-            "DataSplits": "; give one split of it, such as data.train",
-            "ndarray": "; torch.from_numpy makes it a tensor",
-        }
-        raise TypeError(f"images are a tensor or a split of load_data, not a {kind}{hints.get(kind, '')}")
+        raise TypeError(f"images are a tensor or a split of load_data, not a {kind}{FIXES.get(kind, '')}")
     whole("batch_size", batch_size)
     check_extractor(extractor)
     count = len(images)  # type: ignore[arg-type]
@@ -145,10 +142,8 @@ def _as_levels(images: Tensor) -> Tensor:
         raise ValueError(f"images are uint8 0…255 or floats −1…1, these are {images.dtype}")
     if not images.isfinite().all():
         row = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
-        raise ValueError(
-            f"{'nan' if images.isnan().any() else 'inf'} in the images, in image {row} of its batch first: "
-            "the model or its sampler diverged"
-        )
+        kind = "nan" if images.isnan().any() else "inf"
+        raise ValueError(f"{kind} in the images, in image {row} of its batch first: model or sampler diverged")
     low, high = float(images.min()), float(images.max())
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
         hint = "they look like 0…255: make them uint8" if low >= 0 and high > 2 else "images.clamp(-1, 1) cuts them"

@@ -16,6 +16,7 @@ from redistill_lib.quality import metrics
 from redistill_lib.quality.extractors import Extractor, check_extractor
 from redistill_lib.quality.images import Features, features, halves
 
+Images = Tensor | Dataset[Any] | Features
 STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
 FREE = ("seed",)  # scores may differ in it and be compared
 
@@ -61,8 +62,8 @@ class Quality:
 
 
 def score_images(
-    fake: Tensor | Dataset[Any] | Features,
-    real: Tensor | Dataset[Any] | Features,
+    fake: Images,
+    real: Images,
     extractor: Extractor,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -110,12 +111,7 @@ def score_images(
 
 
 def floor(
-    real: Tensor | Dataset[Any] | Features,
-    extractor: Extractor,
-    *,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = True,
+    real: Images, extractor: Extractor, *, seed: int = 0, batch_size: int = 256, progress: bool = True
 ) -> Quality:
     """The scores of one half of the real images against the other: what no generator can be expected to beat.
 
@@ -134,17 +130,14 @@ def floor(
     return score_images(other, one, extractor, seed=seed, progress=progress, settings=settings)
 
 
-def _seen(
-    images: Tensor | Dataset[Any] | Features, extractor: Extractor, batch_size: int, progress: bool
-) -> Features:
+def _seen(images: Images, extractor: Extractor, batch_size: int, progress: bool) -> Features:
     if not isinstance(images, Features):
         return features(images, extractor, batch_size=batch_size, progress=progress)
     check_extractor(extractor)
     if images.extractor != extractor.settings:
         was = f"{images.extractor['extractor']} ({images.extractor['extractor_weights']})"
-        raise ValueError(
-            f"these features are by {was}, not by {extractor.name} ({extractor.weights}): make them again"
-        )
+        now = f"{extractor.name} ({extractor.weights})"
+        raise ValueError(f"these features are by {was}, not by {now}: make them again")
     return images
 
 
@@ -176,9 +169,8 @@ def _check_settings(given: Mapping[str, Any]) -> None:
         if name not in STATED and (close := hint(name, STATED, cutoff=0.8)):
             raise ValueError(f"settings may not say {name!r}{close}")
         if not isinstance(value, str | int | float | None):  # a bool is an int
-            raise TypeError(
-                f"the setting {name!r} is a {type(value).__name__}; give it as text, number, bool or None"
-            )
+            kind = type(value).__name__
+            raise TypeError(f"the setting {name!r} is a {kind}; give it as text, number, bool or None")
 
 
 def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
