@@ -484,7 +484,7 @@ def test_inception_that_is_none(tmp_path: Path) -> None:
     ):
         inception_extractor(tmp_path / "nowhere.pt")
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights.pth is no TorchScript of uint8 images .*; fetch https"):
+    with pytest.raises(ValueError, match=r"weights.pth is no TorchScript of uint8 images .*: fetch https"):
         inception_extractor(tmp_path / "weights.pth")
 
 

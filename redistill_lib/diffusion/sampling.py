@@ -69,7 +69,7 @@ class _Step(Guided):
 def peak_of_sampling(
     model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused", dtype: str | None = None
 ) -> int:
-    """Peak bytes of activations over a whole step of sampling, for `example` images B×C×H×W; weights are beside it.
+    """Peak bytes of activations over a step of sampling, for `example` images B×C×H×W.
 
     Beside the denoiser's own maps these are the images, which DDIM and DDPM need again after it (DPM++ holds one
     more copy), and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
@@ -89,8 +89,7 @@ class Sampling:
     """How images are drawn: the options of `sample` and `trajectory`.
 
     Arguments:
-        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2, with as many of the time steps
-            as `steps` says) or ``dpm++`` (2M, 2211.01095).
+        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2) or ``dpm++`` (2M, 2211.01095).
         seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
         guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
         batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
@@ -138,7 +137,7 @@ def sample(
         shape: (C, H, W), or the side in pixels where the network knows its channels; known for a run.
         labels: a class for all or one for each, of a network trained with classes; left out, no class.
         on_step: see `OnStep`; with several batches it is called for the steps of each in turn.
-        options: `sampler`, `steps`, `seed`, `guidance`, `batch_size` and `process`, see `Sampling`.
+        options: the fields of `Sampling`.
 
     Raises ValueError for what does not fit the network, with what would.
 
@@ -204,10 +203,8 @@ def _draw(
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A few images on their way out of the noise. K shots of N images each.
-
-    `t` are the K time steps; `noisy` is x_t and `seen` what the network sees in it, both K×N×C×H×W; `final` the
-    images it ends in, N×C×H×W.
+    """N images on their way out of the noise: `noisy`, x_t, and `seen`, what the network sees in it, both K×N×C×H×W
+    at the K time steps `t`; `final`, the images it ends in, N×C×H×W.
     """
 
     t: tuple[int, ...]
@@ -260,15 +257,13 @@ def _opened(
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
-    shape = shape or getattr(getattr(model, "config", None), "sample_size", None)
+    shape, channels = shape or getattr(getattr(model, "config", None), "sample_size", None), channels_of(model)
     if shape is None:
         raise ValueError("the network does not tell the size of its images; give shape=(channels, height, width)")
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
-    channels = channels_of(model)
-    if len(sides) == 2:
-        if channels is None:
-            raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
-        sides = (channels, *sides)
+    if len(sides) == 2 and channels is None:
+        raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
+    sides = (channels, *sides) if channels and len(sides) == 2 else sides
     if len(sides) != 3:
         raise ValueError(f"the shape of the images is (channels, height, width), not {shape}")
     if channels not in (None, sides[0]):
@@ -277,15 +272,15 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
 
 
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
-    conditioning = conditioning_of(model)
-    if conditioning is None:
+    known = conditioning_of(model)
+    if known is None:
         if labels is None and not guidance:
             return None
         what = "guidance" if labels is None else "labels"
         raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
-    classes, null = conditioning.classes, conditioning.null
     if labels is None and guidance:
         raise ValueError("guidance needs labels to guide to; give labels=")
+    classes, null = known.classes, known.null
     if labels is None and null is not None:
         return torch.full((n,), null)
     if labels is None or (guidance and null is None):

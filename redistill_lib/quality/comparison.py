@@ -56,8 +56,8 @@ def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> Qualit
     interval over draws of images, or its KID's spread over subsets. `floor` is what `redistill_lib.quality.floor`
     gives.
 
-    Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, scores that are not
-    made in the same way, and a floor of other numbers of images or another extractor.
+    Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, and scores or a floor
+    that are not made in the same way.
 
     >>> import pandas as pd
     >>> by = {"n_fake": 900, "n_real": 900, "image": "1×16×16", "extractor": "teacher", "num_features": 64}

@@ -121,10 +121,8 @@ def classifier_extractor(
             "classifier; build an Extractor of it"
         )
     path, linear = linears[-1]
-    return Extractor(
-        _Penultimate(model, path, name), name, num_features=linear.in_features,
-        channels=convolution.in_channels, image_size=image_size, accuracy=accuracy,
-    )  # fmt: skip
+    sizes = {"num_features": linear.in_features, "channels": convolution.in_channels}
+    return Extractor(_Penultimate(model, path, name), name, **sizes, image_size=image_size, accuracy=accuracy)
 
 
 class _Penultimate(nn.Module):
@@ -153,25 +151,19 @@ def inception_extractor(path: str | Path) -> Extractor:
 
     Raises FileNotFoundError where there is no file, with what to get; ValueError for one of another network.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"no Inception weights at {file}: fetch {SCRIPT_URL} and pass its path; "
-            "without it, classifier_extractor scores with a classifier of your own"
-        )
+    fetch = f"fetch {SCRIPT_URL} and pass its path, or score with a classifier of your own (classifier_extractor)"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no Inception weights at {path}: {fetch}")
     try:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # TorchScript is deprecated
-            network = _Inception(torch.jit.load(str(file), map_location="cpu").eval())
+            network = _Inception(torch.jit.load(str(path), map_location="cpu").eval())
         with evaluating(network):
             shape = network(torch.zeros(2, 3, 299, 299))[0].shape
     except (AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} is no TorchScript of uint8 images 3×299×299: {str(error).splitlines()[-1]}; fetch {SCRIPT_URL}"
-        ) from None
+        reason = str(error).splitlines()[-1]
+        raise ValueError(f"{path} is no TorchScript of uint8 images 3×299×299 ({reason}): {fetch}") from None
     if shape != (2, INCEPTION_FEATURES):
-        raise ValueError(
-            f"{file} gives {shape[-1]} features, the Inception of FID {INCEPTION_FEATURES}; fetch {SCRIPT_URL}"
-        )
+        raise ValueError(f"{path} gives {shape[-1]} features, the Inception of FID {INCEPTION_FEATURES}: {fetch}")
     return Extractor(network, "inception-v3-2015-12-05", num_features=INCEPTION_FEATURES, channels=3)
 
 

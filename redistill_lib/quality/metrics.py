@@ -105,8 +105,8 @@ def precision_recall(fake: Features, real: Features, *, seed: int = 0) -> tuple[
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), k = 3.
 
     Precision is the share of fakes that lie in some real image's ball, which reaches to its third nearest real
-    neighbour; recall the same with the sets exchanged. Both depend on the density of the sets, so equally many
-    are taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
+    neighbour; recall the same with the sets exchanged. As both depend on the density of the sets, equally many are
+    taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
     """
     count, generator = precision_recall_count(fake, real), torch.Generator().manual_seed(seed)
     rows = [torch.randperm(len(which), generator=generator)[:count] for which in (fake, real)]
@@ -149,10 +149,9 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolati
     straight line in 1/N: a quarter of the smaller set has fewer than two images per feature, or the larger set is
     more than 1.25 times the smaller.
 
-    The error is by a jackknife that leaves out each of 12 random groups of both sets in turn. It holds the chance by
-    which images were drawn, and nothing of the training. It is that of the FID at N, and does for the limit too: of
-    pairs of Gaussian samples of 16 to 256 features, a known distance apart, the interval held that distance in 91 to
-    99 % of cases; of 4 features, in 86 to 96 %.
+    The error is by a jackknife over 12 random groups of both sets: the chance by which images were drawn, nothing of
+    the training. It is that of the FID at N, and does for the limit too: for Gaussian samples a known distance apart
+    the interval held that distance in 91 to 99 % of cases (16 to 256 features; with 4 features, in 86 to 96 %).
     """
     from scipy.special import stdtrit
 
