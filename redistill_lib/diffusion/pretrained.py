@@ -31,8 +31,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, variant: str | None = 
 def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module:
     """A diffusers network in eval mode, a student or not, from its folder or that of its pipeline.
 
-    `variant`: of the weights' files, such as "fp16". Raises FileNotFoundError where there are no such weights as
-    safetensors, with what there is instead, and ValueError where they are not those of the network.
+    `variant`: of the weights' files, such as "fp16". Raises FileNotFoundError where there are no such safetensors and
+    ValueError where they are not those of the network.
     """
     import diffusers
 
@@ -45,16 +45,14 @@ def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module
     base = getattr(diffusers, config["_class_name"].removeprefix(PREFIX))
     student = config["_class_name"].startswith(PREFIX) or config.get("derived") or config.get("red_blocks")
     kind = _student_of(base) if student else base
+    options = {"use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        model, found = kind.from_pretrained(
-            folder, variant=variant, use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
+        model, found = kind.from_pretrained(folder, variant=variant, **options)
     except OSError as error:
         there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-        if not any(name.endswith(".safetensors") for name in there):
+        fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
+        if not any(folder.glob("*.safetensors")):
             fix = "pickled weights are not read: UNet2DModel.from_pretrained(folder).save_pretrained(folder) converts"
-        else:
-            fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
         raise FileNotFoundError(f"no such weights in {folder}, but {', '.join(there) or 'none'}; {fix}") from error
     _check_loaded(found, folder)
     return model.eval()

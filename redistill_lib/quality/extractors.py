@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from redistill_lib.network import MapRef, dtype_of, evaluating, reading
 
 INCEPTION_FEATURES = 2048
 SCRIPT_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+
+
+def by(sizes: Sequence[int]) -> str:
+    return "×".join(map(str, sizes))
 
 
 class Extractor(nn.Module):
@@ -46,14 +51,11 @@ class Extractor(nn.Module):
         super().__init__()
         if accuracy is not None and not 0 <= accuracy <= 1:
             raise ValueError(f"the accuracy of {name} is {accuracy}; it is a fraction between 0 and 1")
-        self.network, self.name = network, name
+        self.network, self.name, self.accuracy = network, name, accuracy
         self.num_features, self.channels = num_features, channels
-        self.accuracy = accuracy
         sides = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.size = wholes("image_size", sides) if sides else None
-        self.resize: str = getattr(network, "resize", "none")
-        if self.size:
-            self.resize = "×".join(map(str, self.size)) + ", bilinear, antialiased"
+        self.resize = f"{by(self.size)}, bilinear, antialiased" if self.size else getattr(network, "resize", "none")
 
     @property
     def weights(self) -> str:
@@ -82,12 +84,9 @@ class Extractor(nn.Module):
         found = self.network(inputs.to(dtype_of(self.network)))
         seen, logits = found if isinstance(found, tuple) else (found, None)
         if seen.shape != (len(images), self.num_features):
-            shape = "×".join(map(str, seen.shape))
-            raise ValueError(f"{self.name} gives features of shape {shape}, not {len(images)}×{self.num_features}")
+            wanted = (len(images), self.num_features)
+            raise ValueError(f"{self.name} gives features of shape {by(seen.shape)}, not {by(wanted)}")
         return seen, logits
-
-    def extra_repr(self) -> str:
-        return f"{self.name!r}, {self.num_features} features, resize: {self.resize}"
 
 
 def check_extractor(extractor: object) -> None:
@@ -108,10 +107,8 @@ def classifier_extractor(
     Raises ValueError for a network without a convolution or whose output is not that of a linear layer.
 
     >>> from redistill_lib.models import create_model
-    >>> classifier_extractor(create_model("resnet18", in_channels=1, width=0.125), "teacher-1a2b", 0.97)
-    Extractor(
-      'teacher-1a2b', 64 features, resize: none
-      (network): ...
+    >>> classifier_extractor(create_model("resnet18", in_channels=1, width=0.125), "teacher-1a2b", 0.97).num_features
+    64
     """
     linears = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)

@@ -16,7 +16,7 @@ from redistill_lib.checks import whole
 from redistill_lib.data import as_batch
 from redistill_lib.network import evaluating
 from redistill_lib.progress import progress_bar
-from redistill_lib.quality.extractors import Extractor, check_extractor
+from redistill_lib.quality.extractors import Extractor, by, check_extractor
 
 TOLERANCE = 1e-3  # how far outside −1…1 a float image may be
 # Of images −1…1 more than this share of the values is below that. One value says nothing: images 0…1 that were noised
@@ -63,8 +63,8 @@ class Features:
         return Features(self.values[rows], logits, self.digests[rows], self.shape, self.extractor)
 
     def __repr__(self) -> str:
-        shape, by = "×".join(map(str, self.shape)), self.extractor["extractor"]
-        return f"Features({len(self):,} × {self.values.shape[1]} of {shape} images by {by})"
+        name = self.extractor["extractor"]
+        return f"Features({len(self):,} × {self.values.shape[1]} of {by(self.shape)} images by {name})"
 
 
 def features(
@@ -135,7 +135,7 @@ def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
 
 def _as_levels(images: Tensor) -> Tensor:
     if images.ndim != 4:
-        raise ValueError(f"images are a batch N×C×H×W, these have the shape {'×'.join(map(str, images.shape))}")
+        raise ValueError(f"images are a batch N×C×H×W, these have the shape {by(images.shape)}")
     if images.dtype == torch.uint8:
         return images
     if not images.is_floating_point():

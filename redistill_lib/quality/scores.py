@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from torch.utils.data import Dataset
 
 from redistill_lib.checks import hint, whole
 from redistill_lib.quality import metrics
-from redistill_lib.quality.extractors import Extractor, check_extractor
+from redistill_lib.quality.extractors import Extractor, by, check_extractor
 from redistill_lib.quality.images import Features, features, halves
 
 Images = Tensor | Dataset[Any] | Features
@@ -53,9 +52,8 @@ class Quality:
 
     def __repr__(self) -> str:
         s = self.settings
-        limit = "" if math.isnan(self.fid_limit) else f" (N → ∞: {self.fid_limit:.4g})"
         return (
-            f"Quality(FID {self.fid:.4g} ± {self.fid_error:.2g}{limit}, KID {self.kid:.3g} ± {self.kid_std:.1g}, "
+            f"Quality(FID {self.fid:.4g} ± {self.fid_error:.2g}, KID {self.kid:.3g} ± {self.kid_std:.1g}, "
             f"IS {self.inception_score:.3g}, precision {self.precision:.2f}, recall {self.recall:.2f}; "
             f"{s['n_fake']:,} fake, {s['n_real']:,} real, by {s['extractor']})"
         )
@@ -95,7 +93,7 @@ def score_images(
     _check_settings(settings)
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
-        shapes = " and ".join("×".join(map(str, which.shape)) for which in (a, b))
+        shapes = f"{by(a.shape)} and {by(b.shape)}"
         raise ValueError(f"fake and real images differ in shape, {shapes}: bring both to one size and channels")
     distance = metrics.fid(a, b)
     found = metrics.extrapolate(a, b, seed=seed)
@@ -178,7 +176,7 @@ def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: in
         "n_fake": len(fake),
         "n_real": len(real),
         "real": real.fingerprint,
-        "image": "×".join(map(str, real.shape)),
+        "image": by(real.shape),
         **real.extractor,
         "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
         "is_splits": metrics.SPLITS,
