@@ -155,6 +155,12 @@ class Conditioning:
         return f"{self.classes} classes" + ("" if self.null is None else " and none")
 
 
+def told(model: nn.Module, name: str) -> Any:
+    """What a network tells of itself, in its config, as those of diffusers, or as an attribute."""
+    config = getattr(model, "config", None)
+    return getattr(config if hasattr(config, name) else model, name, None)
+
+
 def conditioning_of(model: nn.Module, num_classes: int | None = None) -> Conditioning | None:
     """What labels a network takes; None where it takes none.
 
@@ -162,26 +168,20 @@ def conditioning_of(model: nn.Module, num_classes: int | None = None) -> Conditi
     ``config.num_class_embeds``; only where the classes are known to be one fewer, the last label means no class. It
     is told how many they are by the data (`num_classes`) or by ``model.register_to_config(num_classes=10)``.
     """
-    config = getattr(model, "config", None)
-    embeds = getattr(config, "num_class_embeds", None)
-    told = getattr(config, "num_classes", None) or getattr(model, "num_classes", None)
+    embeds, classes = told(model, "num_class_embeds"), told(model, "num_classes")
     if not embeds:
-        return Conditioning(told, told) if told else None
-    return Conditioning(embeds - 1, embeds - 1) if (told or num_classes) == embeds - 1 else Conditioning(embeds, None)
-
-
-def channels_of(model: nn.Module) -> int | None:
-    """Channels of the images a network takes, where it tells."""
-    return getattr(getattr(model, "config", model), "in_channels", None)
+        return Conditioning(classes, classes) if classes else None
+    null = embeds - 1
+    return Conditioning(null, null) if (classes or num_classes) == null else Conditioning(embeds, None)
 
 
 def check_times(model: nn.Module, process: DiffusionProcess, role: str = "network") -> None:
     """Raise ValueError where a network knows other time steps than the process has, as far as it tells."""
-    told = getattr(getattr(model, "config", None), "num_train_timesteps", None), getattr(model, "T", None)
-    steps = next((int(number) for number in told if number is not None), process.num_train_timesteps)
-    if steps != process.num_train_timesteps:
+    expected = process.num_train_timesteps
+    steps = int(told(model, "num_train_timesteps") or told(model, "T") or expected)
+    if steps != expected:
         raise ValueError(
-            f"the {role} knows {steps} time steps; the schedule has {process.num_train_timesteps}, so give "
+            f"the {role} knows {steps} time steps; the schedule has {expected}, so give "
             f"process=DiffusionProcess(num_train_timesteps={steps}), or build it with as many"
         )
 
@@ -191,7 +191,7 @@ def check_denoiser(
 ) -> None:
     """Raise ValueError or TypeError where a network cannot denoise these images."""
     shape = f"{data.in_channels}×{data.image_size}×{data.image_size}"
-    channels, labels = channels_of(model), conditioning_of(model, data.num_classes)
+    channels, labels = told(model, "in_channels"), conditioning_of(model, data.num_classes)
     if channels not in (None, data.in_channels):
         raise ValueError(f"the {role} takes images of {channels} channels, but those of {data.name} are {shape}")
     if labels and labels.classes != data.num_classes:

@@ -18,10 +18,10 @@ from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion.noise import (
     SAMPLERS,
     DiffusionProcess,
-    channels_of,
     check_known,
     check_times,
     conditioning_of,
+    told,
 )
 from redistill_lib.diffusion.samplers import STEPS, Before, Step, time_steps
 from redistill_lib.memory import profile_memory
@@ -257,7 +257,7 @@ def _opened(
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
-    shape, channels = shape or getattr(getattr(model, "config", None), "sample_size", None), channels_of(model)
+    shape, channels = shape or told(model, "sample_size"), told(model, "in_channels")
     if shape is None:
         raise ValueError("the network does not tell the size of its images; give shape=(channels, height, width)")
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
