@@ -11,6 +11,7 @@ from redistill_lib.network.hooks import (
     output_of,
     reading,
     record_maps,
+    run_and_read,
 )
 from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
 
@@ -28,4 +29,5 @@ __all__ = [
     "output_of",
     "reading",
     "record_maps",
+    "run_and_read",
 ]
