@@ -609,10 +609,11 @@ def test_settings_of_one_s_own(teacher: Extractor, real: Features) -> None:
     assert {name: score.settings[name] for name in own} == own
 
 
-def test_scoring_leaves_the_global_generator_alone(teacher: Extractor, real: Features) -> None:
+def test_scoring_leaves_the_global_generator_alone(digits: DataSplits, teacher: Extractor, real: Features) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
+    features(digits.test, teacher, progress=False)
     a = score_images(real, real, teacher, progress=False)
     assert torch.equal(torch.rand(2), expected)
     assert a == score_images(real, real, teacher, progress=False)

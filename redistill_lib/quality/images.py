@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from redistill_lib.checks import whole
-from redistill_lib.data import as_batch
 from redistill_lib.network import evaluating
 from redistill_lib.progress import progress_bar
 from redistill_lib.quality.extractors import Extractor, by, check_extractor
@@ -116,12 +115,11 @@ def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
     return real.take(order[:middle]), real.take(order[middle : 2 * middle])
 
 
-def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
+def _levels(images: Any, size: int) -> Iterator[Tensor]:
     """uint8 batches B×C×H×W; ValueError after the last if all were 0…1, as the images of one batch may well be."""
-    low, count, batches = 0, 0, iter(images.split(size) if isinstance(images, Tensor) else ())
-    if not isinstance(images, Tensor):
-        batches = (batch for batch, _ in DataLoader(images, batch_size=size, collate_fn=as_batch))
-    for batch in batches:
+    low, count = 0, 0
+    for rows in torch.arange(len(images)).split(size):
+        batch = images[rows] if isinstance(images, Tensor) else images.__getitems__(rows.tolist())[0]
         yield _as_levels(batch)
         if batch.is_floating_point():
             low, count = low + int((batch < BELOW).sum()), count + batch.numel()

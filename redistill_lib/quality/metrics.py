@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from redistill_lib.quality.images import Features
 
@@ -109,8 +110,8 @@ def precision_recall(fake: Features, real: Features, *, seed: int = 0) -> tuple[
     taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
     """
     count, generator = precision_recall_count(fake, real), torch.Generator().manual_seed(seed)
-    rows = [torch.randperm(len(which), generator=generator)[:count] for which in (fake, real)]
-    x, y = (which.values[chosen].double() - real.mean for which, chosen in zip((fake, real), rows, strict=True))
+    chosen = [which.take(torch.randperm(len(which), generator=generator)[:count]) for which in (fake, real)]
+    x, y = (which.values.double() - real.mean for which in chosen)
     return _covered(x, y), _covered(y, x)
 
 
@@ -158,8 +159,8 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolati
     generator = torch.Generator().manual_seed(seed)
     moments: list[list[Tensor]] = []  # of each group, fakes' and reals': what can be added up
     for which in (fake, real):
-        values = which.values[torch.randperm(len(which), generator=generator)].double() - real.mean
-        parts = torch.cat((torch.ones(len(values), 1), values), 1).tensor_split(GROUPS)
+        drawn = which.values[torch.randperm(len(which), generator=generator)].tensor_split(GROUPS)
+        parts = (F.pad(part.double() - real.mean, (1, 0), value=1.0) for part in drawn)
         moments.append([part.T @ part for part in parts])
     small, large = sorted((len(fake), len(real)))
     straight = small >= LEVELS[-1] * PER_FEATURE * real.values.shape[1] and large <= LARGER * small
