@@ -1,4 +1,4 @@
-"""The README's table: every method on `cluttered`, several seeds, equal budget.
+"""The README's table: every method on `cluttered`, several seeds, equal epochs (not equal seconds).
 
     python benchmarks/cluttered_table.py            about half an hour on two CPU cores; finished runs are reused
 
@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +26,25 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit 
 import pandas as pd
 
 import redistill_lib as rd
+from redistill_lib.methods import KD, RED, Method, REDBlocks
 from redistill_lib.runs import Run
 
 TEACHER, STUDENT, WIDTH = "resnet18-1-21222", "resnet18-4-11221", 0.25
-TAPS = 5  # of this pair; KD counts as one more, so among taps it is weighted by their number to keep its weight
-CANDIDATES: dict[str, list[dict[str, float]]] = {
-    "red": [{"alpha": 5.0}, {"alpha": 15.0}, {"alpha": 50.0}],
-    "kd": [
-        {"alpha": 1.0, "temperature": 2.0},
-        {"alpha": 1.0, "temperature": 4.0},
-        {"alpha": 3.0, "temperature": 4.0},
-    ],
+CANDIDATES: dict[str, list[Method]] = {
+    "red": [RED(alpha=5.0), RED(alpha=15.0), RED(alpha=50.0)],
+    "kd": [KD(temperature=2.0), KD(temperature=4.0), KD(temperature=4.0, alpha=3.0)],
 }
 RESULTS = Path(__file__).parent / "results"
 
 
-def train(role: str, seed: int, runs_dir: str, options: dict[str, Any] | None = None) -> Run:
+def train(role: str, seed: int, runs_dir: str, methods: Sequence[Method] = ()) -> Run:
     """The run of one role under one seed; a student finds its seed's teacher in the run store."""
-    data, common = rd.load_data("cluttered"), {"width": WIDTH, "seed": seed, "runs_dir": runs_dir, "cpu": True}
+    data, options = rd.load_data("cluttered"), rd.RunOptions(runs_dir, cpu=True, progress=False)
+    common: dict[str, Any] = {"width": WIDTH, "seed": seed, "options": options}
     if role in ("teacher", "student"):
-        return rd.train_classifier(TEACHER if role == "teacher" else STUDENT, data, progress=False, **common)
-    teacher = train("teacher", seed, runs_dir)
-    return rd.distill_classifier(STUDENT, teacher, data, methods=role, options=options, progress=False, **common)
+        return rd.train_classifier(TEACHER if role == "teacher" else STUDENT, data, **common)
+    teacher, objective = train("teacher", seed, runs_dir), rd.Objective(reduction="sum")
+    return rd.distill_classifier(STUDENT, teacher, data, methods=methods, objective=objective, **common)
 
 
 def record(role: str, seed: int, run: Run) -> dict[str, Any]:
@@ -65,27 +64,23 @@ def main() -> None:
         plain = [(role, seed, arguments.runs) for role in ("teacher", "student") for seed in seeds]
         runs = {job[:2]: run for job, run in zip(plain, pool.starmap(train, plain, chunksize=1), strict=True)}
 
-        trials = [(role, 0, arguments.runs, {role: o}) for role, options in CANDIDATES.items() for o in options]
+        trials = [(role, 0, arguments.runs, [method]) for role, methods in CANDIDATES.items() for method in methods]
         tried = pool.starmap(train, trials, chunksize=1)
         choice = pd.DataFrame(
             [
-                {"role": r, **o[r], "validation_accuracy": t.metrics["validation_accuracy"]}
-                for (r, _, _, o), t in zip(trials, tried, strict=True)
+                {"role": role, **asdict(method), "validation_accuracy": run.metrics["validation_accuracy"]}
+                for (role, _, _, [method]), run in zip(trials, tried, strict=True)
             ]
         )
         choice.to_csv(RESULTS / "cluttered_choice.csv", index=False)
         print(choice.to_string(index=False), flush=True)
         best = choice.groupby("role")["validation_accuracy"].idxmax()
-        red, kd = (trials[best[role]][3][role] for role in ("red", "kd"))
-        kd_among_taps = kd | {"alpha": kd["alpha"] * (TAPS + 1)}
-        options = {
-            "kd": {"kd": kd},
-            "red": {"red": red},
-            "red+kd": {"red": red, "kd": kd_among_taps},
-            "red-blocks": {},
-            "red-blocks+kd": {"kd": kd_among_taps},
-        }
-        jobs = [(role, seed, arguments.runs, options[role]) for seed in seeds for role in options]
+        red, kd = (trials[best[role]][3][0] for role in ("red", "kd"))
+        blocks = REDBlocks()
+        students = {
+            "kd": [kd], "red": [red], "red+kd": [red, kd], "red-blocks": [blocks], "red-blocks+kd": [blocks, kd],
+        }  # fmt: skip
+        jobs = [(role, seed, arguments.runs, students[role]) for seed in seeds for role in students]
         runs |= {job[:2]: run for job, run in zip(jobs, pool.starmap(train, jobs, chunksize=1), strict=True)}
     frame = pd.DataFrame([record(role, seed, run) for (role, seed), run in runs.items()])
     frame.to_csv(RESULTS / "cluttered.csv", index=False)

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 import redistill_lib as rd
 from redistill_lib.diffusion.ema import average_of
+from redistill_lib.network import MapRef, locate
 
 CH, BATCH, SIZE = 32, 16, 32
 RATE, DECAY = 2e-4, 0.9999
@@ -39,7 +40,8 @@ def setting() -> tuple[rd.Distillation, tuple[Tensor, Tensor], Tensor]:
     teacher, student = (rd.create_model(name, ch=CH, dropout=0.0) for name in ("unet-1-222", "unet-2-221"))
     example = torch.randn(BATCH, 3, SIZE, SIZE), torch.randint(1000, (BATCH,))
     taps = rd.match_taps(student, teacher, example)
-    distillation = rd.Distillation(student, teacher, taps, methods="red", example=example, task_loss=F.mse_loss)
+    objective = rd.Objective(task_loss=F.mse_loss)
+    distillation = rd.Distillation(student, teacher, taps, methods="red", objective=objective, example=example)
     return distillation, example, torch.randn(BATCH, 3, SIZE, SIZE)
 
 
@@ -48,24 +50,23 @@ class Plain(nn.Module):
 
     def __init__(self, ours: rd.Distillation):
         super().__init__()
-        self.student, self.teacher = (with_swish(copy.deepcopy(m)) for m in (ours.student, ours.teachers[0]))
-        self.blocks = copy.deepcopy(ours.blocks)
+        networks = ours.student, ours.teachers[0].network
+        self.student, self.teacher = (with_swish(copy.deepcopy(network)) for network in networks)
         self.terms = [term.tap for term in ours.terms]
         self.maps: dict[tuple[str, str, str], Tensor] = {}
         self.alpha = ours.terms[0].method.alpha
-        for tap, block in zip(self.terms, self.blocks, strict=True):
-            self._hook(self.student, "student", tap.layer, tap.side, block)
-            self._hook(self.teacher, "teacher", tap.teacher_layer, tap.teacher_side, None)
+        for tap in self.terms:
+            self._hook(self.student, "student", tap.place)
+            self._hook(self.teacher, "teacher", tap.source)
 
-    def _hook(self, model: nn.Module, who: str, path: str, side: str, block: nn.Module | None) -> None:
-        def keep(x: Tensor) -> Tensor:
-            x = block(x) if block is not None else x
-            self.maps[who, path, side] = x.clone()
-            return x
+    def _hook(self, model: nn.Module, who: str, ref: MapRef) -> None:
+        def keep(x: Tensor) -> None:
+            self.maps[who, *ref] = x.clone()
 
-        layer = model.get_submodule(path)
-        if side == "input":
-            layer.register_forward_pre_hook(lambda _, args: (keep(args[0]), *args[1:]))
+        place = locate(model, ref)
+        layer = model.get_submodule(place.layer)
+        if place.side == "input":
+            layer.register_forward_pre_hook(lambda _, args: keep(args[0]))
         else:
             layer.register_forward_hook(lambda _, __, out: keep(out))
 
@@ -94,8 +95,8 @@ def with_swish(model: nn.Module) -> nn.Module:
 
 
 def our_step(ours: rd.Distillation, x: Tensor, t: Tensor, noise: Tensor, bf16: bool = False) -> Callable[[], float]:
-    learned = nn.ModuleList([ours.student, ours.blocks])
-    optimizer = torch.optim.Adam([p for p in ours.parameters() if p.requires_grad], RATE)
+    learned = ours.student
+    optimizer = torch.optim.Adam(learned.parameters(), RATE)
     average = average_of(learned, DECAY)
 
     def step() -> float:
@@ -112,8 +113,8 @@ def our_step(ours: rd.Distillation, x: Tensor, t: Tensor, noise: Tensor, bf16: b
 
 
 def plain_step(plain: Plain, x: Tensor, t: Tensor, noise: Tensor) -> Callable[[], float]:
-    learned = nn.ModuleList([plain.student, plain.blocks])
-    optimizer = torch.optim.Adam([p for p in learned.parameters() if p.requires_grad], RATE)
+    learned = plain.student
+    optimizer = torch.optim.Adam(learned.parameters(), RATE)
     average = copy.deepcopy(learned.state_dict())
 
     def step() -> float:

@@ -36,6 +36,7 @@ import redistill_lib as rd
 from redistill_lib.data import DataSplits
 from redistill_lib.figures import quality_vs_memory
 from redistill_lib.figures.comparison import interval
+from redistill_lib.methods import RED
 from redistill_lib.quality import Extractor, classifier_extractor, features, floor, halves
 from redistill_lib.runs import Run
 from redistill_lib.train import DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
@@ -55,6 +56,7 @@ class Setting:
     judge: str
     judge_recipe: rd.Recipe
     judge_width: float
+    log_every: int = 100
     runs: str = "runs/benchmark"
     cpu: bool = field(default_factory=lambda: not torch.cuda.is_available())
 
@@ -72,8 +74,8 @@ SETTINGS = {
     ),
     "cifar10": Setting(
         "cifar10", "hf:uoft-cs/cifar10", 32, "unet-1-222", "unet-2-221", {},
-        replace(DDPM_CIFAR10, steps=20_000, warmup=1000, ema_decay=0.999, sample_every=0),
-        judge="resnet18-1-11222", judge_recipe=rd.Recipe(epochs=20), judge_width=1.0,
+        replace(DDPM_CIFAR10, steps=20_000, warmup=1000, ema_decay=0.999),
+        judge="resnet18-1-11222", judge_recipe=rd.Recipe(epochs=20), judge_width=1.0, log_every=1000,
     ),
 }  # fmt: skip
 MOST = 20_000  # real images looked at, in two halves
@@ -90,8 +92,9 @@ RESULTS = Path(__file__).parent / "results"
 
 def train(setting: Setting, role: str, seed: int, way: tuple[str, str, float] | None = None) -> Run:
     """The run of one role under one seed; a student finds its seed's teacher in the run store."""
-    common: dict[str, Any] = {"seed": seed, "runs_dir": setting.runs, "cpu": setting.cpu, "unet": setting.unet}
-    common |= {"data": setting.load(), "recipe": setting.recipe, "progress": not setting.cpu}
+    options = rd.RunOptions(setting.runs, cpu=setting.cpu, progress=not setting.cpu, log_every=setting.log_every)
+    common: dict[str, Any] = {"seed": seed, "options": options, "unet": setting.unet}
+    common |= {"data": setting.load(), "recipe": setting.recipe}
     if role in ("teacher", "student"):
         return rd.train_diffusion(setting.teacher if role == "teacher" else setting.student, **common)
     teacher = train(setting, "teacher", seed)
@@ -99,9 +102,7 @@ def train(setting: Setting, role: str, seed: int, way: tuple[str, str, float] | 
     if role in CHOSEN:
         which, distance, alpha = way or CHOSEN[role]
         places = matched(setting, common["data"].in_channels, which)
-        taps = [replace(tap, method="red", distance=distance, alpha=alpha) for tap in places]
-        if role == "red+mse":
-            taps.append(rd.Tap("tail", "output", "tail", "output", method="mse"))
+        taps = [replace(tap, method=RED(distance=distance, alpha=alpha)) for tap in places]
     return rd.distill_diffusion(setting.student, teacher, methods=role, taps=taps, **common)
 
 
@@ -192,8 +193,8 @@ def main() -> None:
         setting = replace(setting, recipe=replace(setting.recipe, steps=arguments.steps))
     RESULTS.mkdir(exist_ok=True)
     judge = rd.train_classifier(
-        setting.judge, setting.load(), setting.judge_recipe, width=setting.judge_width, runs_dir=setting.runs,
-        cpu=setting.cpu,
+        setting.judge, setting.load(), setting.judge_recipe, width=setting.judge_width,
+        options=rd.RunOptions(setting.runs, cpu=setting.cpu),
     )  # fmt: skip
     extractor = classifier_extractor(rd.load_model(judge), judge.id, judge.metrics["test_accuracy"])
     workers = (os.cpu_count() or 1) if setting.cpu else 0  # one GPU takes one training after the other

@@ -1,45 +1,105 @@
-"""What a caller gives, refused in one sentence where it cannot be meant."""
+"""What a caller gives, refused in one sentence (a ValueError) where it cannot be meant."""
 
 from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
 
 
-def hint(word: object, known: Iterable[str]) -> str:
+def hint(word: object, known: Iterable[str], cutoff: float = 0.5) -> str:
     """What a misspelt word may have meant, as the end of a sentence; nothing where no known word is close.
 
     >>> hint("digit", ["digits", "cluttered"])
     "; did you mean 'digits'?"
     """
     folded = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(word).lower(), folded, n=3, cutoff=cutoff)
     return f"; did you mean {' or '.join(repr(folded[match]) for match in close)}?" if close else ""
 
 
-def whole(label: str, value: Any, least: int = 1) -> int:
-    """`value` as an int from `least` up, or a ValueError. 4.0 is refused: runs of 4 and of 4.0 would be two."""
+def whole(label: str, value: Any, least: int = 1, most: int | None = None) -> int:
+    """`value` as an int from `least` to `most`, or a ValueError. 4.0 is refused: it would make another run."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise ValueError(f"{label}={value!r} is not a whole number of {least} or more.")
+        raise ValueError(f"{label}={reprlib.repr(value)} is not a whole number of {least} or more.")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{label}={value} is more than the {most} it can be at most.")
     return int(value)
 
 
 def wholes(label: str, values: Any, least: int = 1) -> tuple[int, ...]:
     """`values` as a tuple of ints from `least` up, or a ValueError that names the wrong one."""
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise ValueError(f"{label}={values!r} is not a sequence of whole numbers, such as (1, 2).")
+        raise ValueError(f"{label}={reprlib.repr(values)} is not a sequence of whole numbers, such as (1, 2).")
     return tuple(whole(f"{label}[{index}]", value, least) for index, value in enumerate(values))
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a real, finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a real number that a float can hold: not infinite, not NaN, not True or False."""
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_above_zero(**values: Any) -> None:
     for name, value in values.items():
         if not is_number(value) or value <= 0:
-            raise ValueError(f"{name}={value!r} is not a number above 0.")
+            raise ValueError(f"{name}={reprlib.repr(value)} is not a number above 0.")
+
+
+def check_type(label: str, value: Any, *kinds: Any) -> Any:
+    """`value` if it is of one of `kinds` (classes, None, unions, Literals), or a ValueError.
+
+    Numpy's scalars come back as Python's, and a whole number as a float where a float is meant. Text is never taken
+    for a bool, a bool never for a number, and numbers are finite. Of ``tuple[int, ...]`` only the tuple is checked.
+
+    >>> check_type("amsgrad", "no", bool, None)
+    Traceback (most recent call last):
+        ...
+    ValueError: amsgrad='no' is not True or False or None.
+    """
+    if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    words: list[Any] = []  # of Literals
+    classes: list[type] = []
+    for kind in _flattened(kinds):
+        if get_origin(kind) is Literal:
+            words += get_args(kind)
+        elif kind is Any or not isinstance(kind := get_origin(kind) or kind, type):
+            return value  # nothing to hold it against
+        else:
+            classes.append(kind)
+    fits = any(value == word and type(value) is type(word) for word in words)
+    if fits or (isinstance(value, tuple(classes)) and (not isinstance(value, int | float) or type(value) in classes)):
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+    elif float in classes and is_number(value):
+        return float(value)
+    allowed = [*map(repr, words), *(_WORDS.get(kind, kind.__name__) for kind in classes)]
+    close = hint(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else ""
+    raise ValueError(f"{label}={reprlib.repr(value)} is not {' or '.join(allowed)}{close or '.'}")
+
+
+def _flattened(kinds: Iterable[Any]) -> list[Any]:
+    """The members of unions one by one, None as its class."""
+    flat: list[Any] = []
+    for kind in kinds:
+        union = isinstance(kind, UnionType) or get_origin(kind) is Union
+        flat += get_args(kind) if union else [NoneType if kind is None else kind]
+    return flat
+
+
+def check_fields(record: Any) -> None:
+    """`check_type` for every field of a dataclass by its annotation, to be called first in its `__post_init__`."""
+    hints = get_type_hints(type(record))
+    for field in fields(record):
+        value = check_type(field.name, getattr(record, field.name), hints[field.name])
+        object.__setattr__(record, field.name, value)  # a frozen one refuses a plain assignment

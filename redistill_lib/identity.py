@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 from collections.abc import Collection
@@ -13,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from redistill_lib.source import distribution, function_code, references
+from redistill_lib.source import distribution, function_code, parse, references
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 #: Attributes that every module has, and names that follow from where a network was loaded from.
@@ -119,7 +121,7 @@ class _Walk:
                 self.add((value.__func__, value.__self__))
             case ModuleType():
                 if self._is_own(value.__name__, value.__name__) and value.__file__:
-                    self.tell(Path(value.__file__).read_text())
+                    self.tell(ast.unparse(parse(Path(value.__file__).read_bytes())))
             case property():
                 self.add((value.fget, value.fset, value.fdel))
             case staticmethod() | classmethod():
@@ -130,6 +132,8 @@ class _Walk:
                 self.add(tuple(value.items()))
             case set() | frozenset():
                 self.tell("set", *sorted(map(self._apart, value)))
+            case RemovableHandle():  # numbered through the process; the hook itself is told with its module
+                self.tell("handle")
             case _:
                 self._add_reduced(value)
 

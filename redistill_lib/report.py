@@ -188,8 +188,8 @@ def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, An
     """`load_runs` made readable, classifiers and denoisers apart, since they have other settings and other scores.
 
     Each table has the columns in which its runs differ, and comes with name → value of those that are alike. Empty
-    columns, paths, lists and mappings are left out; `id` and `status` stay, and all of a single run. There is no
-    table of no runs.
+    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run. There is
+    no table of no runs. Peaks say of which dtype they are, as trainings measure them: fp32.
 
     >>> import pandas as pd
     >>> run_tables(pd.DataFrame({"id": ["a", "b"], "status": "complete", "seed": [0, 1], "data": "digits"}))
@@ -210,11 +210,17 @@ def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     nested = (Mapping, list, tuple)
     plain = [name for name in runs.columns if not runs[name].map(lambda value: isinstance(value, nested)).any()]
     runs = runs[plain].drop(columns="path", errors="ignore").dropna(axis="columns", how="all")
-    whole = [name for name in runs.select_dtypes("float") if (runs[name].dropna() % 1 == 0).all()]
+    runs = runs.rename(columns={name: f"{name} (fp32)" for name in ("peak_bytes", "peak_bytes_eager")})
+    floats = runs.select_dtypes("float")
+    whole = [
+        name
+        for name in floats
+        if ((floats[name] % 1 == 0) & (floats[name].abs() < 2**53) | floats[name].isna()).all()
+    ]
     runs = runs.astype(dict.fromkeys(whole, "Int64"))  # whole numbers stay whole where a run lacks them
     if len(runs) < 2:
         return runs, {}
-    alike = [n for n in runs.columns if n not in ("id", "status") and runs[n].nunique(dropna=False) == 1]
+    alike = [n for n in runs.columns if n not in ("id", "name", "status") and runs[n].nunique(dropna=False) == 1]
     return runs.drop(columns=alike), {name: runs[name].iloc[0] for name in alike}
 
 

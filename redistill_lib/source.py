@@ -41,52 +41,24 @@ def code_identity() -> str:
         for room in DECIDING
         for f in (*root.glob(f"{room}.py"), *root.glob(f"{room}/**/*.py"))
     )
-    told = [f"{name} {syntax(ast.parse((root / name).read_bytes()))}" for name in files if name not in OBSERVING]
+    told = [f"{name} {ast.unparse(parse((root / name).read_bytes()))}" for name in files if name not in OBSERVING]
     release = ".".join(importlib.metadata.version("torch").split(".")[:2])
     return hashlib.sha256("\n".join([*told, f"torch {release}"]).encode()).hexdigest()[:8]
 
 
-def syntax(tree: ast.AST) -> str:
-    """A syntax tree as one line, without docstrings; the same in every version of Python.
+def parse(text: str | bytes) -> ast.Module:
+    r"""The syntax tree of a file without its docstrings, for `ast.unparse`, which knows no comments and formatting.
 
-    >>> same = syntax(ast.parse("def f(x):  # doubles\\n    'Twice x.'\\n    return 2 * x"))
-    >>> same == syntax(ast.parse("def f(x): return (2*x)")), same == syntax(ast.parse("def f(x): return 3 * x"))
+    >>> twice = ast.unparse(parse("def f(x):  # doubles\n    'Twice x.'\n    return (2*x)"))
+    >>> twice == ast.unparse(parse("def f(x): return 2 * x")), twice == ast.unparse(parse("def f(x): return 3 * x"))
     (True, False)
     """
-    parts: list[str] = []
-    _tell(tree, parts)
-    return "".join(parts)
-
-
-def _tell(value: Any, parts: list[str]) -> None:
-    if isinstance(value, ast.Constant):
-        parts.append(repr(value.value))
-    elif isinstance(value, ast.AST):
-        parts.append(f"{type(value).__name__}(")
-        for name in value._fields:
-            field: Any = getattr(value, name, None)
-            if name == "body" and _is_docstring(value, field):
-                field = field[1:]
-            if field is None or field == [] or name in ("ctx", "type_comment"):  # versions differ in what they name
-                continue
-            parts.append(f"{name}=")
-            _tell(field, parts)
-        parts.append(")")
-    elif isinstance(value, list):
-        parts.append("[")
-        for item in value:
-            _tell(item, parts)
-            parts.append(",")
-        parts.append("]")
-    else:
-        parts.append(repr(value))
-
-
-def _is_docstring(node: ast.AST, body: Any) -> bool:
-    if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or not body:
-        return False
-    first = body[0].value if isinstance(body[0], ast.Expr) else None
-    return isinstance(first, ast.Constant) and isinstance(first.value, str)
+    tree = ast.parse(text)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
 
 
 def function_code(function: FunctionType) -> str:
@@ -107,7 +79,7 @@ def function_code(function: FunctionType) -> str:
             and min(n.lineno for n in (node, *getattr(node, "decorator_list", ()))) == code.co_firstlineno
         ]
         if len(found) == 1:
-            return syntax(found[0])
+            return ast.unparse(found[0])
     return _bytecode(code, function.__doc__)
 
 
@@ -115,7 +87,7 @@ def function_code(function: FunctionType) -> str:
 def _parsed(file: str, text: str) -> tuple[ast.Module | None, frozenset[CodeType]]:
     try:
         whole = compile(text, file, "exec", dont_inherit=True)
-        return ast.parse(text), frozenset(_nested(whole))
+        return parse(text), frozenset(_nested(whole))
     except (SyntaxError, ValueError):
         return None, frozenset()
 

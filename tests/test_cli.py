@@ -155,7 +155,7 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert head.split() == ["id", "status", "seed", "accuracy"]
     assert first.split() == ["run0", "complete", "0", "0.9123"]
     assert second.split() == ["run1", "complete", "1", "0.4123"]
-    assert same == "the same in all: data=digits"
+    assert same == "the same in all: role=plain code=other data=digits"
     for number, metrics in enumerate(({"validation_loss": 0.0312345, "parameters": 1234567}, {})):
         run = {"params": {"task": "diffuse", "seed": number}, "status": "complete", "metrics": metrics}
         (tmp_path / "runs" / f"unet{number}").mkdir()

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.diffusion import image_grid, make_schedule, peak_of_sampling, sample, sampling, trajectory
+from redistill_lib.data.augment import derive_seed
+from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
+from redistill_lib.diffusion.samplers import time_steps
 from redistill_lib.diffusion.sampling import Guided
+from redistill_lib.explorers.diffusion import TrajectorySource
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
+from redistill_lib.models.saved import save_tensors
 from redistill_lib.runs import Run
 
 SAMPLERS = ["ddim", "ddpm", "dpm++"]
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # DPM++
+DDPM = DiffusionProcess()
 
 
 class Knowing(nn.Module):
-    """Sees one and the same image in any noise: ε = (x_t − √ᾱ · image) / √(1 − ᾱ)."""
+    """Sees one and the same image in any noise: ε = (x_t − √ᾱ · image) / √(1 − ᾱ), told as the process asks."""
 
-    def __init__(self, image: Tensor) -> None:
+    def __init__(self, image: Tensor, process: DiffusionProcess = DDPM) -> None:
         super().__init__()
-        self.image, self.kept = image, make_schedule().alphas_cumprod
+        self.image, self.process = image, process
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        kept = self.kept[t].view(-1, 1, 1, 1)
-        return (x - kept.sqrt() * self.image) / (1 - kept).sqrt()
+        kept = self.process.alphas_cumprod[t].view(-1, 1, 1, 1)
+        noise = (x - kept.sqrt() * self.image) / (1 - kept).sqrt()
+        return self.process.target(self.image.expand_as(x), noise, t)
 
 
 def unet(**kwargs: Any) -> Any:
@@ -54,6 +62,54 @@ def test_a_denoiser_that_knows_the_answer_gives_it(sampler: str, steps: int) -> 
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_whatever_the_denoiser_predicts(sampler: str, schedule: str, prediction: str) -> None:
+    process = DiffusionProcess(schedule, prediction, num_train_timesteps=300)
+    image = torch.linspace(-1, 1, 64).view(1, 1, 8, 8)
+    images = draw(Knowing(image, process), 2, sampler=sampler, steps=11, process=process)
+    torch.testing.assert_close(images, image.expand(2, -1, -1, -1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # diffusers' DPM++
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("process", [DDPM, DiffusionProcess("cosine", "v_prediction")], ids=str)
+def test_samplers_agree_with_diffusers(sampler: str, process: DiffusionProcess) -> None:
+    """Latents, since diffusers clips images for two of the samplers alone."""
+    process, model, steps = replace(process, clip_sample=False), unet(), 20
+    draws = [torch.Generator().manual_seed(derive_seed(4, row)) for row in range(2)]
+    x = torch.stack([torch.randn(1, 8, 8, generator=one) for one in draws])
+    scheduler = process.scheduler(sampler)
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t.expand(2)), t, x, generator=draws).prev_sample
+    ours = draw(model, 2, sampler=sampler, steps=steps, seed=4, process=process)
+    assert x.abs().max() > 1
+    torch.testing.assert_close(ours, x, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_latents_are_not_clipped(sampler: str) -> None:
+    latent, process = torch.linspace(-9, 9, 64).view(1, 1, 8, 8), DiffusionProcess(clip_sample=False)
+    images = draw(Knowing(latent), 1, sampler=sampler, steps=25, process=process)
+    torch.testing.assert_close(images, latent, atol=1e-2, rtol=0)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float16, 0.1), (torch.float64, 1e-4)])
+def test_networks_of_any_precision(dtype: torch.dtype, apart: float) -> None:
+    images = draw(unet().to(dtype))
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images, draw(unet()), atol=apart, rtol=0)
+
+
+def test_images_that_are_not_square() -> None:
+    model: Any = unet()
+    model.config = SimpleNamespace(in_channels=1, sample_size=[8, 12])
+    assert sample(model, 2, steps=2, progress=False).shape == (2, 1, 8, 12)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_image_depends_on_seed_and_number_alone(sampler: str) -> None:
     model = unet()
     five = draw(model, 5, sampler=sampler, batch_size=5)
@@ -65,7 +121,7 @@ def test_a_image_depends_on_seed_and_number_alone(sampler: str) -> None:
 
 def test_ddim_by_hand() -> None:
     """Two steps of equation 12 (arXiv 2010.02502) with σ = 0."""
-    model, kept = unet(), make_schedule().alphas_cumprod
+    model, kept = unet(), DDPM.alphas_cumprod
     seen: list[tuple[int, int, Tensor, Tensor]] = []
     final = draw(model, 2, steps=2, on_step=lambda *step: seen.append(step))
     assert [(k, t) for k, t, _, _ in seen] == [(0, 999), (1, 499)]
@@ -85,7 +141,7 @@ class Gaussian(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept = make_schedule().alphas_cumprod
+        self.kept = DDPM.alphas_cumprod
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         kept = self.kept[t].view(-1, 1, 1, 1)
@@ -95,8 +151,8 @@ class Gaussian(nn.Module):
 @pytest.mark.parametrize("steps", [64, 150, 334, 499, 512])
 def test_any_number_of_steps_ends_at_the_images(steps: int) -> None:
     """By DDIM the spread of the noise shrinks at every step by a factor that can be told beforehand."""
-    kept = make_schedule().alphas_cumprod
-    times, spread = sampling.time_steps(steps), 1.0
+    kept = DDPM.alphas_cumprod
+    times, spread = time_steps(steps), 1.0
     for t, following in zip(times, [*times[1:], -1], strict=True):
         now, then = kept[t], kept[following] if following >= 0 else torch.tensor(1.0)
         noise = (1 - now).sqrt() / (now * 0.04 + 1 - now)
@@ -136,6 +192,11 @@ def test_as_many_steps_as_asked_for(sampler: str, steps: int) -> None:
 def test_what_cannot_be_drawn_is_told_first(options: dict[str, Any], part: str) -> None:
     with pytest.raises(ValueError, match=part):
         sample(unet(num_classes=3), **{"n": 3, "shape": 8, "steps": 2, "progress": False} | options)
+
+
+def test_options_that_there_are_not() -> None:
+    with pytest.raises(TypeError, match="there is no option 'step' of sampling; did you mean 'steps'"):
+        draw(unet(), step=3)
 
 
 def test_what_a_network_does_not_tell() -> None:
@@ -183,6 +244,31 @@ def test_guidance_by_hand() -> None:
         guided = Guided(model, 2.0)(x, t, labels)
     torch.testing.assert_close(guided, 3 * given - 2 * free, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(given, free, atol=1e-4)
+
+
+class Labelled(Knowing):
+    """Paints the images with the label; like a network of diffusers, it tells only how many labels there are."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__(torch.zeros(1, 1, 8, 8))
+        self.config = SimpleNamespace(num_class_embeds=5, in_channels=1, sample_size=8, **config)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert labels is not None
+        self.image = (labels / 5).view(-1, 1, 1, 1).expand_as(x)
+        return super().forward(x, t)
+
+
+def test_a_network_without_a_label_for_no_class() -> None:
+    every = sample(Labelled(), 5, labels=[0, 1, 2, 3, 4], steps=2, progress=False)
+    torch.testing.assert_close(every.mean((1, 2, 3)), torch.arange(5) / 5, atol=1e-3, rtol=0)
+    for options in (dict[str, Any](), {"labels": 2, "guidance": 1.0}):
+        with pytest.raises(ValueError, match=r"has 5 labels and none is known to mean no class.*num_classes=4"):
+            sample(Labelled(), 1, progress=False, **options)
+    told = Labelled(num_classes=4)
+    assert sample(told, 1, steps=2, progress=False).mean() == pytest.approx(0.8, abs=1e-3)
+    with pytest.raises(ValueError, match=r"classes 0 to 3, not \[4\]"):
+        sample(told, 1, labels=4, progress=False)
 
 
 def test_labels_one_for_all_or_one_each() -> None:
@@ -262,6 +348,20 @@ def test_errors(kwargs: dict[str, Any], message: str) -> None:
 def test_label_errors(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         draw(unet(num_classes=3), 3, **kwargs)
+
+
+def test_a_run_is_drawn_by_its_own_process(tmp_path: Path) -> None:
+    model: Any = unet()
+    spec = {"name": "unet-1-2", "in_channels": 1, "ch": 8, "mult": [1, 2], "attention": [1], "res_blocks": 1}
+    process = DiffusionProcess("cosine", "v_prediction")
+    params = {"task": "diffuse", "model": spec, "data": {"image_size": 8}, "recipe": {"process": asdict(process)}}
+    run = Run(tmp_path, params, "complete")
+    save_tensors(tmp_path / "model.safetensors", model.state_dict())
+    drawn = sample(run, 2, steps=3, progress=False)
+    assert torch.equal(drawn, draw(model, 2, steps=3, process=process))
+    assert torch.equal(sample(run, 2, steps=3, process=DDPM, progress=False), draw(model, 2, steps=3))
+    (path,) = TrajectorySource({"student": run}, n=2).paths(3, 0).values()
+    torch.testing.assert_close(path.final, drawn)
 
 
 def test_missing_run(tmp_path: Any) -> None:

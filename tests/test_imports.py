@@ -28,11 +28,11 @@ FLOORS = [
     {"diffusion", "maps", "quality"},
     {"distill", "memory", "student"},
     {"methods", "models", "network", "sweep"},
-    {"red", "data", "results", "runs", "plans", "parameters"},
-    {"checks", "progress"},
+    {"red", "data", "identity", "results", "runs", "plans", "parameters"},
+    {"checks", "progress", "source"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-TORCH_FREE = ["cli", "sweep", "report", "runs", "plans", "parameters"]
+TORCH_FREE = ["cli", "sweep", "report", "runs", "source", "plans", "parameters"]
 SLOW_OR_OPTIONAL = {"plotly", "ipywidgets", "diffusers", "datasets", "accelerate"}
 
 

@@ -304,6 +304,22 @@ def test_images_that_are_none(images: Tensor, message: str) -> None:
         features(images, projection(4, 1, 8), progress=False)
 
 
+def test_a_few_values_below_0_make_no_images_from_minus_1() -> None:
+    """What resizing and noise do to images 0…1; and images −1…1 that are mostly bright are none of them."""
+    draws = torch.Generator().manual_seed(0)
+    unit = torch.rand(50, 1, 8, 8, generator=draws)
+    wrong = [unit.clone() for _ in range(2)] + [(unit + 0.02 * torch.randn(unit.shape, generator=draws)).clamp(-1, 1)]
+    wrong[0][7, 0, 3, 3] = -0.004
+    wrong[1][7, 0, 3, 3] = -0.9
+    for images in wrong:
+        for given in (images, Floats(images)):
+            with pytest.raises(ValueError, match=r"of the 3,200 values .* below -0\.1, so they look like 0…1"):
+                features(given, projection(4, 1, 8), batch_size=20, progress=False)
+    bright = unit.clone()
+    bright[:, :, :1, :2] = -0.5
+    assert len(features(bright, projection(4, 1, 8), progress=False)) == 50
+
+
 class Unread(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         raise AssertionError("the pass has begun")
@@ -341,8 +357,8 @@ def test_what_is_no_set_of_images(digits: DataSplits) -> None:
         (GREY.numpy(), 8, TypeError, "not a ndarray; torch.from_numpy makes it a tensor"),
         (digits, 8, TypeError, "not a DataSplits; give one split of it, such as data.train"),
         ([GREY], 8, TypeError, "a tensor or a split of load_data, not a list"),
-        (GREY, 0, ValueError, "batch_size is 0; it is at least 1"),
-        (digits.test, -1, ValueError, "batch_size is -1; it is at least 1"),
+        (GREY, 0, ValueError, "batch_size=0 is not a whole number of 1 or more"),
+        (digits.test, -1, ValueError, "batch_size=-1 is not a whole number of 1 or more"),
     ]
     for images, batch_size, error, message in wanted:
         with pytest.raises(error, match=message):
@@ -358,6 +374,25 @@ def test_features_that_are_not_finite() -> None:
     black[0] = 9
     with pytest.raises(ValueError, match="broken gives features that are not finite, for image 1 first"):
         features(black, Extractor(Broken(), "broken", num_features=4, channels=1), progress=False)
+
+
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float16, 2e-2), (torch.bfloat16, 0.1), (torch.float64, 1e-4)])
+def test_extractors_of_any_precision(dtype: torch.dtype, apart: float) -> None:
+    def eye() -> Extractor:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 4))
+        return classifier_extractor(network, "c", None, image_size=(8, 8))
+
+    seen, expected = (features(GREY, one, progress=False) for one in (eye().to(dtype), eye()))
+    assert seen.values.dtype == torch.float32 and str(dtype).removeprefix("torch.") in eye().to(dtype).input_range
+    torch.testing.assert_close(seen.values, expected.values, atol=apart, rtol=0.02)
+
+
+def test_images_are_resized_to_sides_that_differ() -> None:
+    eye = Extractor(nn.Flatten(), "pixels", num_features=24, channels=1, image_size=(4, 6))
+    assert eye.settings["resize"] == "4×6, bilinear, antialiased" and len(features(GREY, eye, progress=False)) == 4
+    with pytest.raises(ValueError, match=r"image_size\[1\]=6.5 is not a whole number"):
+        Extractor(nn.Flatten(), "pixels", num_features=24, channels=1, image_size=(4, 6.5))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------ extractors
@@ -582,6 +617,25 @@ def test_sets_that_do_not_fit(digits: DataSplits, teacher: Extractor, real: Feat
 def test_settings_that_are_none(settings: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         score_images(GREY, GREY, Extractor(Unread(), "u", num_features=64, channels=1), settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"seed": -4}, ValueError, "seed=-4 is not a whole number of 0 or more"),
+        ({"seed": 1.5}, ValueError, "seed=1.5 is not a whole number of 0 or more"),
+        ({"batch_size": 2.5}, ValueError, "batch_size=2.5 is not a whole number of 1 or more"),
+        ({"settings": "ddim"}, TypeError, "settings are a dict such as .*, not 'ddim'"),
+        ({"extractor": nn.Linear(4, 4)}, TypeError, "a Linear is no extractor"),
+    ],
+)
+def test_arguments_that_are_none(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    unread = Extractor(Unread(), "u", num_features=64, channels=1)
+    with pytest.raises(error, match=message):
+        score_images(GREY, GREY, **{"extractor": unread, "progress": False} | change)
+    if "settings" not in change:
+        with pytest.raises(error, match=message):
+            floor(GREY, **{"extractor": unread, "progress": False} | change)
 
 
 def test_settings_of_one_s_own(teacher: Extractor, real: Features) -> None:

@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
 
-from redistill_lib.runs import Run, load_runs, locked, replacing, run_id, write_history, write_text
+from redistill_lib.cli import main
+from redistill_lib.models.saved import load_model, read_tensors, save_tensors
+from redistill_lib.report import write_index
+from redistill_lib.runs import (
+    Run,
+    canonical,
+    complete_run,
+    find_run,
+    load_runs,
+    locked,
+    replacing,
+    run_id,
+    write_history,
+    write_text,
+)
+from redistill_lib.source import code_identity
+from redistill_lib.train.state import load_state, save_state
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_id_depends_on_parameters_not_on_their_order() -> None:
@@ -42,10 +69,90 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_missing_and_broken_records(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"it holds no run.json"):
         Run.load(tmp_path / "none")
-    for name, text in (("half", '{"params": {'), ("other", '{"surprise": 1}')):
-        write_text(tmp_path / name / "run.json", text)
+    for name, text in BROKEN.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_bytes(text)
         with pytest.raises(ValueError, match="delete the folder"):
             Run.load(tmp_path / name)
+    (tmp_path / "folder" / "run.json").mkdir(parents=True)
+    Run(tmp_path / "whole", {"seed": 3}, "complete").save()
+    frame = load_runs(tmp_path).set_index("id")
+    assert set(frame.index[frame.status == "unreadable"]) == {*BROKEN, "folder"}
+    assert frame.loc["whole", "seed"] == 3 and "whole" in write_index(tmp_path).read_text()
+
+
+BROKEN = {
+    "half": b'{"params": {',
+    "no params": b'{"surprise": 1}',
+    "list": b"[1, 2]",
+    "number": b"7",
+    "metrics": b'{"params": {}, "metrics": []}',
+    "status": b'{"params": {}, "status": null}',
+    "latin": '{"params": {"name": "é"}}'.encode("latin-1"),
+    "deep": b"[" * 100_000,
+    "digits": b'{"params": {"seed": ' + b"9" * 5000 + b"}}",
+}
+
+
+def test_a_record_of_a_newer_version(tmp_path: Path) -> None:
+    record = {"params": {"seed": 1}, "status": "complete", "version": "9.2", "carbon": {"grams": 3}}
+    write_text(tmp_path / "r" / "run.json", json.dumps(record))
+    with pytest.warns(UserWarning, match=r"r/run.json was written by version 9.2 .* whose carbon this one"):
+        run = Run.load(tmp_path / "r")
+    assert run.complete
+    assert json.loads((run.reused("abc").path / "run.json").read_text())["carbon"] == {"grams": 3}  # nothing is lost
+    assert "9.2" in load_runs(tmp_path).note[0]
+
+
+def test_equal_parameters_have_one_form() -> None:
+    a = {"rate": np.float64(3.0), "sizes": (np.int64(1), 2), "on": True, "nested": {"b": 1, "a": None}}
+    b = {"nested": {"a": None, "b": 1.0}, "on": True, "sizes": [1, 2], "rate": 3}
+    assert run_id("x", a) == run_id("x", b) != run_id("x", {**b, "on": False})
+    assert json.dumps(canonical(1e20)) == "100000000000000000000"
+    with pytest.raises(ValueError, match=r"params.recipe.rates\[1\] is inf"):
+        canonical({"recipe": {"rates": [0.5, float("inf")]}})
+    with pytest.raises(TypeError, match=r"params.model is <object"):
+        canonical({"model": object()})
+
+
+def trained(path: Path, params: dict[str, Any], code: str) -> Run:
+    save_tensors(path / "model.safetensors", {"weight": torch.ones(1, 1)})
+    return Run(path, params, code=code).finished({"test_accuracy": 0.5}).save()
+
+
+def test_runs_of_other_code_are_named_and_not_taken(tmp_path: Path) -> None:
+    params = {"seed": 2, "model": {"name": "net"}}
+    path, others = find_run(tmp_path, "net", params, "c0ffee00")
+    assert others == [] and complete_run(path) is None
+    mine, old = trained(path, params, "c0ffee00"), find_run(tmp_path, "net_named", params, "0ld0c0de")
+    assert old[0] != path and [run.id for run in old[1]] == [mine.id]  # whatever the prefix
+    trained(old[0], params, "0ld0c0de")
+    assert complete_run(path) == mine and [run.code for run in find_run(tmp_path, "net", params, "c0ffee00")[1]] == [
+        "0ld0c0de"
+    ]
+    assert find_run(tmp_path, "net", {**params, "seed": 3}, "c0ffee00")[1] == []
+    mine.reused("0ld0c0de").reused("0ld0c0de")
+    assert Run.load(path).reused_by == ["0ld0c0de"]
+    (old[0] / "model.safetensors").unlink()
+    assert find_run(tmp_path, "net", params, "c0ffee00")[1] == []
+
+
+def test_a_result_that_is_no_number_is_not_complete(tmp_path: Path) -> None:
+    run = Run(tmp_path, {}).finished({"test_loss": float("nan"), "best_epoch": 3})
+    assert run.status == "failed" and run.error == "the trained network cannot be evaluated: test_loss is nan"
+    assert Run(tmp_path, {}).finished({"test_loss": 1e20}).complete
+
+
+def test_a_full_disk_does_not_hide_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run, error = Run(tmp_path / "r", {}), ZeroDivisionError("division by zero")
+    assert run.stopped(error).error == "division by zero" and Run.load(run.path).status == "failed"
+    assert run.stopped(KeyboardInterrupt()).status == "interrupted"
+    monkeypatch.setattr("redistill_lib.runs.write_text", full)
+    run.stopped(error)
+    assert "No space left" in error.__notes__[0]
 
 
 def test_load_runs(tmp_path: Path) -> None:
@@ -80,3 +187,156 @@ def test_lock_is_exclusive(tmp_path: Path) -> None:
 def test_record_is_plain_json(tmp_path: Path) -> None:
     Run(tmp_path, {"path": Path("x")}).save()
     assert json.loads((tmp_path / "run.json").read_text())["params"] == {"path": "x"}
+
+
+# ----------------------------------------------------------------------------------------------------- weights
+
+
+def test_damaged_weights_are_named(tmp_path: Path) -> None:
+    net = nn.Linear(1, 1, bias=False)
+    run = trained(tmp_path / "r", {"model": {"name": "Linear"}}, "c0de")
+    assert load_model(run, net).weight.item() == 1
+    file = run.path / "model.safetensors"
+    with pytest.raises(FileNotFoundError, match="kept no last weights"):
+        load_model(run, net, "last")
+    save_tensors(run.path / "last.safetensors", {"weight": torch.full((1, 1), 2.0)})
+    assert load_model(run, net, "last").weight.item() == 2
+    with pytest.raises(ValueError, match="did you mean 'last'"):
+        load_model(run, net, "lst")  # type: ignore[arg-type]
+    whole = file.read_bytes()
+    for broken in (whole[:-1], whole[:5], b"", b"not tensors at all, but text"):
+        file.write_bytes(broken)
+        for call in (lambda: load_model(run, net), lambda: complete_run(run.path)):
+            with pytest.raises(ValueError, match=rf"^{file} is cut short .*; delete {run.path} to train again$"):
+                call()
+    save_file({"other": torch.ones(3)}, file)
+    with pytest.raises(ValueError, match=rf"{file} is cut short or not what this library wrote"):
+        load_model(run, net)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match="to train again"):
+        load_model(run, net)
+
+
+def training(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+    torch.manual_seed(seed)
+    net = nn.ModuleDict({"net": nn.Linear(2, 2), "teachers": nn.Linear(2, 2)})
+    optimizer = torch.optim.Adam(net["net"].parameters(), 0.5)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    net["net"](torch.ones(2)).sum().backward()
+    optimizer.step()
+    scheduler.step()
+    return net, optimizer, scheduler
+
+
+def test_state_goes_on(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "state.safetensors"
+    net, optimizer, scheduler = training(1)
+    save_state(file, {"trainee": net}, optimizer, scheduler, None, {"step": 7})
+    assert not any("teachers" in name for name in read_tensors(file)[0])
+    other, its_optimizer, its_scheduler = training(2)
+    teacher = other["teachers"].weight.clone()
+    assert load_state(file, {"trainee": other}, its_optimizer, its_scheduler, None) == {"step": 7}
+    assert torch.equal(other["net"].weight, net["net"].weight) and torch.equal(other["teachers"].weight, teacher)
+    torch.testing.assert_close(its_optimizer.state_dict(), optimizer.state_dict(), rtol=0, atol=0)
+    assert its_scheduler.state_dict() == scheduler.state_dict()
+    whole = file.read_bytes()
+    save_tensors(tmp_path / "foreign", {"weight": torch.ones(1)})
+    for text in (whole[:-9], (tmp_path / "foreign").read_bytes()):
+        file.write_bytes(text)
+        with pytest.raises(ValueError, match=f"{file} is cut short .* delete {file.parent} to train again"):
+            load_state(file, {"trainee": other}, its_optimizer, its_scheduler, None)
+
+
+# ------------------------------------------------------------------------------------------------ locks, listings
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from redistill_lib.runs import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(2.5)
+"""
+
+
+def test_waiting_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / "r")], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout and other.stdout.readline() == "held\n"
+        with locked(tmp_path / "r"):
+            pass
+    said = capsys.readouterr().err
+    assert said.startswith(f"waiting for run r, held by process {other.pid} on ") and said.count("\n") == 1
+    assert not (tmp_path / "r" / ".holder").exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may write anywhere: the refusal is the system's, acted here."""
+    run = trained(tmp_path / "r", {"seed": 0}, code_identity())
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    for name in ("mkdir", "write_text", "unlink"):
+        monkeypatch.setattr(Path, name, refused)
+    monkeypatch.setattr("redistill_lib.runs.tempfile.mkstemp", refused)
+    assert run.reused("other").reused_by == ["other"] and complete_run(run.path) == run
+    assert list(load_runs(tmp_path).code) == ["present"] and os.listdir(tmp_path) == ["r"]
+    with (
+        pytest.raises(OSError, match=r"run new cannot be trained .* give another runs_dir"),
+        locked(tmp_path / "new"),
+    ):
+        pass
+
+
+def test_the_index_is_never_believed_over_the_folders(tmp_path: Path) -> None:
+    for number in range(3):
+        Run(tmp_path / f"r{number}", {"seed": number}).save()
+    first = load_runs(tmp_path)
+    index = tmp_path / ".index.json"
+    assert load_runs(tmp_path).equals(first)
+    kept = index.read_bytes()
+    Run(tmp_path / "r1", {"seed": 8}, name="mine").save()
+    (tmp_path / "r2" / "run.json").unlink()
+    frame = load_runs(tmp_path)
+    assert list(frame.id) == ["r0", "r1"] and list(frame.seed) == [0, 8] and frame.name[1] == "mine"
+    for damaged in (b"", b"{", b"[1, 2]", b"null", b"\xff", kept[: len(kept) // 2], kept.replace(b'"seed"', b"[")):
+        index.write_bytes(damaged)
+        assert load_runs(tmp_path).equals(frame)
+    rows = json.loads(kept)
+    index.write_text(json.dumps([rows[0], {name: [stamp, None] for name, (stamp, _) in rows[1].items()}]))
+    assert load_runs(tmp_path).equals(frame)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        load_runs(index)
+
+
+def test_a_second_listing_reads_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        Run(tmp_path / f"r{number}", {"seed": number}).save()
+    first = load_runs(tmp_path)
+    monkeypatch.setattr(Run, "_read", lambda path: pytest.fail(f"{path} was read again"))
+    start = time.perf_counter()
+    assert load_runs(tmp_path).equals(first)
+    assert time.perf_counter() - start < 1
+
+
+def test_listings_of_odd_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for metrics in ({"test_loss": 3e25}, {"test_loss": float("nan"), "peak_bytes": 4096}, {}):
+        for count in (1, 2):
+            name = f"r{len(list(tmp_path.iterdir()))}"
+            teachers = {"teachers": ["t"]} if count == 2 else {"plan": "×4: conv 1 → 4"}
+            Run(tmp_path / name, {"seed": count, **teachers}, metrics=metrics, name=f"try {count}").save()
+            assert main(["runs", str(tmp_path)]) == 0
+            write_index(tmp_path)
+    out = capsys.readouterr().out
+    assert "3e+25" in out and "peak_bytes (fp32)" in out and "try 2" in out
+    page = (tmp_path / "index.html").read_text()
+    assert all(word in page for word in ("naive", "student", "×4: conv 1 → 4", "try 1", "peak_bytes (fp32)"))
+
+
+def test_plans_by_name() -> None:
+    built = Run(Path("r"), {"model": {"name": "resnet18-4-11221"}})
+    own = Run(Path("r"), {"model": {"name": "Net-4-1", "structure": "0"}, "plan": "stem 4"})
+    assert (built.plan, built.role, own.plan, own.role) == ("4-11221", "plain", "stem 4", "naive")

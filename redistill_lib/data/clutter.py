@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from redistill_lib.checks import check_fields, whole
+
 __all__ = ["Clutter", "compose", "read_digits"]
 
 
@@ -42,9 +44,10 @@ class Clutter:
     test_size: int = 2000
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("canvas", "digit_size", "fragment_size", "train_size", "validation_size", "test_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cluttered: {name} is {getattr(self, name)}; it has to be at least 1.")
+            whole(f"cluttered: {name}", getattr(self, name))
+        whole("cluttered: distractors", self.distractors, 0)
         if self.digit_size > self.canvas:
             raise ValueError(
                 f"cluttered: a digit of {self.digit_size} px does not fit a canvas of {self.canvas} px; "
@@ -55,8 +58,6 @@ class Clutter:
                 f"cluttered: fragments are cut from digits, so fragment_size ({self.fragment_size}) "
                 f"can be at most digit_size ({self.digit_size})."
             )
-        if self.distractors < 0:
-            raise ValueError(f"cluttered: distractors is {self.distractors}; it has to be 0 or more.")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"cluttered: noise is {self.noise}; it is a fraction of full scale, from 0 to 1.")
 

@@ -5,25 +5,53 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
-__all__ = ["EncodedImages", "LazyImages", "TensorImages", "as_batch", "decode_image", "fingerprint"]
+from redistill_lib.checks import check_type
+from redistill_lib.progress import progress_bar
+
+__all__ = ["EncodedImages", "LazyImages", "TensorImages", "as_batch", "decode_image"]
 
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 PROBED = 100_000  # larger sets have only a thousand of their headers read beforehand
-GREY = ("1", "L")
+GREY = ("1", "L", "LA", "La")
+DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
+Failures = dict[str, dict[int, str]]  # part → index of an image that cannot be read → why
 
 
-class TensorImages(Dataset[tuple[Tensor, Tensor]]):
+class Images(Dataset[tuple[Tensor, Tensor]]):
+    """What both kinds of split share: ``labels`` int64 N, and ``__getitems__``, which gives a whole batch."""
+
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        images, labels = self.__getitems__([index])
+        return images[0], labels[0]
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def head(self, count: int) -> tuple[Tensor, Tensor]:
+        """The first `count` images, uint8 B×C×H×W, and their labels."""
+        return self.__getitems__(range(min(count, len(self))))
+
+
+class TensorImages(Images):
     """Images in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
 
     >>> split = TensorImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
@@ -33,21 +61,25 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        check_type("images", images, Tensor)
+        check_type("labels", labels, Tensor)
+        right = images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64
+        if not right or len(labels) != len(images):
+            raise ValueError(
+                f"images are uint8 N×C×H×W and labels int64 N, not {images.dtype} {tuple(images.shape)} "
+                f"and {labels.dtype} {tuple(labels.shape)}."
+            )
         self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index], self.labels[index]
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[chosen], self.labels[chosen]
 
-    def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images, uint8 B×C×H×W, and their labels."""
-        return self.__getitems__(range(min(count, len(self))))
+    def fingerprint(self) -> bytes:
+        return hashlib.sha256(self.images.contiguous().numpy().data).digest()
+
+    def take(self, rows: Tensor) -> TensorImages:
+        return TensorImages(*self.__getitems__(rows))
 
     def __repr__(self) -> str:
         return f"TensorImages({len(self):,} × {'×'.join(str(n) for n in self.images.shape[1:])} uint8)"
@@ -74,47 +106,44 @@ class EncodedImages:
     def take(self, rows: Tensor) -> EncodedImages:
         return EncodedImages(self.items, self.column, self.labels[rows], self.rows[rows], self.origin)
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes | str, str]]:
-        """The encoded images at ``indices`` (bytes, or a path) and how an error should call each."""
+    def read(self, indices: Sequence[int]) -> list[tuple[bytes | str | None, str]]:
+        """The encoded images at ``indices`` (bytes, a path, or None) and how an error should call each."""
         rows = self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist()
         if not self.column:
             return [(self.items[row], str(self.items[row])) for row in rows]
-        found = []
-        for row, item in zip(rows, self.items[rows][self.column], strict=True):
-            where = f"row {row} of {self.origin}, column '{self.column}',"
-            raw = item and (item.get("bytes") or item.get("path"))
-            if not raw:
-                raise ValueError(f"{where} holds no image; remove the row.")
-            found.append((raw, where))
-        return found
+        return [
+            (item and (item.get("bytes") or item.get("path")), f"row {row} of {self.origin}, column '{self.column}',")
+            for row, item in zip(rows, self.items[rows][self.column], strict=True)
+        ]
 
 
-class LazyImages(Dataset[tuple[Tensor, Tensor]]):
+class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time."""
 
     def __init__(self, encoded: EncodedImages, size: int, channels: int) -> None:
-        self.encoded, self.size, self.channels = encoded, size, channels
-
-    @property
-    def labels(self) -> Tensor:
-        return self.encoded.labels
-
-    def __len__(self) -> int:
-        return len(self.encoded)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        self.encoded, self.labels, self.size, self.channels = encoded, encoded.labels, size, channels
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        found = self.encoded.read(chosen.tolist())
-        images = torch.stack([decode_image(raw, where, self.size, self.channels) for raw, where in found])
-        return images, self.labels[chosen]
+        decode = partial(decode_image, size=self.size, channels=self.channels)
+        with _decoding() as pool:
+            images = list(pool.map(decode, *zip(*self.encoded.read(chosen.tolist()), strict=True)))
+        return torch.stack(images), self.labels[chosen]
 
-    def head(self, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` images, uint8 B×C×H×W, and their labels."""
-        return self.__getitems__(range(min(count, len(self))))
+    def fingerprint(self) -> bytes:
+        """A hash of what decides the pixels: side, channels and every encoded byte, which are all read for it."""
+
+        def hashed(raw: bytes | str, where: str) -> bytes:
+            return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
+
+        digest = hashlib.sha256(repr((self.size, self.channels)).encode())
+        with ThreadPoolExecutor() as pool:
+            for _, found in _each(pool, hashed, self.encoded):
+                digest.update(found)
+        return digest.digest()
+
+    def take(self, rows: Tensor) -> LazyImages:
+        return LazyImages(self.encoded.take(rows), self.size, self.channels)
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
@@ -131,75 +160,128 @@ def as_batch(batch: Any) -> Any:
     return batch
 
 
-def decode_image(raw: bytes | str, where: str, size: int, channels: int) -> Tensor:
-    """One image as uint8 channels×size×size: the shorter side resized to ``size``, then the centre cropped.
+def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) -> Tensor:
+    """One image as uint8 channels×size×size: the square at its centre, resized.
 
-    ``raw`` is the encoded bytes or a path. Raises ValueError, naming ``where``, for anything that does not
-    decode.
+    It is turned as its EXIF says, whatever its format, and what is transparent shows white. ``raw`` is the encoded
+    bytes or a path. Raises ValueError, naming ``where``, for anything that does not decode.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    with _opened(raw, where) as opened:
-        image = opened.convert("RGB" if channels == 3 else "L")
-    width, height = image.size
-    if (width, height) != (size, size):
-        scale = size / min(width, height)
-        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-        left, top = (wide - size) // 2, (high - size) // 2
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)  # Pillow filters when it shrinks
-        image = image.crop((left, top, left + size, top + size))
+    with _opened(raw, where) as image:
+        image.load()
+        with suppress(SyntaxError):  # an EXIF block that cannot be parsed turns nothing
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB" if channels == 3 else "L")
+        side, (width, height) = min(image.size), image.size
+        if (width, height) != (size, size):
+            left, top = (width - side) / 2, (height - side) / 2
+            # Cut out first, or a long thin image would be resized to a huge one. Pillow filters when it shrinks.
+            box = (left, top, left + side, top + side)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box)
     return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
-def _opened(raw: bytes | str, where: str) -> Iterator[Any]:
-    """Open an image, turned as its EXIF says; what goes wrong becomes a sentence that names ``where``."""
-    from PIL import Image, ImageOps
+def _opened(raw: bytes | str | None, where: str) -> Iterator[Any]:
+    """Open an image; whatever goes wrong with it becomes a ValueError that names ``where``."""
+    from PIL import Image
 
+    if not raw:
+        raise ValueError(f"{where} holds no image")
     try:
         with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as image:
-            if image.format == "JPEG":
-                ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel; convert it first")
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} cannot be read as an 8-bit image ({error}); replace or remove it.") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything
+        raise ValueError(f"{where} cannot be read as an 8-bit image ({error})") from error
 
 
-def probe(parts: Iterable[EncodedImages], name: str, size: int | None, channels: int | None) -> tuple[int, int]:
-    """The common side and channel number of all images, from their headers alone.
+@contextmanager
+def _decoding() -> Iterator[Executor]:
+    """Threads to decode on all cores (Pillow frees the GIL), without its warnings of large images that do decode.
+
+    One thread in a DataLoader's worker, beside which others work.
+    """
+    from PIL import Image
+
+    threads = 1 if get_worker_info() else os.cpu_count()
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield pool
+
+
+def _each(
+    pool: Executor, function: Callable[..., Any], encoded: EncodedImages, step: int = 1
+) -> Iterator[tuple[int, Any]]:
+    """The index and ``function(raw, where)`` of every ``step``-th image, or the ValueError it raises."""
+
+    def attempt(raw: bytes | str | None, where: str) -> Any:
+        try:
+            return function(raw, where)
+        except ValueError as error:
+            return error
+
+    for chunk in _chunks(range(0, len(encoded), step)):
+        yield from zip(chunk, pool.map(attempt, *zip(*encoded.read(chunk), strict=True)), strict=True)
+
+
+def _header(raw: bytes | str | None, where: str) -> tuple[tuple[int, int], bool, str]:
+    with _opened(raw, where) as image:
+        return image.size, image.mode in GREY, where
+
+
+def check_readable(failures: Failures, name: str) -> None:
+    """Raise one ValueError for all images that cannot be read; ``failures``: part → index → why."""
+    reasons = [reason for found in failures.values() for reason in found.values()]
+    if reasons:
+        more = f"; and {len(reasons) - 10:,} more" if len(reasons) > 10 else ""
+        raise ValueError(
+            f"{len(reasons):,} of the images of {name} cannot be read; replace or remove them, or leave them out "
+            f"with skip_unreadable=True: {'; '.join(reasons[:10])}{more}."
+        )
+
+
+def probe(
+    parts: dict[str, EncodedImages], name: str, size: int | None, channels: int | None, every: bool
+) -> tuple[int, int, Failures]:
+    """The common side and channel number of all images, from their headers alone, and which cannot be read.
 
     One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of a
-    part with more than ``PROBED`` images a thousand are looked at, and it counts as colour.
+    part with more than ``PROBED`` images a thousand are looked at unless ``every``, and it counts as colour.
     """
     grey, first = True, None
-    for part in parts:
-        if size is not None and channels is not None:
-            break
-        few = len(part) <= PROBED
-        grey &= few
-        for chunk in _chunks(range(len(part)) if few else range(0, len(part), max(1, len(part) // 1000))):
-            for raw, where in part.read(chunk):
-                with _opened(raw, where) as image:
-                    grey &= image.mode in GREY
-                    shape = image.size
+    failures: Failures = {part: {} for part in parts}
+    with _decoding() as pool:
+        for part, encoded in parts.items():
+            few = len(encoded) <= PROBED
+            grey &= few
+            step = 1 if few or every else max(1, len(encoded) // 1000)
+            for index, header in _each(pool, _header, encoded, step):
+                if isinstance(header, ValueError):
+                    failures[part][index] = str(header)
+                    continue
+                shape, is_grey, where = header
+                grey &= is_grey
                 first = first or (shape, where)
                 if size is None and shape != first[0]:
                     raise ValueError(
-                        f"The images of {name} differ in size: {first[1]} is {_by(first[0])}, "
-                        f"{where} is {_by(shape)}; "
-                        f"pass image_size=, for example image_size={min(*shape, *first[0])}."
+                        f"The images of {name} differ in size: {first[1]} is {_by(first[0])}, {where} is "
+                        f"{_by(shape)}; pass image_size=, for example image_size={min(*shape, *first[0])}."
                     )
-    if size is None:
-        assert first is not None  # an empty part has been refused before
-        if first[0][0] != first[0][1]:
-            raise ValueError(
-                f"The images of {name} are {_by(first[0])}, not square; pass image_size= (the shorter side "
-                f"is resized to it, then the centre cropped), for example image_size={min(first[0])}."
-            )
-        size = first[0][0]
-    return size, channels or (1 if grey else 3)
+    if first is None:
+        check_readable(failures, name)
+        raise ValueError(f"{name} holds no images.")
+    if size is None and first[0][0] != first[0][1]:
+        raise ValueError(
+            f"The images of {name} are {_by(first[0])}, not square; pass image_size= (the square at their centre "
+            f"is resized to it), for example image_size={min(first[0])}."
+        )
+    return size or first[0][0], channels or (1 if grey else 3), failures
 
 
 def _by(shape: tuple[int, int]) -> str:
@@ -210,57 +292,33 @@ def _chunks(indices: range, length: int = 256) -> Iterable[range]:
     return (indices[start : start + length] for start in range(0, len(indices), length))
 
 
-def decode_all(encoded: EncodedImages, size: int, channels: int) -> TensorImages:
-    """Decode a whole part; a progress bar appears when it takes more than two seconds."""
-    from tqdm.auto import tqdm
-
-    lazy = LazyImages(encoded, size, channels)
-    images = torch.empty(len(encoded), channels, size, size, dtype=torch.uint8)
-    with tqdm(total=len(encoded), desc=f"decoding {encoded.origin}", unit="image", delay=2, leave=False) as bar:
-        for chunk in _chunks(range(len(encoded))):
-            images[chunk.start : chunk.stop] = lazy.__getitems__(chunk)[0]
-            bar.update(len(chunk))
-    return TensorImages(images, encoded.labels)
-
-
-def fingerprint(*facts: object) -> str:
-    """A short name for whatever determines the bytes of a cache.
-
-    >>> fingerprint("a", 1) == fingerprint("a", 1), fingerprint("a", 1) == fingerprint("a", 2)
-    (True, False)
-    """
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+def decode_all(
+    parts: dict[str, EncodedImages], name: str, size: int, channels: int
+) -> tuple[dict[str, TensorImages], Failures]:
+    """Decode whole parts on all cores, and say which images cannot be read and why: they stay black."""
+    images, failures = {}, {part: dict[int, str]() for part in parts}
+    decode = partial(decode_image, size=size, channels=channels)
+    with progress_bar(sum(map(len, parts.values())), f"decoding {name}") as bar, _decoding() as pool:
+        for part, encoded in parts.items():
+            images[part] = TensorImages(
+                torch.zeros(len(encoded), channels, size, size, dtype=torch.uint8), encoded.labels
+            )
+            for index, image in _each(pool, decode, encoded):
+                if isinstance(image, ValueError):
+                    failures[part][index] = str(image)
+                else:
+                    images[part].images[index] = image
+                bar.update()
+    return images, failures
 
 
-def read_cache(path: Path, parts: dict[str, EncodedImages]) -> dict[str, TensorImages] | None:
-    """The decoded parts; None where the file is missing, damaged, or of other parts: it is then rebuilt."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        images = load_file(path)
-    except (OSError, SafetensorError):
-        return None
-    if {part: len(images.get(part, ())) for part in parts} != {part: len(encoded) for part, encoded in parts.items()}:
-        return None
-    return {part: TensorImages(images[part], encoded.labels) for part, encoded in parts.items()}
-
-
-def make_cache(folder: Path) -> Path:
-    """The folder, made if need be, with a .gitignore of its own: caches lie wherever a notebook runs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / ".gitignore").write_text("*\n")
-    return folder
-
-
-def write_cache(path: Path, parts: dict[str, TensorImages]) -> None:
-    """Write beside the target, then rename: a reader never sees half a file."""
-    from safetensors.torch import save_file
-
-    partial = make_cache(path.parent) / (f"{path.stem}.{os.getpid()}.partial")
-    try:
-        save_file({part: images.images for part, images in parts.items()}, partial)
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def warn_of_flat(splits: Mapping[str, Any], name: str) -> None:
+    """One warning with the number of images in memory that are of one colour throughout: mostly a decoding fault."""
+    flat, total = 0, 0
+    for images in (split.images.flatten(2) for split in splits.values() if isinstance(split, TensorImages)):
+        flat += int((images.amax(-1) == images.amin(-1)).all(1).sum())
+        total += len(images)
+    if flat:
+        warnings.warn(
+            f"{flat:,} of {total:,} images of {name} are of one flat colour at this size; look at them.", stacklevel=2
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -13,19 +14,22 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from redistill_lib.checks import check_fields, check_type, hint, whole
+from redistill_lib.data.cache import fingerprint, read_cache, write_cache
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import (
+    DECODING,
     EAGER_BYTES,
     EncodedImages,
+    Failures,
     LazyImages,
     TensorImages,
+    check_readable,
     decode_all,
-    fingerprint,
     probe,
-    read_cache,
-    write_cache,
+    warn_of_flat,
 )
-from redistill_lib.data.sources import Source, find_parts, hint, number_labels
+from redistill_lib.data.sources import Source, find_parts, number_labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +48,8 @@ class DataSplits:
 
     Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` →
     (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled.
-    ``origin`` says in words where validation and test come from. ``params`` are JSON and load the same images
+    ``origin`` says in words where validation and test come from, and how many images were
+    left out. ``params`` are JSON and load the same images
     again: ``load_data(**splits.params)``. Both belong into a run's record.
     """
 
@@ -59,21 +64,24 @@ class DataSplits:
     origin: str = ""
     params: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, split in ((name, getattr(self, name)) for name in SPLITS):
+            if not hasattr(split, "labels") or not hasattr(split, "__getitems__"):
+                raise ValueError(f"{name} is a {type(split).__name__}, not images with labels, such as TensorImages.")
+        for name in ("num_classes", "in_channels", "image_size"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+
     def __repr__(self) -> str:
         sizes = " · ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
         shape = f"{self.in_channels}×{self.image_size}×{self.image_size}"
         return f"DataSplits({self.name!r}: {sizes}; {self.num_classes} classes; {shape} uint8; {self.origin})"
 
     def fingerprint(self) -> str:
-        """Eight hex digits over labels, images in memory, and where those are from that are decoded on the fly."""
+        """Eight hex digits over labels and images; of those decoded on access, over their encoded bytes."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             digest.update(split.labels.contiguous().numpy().tobytes())
-            digest.update(
-                split.images.contiguous().numpy().tobytes()
-                if isinstance(split, TensorImages)
-                else repr(split).encode()
-            )
+            digest.update(split.fingerprint())
         return digest.hexdigest()[:8]
 
     def to_frame(self) -> pd.DataFrame:
@@ -92,7 +100,6 @@ def load_data(
     test: float = 0.2,
     seed: int = 0,
     limit: int | None = None,
-    cache_dir: str | os.PathLike[str] | None = "data/cache",
     **options: Any,
 ) -> DataSplits:
     """Load a data set by name as train, validation and test.
@@ -100,34 +107,37 @@ def load_data(
     Args:
         name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or
             images.
-        image_size: side in pixels; the shorter side is resized to it, then the centre cropped. None keeps the size
+        image_size: side in pixels; the square at an image's centre is resized to it. None keeps the size
             (``digits``: 32, ``cluttered``: a canvas of 40).
         validation, test: fractions of the training part to hold out, stratified by class and drawn with `seed`;
             used only where the source has no such split of its own.
         seed: of the data; it is not the seed of a training.
-        limit: at most this many images per split, stratified.
-        cache_dir: where decoded images are kept (None: nowhere). A change of source or size makes a new cache.
-        options: the fields of `Clutter` for ``cluttered``; those of `Source` for what is not built in.
+        limit: at most this many images per split, stratified; each class keeps one where the limit allows it.
+        options: the fields of `Clutter` for ``cluttered``; those of `Source` for what is not built in, such as
+            ``cache_dir``, which the built-in sets do not need and ignore.
 
     ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included,
     so no stroke of a test image has been seen in training.
 
-    Raises ValueError or FileNotFoundError before any decoding, saying what to change.
+    Images are turned as their EXIF says, and what is transparent shows white. One warning counts images of one flat
+    colour. Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
 
     >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
     DataSplits('cluttered': 60 train · 20 validation · 20 test; 10 classes; 1×40×40 uint8; ...)
     """
-    request = _Request(os.fspath(name), image_size, validation, test, seed, limit)
-    if request.name == "digits":
+    name = str(os.fspath(check_type("name", name, str, os.PathLike)))
+    request = _Request(name, image_size, validation, test, seed, limit)
+    if name in ("digits", "cluttered"):
+        options.pop("cache_dir", None)
+    if name == "digits":
         if options:
             raise ValueError(f"'digits' has no option '{next(iter(options))}'; 'cluttered' has options.")
         return _digits(request)
-    if request.name == "cluttered":
+    if name == "cluttered":
         if image_size is not None and options.setdefault("canvas", image_size) != image_size:
             raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
-        return _cluttered(request, _options(Clutter, request.name, options))
-    folder = None if cache_dir is None else Path(cache_dir)
-    return _from_source(request, _options(Source, request.name, options), folder)
+        return _cluttered(request, _options(Clutter, name, options))
+    return _from_source(request, _options(Source, name, options))
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,9 @@ class _Request:
     limit: int | None
 
     def __post_init__(self) -> None:
+        if isinstance(self.image_size, tuple | list):
+            raise ValueError(f"image_size={self.image_size} has to be one number: the side of a square in pixels.")
+        check_fields(self)
         for argument, value in (("validation", self.validation), ("test", self.test)):
             if not 0 < value < 1:
                 raise ValueError(f"{argument} is {value}; it is a fraction of train, between 0 and 1.")
@@ -149,22 +162,29 @@ class _Request:
             raise ValueError(
                 f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; lower one."
             )
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"image_size is {self.image_size}; it is a side in pixels, at least 1.")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}; it is a number of images, at least 1, or None for all.")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it has to be 0 or more.")
+        for argument in ("image_size", "limit"):
+            if getattr(self, argument) is not None:
+                whole(argument, getattr(self, argument))
+        whole("seed", self.seed, 0, 2**48)
 
     def splits(
         self, images: dict[str, Split], classes: tuple[str, ...], origin: str, options: Clutter | Source | None
     ) -> DataSplits:
         channels, size, _ = images["train"][0][0].shape
+        present = set(images["train"].labels.tolist())
+        if self.limit is not None and (absent := [name for k, name in enumerate(classes) if k not in present]):
+            warnings.warn(
+                f"limit={self.limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=5
+            )
         changed = {}
         if options is not None:
             default = asdict(type(options)())
             changed = {key: value for key, value in asdict(options).items() if value != default[key]}
-        for same_images in ("canvas", "lazy"):  # the first is image_size, the second only when they are decoded
+        for same_images in (
+            "canvas",
+            "lazy",
+            "cache_dir",
+        ):  # canvas is image_size, the others when and where they are kept
             changed.pop(same_images, None)
         return DataSplits(
             **images,
@@ -183,8 +203,8 @@ def _options(kind: type[Options], name: str, options: Mapping[str, Any]) -> Opti
     for option in options:
         if option not in known:
             raise ValueError(
-                f"'{name}' has no option '{option}'{hint(option, known)}; "
-                f"it has {', '.join(known)}, besides image_size, limit and the like."
+                f"'{name}' has no option '{option}'; it has {', '.join(known)}, besides image_size and the like"
+                f"{hint(option, known) or '.'}"
             )
     return kind(**options)
 
@@ -192,7 +212,9 @@ def _options(kind: type[Options], name: str, options: Mapping[str, Any]) -> Opti
 def _digits(request: _Request) -> DataSplits:
     images, labels = read_digits(request.image_size or 32)
     chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
-    kept = {split: rows[_spread(labels[rows], request.limit, request.seed)] for split, (_, rows) in chosen.items()}
+    kept = {
+        split: rows[_spread(labels[rows], request.limit, request.seed, each=1)] for split, (_, rows) in chosen.items()
+    }
     splits: dict[str, Split] = {split: TensorImages(images[rows], labels[rows]) for split, rows in kept.items()}
     return request.splits(splits, tuple("0123456789"), origin, None)
 
@@ -205,25 +227,29 @@ def _cluttered(request: _Request, clutter: Clutter) -> DataSplits:
     for stream, split in enumerate(SPLITS):
         rows, generator = chosen[split][1], _generator(request.seed, 10 + stream)
         composed, numbers = compose(digits[rows], labels[rows], counts[split], clutter, generator)
-        kept = _spread(numbers, request.limit, request.seed)
+        kept = _spread(numbers, request.limit, request.seed, each=1)
         splits[split] = TensorImages(composed[kept], numbers[kept])
     origin = f"each split composed from its own digits, {origin}"
     return request.splits(splits, tuple("0123456789"), origin, clutter)
 
 
-def _from_source(request: _Request, source: Source, folder: Path | None) -> DataSplits:
-    raw, key = find_parts(request.name, source, folder)
+def _from_source(request: _Request, source: Source) -> DataSplits:
+    raw, key = find_parts(request.name, source)
     parts, classes = number_labels(raw, request.name, source.label_column is not False)
     labels = {part: images.labels for part, images in parts.items()}
     chosen, origin = _divide(labels, {part: images.origin for part, images in parts.items()}, request)
     for split, (part, rows) in chosen.items():
-        chosen[split] = part, rows[_spread(labels[part][rows], request.limit, request.seed)]
+        chosen[split] = part, rows[_spread(labels[part][rows], request.limit, request.seed, each=1)]
     cache = None
-    if folder is not None:
+    if source.cache_dir is not None:
         readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])
-        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels)
-        cache = folder / f"{readable}-{stamp}.safetensors"
-    return request.splits(_read(parts, chosen, request, source, cache), classes, origin, source)
+        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels, source.skip_unreadable, DECODING)
+        cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
+    splits, left_out = _read(parts, chosen, request, source, cache)
+    warn_of_flat(splits, request.name)
+    return request.splits(
+        splits, classes, origin + (f"; {left_out:,} unreadable left out" if left_out else ""), source
+    )
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
@@ -231,8 +257,8 @@ def _generator(seed: int, stream: int) -> torch.Generator:
     return torch.Generator().manual_seed(100 * seed + stream)
 
 
-def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0) -> Tensor:
-    """Sorted indices of ``count`` items in which each class keeps its share to within one item."""
+def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0, each: int = 0) -> Tensor:
+    """Sorted indices of ``count`` items in which each class keeps its share to within one; `each` come first."""
     if count is None or count >= len(labels):
         return torch.arange(len(labels))
     order = torch.randperm(len(labels), generator=_generator(seed, stream))
@@ -240,6 +266,7 @@ def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0) -> Te
     sizes = torch.bincount(labels)
     rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     position = (rank.double() + 0.5) / sizes.repeat_interleave(sizes)  # each class spread evenly over 0…1
+    position[rank < each] -= 1
     return order[torch.argsort(position, stable=True)[:count]].sort().values
 
 
@@ -274,17 +301,40 @@ def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Reques
 
 def _read(
     parts: dict[str, EncodedImages], chosen: Choice, request: _Request, source: Source, cache: Path | None
-) -> dict[str, Split]:
-    """Each split as tensors, from the cache if it has them, or lazily where they would be too large."""
-    if cache is not None and source.lazy is not True and (cached := read_cache(cache, parts)):
-        return {split: TensorImages(*cached[part].__getitems__(rows)) for split, (part, rows) in chosen.items()}
+) -> tuple[dict[str, Split], int]:
+    """Each split as tensors, from the cache if it has them, or lazily where they would be too large.
+
+    And how many unreadable images were left out of them.
+    """
+    lazy = source.lazy
+    if cache is not None and lazy is not True and (cached := read_cache(cache, parts)):
+        return _pick(*cached, chosen)
     used = {split: parts[part].take(rows) for split, (part, rows) in chosen.items()}
-    size, channels = probe(used.values(), request.name, request.image_size, source.channels)
+    everything: Choice = {split: (split, torch.arange(len(encoded))) for split, encoded in used.items()}
+    size, channels = request.image_size, source.channels
+    if size is None or channels is None or lazy is not False:
+        size, channels, failures = probe(used, request.name, size, channels, source.skip_unreadable)
     decoded = sum(len(encoded) for encoded in used.values()) * channels * size * size
-    if source.lazy or (source.lazy is None and decoded > EAGER_BYTES):
-        return {split: LazyImages(encoded, size, channels) for split, encoded in used.items()}
-    if cache is None or request.limit is not None:  # part of a data set is not worth keeping
-        return {split: decode_all(encoded, size, channels) for split, encoded in used.items()}
-    images = {part: decode_all(encoded, size, channels) for part, encoded in parts.items()}
-    write_cache(cache, images)
-    return {split: TensorImages(*images[part].__getitems__(rows)) for split, (part, rows) in chosen.items()}
+    if lazy or (lazy is None and decoded > EAGER_BYTES):
+        if not source.skip_unreadable:
+            check_readable(failures, request.name)
+        return _pick({split: LazyImages(part, size, channels) for split, part in used.items()}, failures, everything)
+    keep = cache is not None and request.limit is None  # part of a data set is not worth keeping
+    images, failures = decode_all(parts if keep else used, request.name, size, channels)
+    if not source.skip_unreadable:
+        check_readable(failures, request.name)
+    if cache is not None and keep:
+        write_cache(cache, images, failures)
+    return _pick(images, failures, chosen if keep else everything)
+
+
+def _pick(images: Mapping[str, Split], failures: Failures, chosen: Choice) -> tuple[dict[str, Split], int]:
+    """The rows of each split, less those that cannot be read, and the number of these."""
+    picked, left_out = {}, 0
+    for split, (part, rows) in chosen.items():
+        good = rows[~torch.isin(rows, torch.tensor(list(failures[part]), dtype=torch.int64))]
+        if not len(good):
+            raise ValueError(f"No image of {split} can be read.")
+        picked[split] = images[part].take(good)
+        left_out += len(rows) - len(good)
+    return picked, left_out

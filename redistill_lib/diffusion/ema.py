@@ -20,8 +20,9 @@ def decay_at(step: int, decay: float) -> float:
 def average_of(network: nn.Module, decay: float) -> AveragedModel:
     """An average that starts as a copy of `network`; ``update_parameters(network)`` after each step keeps it.
 
-    Parameters and floating-point buffers (statistics of batch norm) are averaged, integer buffers copied. The
-    averaged network is its ``module``; its ``state_dict`` holds all it needs to go on.
+    Parameters and floating-point buffers are averaged, integer buffers copied. Averaged statistics of batch norm fit
+    the averaged weights: statistics computed anew (`update_bn`) give the same loss. The averaged network is its
+    ``module``; its ``state_dict`` holds all it needs to go on.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> average = average_of(net, 0.5)
@@ -31,11 +32,8 @@ def average_of(network: nn.Module, decay: float) -> AveragedModel:
     """
 
     def step(averages: Any, values: Any, count: Tensor | int) -> None:
-        if averages[0].is_floating_point():
-            get_ema_multi_avg_fn(decay_at(int(average.n_averaged), decay))(averages, values, count)
-        else:
-            for old, new in zip(averages, values, strict=True):
-                old.copy_(new)
+        kept = decay_at(int(average.n_averaged), decay) if averages[0].is_floating_point() else 0.0
+        get_ema_multi_avg_fn(kept)(averages, values, count)
 
     average = AveragedModel(network, multi_avg_fn=step, use_buffers=True)
     average.update_parameters(network)  # counts the start as the first value

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from redistill_lib.checks import hint, is_number, whole
 from redistill_lib.data import DataSplits, as_batch
 from redistill_lib.data.augment import to_float
 from redistill_lib.network import evaluating
+from redistill_lib.network.dtypes import dtype_of
 
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
 SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -81,13 +83,14 @@ class DiffusionProcess:
                 raise FileNotFoundError(f"{source} has no scheduler_config.json; give the folder of a pipeline")
             source = json.loads(file.read_text())
         config = source if isinstance(source, Mapping) else source.config
-        name = config.get("_class_name", "this configuration")
+        own = type(source).__name__ if config is not source else "this configuration"
+        name = config.get("_class_name", own)
         if "beta_schedule" not in config:
             raise ValueError(f"{name} has no beta_schedule, so it is of another kind of process than DDPM's")
         for label, value in FIXED.items():
             if config.get(label, value) != value:
                 raise ValueError(f"{name} has {label}={config[label]}, which is not supported, only {value}")
-        if "learned" in config.get("variance_type", ""):
+        if "learned" in str(config.get("variance_type")):
             raise ValueError(f"{name} is for networks that also predict a variance, which is not supported")
         return cls(**{f.name: config[f.name] for f in fields(cls) if f.name in config})
 
@@ -103,9 +106,22 @@ class DiffusionProcess:
         return getattr(diffusers, SAMPLERS[sampler]).from_config(ddpm.config)
 
     @cached_property
+    def _kept(self) -> np.ndarray:  # no tensor, since one made while a network is traced would be a fake one
+        steps, first, last = self.num_train_timesteps, self.beta_start, self.beta_end
+        match self.beta_schedule:
+            case "linear":
+                betas = np.linspace(first, last, steps)
+            case "scaled_linear":
+                betas = np.linspace(first**0.5, last**0.5, steps) ** 2
+            case _:  # arXiv 2102.09672, equation 17
+                shares = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+                betas = np.minimum(1 - shares[1:] / shares[:-1], 0.999)
+        return np.cumprod(1 - betas).astype(np.float32)
+
+    @property
     def alphas_cumprod(self) -> Tensor:
-        """ᾱ of each time step: the share of the image in the variance of a noisy one."""
-        return self.scheduler().alphas_cumprod
+        """ᾱ of each time step, float32: the share of the image in the variance of a noisy one."""
+        return torch.tensor(self._kept)
 
     def _weights(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1−ᾱ_t), the weights of image and noise."""
@@ -186,11 +202,6 @@ def conditioning_of(model: nn.Module, num_classes: int | None = None) -> Conditi
 def channels_of(model: nn.Module) -> int | None:
     """Channels of the images a network takes, where it tells."""
     return getattr(getattr(model, "config", model), "in_channels", None)
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of images a network takes: that of its weights."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def noise_of(outputs: Any) -> Tensor:
@@ -286,22 +297,21 @@ def check_prediction(
     role: str = "network",
     device: torch.device | str = "cpu",
 ) -> float:
-    """The denoising loss of a trained network; above 1 it warns, naming the prediction that would explain it."""
+    """The denoising loss of a trained network; warns above 1, or where another prediction explains it far better."""
     process = process or DiffusionProcess()
-    loss = denoising_loss(model, split, process=process, device=device)
-    if loss <= 1:
-        return loss
-    others = {
+    losses = {
         kind: denoising_loss(model, split, process=replace(process, prediction_type=kind), device=device)
         for kind in PREDICTIONS
-        if kind != process.prediction_type
     }
-    best = min(others, key=others.__getitem__)
-    cause = "it predicts something else, or was trained with another schedule or on other images"
-    if others[best] < min(1, loss / 2):
-        cause = f"read as {best!r} it is {others[best]:.3g}; give DiffusionProcess(prediction_type={best!r})"
-    text = f"the {role}'s denoising loss is {loss:.3g}, where predicting no noise at all costs 1: {cause}"
-    warnings.warn(text, stacklevel=2)
+    loss, best = losses[process.prediction_type], min(losses, key=losses.__getitem__)
+    cause = ""
+    if losses[best] < loss / 10:
+        cause = f"read as {best!r} it is {losses[best]:.3g}; give DiffusionProcess(prediction_type={best!r})"
+    elif not loss <= 1:
+        cause = "it predicts something else, or was trained with another schedule or on other images"
+    if cause:
+        text = f"the {role}'s denoising loss is {loss:.3g}, where predicting no noise at all costs 1: {cause}"
+        warnings.warn(text, stacklevel=2)
     return loss
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -19,31 +19,30 @@ class Seen:
     kept: float
 
 
-# A sampler takes the steps so far, ᾱ of the time step to go to (1 at the end) and a source of noise.
+# A sampler takes what is seen now, the image seen a step before with its ᾱ (where it is kept), ᾱ of the time step to
+# go to (1 at the end) and a source of noise.
+Before = tuple[Tensor, float] | None
 
 
-def ddim(steps: Sequence[Seen], after: float, draw: Callable[[], Tensor]) -> Tensor:
+def ddim(now: Seen, before: Before, after: float, draw: Callable[[], Tensor]) -> Tensor:
     """DDIM (arXiv 2010.02502, equation 12) with σ = 0."""
-    now = steps[-1]
     return math.sqrt(after) * now.start + math.sqrt(1 - after) * now.noise
 
 
-def ddpm(steps: Sequence[Seen], after: float, draw: Callable[[], Tensor]) -> Tensor:
+def ddpm(now: Seen, before: Before, after: float, draw: Callable[[], Tensor]) -> Tensor:
     """DDPM (arXiv 2006.11239, equations 6 and 7), where a step over several time steps has the α of them together."""
-    now = steps[-1]
     alpha = now.kept / after
     mean = math.sqrt(after) * (1 - alpha) * now.start + math.sqrt(alpha) * (1 - after) * now.x
     return mean / (1 - now.kept) + math.sqrt((1 - after) * (1 - alpha) / (1 - now.kept)) * draw()
 
 
-def dpm_solver(steps: Sequence[Seen], after: float, draw: Callable[[], Tensor]) -> Tensor:
+def dpm_solver(now: Seen, before: Before, after: float, draw: Callable[[], Tensor]) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step and the last are of first order."""
-    now = steps[-1]
     data, noise = now.start, math.sqrt((1 - after) / (1 - now.kept))
-    if len(steps) > 1 and after < 1:
-        before, middle, end = (0.5 * math.log(kept / (1 - kept)) for kept in (steps[-2].kept, now.kept, after))
-        r = (middle - before) / (end - middle)
-        data = data + (data - steps[-2].start) / (2 * r)
+    if before is not None and after < 1:
+        first, middle, end = (0.5 * math.log(kept / (1 - kept)) for kept in (before[1], now.kept, after))
+        r = (middle - first) / (end - middle)
+        data = data + (data - before[0]) / (2 * r)
     return noise * now.x + (math.sqrt(after) - noise * math.sqrt(now.kept)) * data
 
 

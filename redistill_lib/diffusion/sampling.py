@@ -20,13 +20,13 @@ from redistill_lib.diffusion.noise import (
     check_sampler,
     check_times,
     conditioning_of,
-    dtype_of,
     noise_of,
 )
-from redistill_lib.diffusion.samplers import STEPS, Seen, time_steps
+from redistill_lib.diffusion.samplers import STEPS, Before, Seen, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import evaluating
+from redistill_lib.network.dtypes import dtype_of
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 
@@ -192,20 +192,28 @@ def _draw(
     dtype: torch.dtype,
     look: Callable[[int, int, Seen], None],
 ) -> Tensor:
-    process, seen = how.process or DiffusionProcess(), list[Seen]()
+    process = how.process or DiffusionProcess()
     times = time_steps(how.steps, process.num_train_timesteps)
     levels = [*process.alphas_cumprod[times].tolist(), 1.0]
-    x = draw()
-    for k, t in enumerate(times):
-        now = torch.full((len(x),), t, device=x.device)
-        prediction = network(x.to(dtype), now).float()
+
+    def step(
+        k: int, x: Tensor, before: Before
+    ) -> tuple[Tensor, Before]:  # what it makes is freed before the next one
+        t = torch.full((len(x),), times[k], device=x.device)
+        prediction = network(x.to(dtype), t).float()
         if prediction.shape != x.shape:
             raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
-        start = process.start_from(prediction, x, now)
+        start = process.start_from(prediction, x, t)
         start = start.clamp(-1, 1) if process.clip_sample else start
-        seen = [*seen[-1:], Seen(x, process.noise_from(prediction, x, now), start, levels[k])]
-        look(k, t, seen[-1])
-        x = STEPS[how.sampler](seen, levels[k + 1], draw)
+        seen = Seen(x, process.noise_from(prediction, x, t), start, levels[k])
+        look(k, times[k], seen)
+        kept = (start, levels[k]) if how.sampler == "dpm++" else None
+        return STEPS[how.sampler](seen, before, levels[k + 1], draw), kept
+
+    before: Before = None
+    x = draw()
+    for k in range(how.steps):
+        x, before = step(k, x, before)
     return x
 
 
@@ -252,6 +260,11 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
 # ---------------------------------------------------------------------------------------------- what a call may leave
 
 
+def process_of(run: Run) -> DiffusionProcess:
+    """What a run was trained on, by its record; DDPM's own process where that says nothing."""
+    return DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
+
+
 def _opened(
     model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
 ) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
@@ -265,8 +278,7 @@ def _opened(
     run = model if isinstance(model, Run) else Run.load(model)
     if "diffus" not in run.params.get("task", "diffuse"):
         raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
-    own = DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
-    return load_model(run), shape or run.params["data"].get("image_size"), process or own
+    return load_model(run), shape or run.params["data"].get("image_size"), process or process_of(run)
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from redistill_lib.diffusion import Trajectory, trajectory
+from redistill_lib.diffusion.sampling import process_of
 from redistill_lib.explorers.controls import choose, empty_figure, redraw, rows, slider
 from redistill_lib.models.saved import load_model
 from redistill_lib.progress import is_live
@@ -35,6 +36,7 @@ class TrajectorySource:
         if not models:
             raise ValueError("give at least one denoiser, by its role")
         self.models, self.shape, self.n = dict(models), shape, n
+        self.options: dict[str, dict[str, Any]] = {role: {"progress": False} for role in models}
         self.drawn: dict[tuple[int, int], dict[str, Trajectory]] = {}
 
     def paths(self, steps: int, seed: int) -> dict[str, Trajectory]:
@@ -42,7 +44,7 @@ class TrajectorySource:
         if (steps, seed) not in self.drawn:
             self.drawn[steps, seed] = {
                 role: trajectory(
-                    self._model(role), self.n, steps, shape=self.shape, steps=steps, seed=seed, progress=False
+                    self._model(role), self.n, steps, shape=self.shape, steps=steps, seed=seed, **self.options[role]
                 )
                 for role in self.models
             }
@@ -53,6 +55,7 @@ class TrajectorySource:
         if not isinstance(model, nn.Module):  # read once
             run = model if isinstance(model, Run) else Run.load(model)
             self.shape = self.shape or run.params["data"].get("image_size")
+            self.options[role]["process"] = process_of(run)
             self.models[role] = model = load_model(run)
         return model
 

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redistill_lib.checks import wholes
 from redistill_lib.data.augment import to_float
 from redistill_lib.network import Place, evaluating, tapping
+from redistill_lib.network.dtypes import dtype_of
 
 INCEPTION_FEATURES = 2048
 FIDELITY_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -26,10 +28,10 @@ FIDELITY_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2
 class Extractor(nn.Module):
     """uint8 images B×C×H×W → (features B×num_features, logits B×classes or None).
 
-    `network` is called with float images −1…1, or with uint8 ones where `uint8`, of `channels` channels; with
-    `image_size` they are first resized to that side (bilinear, antialiased). It returns such a pair, or features
-    alone. `accuracy` (0…1) is the network's on its own test split, where it is a classifier; `resize` says in
-    words what the network does to sizes by itself.
+    `network` is called with float images −1…1 of the dtype of its weights, or with uint8 ones where `uint8`, of
+    `channels` channels; with `image_size`, a side or (height, width), they are first resized to that (bilinear,
+    antialiased). It returns such a pair, or features alone. `accuracy` (0…1) is the network's on its own test split,
+    where it is a classifier. A network that resizes by itself says so in an attribute `resize`, a text.
 
     >>> eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1)
     >>> seen, logits = eye(torch.zeros(5, 1, 4, 4, dtype=torch.uint8))
@@ -44,18 +46,21 @@ class Extractor(nn.Module):
         *,
         num_features: int,
         channels: int,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         uint8: bool = False,
         accuracy: float | None = None,
-        resize: str = "none",
     ) -> None:
         super().__init__()
         if accuracy is not None and not 0 <= accuracy <= 1:
             raise ValueError(f"the accuracy of {name} is {accuracy}; it is a fraction between 0 and 1")
         self.network, self.name = network, name
-        self.num_features, self.channels, self.image_size = num_features, channels, image_size
+        self.num_features, self.channels = num_features, channels
         self.uint8, self.accuracy = uint8, accuracy
-        self.resize = f"{image_size}×{image_size}, bilinear, antialiased" if image_size else resize
+        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.size = wholes("image_size", sides) if sides else None
+        self.resize: str = getattr(network, "resize", "none")
+        if self.size:
+            self.resize = "×".join(map(str, self.size)) + ", bilinear, antialiased"
 
     @property
     def weights(self) -> str:
@@ -64,7 +69,7 @@ class Extractor(nn.Module):
 
     @property
     def input_range(self) -> str:
-        return "0…255, uint8" if self.uint8 else "−1…1, float32"
+        return "0…255, uint8" if self.uint8 else "−1…1, " + str(dtype_of(self.network)).removeprefix("torch.")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -83,23 +88,31 @@ class Extractor(nn.Module):
         if images.shape[1] != self.channels:
             raise ValueError(f"{self.name} takes {self.channels}-channel images, these have {images.shape[1]}")
         inputs = images if self.uint8 else to_float(images)
-        if self.image_size and images.shape[-2:] != (self.image_size, self.image_size):
-            size = (self.image_size, self.image_size)
-            inputs = F.interpolate(inputs.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        if self.size and tuple(images.shape[-2:]) != self.size:
+            inputs = F.interpolate(inputs.float(), self.size, mode="bilinear", antialias=True, align_corners=False)
             inputs = inputs.round().clamp(0, 255).byte() if self.uint8 else inputs
-        found = self.network(inputs)
+        found = self.network(inputs if self.uint8 else inputs.to(dtype_of(self.network)))
         seen, logits = found if isinstance(found, tuple) else (found, None)
         if seen.shape != (len(images), self.num_features):
             expected = f"{len(images)}×{self.num_features}"
-            raise ValueError(f"{self.name} gives features of shape {_shape(seen)}, not {expected}")
+            shape = "×".join(map(str, seen.shape))
+            raise ValueError(f"{self.name} gives features of shape {shape}, not {expected}")
         return seen, logits
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, {self.num_features} features, input {self.input_range}, resize: {self.resize}"
 
 
+def check_extractor(extractor: object) -> None:
+    if not isinstance(extractor, Extractor):
+        kind = type(extractor).__name__
+        raise TypeError(
+            f"a {kind} is no extractor; of a classifier, classifier_extractor(model, name, accuracy) is one"
+        )
+
+
 def classifier_extractor(
-    model: nn.Module, name: str, accuracy: float | None, *, image_size: int | None = None
+    model: nn.Module, name: str, accuracy: float | None, *, image_size: int | tuple[int, int] | None = None
 ) -> Extractor:
     """A trained classifier as an extractor: features are what its last linear layer reads, logits what it gives.
 
@@ -184,14 +197,13 @@ def inception_extractor(path: str | Path | None = None) -> Extractor:
         raise ValueError(
             f"{file} gives {shape[-1]} features, the Inception of FID {INCEPTION_FEATURES}; fetch {SCRIPT_URL}"
         )
-    return Extractor(
-        wrapped, "inception-v3-2015-12-05", num_features=INCEPTION_FEATURES, channels=3, uint8=True,
-        resize="299×299, by the network",
-    )  # fmt: skip
+    return Extractor(wrapped, "inception-v3-2015-12-05", num_features=INCEPTION_FEATURES, channels=3, uint8=True)
 
 
 class _Inception(nn.Module):
     """uint8 images → 2,048 features, and the logits without bias that the Inception Score is defined on."""
+
+    resize = "299×299, by the network"
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -242,7 +254,3 @@ def _hash(network: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:8]
-
-
-def _shape(tensor: Tensor) -> str:
-    return "×".join(map(str, tensor.shape))

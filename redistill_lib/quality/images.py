@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from redistill_lib.checks import whole
 from redistill_lib.data import as_batch
 from redistill_lib.network import evaluating
 from redistill_lib.progress import progress_bar
-from redistill_lib.quality.extractors import Extractor
+from redistill_lib.quality.extractors import Extractor, check_extractor
 
 TOLERANCE = 1e-3  # how far outside −1…1 a float image may be
+# Of images −1…1 more than this share of the values is below that. One value says nothing: images 0…1 that were noised
+# or resized have a few, and many just below 0.
+SHARE, BELOW = 1e-3, -0.1
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -86,8 +90,8 @@ def features(
             "ndarray": "; torch.from_numpy makes it a tensor",
         }
         raise TypeError(f"images are a tensor or a split of load_data, not a {kind}{hints.get(kind, '')}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it is at least 1")
+    whole("batch_size", batch_size)
+    check_extractor(extractor)
     count = len(images)  # type: ignore[arg-type]
     if not count:
         raise ValueError("there are no images to look at: the set is empty")
@@ -115,7 +119,7 @@ def features(
 
 def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
     """Two halves of a set, drawn with `seed`: what one is to the other is the floor of any score."""
-    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(real), generator=torch.Generator().manual_seed(whole("seed", seed, least=0)))
     middle = len(real) // 2
     return real.take(order[:middle]), real.take(order[middle : 2 * middle])
 
@@ -130,17 +134,19 @@ def _batches(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
 
 def _levels(images: Tensor | Dataset[Any], size: int) -> Iterator[Tensor]:
     """uint8 batches B×C×H×W; ValueError after the last if all were 0…1, as the images of one batch may well be."""
-    least, first, differ = torch.inf, torch.empty(0), False
+    low, count, first, differ = 0, 0, torch.empty(0), False
     for batch in _batches(images, size):
         levels = _as_levels(batch)
-        least = min(least, float(batch.min()) if batch.is_floating_point() else -1.0)
+        if batch.is_floating_point():
+            low, count = low + int((batch < BELOW).sum()), count + batch.numel()
         first = first if len(first) else levels[:1]
         differ = differ or levels.shape[1:] != first.shape[1:] or bool((levels != first).any())
         yield levels
-    if least >= 0 and differ:
+    if low < SHARE * count and differ:
         raise ValueError(
-            "no value of these float images is below 0, so they look like 0…1; −1…1 is expected: "
-            "images * 2 - 1, or (images * 255).round().byte()"
+            f"only {low:,} of the {count:,} values of these float images are below {BELOW}, so they look like 0…1; "
+            "−1…1 is expected: images * 2 - 1, or (images * 255).round().byte(); images −1…1 that are so bright "
+            "are taken as uint8 (redistill_lib.diffusion.to_uint8)"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from redistill_lib.checks import hint, whole
 from redistill_lib.quality import metrics
-from redistill_lib.quality.extractors import Extractor
+from redistill_lib.quality.extractors import Extractor, check_extractor
 from redistill_lib.quality.images import Features, features, halves
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def score_images(
     >>> score.fid < 0.1, score.settings["n_fake"], score.settings["steps"]
     (True, 120, 50)
     """
+    whole("seed", seed, least=0)
+    check_extractor(extractor)
     _check_settings(settings or {})
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
@@ -135,6 +137,8 @@ def floor(
     >>> floor(images, eye).fid < 0.1
     True
     """
+    whole("seed", seed, least=0)
+    check_extractor(extractor)
     one, other = halves(_seen(real, extractor, batch_size, progress), seed)
     settings = dict.fromkeys(STATED, "real images")
     return score_images(other, one, extractor, seed=seed, progress=progress, settings=settings)
@@ -184,10 +188,11 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _check_settings(given: Mapping[str, Any]) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"settings are a dict such as {{'sampler': 'ddim', 'steps': 50}}, not {given!r}")
     for name, value in given.items():
-        near = difflib.get_close_matches(str(name).lower(), STATED, n=1, cutoff=0.8)
-        if near and name not in STATED:
-            raise ValueError(f"settings may not say {name!r}; did you mean {near[0]!r}?")
+        if name not in STATED and (close := hint(name, STATED, cutoff=0.8)):
+            raise ValueError(f"settings may not say {name!r}{close}")
         if not isinstance(value, str | int | float | None):  # a bool is an int
             kind = type(value).__name__
             raise TypeError(f"the setting {name!r} is a {kind}; give it as text, number, bool or None")

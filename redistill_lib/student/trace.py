@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from redistill_lib.network import evaluating
+from redistill_lib.network.dtypes import dtype_of
 from redistill_lib.network.fakes import quiet_fakes, tensors_in
 
 Size = tuple[int, int]
@@ -94,9 +95,9 @@ def image_size(inputs: Sequence[Any]) -> Size:
 def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     """Follow the image's resolution through the network, in eval mode, without changing or computing anything.
 
-    Where the network decides by its values, one real pass is made instead. Float inputs take the dtype of the weights.
+    Where the network decides by its values, one real pass is made instead. Float inputs take the weights' dtype.
     """
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    dtype = dtype_of(model)
     inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
     fake = FakeTensorMode()
     with quiet_fakes():

@@ -1,0 +1,72 @@
+"""The README's own Python runs, in order, on small stand-ins for what a reader brings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import redistill_lib as rd
+from redistill_lib.train import setup
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def folder_of_images(root: Path, size: int, count: int = 12) -> None:
+    draws = torch.Generator().manual_seed(0)
+    for split in ("train", "test"):
+        for label in ("left", "right"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for k in range(count):
+                pixels = torch.randint(256, (size, size, 3), generator=draws, dtype=torch.uint8).numpy()
+                Image.fromarray(pixels).save(folder / f"{k}.png")
+
+
+def network(stride: int) -> nn.Module:
+    layers = [nn.Conv2d(3, 8, 3, stride, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 4 // stride, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Defaults of a few steps, no progress bars, a hub that is a folder, all of it in a folder of its own."""
+    import diffusers
+
+    monkeypatch.chdir(tmp_path)
+    folder_of_images(tmp_path / "path/to/folder", 128)
+    folder_of_images(tmp_path / "hub", 32)
+    monkeypatch.setattr(rd.Recipe.__init__, "__defaults__", (1, *rd.Recipe.__init__.__defaults__[1:]))  # type: ignore
+    monkeypatch.setattr(
+        rd.DiffusionRecipe.__init__, "__defaults__", (None, 2, *rd.DiffusionRecipe.__init__.__defaults__[2:])  # type: ignore
+    )
+    real_load = rd.load_data
+    monkeypatch.setattr(
+        setup, "load_data", lambda name, **kw: real_load("hub" if str(name).startswith("hf:") else name, **kw)
+    )
+
+    def pretrained(cls: type, _: str) -> Any:
+        blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+        return diffusers.UNet2DModel(
+            32, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, add_attention=False, **blocks
+        )
+
+    monkeypatch.setattr(diffusers.UNet2DModel, "from_pretrained", classmethod(pretrained))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_snippets_run(quick: Path) -> None:
+    assert len(BLOCKS) >= 5
+    images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
+    mine: dict[str, Any] = {"my_student": network(4), "my_teacher": network(2), "example": torch.zeros(2, 3, 128, 128)}
+    names: dict[str, Any] = {"images": images, **mine}
+    for block in BLOCKS:
+        exec(compile(block, str(README), "exec"), names)
+    assert (quick / "student").is_dir()
