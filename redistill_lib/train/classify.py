@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.data import DataSplits
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import Method
@@ -86,7 +87,8 @@ def _task(setup: Setup[Recipe]) -> Classification:
 
 def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
     data = setup.data
-    size: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels, "width": width}
+    size: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+    size["width"] = check_type("width", width, float)
     network = setup.network(model, lambda name: create_model(name, **size), size)
     logits = _answer(network.module, setup, "network")
     if logits.ndim != 2 or logits.shape[1] < data.num_classes:

@@ -12,7 +12,7 @@ from torch import nn
 
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.diffusion import DiffusionProcess
-from redistill_lib.diffusion.noise import check_denoiser, conditioning_of
+from redistill_lib.diffusion.noise import check_denoiser, check_prediction, conditioning_of
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import KD, RED, Method, parse_methods
 from redistill_lib.models import create_model
@@ -86,11 +86,13 @@ def distill_diffusion(
     lesson = Lesson.check(setup, "denoiser", teacher, chosen, taps, objective)
     if wrong := [method.name for method in lesson.all_methods if isinstance(method, KD)]:
         raise ValueError(f"{wrong[0]} compares class probabilities; a denoiser's prediction is compared by mse")
-    for run in lesson.runs:
-        _check_process(run, setup.recipe.process)
     ours = conditioning_of(network.module, setup.data.num_classes)
-    for model in lesson.teachers:
+    for model, run in zip(lesson.teachers, lesson.runs, strict=True):
         check_denoiser(model, setup.data, "teacher", setup.recipe.process)
+        if run is None:  # nothing says what it has learnt
+            check_prediction(model, setup.data.validation, setup.recipe.process, role="teacher")
+        else:
+            _check_process(run, setup.recipe.process)
         if (theirs := conditioning_of(model, setup.data.num_classes)) != ours:
             raise ValueError(
                 f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}; give both "
@@ -101,7 +103,7 @@ def distill_diffusion(
 
 def _check_process(teacher: Run, process: DiffusionProcess) -> None:
     """Raise ValueError where a teacher's run says that it learnt another process; samplers' clipping aside."""
-    theirs = canonical(teacher.params["recipe"].get("process", {}))
+    theirs = canonical(teacher.params.get("recipe", {}).get("process", {}))
     ours = canonical(asdict(process))
     if other := [key for key in theirs.keys() & ours.keys() - {"clip_sample"} if theirs[key] != ours[key]]:
         told = ", ".join(f"{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in sorted(other))

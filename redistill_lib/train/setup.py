@@ -33,11 +33,11 @@ TASKS = {"classify": "classifier", "distill": "classifier", "diffuse": "denoiser
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student is taught: by whom (and by which runs these were trained), with which methods, at which taps,
-    and how the losses add up."""
+    """What a student is taught: by whom (and in which run each was trained, where that is known), with which methods,
+    at which taps, and how the losses add up."""
 
     teachers: list[nn.Module]
-    runs: list[Run]
+    runs: list[Run | None]
     methods: tuple[Method, ...] | None
     taps: list[Tap] | None
     objective: Objective
@@ -48,6 +48,8 @@ class Lesson:
         objective = Objective() if objective is None else objective
         if not isinstance(objective, Objective):
             raise TypeError(f"objective is an Objective, not {reprlib.repr(objective)}")
+        if objective.task_loss is not Objective().task_loss:
+            raise ValueError("the loss of the task is the recipe's here; leave task_loss out of objective")
         if isinstance(taps, str | Path):
             taps = read_taps(taps)
         given = list(taps) if isinstance(taps, Iterable) else [taps]
@@ -165,7 +167,7 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         params |= {"teachers": [network_identity(teacher) for teacher in lesson.teachers]}
         params |= distillation.settings()
     params |= {"data": setup.data.params, "recipe": asdict(setup.recipe), "seed": setup.seed}
-    runs = [run.id for run in lesson.runs] if lesson else []
+    runs = [run.id for run in lesson.runs if run] if lesson else []
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
 
 
@@ -176,8 +178,8 @@ def _taps(lesson: Lesson, student: nn.Module, example: tuple[torch.Tensor, ...])
     return match_taps(student, lesson.teachers[0], example) if wanted else []
 
 
-def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[Run]]:
-    """The teachers' networks in float32, and the runs that trained them.
+def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[Run | None]]:
+    """The teachers' networks in float32, and the run that trained each, None where it was given as a network.
 
     Raises for anything but teachers and for runs of another `kind` (``classifier`` or ``denoiser``); warns of a run
     that was trained on other images than `data`.
@@ -189,10 +191,11 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
             f"not {reprlib.repr(given)}"
         )
     models: list[nn.Module] = []
-    runs: list[Run] = []
+    runs: list[Run | None] = []
     for teacher in several:
         if isinstance(teacher, nn.Module):
             models.append(copy.deepcopy(teacher).cpu().float())
+            runs.append(None)
         else:
             run = teacher if isinstance(teacher, Run) else Run.load(teacher)
             if (its := TASKS.get(run.params.get("task", ""), kind)) != kind:
@@ -202,7 +205,7 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
             if other := _differences(run.params.get("data"), data.params):
                 warnings.warn(
                     f"teacher {run.id} was trained on other images than the student gets: {other} differ",
-                    stacklevel=5,
+                    stacklevel=4,
                 )
     return models, runs
 
