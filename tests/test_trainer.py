@@ -102,8 +102,7 @@ def test_repeats_seeds_and_the_callers_random_state(teachers: dict[str, Run], ta
 @both
 def test_kills_at_random_times(task: str, tmp_path: Path) -> None:
     """With averages, dropout, mixed images, blocks, a projector and a memory bank; see benchmarks/kills.py."""
-    hits = kills.check(task, 3, tmp_path, random.Random(task), most=3)
-    assert hits.total() == 3
+    assert kills.check(task, 2, tmp_path, random.Random(task), most=2).total() == 2
 
 
 @both
@@ -123,6 +122,18 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     assert watch.seen == ([2, 3] if rows == 1 else [3]) and equal(resumed, whole)
     if task == "denoiser":
         assert (resumed.path / "samples.png").read_bytes() == (whole.path / "samples.png").read_bytes()
+
+
+def test_other_optimizers_and_schedules_go_on_too(tmp_path: Path) -> None:
+    """AdamW with amsgrad, steps of the learning rate, and MobileNetV3, which has dropout."""
+    changes = {"optimizer": "adamw", "learning_rate": 1e-2, "amsgrad": True, "clip_norm": 1.0}
+    recipe = recipe_of("classifier", schedule="step", milestones=(1, 2), **changes)
+    given: dict[str, Any] = {"model": "mobilenetv3_small-1-22121111211", "recipe": recipe}
+    whole = train("classifier", tmp_path / "whole", **given)
+    with pytest.raises(KeyboardInterrupt):
+        train("classifier", tmp_path / "cut", on_log=Stop(2), **given)
+    assert equal(train("classifier", tmp_path / "cut", **given), whole)
+    assert list(whole.history().learning_rate) == pytest.approx([1e-2, 1e-3, 1e-4])
 
 
 def test_a_training_goes_on_with_another_rhythm_of_its_log(tmp_path: Path) -> None:
