@@ -46,7 +46,7 @@ def train(task: str, root: str) -> Run:
     warnings.simplefilter("ignore")  # the teachers have learnt nothing
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    data = load_data("digits", image_size=16, limit=160, cache_dir=None)
+    data = load_data("digits", image_size=8 if task == "denoiser" else 16, limit=160, cache_dir=None)
     options = RunOptions(runs_dir=root, cpu=True, progress=False, log_every=3, sample_every=6, samples=1)
     common: dict[str, Any] = {"batch_size": 16, "augmentation": "crop", "ema_decay": 0.9}
     if task == "denoiser":

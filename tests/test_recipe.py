@@ -161,7 +161,7 @@ ANY_CALL: list[tuple[dict[str, Any], str]] = [
 DISTILLING: list[tuple[dict[str, Any], str]] = [
     *(({"teacher": value}, "a list of at least one of these, not") for value in (None, [], 5, [None], nn.Linear, {})),
     ({"teacher": "nowhere"}, "no run at nowhere"),
-    *(({"methods": value}, "a method is a name, such as 'red.kd', or a method obj") for value in (3, KD, [None])),
+    *(({"methods": value}, "a method is a name, such as 'red.kd', or a") for value in (3, KD, [None])),
     ({"methods": "rde"}, "unknown distillation method 'rde'; did you mean 'red'"),
     ({"methods": []}, "methods names none, so the teacher would teach nothing"),
     *(({"taps": value}, "taps is a list of taps or a YAML file of them, not") for value in (3, ["conv1"], {"a": 1})),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.diffusion import denoising_loss, sample
+from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import read_tensors
 from redistill_lib.runs import Run
 from redistill_lib.train import (
@@ -25,6 +26,7 @@ from redistill_lib.train import (
     tasks,
     train_classifier,
     train_diffusion,
+    trainer,
 )
 
 TASKS = ("classifier", "denoiser")
@@ -44,8 +46,20 @@ COUNT = 24  # images that a denoiser's validation loss is read from here
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_looks() -> Iterator[None]:
-    """Denoisers are validated on few images and draw in few steps. To be imported by each module that trains one."""
+    """Denoisers are validated on few images and draw in few steps, and equal networks are profiled once.
+
+    To be imported by each module that trains.
+    """
+    known: dict[Any, Any] = {}
+
+    def profile(model: nn.Module, *inputs: Tensor, convention: str) -> Any:
+        key = repr(model), tuple(x.shape for x in inputs), convention
+        if key not in known:
+            known[key] = profile_memory(model, *inputs, convention=convention)
+        return known[key]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "profile_memory", profile)
         patch.setattr(tasks, "denoising_loss", partial(denoising_loss, count=COUNT))
         patch.setattr(tasks, "sample", partial(sample, steps=2))
         yield
