@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.data import DataSplits
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import Method
@@ -16,7 +17,7 @@ from redistill_lib.network import evaluating, output_of
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import Recipe
-from redistill_lib.train.setup import Lesson, Network, Setup, Teacher, open_teachers, train
+from redistill_lib.train.setup import Lesson, Network, Setup, Teacher, train
 from redistill_lib.train.tasks import Classification
 
 
@@ -73,8 +74,11 @@ def distill_classifier(
     >>> run = distill_classifier("resnet18-4-11221", "runs/teacher", methods="red+kd")         # doctest: +SKIP
     """
     setup = Setup.check(data, recipe, seed, options, kind=Recipe, splits=("train", "validation", "test"))
-    lesson = Lesson(*open_teachers(teacher, setup.data, "classifier"), methods, taps, objective)
-    return train(setup, _network(setup, student, width), _task(setup), "distill", lesson)
+    network = _network(setup, student, width)
+    lesson = Lesson.check(setup, "classifier", teacher, methods, taps, objective)
+    for model in lesson.teachers:
+        _answer(model, setup, "teacher")
+    return train(setup, network, _task(setup), "distill", lesson)
 
 
 def _task(setup: Setup[Recipe]) -> Classification:
@@ -83,19 +87,25 @@ def _task(setup: Setup[Recipe]) -> Classification:
 
 def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
     data = setup.data
-    size: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels, "width": width}
+    size: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+    size["width"] = check_type("width", width, float)
     network = setup.network(model, lambda name: create_model(name, **size), size)
-    example = _task(setup).example(data, 2)
-    with evaluating(network.module):
-        try:
-            logits = output_of(network.module(*example))
-        except RuntimeError as error:
-            raise ValueError(
-                f"the network does not take images of {'×'.join(map(str, example[0].shape[1:]))}: {error}"
-            ) from error
+    logits = _answer(network.module, setup, "network")
     if logits.ndim != 2 or logits.shape[1] < data.num_classes:
         raise ValueError(
             f"the network answers {tuple(logits.shape)} for two images of {data.num_classes} classes; a classifier "
             f"answers (2, {data.num_classes})"
         )
     return network
+
+
+def _answer(model: nn.Module, setup: Setup[Recipe], role: str) -> Tensor:
+    """What a network says about two images; whatever it raises becomes a ValueError."""
+    (images,) = _task(setup).example(setup.data, 2)
+    with evaluating(model):
+        try:
+            outputs = model(images)
+        except Exception as error:
+            shape = "×".join(map(str, images.shape[1:]))
+            raise ValueError(f"the {role} does not take images of {shape}: {error}") from error
+    return output_of(outputs)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.diffusion.noise import check_denoiser, conditioning_of
+from redistill_lib.diffusion import DiffusionProcess
+from redistill_lib.diffusion.noise import check_denoiser, check_prediction, conditioning_of
 from redistill_lib.distill import Objective, Tap
-from redistill_lib.methods import RED, Method, parse_methods
+from redistill_lib.methods import KD, RED, Method, parse_methods
 from redistill_lib.models import create_model
-from redistill_lib.runs import Run
+from redistill_lib.runs import Run, canonical
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import DIGITS_UNET, DiffusionRecipe
-from redistill_lib.train.setup import Lesson, Network, Setup, Teacher, open_teachers, train
+from redistill_lib.train.setup import Lesson, Network, Setup, Teacher, train
 from redistill_lib.train.tasks import Denoising, denoising_task
 
 
@@ -79,22 +81,33 @@ def distill_diffusion(
 
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
-    chosen = methods if methods is None else _weighed(methods)
-    carried = [tap.method for tap in ([] if isinstance(taps, str | Path) else taps or []) if tap.method]
-    if wrong := {method.name for method in (*(chosen or ()), *carried)} & {"kd", "dkd"}:
-        raise ValueError(f"{min(wrong)} compares class probabilities; a denoiser's prediction is compared by mse")
     setup, network = _begin(student, data, recipe, unet, seed, options)
-    teachers, runs = open_teachers(teacher, setup.data, "denoiser")
+    chosen = methods if methods is None else _weighed(methods)
+    lesson = Lesson.check(setup, "denoiser", teacher, chosen, taps, objective)
+    if wrong := [method.name for method in lesson.all_methods if isinstance(method, KD)]:
+        raise ValueError(f"{wrong[0]} compares class probabilities; a denoiser's prediction is compared by mse")
     ours = conditioning_of(network.module, setup.data.num_classes)
-    for model in teachers:
+    for model, run in zip(lesson.teachers, lesson.runs, strict=True):
         check_denoiser(model, setup.data, "teacher", setup.recipe.process)
+        if run is None:  # nothing says what it has learnt
+            check_prediction(model, setup.data.validation, setup.recipe.process, role="teacher")
+        else:
+            _check_process(run, setup.recipe.process)
         if (theirs := conditioning_of(model, setup.data.num_classes)) != ours:
             raise ValueError(
                 f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}; give both "
                 "the same"
             )
-    lesson = Lesson(teachers, runs, chosen, taps, objective)
     return train(setup, network, _task(setup, network), "distill diffusion", lesson)
+
+
+def _check_process(teacher: Run, process: DiffusionProcess) -> None:
+    """Raise ValueError where a teacher's run says that it learnt another process; samplers' clipping aside."""
+    theirs = canonical(teacher.params.get("recipe", {}).get("process", {}))
+    ours = canonical(asdict(process))
+    if other := [key for key in theirs.keys() & ours.keys() - {"clip_sample"} if theirs[key] != ours[key]]:
+        told = ", ".join(f"{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in sorted(other))
+        raise ValueError(f"teacher {teacher.id} learnt another process: {told}; give the recipe its process")
 
 
 def _weighed(methods: str | Method | Sequence[str | Method]) -> tuple[Method, ...]:
@@ -111,6 +124,8 @@ def _begin(
 ) -> tuple[Setup[DiffusionRecipe], Network]:
     data = load_data("digits", image_size=16) if data is None else data
     setup = Setup.check(data, recipe, seed, options, kind=DiffusionRecipe, splits=("train", "validation"))
+    if not isinstance(unet, Mapping):
+        raise TypeError(f"unet is a dict of options, such as DIGITS_UNET or {{}}, not {reprlib.repr(unet)}")
     if given := unet.keys() & {"name", "in_channels"}:
         raise ValueError(f"leave {' and '.join(given)} out of unet; model is the name, data give the channels")
     size = {"in_channels": setup.data.in_channels, **unet}

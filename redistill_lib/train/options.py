@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
-from redistill_lib.checks import whole
+from redistill_lib.checks import check_fields, whole
 
 History = list[dict[str, float]]
 #: Called with the history so far after each of its rows and, where some were drawn, images (uint8 N×C×H×W); once,
@@ -38,7 +39,7 @@ class RunOptions:
     """
 
     runs_dir: str | Path = "runs"
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     cpu: bool = False
     workers: int = 0
     log_every: int = 100
@@ -50,19 +51,11 @@ class RunOptions:
     reuse: bool = False
 
     def __post_init__(self) -> None:
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"mixed_precision is 'no', 'fp16' or 'bf16', not {self.mixed_precision!r}")
+        check_fields(self)
         for name, least in (("workers", 0), ("log_every", 1), ("sample_every", 0), ("samples", 1)):
-            object.__setattr__(self, name, whole(name, getattr(self, name), least))
+            whole(name, getattr(self, name), least)
         if self.sample_every % self.log_every:
             near = max(1, round(self.sample_every / self.log_every)) * self.log_every
             raise ValueError(
                 f"sample_every is a multiple of log_every ({self.log_every}), such as {near}, not {self.sample_every}"
             )
-        if not isinstance(self.runs_dir, str | Path):
-            raise TypeError(f"runs_dir is the path of a folder, not {self.runs_dir!r}")
-        for name in ("cpu", "progress", "reuse"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is True or False, not {getattr(self, name)!r}")
-        if self.on_log is not None and not callable(self.on_log):
-            raise TypeError(f"on_log is a function of the history and images, not {self.on_log!r}")

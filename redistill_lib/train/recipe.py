@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from redistill_lib.checks import check_above_zero, hint, is_number, whole, wholes
+from redistill_lib.checks import check_above_zero, check_fields, whole, wholes
 from redistill_lib.data.augment import parse_recipe
 from redistill_lib.diffusion import DiffusionProcess
 
@@ -34,45 +34,37 @@ class Recipe:
     epochs: int | None = 12
     steps: int | None = None
     batch_size: int = 64
-    optimizer: str = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     learning_rate: float = 0.1
     weight_decay: float = 1e-3
     momentum: float = 0.9
     amsgrad: bool = False
-    schedule: str = "onecycle"
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "onecycle"
     warmup: float = 0.15
-    milestones: tuple[int, ...] = ()
+    milestones: Sequence[int] = ()
     divide_by: float = 10.0
     augmentation: str = "crop"
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     ema_decay: float | None = None
-    init: str = "given"
+    init: Literal["given", "scratch"] = "given"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give epochs or steps, and None for the other, not {self.epochs!r} and {self.steps!r}")
         for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 2)):  # batch norm wants two images
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole(name, getattr(self, name), least))
+            if (value := getattr(self, name)) is not None:
+                whole(name, value, least)
         object.__setattr__(self, "milestones", wholes("milestones", self.milestones, 0))
         check_above_zero(learning_rate=self.learning_rate, divide_by=self.divide_by)
         if self.clip_norm is not None:
             check_above_zero(clip_norm=self.clip_norm)
         for name in ("weight_decay", "warmup"):
-            if not is_number(getattr(self, name)) or getattr(self, name) < 0:
-                raise ValueError(f"{name} is a number from 0 up, not {getattr(self, name)!r}")
-        for name in ("momentum", "label_smoothing", *(("ema_decay",) if self.ema_decay is not None else ())):
-            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is a share from 0 to below 1, not {getattr(self, name)!r}")
-        if not isinstance(self.amsgrad, bool):
-            raise ValueError(f"amsgrad is True or False, not {self.amsgrad!r}")
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} is a number from 0 up, not {value!r}")
+        check_shares(momentum=self.momentum, label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
         parse_recipe(self.augmentation)
-        known = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("init", ("given", "scratch")))
-        for name, allowed in known:
-            if (value := getattr(self, name)) not in allowed:
-                choices = ", ".join(allowed)
-                raise ValueError(f"unknown {name} {value!r} in the recipe{hint(value, allowed)} (known: {choices})")
 
     def total_steps(self, per_epoch: int) -> int:
         return self.steps if self.epochs is None else self.epochs * per_epoch  # type: ignore[return-value]
@@ -83,6 +75,12 @@ class Recipe:
     def learning_rate_at(self, step: int, per_epoch: int) -> float:
         """The learning rate of a step, from 0 up."""
         return self.learning_rate * SCHEDULES[self.schedule](self, step, per_epoch)
+
+
+def check_shares(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"{name} is a share from 0 to below 1, not {value!r}")
 
 
 def _falling(recipe: Recipe, step: int, per_epoch: int) -> float:
@@ -139,10 +137,10 @@ class DiffusionRecipe(Recipe):
     epochs: int | None = None
     steps: int | None = 1000
     batch_size: int = 32
-    optimizer: str = "adam"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     learning_rate: float = 3e-3
     weight_decay: float = 0.0
-    schedule: str = "cosine"
+    schedule: Literal["onecycle", "cosine", "step", "constant"] = "cosine"
     warmup: float = 50
     augmentation: str = "none"
     clip_norm: float | None = 1.0
@@ -152,12 +150,9 @@ class DiffusionRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_number(self.label_dropout) or not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout is a share from 0 to below 1, not {self.label_dropout!r}")
+        check_shares(label_dropout=self.label_dropout)
         if any(word in self.augmentation for word in ("mixup", "cutmix")):
             raise ValueError("a denoiser learns images as they are; leave mixup and cutmix out of its augmentation")
-        if not isinstance(self.process, DiffusionProcess):
-            raise TypeError(f"process is a DiffusionProcess, not {self.process!r}")
 
 
 #: The authors' recipe for STL-10 at 128 px (method 5): SGD, 300 epochs, CutMix or MixUp on every image.

@@ -33,14 +33,38 @@ TASKS = {"classify": "classifier", "distill": "classifier", "diffuse": "denoiser
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student is taught: by whom (and by which runs these were trained), with which methods, at which taps,
-    and how the losses add up."""
+    """What a student is taught: by whom (and in which run each was trained, where that is known), with which methods,
+    at which taps, and how the losses add up."""
 
     teachers: list[nn.Module]
-    runs: list[str]
-    methods: Methods = "red"
-    taps: Sequence[Tap] | str | Path | None = None
-    objective: Objective | None = None
+    runs: list[Run | None]
+    methods: tuple[Method, ...] | None
+    taps: list[Tap] | None
+    objective: Objective
+
+    @classmethod
+    def check(cls, setup: Setup[Any], kind: str, teacher: Any, methods: Any, taps: Any, objective: Any) -> Lesson:
+        """Raises TypeError or ValueError, in one sentence, for anything but a lesson from teachers of this `kind`."""
+        objective = Objective() if objective is None else objective
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objective is an Objective, not {reprlib.repr(objective)}")
+        if objective.task_loss is not Objective().task_loss:
+            raise ValueError("the loss of the task is the recipe's here; leave task_loss out of objective")
+        if isinstance(taps, str | Path):
+            taps = read_taps(taps)
+        given = list(taps) if isinstance(taps, Iterable) else [taps]
+        if taps is not None and not all(isinstance(tap, Tap) for tap in given):
+            raise TypeError(f"taps is a list of taps or a YAML file of them, not {reprlib.repr(taps)}")
+        parsed = None if methods is None else parse_methods(methods)
+        lesson = cls(*open_teachers(teacher, setup.data, kind), parsed, None if taps is None else given, objective)
+        if methods is not None and not lesson.all_methods:
+            raise ValueError("methods names none, so the teacher would teach nothing; name one, such as 'red'")
+        return lesson
+
+    @property
+    def all_methods(self) -> list[Method]:
+        """Those given, and those that taps carry."""
+        return [*(self.methods or ()), *(tap.method for tap in self.taps or () if tap.method)]
 
 
 R = TypeVar("R", bound=Recipe)
@@ -60,7 +84,7 @@ class Setup(Generic[R]):
         cls, data: Any, recipe: Any, seed: Any, options: Any, *, kind: type[R], splits: Sequence[str]
     ) -> Setup[R]:
         """Raises TypeError or ValueError, in one sentence, for anything but what a training takes."""
-        recipe, options = kind() if recipe is None else recipe, options or RunOptions()
+        recipe, options = kind() if recipe is None else recipe, RunOptions() if options is None else options
         for label, value, wanted in (("recipe", recipe, kind), ("options", options, RunOptions)):
             if type(value) is not wanted:
                 raise TypeError(f"{label} is a {wanted.__name__}, not a {type(value).__name__}")
@@ -107,9 +131,9 @@ class Network:
 
 
 def draw_weights(network: nn.Module) -> None:
-    """New weights for every layer, as PyTorch draws them when a layer is made."""
-    for name, module in network.named_modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
+    """New weights for every layer, as PyTorch draws them when a layer is made: what is inside it first."""
+    for name, module in reversed(list(network.named_modules())):
+        if callable(reset := getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))):
             reset()
         elif next(module.parameters(recurse=False), None) is not None:
             raise ValueError(
@@ -121,7 +145,7 @@ def draw_weights(network: nn.Module) -> None:
 def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Lesson | None = None) -> Run:
     """Train a network for a task, with a lesson from teachers or without one."""
     params: dict[str, Any] = {"task": kind, "model": network.record}
-    objective = replace((lesson and lesson.objective) or Objective(), task_loss=task.loss)
+    objective = replace(lesson.objective if lesson else Objective(), task_loss=task.loss)
     if lesson is None:
         distillation = Distillation(network.module, objective=objective)
     else:
@@ -143,20 +167,19 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         params |= {"teachers": [network_identity(teacher) for teacher in lesson.teachers]}
         params |= distillation.settings()
     params |= {"data": setup.data.params, "recipe": asdict(setup.recipe), "seed": setup.seed}
-    return fit(distillation, task, setup.data, setup.recipe, setup.options, params, lesson.runs if lesson else ())
+    runs = [run.id for run in lesson.runs if run] if lesson else []
+    return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
 
 
 def _taps(lesson: Lesson, student: nn.Module, example: tuple[torch.Tensor, ...]) -> list[Tap]:
-    if isinstance(lesson.taps, str | Path):
-        return read_taps(lesson.taps)
     if lesson.taps is not None:
-        return list(lesson.taps)
-    wanted = lesson.methods is None or any(m.reads == "maps" for m in parse_methods(lesson.methods))
+        return lesson.taps
+    wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
     return match_taps(student, lesson.teachers[0], example) if wanted else []
 
 
-def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[str]]:
-    """The teachers' networks in float32, and the ids of the runs that trained them.
+def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[Run | None]]:
+    """The teachers' networks in float32, and the run that trained each, None where it was given as a network.
 
     Raises for anything but teachers and for runs of another `kind` (``classifier`` or ``denoiser``); warns of a run
     that was trained on other images than `data`.
@@ -167,16 +190,18 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
             "teacher is a run, its folder or a network, or a list of at least one of these, "
             f"not {reprlib.repr(given)}"
         )
-    models, runs = [], []
+    models: list[nn.Module] = []
+    runs: list[Run | None] = []
     for teacher in several:
         if isinstance(teacher, nn.Module):
             models.append(copy.deepcopy(teacher).cpu().float())
+            runs.append(None)
         else:
             run = teacher if isinstance(teacher, Run) else Run.load(teacher)
             if (its := TASKS.get(run.params.get("task", ""), kind)) != kind:
                 raise ValueError(f"teacher {run.id} is a {its}; a {kind} learns from a {kind}'s run")
             models.append(load_model(run))
-            runs.append(run.id)
+            runs.append(run)
             if other := _differences(run.params.get("data"), data.params):
                 warnings.warn(
                     f"teacher {run.id} was trained on other images than the student gets: {other} differ",

@@ -4,6 +4,7 @@ bits)."""
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from redistill_lib.methods import Batch
 from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.progress import progress_bar
 from redistill_lib.red import RedBlock, inserted_blocks
-from redistill_lib.runs import Run, complete_run, find_run, write_history
+from redistill_lib.runs import Run, canonical, complete_run, find_run, write_history
 from redistill_lib.source import code_identity
 from redistill_lib.train.environment import describe, main_holds, open_accelerator
 from redistill_lib.train.options import History, RunOptions
@@ -41,7 +42,7 @@ def fit(
     data: DataSplits,
     recipe: Recipe,
     options: RunOptions,
-    params: Mapping[str, Any],
+    params: dict[str, Any],
     teacher_runs: Sequence[str] = (),
 ) -> Run:
     """The run of these parameters: as it is where it is complete, else trained from wherever its state ends.
@@ -50,7 +51,7 @@ def fit(
     teacher is a distillation without terms. What stops the training is written into the run's record.
     """
     accelerator = open_accelerator(options.mixed_precision, options.cpu)
-    params = {**params, "images": data.fingerprint(), "mixed_precision": options.mixed_precision}
+    params = canonical({**params, "images": data.fingerprint(), "mixed_precision": options.mixed_precision})
     name = params["model"]["name"], params.get("methods"), data.name, f"s{params['seed']}"
     prefix = "_".join(Path(part).name for part in name if part)
     path, others = find_run(options.runs_dir, prefix, params, code_identity())
@@ -123,6 +124,7 @@ class Trainer:
         self.batches: list[list[tuple[int, int]]] = []  # refilled for each period; the loader's processes stay
         self.loader = self._loader()
         self.order: tuple[int, list[int]] = (-1, [])  # an epoch and its order of images
+        self.step = 0  # of the saved state
         self.history: History = []
         self.best: dict[str, float] = {}
 
@@ -142,10 +144,6 @@ class Trainer:
         return self.run.path / "state" / "state.safetensors"
 
     @property
-    def step(self) -> int:
-        return min(len(self.history) * self.period, self.total)
-
-    @property
     def _parts(self) -> dict[str, nn.Module]:
         return {"trainee": self.trainee, **({} if self.average is None else {"average": self.average})}
 
@@ -153,7 +151,7 @@ class Trainer:
         main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
         if self.state_path.exists():
             record = load_state(self.state_path, self._parts, self.optimizer, self.scheduler, scaler)
-            self.history, self.best = record["history"], record["best"]
+            self.step, self.history, self.best = record["step"], record["history"], record["best"]
         self.accelerator.wait_for_everyone()
         if main:
             replace(self.run, status="running").save()
@@ -162,11 +160,16 @@ class Trainer:
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
         with progress_bar(self.total, name, enabled=self.options.progress and main) as bar:
             bar.update(self.step)
+            if main and self.step == self.total:  # it was stopped after its last step, maybe before its last images
+                self._show()
             while self.step < self.total:
-                row = self._train(self.step, min(self.step + self.period, self.total), bar)
+                last = min((self.step // self.period + 1) * self.period, self.total)
+                row = self._train(self.step, last, bar)
                 if main:
-                    record = {"history": self.history, "best": self.best}
+                    record = {"step": last, "history": self.history, "best": self.best}
                     save_state(self.state_path, self._parts, self.optimizer, self.scheduler, scaler, record)
+                self.step = last
+                if main:
                     write_history(self.run.path / "history.csv", self.history)
                     bar.set_postfix_str(", ".join(f"{k[11:]} {v:.4g}" for k, v in row.items() if "validation" in k))
                     self._show()
@@ -247,7 +250,10 @@ class Trainer:
         every = self.options.sample_every
         images = None
         if (every and self.step % every == 0) or self.step == self.total:
-            images = self.task.preview(self.result(), self.options.samples)
+            try:
+                images = self.task.preview(self.result(), self.options.samples)
+            except Exception as error:  # never a reason to lose a training
+                warnings.warn(f"no images could be drawn after step {self.step}: {error}", stacklevel=2)
         if images is not None and images.shape[1] in (1, 3):  # what a PNG can hold
             save_grid(self.run.path / "samples.png", images)
         if self.options.on_log:
@@ -271,7 +277,7 @@ class Trainer:
             save_tensors(self.run.path / "last.safetensors", self.student.state_dict())
         metrics: dict[str, Any] = {}
         if self.task.unit == "epoch":  # the test split is read here alone
-            metrics |= {f"test_{k}_last": v for k, v in self._scores(self.result(), "test").items() if k != "loss"}
+            metrics |= {f"test_{k}_last": v for k, v in self._scores(self.student, "test").items() if k != "loss"}
             metrics |= {"best_epoch": int(self.best["epoch"])}
         self.accelerator.wait_for_everyone()
         model = self.trainee.graduate()
@@ -283,6 +289,8 @@ class Trainer:
         metrics["seconds"] = sum(row["seconds"] for row in self.history)
         example = (x.to(self.accelerator.device) for x in self.task.example(self.data, 1))
         run = self.run.finished({**metrics, **costs(model, *example)}, block_records(model))
+        if run.error:
+            raise FloatingPointError(run.error)
         if main:
             run.save()
             rmtree(self.state_path.parent, ignore_errors=True)
