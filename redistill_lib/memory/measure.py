@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.untouched import untouched, values_kept
-from redistill_lib.network.fakes import tensors_in
+from redistill_lib.network.fakes import held_tensors, real_copy, tensors_in
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,9 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
         raise ValueError(
             f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
         )
-    with untouched(model), values_kept(model) as plain:
-        if devices == {"cuda"}:
-            return _on_cuda(model, inputs, dict(kwargs or {}))
-        return _on_cpu(model, [*model.parameters(), *model.buffers(), *plain], inputs, dict(kwargs or {}))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        run = _on_cuda if devices == {"cuda"} else _on_cpu
+        return run(real_copy(model), inputs, dict(kwargs or {}))
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
@@ -81,8 +79,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self, weights: list[Tensor], inputs: list[Tensor]):
         super().__init__()
-        self.weights = [tensor.untyped_storage() for tensor in weights]  # held, so that their addresses stay theirs
-        self.known = {storage._cdata for storage in self.weights}
+        storages = [tensor.untyped_storage() for tensor in weights if tensor.layout == torch.strided]
+        self.weights = {storage._cdata: storage for storage in storages}  # held, so that their addresses stay theirs
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
         self.add(inputs)
@@ -92,7 +90,7 @@ class _LiveBytes(TorchDispatchMode):
             if tensor.layout != torch.strided or tensor.is_nested:
                 continue
             storage = tensor.untyped_storage()
-            if storage._cdata not in self.known:
+            if storage._cdata not in self.weights:
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, sum(nbytes for _, nbytes in self.alive.values()))
 
@@ -103,9 +101,9 @@ class _LiveBytes(TorchDispatchMode):
         return out
 
 
-def _on_cpu(model: nn.Module, weights: list[Tensor], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
+def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
     own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    live = _LiveBytes(weights, tensors_in((own, named)))
+    live = _LiveBytes(held_tensors(model), tensors_in((own, named)))
     with live:
         model(*own, **named)
     total = _allocator_peak(model, inputs, kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,13 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from redistill_lib.network import evaluating
 from redistill_lib.network.dtypes import dtype_of
-from redistill_lib.network.fakes import quiet_fakes, tensors_in
+from redistill_lib.network.fakes import Source, follow, tensors_in
 
 Size = tuple[int, int]
 
@@ -99,37 +96,28 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     """
     dtype = dtype_of(model)
     inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-    fake = FakeTensorMode()
-    with quiet_fakes():
+    found = Trace([], [], [])
+
+    def watch(twin: nn.Module, inputs: tuple[Any, ...], source: Source) -> None:
+        nonlocal found
+        mode = _Watch()
+        found = Trace(mode.calls, mode.visits, [])
+        for x in inputs:
+            if isinstance(x, Tensor) and x.ndim == 4:
+                mode.levels[x] = Level(*_size(x), raw=True)
+        for path, module in twin.named_modules():
+            module.register_forward_pre_hook(partial(mode.enter, path))
+            module.register_forward_hook(partial(mode.leave, path))
         try:
-            with FakeCopyMode(fake):
-                twin = copy.deepcopy(model).eval()
-            with fake:
-                found = _follow(twin, tuple(fake.from_tensor(x) if isinstance(x, Tensor) else x for x in inputs))
-        except Exception as error:  # a network that cannot even be copied as fake tensors
-            found = Trace([], [], [], error)
-    return found if found.error is None else _follow(model, inputs)
+            with mode:
+                found.outputs = [x.shape for x in tensors_in(twin(*inputs))]
+        finally:
+            found.inside = mode.stack[-1]
 
-
-def _follow(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
-    watch = _Watch()
-    for x in inputs:
-        if isinstance(x, Tensor) and x.ndim == 4:
-            watch.levels[x] = Level(x.shape[-2], x.shape[-1], raw=True)
-    handles = []
-    for path, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(partial(watch.enter, path)))
-        handles.append(module.register_forward_hook(partial(watch.leave, path)))
-    found = Trace(watch.calls, watch.visits, [])
     try:
-        with evaluating(model), watch:
-            output = model(*inputs)
-        found.outputs = [x.shape for x in tensors_in(output)]
+        follow(model, inputs, watch)
     except Exception as error:
-        found.error, found.inside = error, watch.stack[-1] if watch.stack else ""
-    finally:
-        for handle in handles:
-            handle.remove()
+        found.error = error
     return found
 
 
@@ -139,7 +127,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.levels: Any = WeakIdKeyDictionary()
-        self.stack: list[str] = []
+        self.stack = [""]
         self.calls: list[Call] = []
         self.visits: list[Visit] = []
 
@@ -181,7 +169,7 @@ class _Watch(TorchFunctionMode):
         else:
             after = Level(*new, raw=before.raw)
         if convolves or after != before:
-            self.calls.append(Call(self.stack[-1] if self.stack else "", function, before, after))
+            self.calls.append(Call(self.stack[-1], function, before, after))
         return after
 
 
