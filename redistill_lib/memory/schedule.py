@@ -35,19 +35,6 @@ _SEPARATE = {
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 }  # fmt: skip
-_FACTORIES = (
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "new_",
-    "arange",
-    "linspace",
-    "eye",
-    "scalar_tensor",
-    "rand",
-    "normal",
-)
 _SHORT = {
     "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
     "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
@@ -102,14 +89,9 @@ class Schedule:
         return live
 
 
-def short_name(op: Op) -> str:
-    """What a reader calls the operator: "conv" for aten's convolution, "relu" for relu_."""
-    return _SHORT.get(op.name, op.name.strip("_"))
-
-
 def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0) -> Step:
     return Step(
-        name=short_name(op),
+        name=_SHORT.get(op.name, op.name.strip("_")),
         module=op.module,
         shape=op.shape,
         reads=tuple(dict.fromkeys(reads)),
@@ -137,7 +119,7 @@ def eager_schedule(trace: Trace, size: Size) -> Schedule:
 
 
 def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False) -> Schedule:
-    """A sane edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
+    """An edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
 
     Operators that write a place from that place alone (activations, batch norm, residual adds, gates, softmax,
     normalisations) write over an input that dies with them and is as large. One that follows the step which made
@@ -176,13 +158,8 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
                 overwrites, writes = [home[dying[0]]], []
         home |= {index: index for index in writes}
         step = _step(op, [home[index] for index in reads], writes, overwrites, scratch)
-        if (
-            steps
-            and overwrites
-            and not writes
-            and not scratch
-            and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites)
-        ):
+        joins = steps and overwrites and not writes and not scratch
+        if joins and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
             steps[-1] = _joined(steps[-1], step)
         else:
             first |= {index: len(steps) for index in writes}
@@ -219,7 +196,8 @@ def _joined(step: Step, more: Step) -> Step:
 
 
 def _is_known(op: Op) -> bool:
-    known = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_FACTORIES)
+    fills = not op.reads or op.name.startswith("new_") or op.name.endswith("_like")
+    known = fills or op.name in _OVERWRITING or op.name in _SEPARATE
     return known or op.pointwise or op.reduction or op.decides or op.name.endswith("_")
 
 
