@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.memory import DTYPES, Profile, format_size, parse_size
-from redistill_lib.memory.profile import build_profile, storage_size
-from redistill_lib.memory.trace import trace
+from redistill_lib.memory import DTYPES, format_size, parse_size
+from redistill_lib.memory.profile import build_profile
+from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
@@ -56,14 +56,10 @@ class BudgetFit:
         Computation stands for the resolution that a plan keeps: a plan is left out where another one of the same
         dtype needs no more memory and computes no less. Plans equal in both are one, the first in plan order.
         """
-        fitting = sorted(
-            (fit for fit in self.candidates if fit.peak_bytes <= self.budget_bytes),
-            key=lambda fit: (-fit.flops, fit.peak_bytes, fit.plan),
-        )
-        least: dict[str, int] = {}
+        least = dict.fromkeys((fit.dtype for fit in self.candidates), self.budget_bytes + 1)
         kept = []
-        for fit in fitting:
-            if fit.peak_bytes < least.get(fit.dtype, self.budget_bytes + 1):
+        for fit in sorted(self.candidates, key=lambda fit: (-fit.flops, fit.peak_bytes, fit.plan)):
+            if fit.peak_bytes < least[fit.dtype]:
                 least[fit.dtype] = fit.peak_bytes
                 kept.append(fit)
         return tuple(kept)
@@ -78,21 +74,20 @@ class BudgetFit:
         import pandas as pd
 
         own = {fit.dtype: fit for fit in self.own}
-        return pd.DataFrame(
-            [
-                {
-                    "plan": fit.plan,
-                    "dtype": fit.dtype,
-                    "peak (KiB)": fit.peak_bytes / 1024,
-                    "set by": fit.peak_at,
-                    "peak ÷ own": fit.peak_bytes / own[fit.dtype].peak_bytes,
-                    "mult-adds (M)": fit.flops / 2e6,
-                    "mult-adds ÷ own": fit.flops / own[fit.dtype].flops,
-                    "weights (KiB)": fit.weight_bytes / 1024,
-                }
-                for fit in self.fits
-            ]
-        )
+        rows = [
+            {
+                "plan": fit.plan,
+                "dtype": fit.dtype,
+                "peak (KiB)": fit.peak_bytes / 1024,
+                "set by": fit.peak_at,
+                "peak ÷ own": fit.peak_bytes / own[fit.dtype].peak_bytes,
+                "mult-adds (M)": fit.flops / 2e6,
+                "mult-adds ÷ own": fit.flops / own[fit.dtype].flops,
+                "weights (KiB)": fit.weight_bytes / 1024,
+            }
+            for fit in self.fits
+        ]
+        return pd.DataFrame(rows)
 
     def __str__(self) -> str:
         budget, near = format_size(self.budget_bytes), self.closest
@@ -140,9 +135,8 @@ def fit_to_budget(
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
     plans = [plans] if isinstance(plans, (str, StridePlan)) else plans
-    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
-    if unknown or not dtypes:
-        raise ValueError(f"unknown dtype {unknown[0] if unknown else ''!r}: choose from {', '.join(DTYPES)}")
+    if wrong := [dtype for dtype in dtypes or [""] if dtype not in DTYPES]:
+        raise ValueError(f"unknown dtype {wrong[0]!r}: choose from {', '.join(DTYPES)}")
     builder = _Named(model) if isinstance(model, str) else _Derived(model, inputs)
     if plans is None:
         chosen = list(builder.plans())
@@ -150,41 +144,29 @@ def fit_to_budget(
         chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
     if not chosen:
         raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
-    found: dict[str, list[Fit]] = {}
+    found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
-    with progress_bar(len(chosen) + 1, f"plans of {builder.name}", enabled=progress) as bar:
-        for plan in (builder.own, *chosen):
-            if str(plan) not in found:
-                try:
-                    network = builder.build(plan)
-                except ValueError as error:
-                    if plans is not None or plan == builder.own:
-                        raise
-                    refused[str(plan)] = str(
-                        error
-                    )  # one plan that cannot be had is no reason to keep the others back
-                else:
-                    profiles = _profiles(network, inputs, dtypes, in_place_depthwise)
-                    found[str(plan)] = [_fit(plan, profile) for profile in profiles]
+    plans_once = dict.fromkeys((builder.own, *chosen))
+    with progress_bar(len(plans_once), f"plans of {builder.name}", enabled=progress) as bar:
+        for plan in plans_once:
+            try:
+                network = builder.build(plan)
+            except ValueError as error:
+                if plans is not None or plan == builder.own:
+                    raise
+                refused[str(plan)] = str(error)  # one plan that cannot be had is no reason to keep the others back
+            else:
+                passed = trace(network, *inputs, fast_attention=False)  # once for all dtypes
+                found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
             bar.update()
-    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
-    candidates = [fit for plan in dict.fromkeys(map(str, chosen)) for fit in found.get(plan, ())]
-    own = tuple(found[str(builder.own)])
+    candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())]
+    own, shapes = tuple(found[builder.own]), tuple(tuple(tensor.shape) for tensor in inputs)
     return BudgetFit(builder.name, budget_bytes, shapes, own, tuple(candidates) or own, refused)
 
 
-def _profiles(
-    model: nn.Module, inputs: tuple[Tensor, ...], dtypes: Sequence[str], in_place_depthwise: bool
-) -> Iterator[Profile]:
-    passed = trace(model, *inputs, fast_attention=False)  # once for all dtypes
-    for dtype in dtypes:
-        name, size = storage_size(dtype)
-        yield build_profile(model, passed, "fused", name, size, in_place_depthwise=in_place_depthwise)
-
-
-def _fit(plan: StridePlan, profile: Profile) -> Fit:
-    at = profile.peak_op.name
-    return Fit(str(plan), profile.dtype, profile.peak_bytes, at, profile.flops, profile.weight_bytes)
+def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place_depthwise: bool) -> Fit:
+    made = build_profile(model, passed, "fused", dtype, in_place_depthwise=in_place_depthwise)
+    return Fit(str(plan), dtype, made.peak_bytes, made.peak_op.name, made.flops, made.weight_bytes)
 
 
 class _Named:
@@ -197,17 +179,15 @@ class _Named:
         self.facts = ARCHITECTURES[self.name]
 
     def plans(self) -> Iterator[StridePlan]:
-        own, facts = self.own, self.facts
-        here = list(itertools.accumulate(own.places, lambda a, b: a * b))
-        found = []
-        for stages in _products(facts.allowed, len(own.stages), own.total):
-            stem = own.total // math.prod(stages)
-            if stem in facts.stem:
+        total, found = self.own.total, []
+        for stages in itertools.product(self.facts.allowed, repeat=len(self.own.stages)):
+            stem, rest = divmod(total, math.prod(stages))
+            if not rest and stem in self.facts.stem:
                 found.append(StridePlan(stem, stages))
-        if len(found) > MANY:
-            later = (itertools.accumulate(plan.places, lambda a, b: a * b) for plan in found)
-            found = [p for p, there in zip(found, later, strict=True) if all(map(int.__ge__, there, here))]
-        yield from found
+        here = _totals(self.own)
+        for plan in found:
+            if len(found) <= MANY or all(map(int.__ge__, _totals(plan), here)):
+                yield plan
 
     def build(self, plan: StridePlan) -> nn.Module:
         with torch.device("meta"):
@@ -241,12 +221,6 @@ class _Derived:
         return derive_student(self.model, plan=plan, example=self.inputs)[0]
 
 
-def _products(allowed: tuple[int, ...], length: int, total: int) -> Iterator[tuple[int, ...]]:
-    """All tuples of allowed strides whose product divides the total."""
-    if not length:
-        yield ()
-        return
-    for stride in allowed:
-        if total % stride == 0:
-            for rest in _products(allowed, length - 1, total // stride):
-                yield (stride, *rest)
+def _totals(plan: StridePlan) -> list[int]:
+    """Image size over map size behind each place."""
+    return list(itertools.accumulate(plan.places, int.__mul__))

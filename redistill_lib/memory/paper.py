@@ -16,7 +16,7 @@ from torch import nn
 from redistill_lib.memory.trace import Trace
 from redistill_lib.models import MobileNet, ResNet, UNet
 from redistill_lib.models.mobilenet import SqueezeExcite
-from redistill_lib.models.unet import DownSample, ResBlock
+from redistill_lib.models.unet import ResBlock
 from redistill_lib.red import BlockedLayer, RedBlock
 
 
@@ -81,19 +81,18 @@ def _unet(model: UNet, sizes: dict[str, _Size]) -> dict[str, int]:
     counts = {"time_embedding": sizes["time_embedding"].made, "head": sum(sizes["head"])}
 
     def block(path: str) -> int:
+        if not isinstance(_layer(model, path), ResBlock):
+            return sizes[path].made
         first = sum(sizes[f"{path}.block1.2"]) + sizes[f"{path}.temb_proj"].made
         return sizes[path].taken + max(first, sum(sizes[f"{path}.block2.3"]))
 
     skips = 0  # outputs of the blocks so far; the head's, which is a skip too, is forgotten
     for path in _children(sizes, "downblocks"):
-        if isinstance(_layer(model, path), DownSample):
-            counts[path] = skips + sizes[path].made
-        else:
-            counts[path] = skips + block(path)
+        counts[path] = skips + block(path)
         skips += sizes[path].made
     counts |= {path: block(path) for path in _children(sizes, "middleblocks")}
     for path in _children(sizes, "upblocks"):
-        counts[path] = block(path) if isinstance(_layer(model, path), ResBlock) else sizes[path].made
+        counts[path] = block(path)
     return counts | {"tail": sizes["tail"].made}
 
 

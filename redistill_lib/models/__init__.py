@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Unpack
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from redistill_lib.checks import hint, whole, wholes
+from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
 from redistill_lib.models.checkpoint import load_checkpoint
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
-from redistill_lib.models.unet import UNet, UNetConfig, UNetOptions
+from redistill_lib.models.unet import UNet, UNetConfig
 from redistill_lib.plans import StridePlan
 
 __all__ = [
@@ -54,9 +53,9 @@ class Architecture:
 
 
 def _resnet(arch: str) -> Architecture:
-    names = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
-    usual = StridePlan.parse("2-21222")
-    return Architecture(ResNet, usual, names, resnet.place_paths(arch), (1, 2, 4), pool=(1,))
+    paths = resnet.place_paths(arch)
+    names = tuple(path.partition(".")[0] for path in paths)
+    return Architecture(ResNet, StridePlan.parse("2-21222"), names, paths, (1, 2, 4), pool=(1,))
 
 
 def _mobilenet(arch: str, usual: str) -> Architecture:
@@ -73,14 +72,9 @@ def _unet(levels: int = unet.LEVELS) -> Architecture:
 
 
 ARCHITECTURES = {
-    **{
-        arch: _mobilenet(arch, plan)
-        for arch, plan in {
-            "mobilenetv2": "2-1222121",
-            "mobilenetv3_large": "2-121211211111211",
-            "mobilenetv3_small": "2-22121111211",
-        }.items()
-    },
+    "mobilenetv2": _mobilenet("mobilenetv2", "2-1222121"),
+    "mobilenetv3_large": _mobilenet("mobilenetv3_large", "2-121211211111211"),
+    "mobilenetv3_small": _mobilenet("mobilenetv3_small", "2-22121111211"),
     **{arch: _resnet(arch) for arch in resnet.LAYOUTS},
     "unet": _unet(),
 }
@@ -92,13 +86,13 @@ def list_models(kind: Kind | None = None) -> list[str]:
     >>> "resnext18" in list_models("classifier"), list_models("diffusion")
     (True, ['unet'])
     """
-    if kind not in (None, "classifier", "diffusion"):
+    if kind not in (None, *get_args(Kind)):
         raise ValueError(f"kind={kind!r} is neither 'classifier' nor 'diffusion' (leave it out for all).")
     return [arch for arch, facts in ARCHITECTURES.items() if kind in (None, facts.kind)]
 
 
 def _split(name: str) -> tuple[str, Architecture, StridePlan]:
-    """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError that says what is not."""
+    """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError."""
     arch, dash, text = name.partition("-")
     if arch not in ARCHITECTURES:
         close = hint(name.replace("-", "_"), ARCHITECTURES) or hint(arch, ARCHITECTURES)
@@ -170,20 +164,20 @@ def create_model(
     num_classes: int | None = None,
     in_channels: int = 3,
     width: float | None = None,
-    **options: Unpack[UNetOptions],
+    **options: Any,
 ) -> ResNet | MobileNet | UNet:
     """A freshly initialised network: a classifier, or the U-Net that predicts the noise of a diffusion model.
 
-    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan
-    (`usual_plan`). The model has the attributes `name` (with the plan) and `plan`.
+    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan. The model
+    has the attributes `name` (with the plan) and `plan`.
 
     A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width` multiplies
     its channel counts, from 0.125 to 8 (1, the paper's, unless given); each family's rounding is told at `ResNet`,
     `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`.
 
-    A U-Net is called with images and time steps (int64, B) and returns the images' shape. It takes `ch`, `mult`,
-    `attention`, `res_blocks`, `dropout` and `T`, told at `UNet`, and `strides` in place of a plan in its name;
-    with `num_classes` it also takes labels (int64, B).
+    A U-Net is called with images and time steps (int64, B), and labels (int64, B) if it has `num_classes`, and
+    returns the images' shape. Its `options` are `strides`, in place of a plan in its name, and those told at `UNet`:
+    `ch`, `mult`, `attention`, `res_blocks`, `dropout` and `T`.
 
     Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
@@ -195,9 +189,10 @@ def create_model(
     """
     arch, facts, plan = _split(name)
     in_channels = whole("in_channels", in_channels)
-    given: dict[str, object] = {"num_classes": num_classes, "width": width}
-    given = {option: value for option, value in given.items() if value is not None} | dict(options)
-    taken = ("num_classes", "width") if facts.build else (*UNetOptions.__annotations__, "num_classes")
+    given = options if width is None else {**options, "width": width}
+    taken = ["num_classes", "width"]
+    if not facts.build:
+        taken = ["strides", *(field.name for field in fields(UNetConfig)), "num_classes"]
     for option, value in given.items():
         if option not in taken:
             raise ValueError(
@@ -207,7 +202,7 @@ def create_model(
     if facts.build is None:
         return _create_unet(name, in_channels, num_classes, options)
     width = 1.0 if width is None else width
-    if not isinstance(width, (int, float)) or not math.isfinite(width) or not 0.125 <= width <= 8:
+    if not is_number(width) or not 0.125 <= width <= 8:
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
     classes = 10 if num_classes is None else whole("num_classes", num_classes)
     return facts.build(arch, plan, classes, in_channels, float(width))
@@ -233,7 +228,7 @@ def example_inputs(
     return images, torch.zeros(batch, dtype=torch.int64, device=device)
 
 
-def _create_unet(name: str, in_channels: int, num_classes: int | None, options: UNetOptions) -> UNet:
+def _create_unet(name: str, in_channels: int, num_classes: int | None, options: dict[str, Any]) -> UNet:
     strides = options.pop("strides", None)
     if strides is not None:
         if "-" in name:
@@ -242,5 +237,4 @@ def _create_unet(name: str, in_channels: int, num_classes: int | None, options: 
         name = f"{name}-{StridePlan(stem, tuple(stages))}"
     elif "-" not in name and "mult" in options:
         name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', options['mult']))))}"
-    plan = _split(name)[2]
-    return UNet(plan, in_channels, num_classes, UNetConfig(**options))  # type: ignore[misc]
+    return UNet(_split(name)[2], in_channels, num_classes, UNetConfig(**options))

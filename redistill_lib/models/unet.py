@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +18,9 @@ LEVELS = 4  # resolutions of the paper's U-Net
 RES_BLOCKS = 2
 
 
-class UNetOptions(TypedDict, total=False):
-    """What `create_model("unet", …)` takes beside the name and `in_channels`; explained at `UNet`."""
-
-    strides: Sequence[int]  # in place of a plan in the name
-    ch: int
-    mult: Sequence[int]
-    attention: Sequence[int]
-    res_blocks: int
-    dropout: float
-    T: int
-
-
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a U-Net is beside its plan, channels and classes; the default is the paper's. Explained at `UNet`."""
+    """What a U-Net is beside its plan, channels and classes; the defaults are the paper's. Explained at `UNet`."""
 
     ch: int = 128
     mult: Sequence[int] = (1, 2, 2, 2)
@@ -42,7 +31,7 @@ class UNetConfig:
 
 
 def usual_plan(levels: int = LEVELS) -> StridePlan:
-    """DDPM's own plan: the head keeps the image's size, every DownSample halves it."""
+    """DDPM's own plan: the head keeps the image's size, the end of every other level halves it."""
     return StridePlan(1, (2,) * (levels - 1))
 
 
@@ -115,37 +104,16 @@ class ResBlock(nn.Module):
         return self.attn(self.block2(h) + self.shortcut(x))
 
 
-def _is_residual(block: nn.Module) -> bool:
-    return hasattr(block, "temb_proj")  # also where it carries a RED block
-
-
-class DownSample(nn.Module):
-    """Conv3×3 with its place's stride."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        self.main = nn.Conv2d(channels, channels, 3, stride, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.main(x)
-
-
-class UpSample(nn.Module):
-    """Transposed convolution whose kernel is the stride that it undoes."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        self.main = nn.ConvTranspose2d(channels, channels, stride, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.main(x)
+def _main(conv: nn.Module) -> nn.Sequential:
+    """A convolution that changes the resolution, under its name in the checkpoints."""
+    return nn.Sequential(OrderedDict(main=conv))
 
 
 class UNet(nn.Module):
     """The noise predictor of DDPM (arXiv 2006.11239, appendix B): images B×C×H×W, t (int64, B) → B×C×H×W.
 
-    The plan's places are the head and the DownSample that ends each level but the deepest; height and width have
-    to be multiples of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
+    The plan's places are the head and what ends each level but the deepest; height and width have to be multiples
+    of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
     one more on the way up, each with attention where i is in `attention`; the first middle block always attends.
     GroupNorm has 32 groups, or as many below as leave each 4 channels. Time steps run from 0 to T − 1. Upsampling
     and tail are transposed convolutions, as in ReDistill (arXiv 2406.03744), not DDPM's interpolation.
@@ -191,7 +159,7 @@ class UNet(nn.Module):
                 channels = ch * mult[level]
                 skips.append(channels)
             if level < len(mult) - 1:
-                self.downblocks.append(DownSample(channels, plan.places[level + 1]))
+                self.downblocks.append(_main(nn.Conv2d(channels, channels, 3, plan.places[level + 1], 1)))
                 skips.append(channels)
         self.middleblocks = nn.ModuleList(
             ResBlock(channels, channels, 4 * ch, dropout, attention) for attention in (True, False)
@@ -201,8 +169,9 @@ class UNet(nn.Module):
             for _ in range(res_blocks + 1):
                 self.upblocks.append(block(channels + skips.pop(), level))
                 channels = ch * mult[level]
-            if level:
-                self.upblocks.append(UpSample(channels, plan.places[level]))
+            if level:  # a kernel of the stride that it undoes
+                stride = plan.places[level]
+                self.upblocks.append(_main(nn.ConvTranspose2d(channels, channels, stride, stride)))
         self.tail = nn.Sequential(
             _norm(channels), nn.SiLU(), nn.ConvTranspose2d(channels, in_channels, plan.stem, plan.stem)
         )
@@ -218,17 +187,13 @@ class UNet(nn.Module):
             raise ValueError(f"{self.name} knows no classes; build it with num_classes= or leave the labels out.")
         x = self.head(x)
         skips = [x]
-        for block in self.downblocks:
-            x = block(x, temb) if _is_residual(block) else block(x)
+        for block in self.downblocks:  # a residual block is known by its attribute, also with RED blocks on it
+            x = block(x, temb) if hasattr(block, "temb_proj") else block(x)
             skips.append(x)
         for block in self.middleblocks:
             x = block(x, temb)
         for block in self.upblocks:
-            if _is_residual(block):
-                x = torch.cat((x, skips.pop()), dim=1)
-                x = block(x, temb)
-            else:
-                x = block(x)
+            x = block(torch.cat((x, skips.pop()), dim=1), temb) if hasattr(block, "temb_proj") else block(x)
         return self.tail(x)
 
     def _check_inputs(self, x: Tensor, t: Tensor) -> None:
