@@ -71,70 +71,48 @@ def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Layout:
     found = trace(model, inputs)
     if found.error is not None:
         raise found.error
-    stems = [call for call in found.calls if call.before.raw and not call.after.raw]
+    calls = found.calls
+    stems = [call for call in calls if call.before.raw and not call.after.raw]
     if not stems:
         raise ValueError(f"no 2-D convolution of this {type(model).__name__} takes the image, so it has no stem")
     first = stems[0].after
-    head = _head_pool(found.calls)
-    down = [c for c in found.calls if _smaller(c.after, c.before) and not c.before.raw and c is not head]
-    below = {c.after for c in down if _smaller(c.after, first)}
-    levels = sorted({first, *below}, key=lambda level: -level.height * level.width)
-    chain = [Level(*size, raw=True), *levels]
-    tail = _tail(found, first, size)
+    # An average behind the last convolution, as of older classifiers, is their head's and no place.
+    body = calls[:-1] if calls[-1].function == "avg_pool2d" else calls
+    down = [c for c in body if c.after.area < c.before.area and not c.before.raw]
+    below = {c.after for c in down if c.after.area < first.area}
+    levels = sorted({first, *below}, key=lambda level: -level.area)
     places: list[Place] = []
-    for before, after in itertools.pairwise(chain):
+    for before, after in itertools.pairwise([Level(*size, raw=True), *levels]):
         carriers = stems if before.raw else [c for c in down if (c.before, c.after) == (before, after)]
         if not carriers:  # no layer between neighbouring levels: the smaller one is reached from further up only
             carriers = [c for c in down if c.after == after]
         layers = tuple(dict.fromkeys(c.path for c in carriers if c.after == after))
-        position = found.calls.index(carriers[0])
-        since = [c for c in found.calls[: position + 1] if not c.before.raw]
+        strides = [round(b / a) for b, a in zip(before.size, after.size, strict=True)]
+        if strides[0] != strides[1]:
+            raise ValueError(
+                f"{layers[0]} strides {strides[0]} down and {strides[1]} across ({_x(before.size)} → "
+                f"{_x(after.size)}); a plan has one stride for both"
+            )
+        since = [c for c in calls[: calls.index(carriers[0]) + 1] if not c.before.raw]
         pool = len(places) == 1 and not any(_learns(model, c) for c in (*since, *carriers))
-        places.append(Place(layers, _stride(layers[0], before, after, size), before.size, after.size, pool))
-    _check_size(places, size)
+        places.append(Place(layers, strides[0], before.size, after.size, pool))
+    total = math.prod(place.stride for place in places)
+    for place in places:
+        if any(b != place.stride * a for b, a in zip(place.before, place.after, strict=True)):
+            near = _x([max(1, math.ceil(side / total)) * total for side in size])
+            raise ValueError(
+                f"{place.name} takes {_x(place.before)} to {_x(place.after)}, but stride can move only where it "
+                f"divides the maps; try an example of {near} instead of {_x(size)} (without padding, none will do)"
+            )
+    # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
+    images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
+    tail = calls[-1] if images and first.size == size and calls[-1].after == first else None
     return Layout(tuple(places), tuple(levels), found, tail)
-
-
-def _smaller(a: Level, b: Level) -> bool:
-    return a.height * a.width < b.height * b.width
 
 
 def _learns(model: nn.Module, call: Call) -> bool:
     # A fixed filter, as that of a blur pool, is a buffer.
     return call.convolves and any(True for _ in model.get_submodule(call.path).parameters(recurse=False))
-
-
-def _head_pool(calls: Sequence[Call]) -> Call | None:
-    """An average behind the last convolution, e.g. the AvgPool2d(7) of older classifiers: not a place."""
-    return calls[-1] if calls[-1].function == "avg_pool2d" else None
-
-
-def _tail(found: Trace, first: Level, size: Size) -> Call | None:
-    # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
-    images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
-    return found.calls[-1] if images and first.size == size and found.calls[-1].after == first else None
-
-
-def _stride(layer: str, before: Level, after: Level, size: Size) -> int:
-    ratios = [b / a for b, a in zip(before.size, after.size, strict=True)]
-    down, across = (round(ratio) for ratio in ratios)
-    if down != across:
-        raise ValueError(
-            f"{layer} strides {down} down and {across} across ({_x(before.size)} → {_x(after.size)}); "
-            "a plan has one stride for both"
-        )
-    return down
-
-
-def _check_size(places: Sequence[Place], size: Size) -> None:
-    total = math.prod(place.stride for place in places)
-    for place in places:
-        if any(b != place.stride * a for b, a in zip(place.before, place.after, strict=True)):
-            near = _x(tuple(max(1, math.ceil(side / total)) * total for side in size))
-            raise ValueError(
-                f"{place.name} takes {_x(place.before)} to {_x(place.after)}, but stride can move only where it "
-                f"divides the maps; try an example of {near} instead of {_x(size)} (without padding, none will do)"
-            )
 
 
 def _x(size: Sequence[int]) -> str:

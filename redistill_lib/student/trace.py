@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,6 +39,10 @@ class Level(NamedTuple):
     def size(self) -> Size:
         return (self.height, self.width)
 
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
 
 @dataclasses.dataclass(frozen=True)
 class Call:
@@ -57,11 +62,11 @@ class Call:
         return self.before != self.after
 
 
-@dataclasses.dataclass(frozen=True)
-class Visit:
-    """One run of a module that returned a map: its level, and the size it really has."""
+class Visit(NamedTuple):
+    """One run of a module that returned a map: which of its runs, its level, and the size it really has."""
 
     path: str
+    number: int
     level: Level
     size: Size
 
@@ -130,6 +135,7 @@ class _Watch(TorchFunctionMode):
         self.stack = [""]
         self.calls: list[Call] = []
         self.visits: list[Visit] = []
+        self.counts = Counter[str]()
 
     def enter(self, path: str, module: nn.Module, args: Any) -> None:
         self.stack.append(path)
@@ -138,7 +144,8 @@ class _Watch(TorchFunctionMode):
         self.stack.pop()
         for x in tensors_in(output):
             if x.ndim == 4 and x in self.levels:
-                self.visits.append(Visit(path, self.levels[x], _size(x)))
+                self.visits.append(Visit(path, self.counts[path], self.levels[x], _size(x)))
+                self.counts[path] += 1
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
