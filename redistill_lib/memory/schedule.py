@@ -20,21 +20,12 @@ _BY_POINT = {
     "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
     "_prelu_kernel",
 }  # fmt: skip
-# Operators known to need their inputs while they write their output; reductions too, which PyTorch tags.
+# Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
 _SEPARATE = {
-    "convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "cat", "stack", "repeat",
-    "embedding", "gather", "index", "index_select", "take", "topk", "sort", "argmax", "argmin", "cumsum",
-    "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
-    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sampler_2d",
-    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "roll", "flip", "rot90", "tril",
-    "triu", "im2col", "col2im", "unfold", "mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std",
-    "logsumexp", "prod", "any", "all", "linalg_vector_norm", "_cdist_forward", "one_hot", "scatter", "slice_scatter",
-    "select_scatter", "index_put", "index_put_", "_fft_r2c", "_fft_c2r", "_fft_c2c", "native_dropout",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
+    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c",
 }  # fmt: skip
+_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_")
 _SHORT = {
     "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
     "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
@@ -196,9 +187,9 @@ def _joined(step: Step, more: Step) -> Step:
 
 
 def _is_known(op: Op) -> bool:
-    fills = not op.reads or op.name.startswith("new_") or op.name.endswith("_like")
-    known = fills or op.name in _OVERWRITING or op.name in _SEPARATE
-    return known or op.pointwise or op.reduction or op.decides or op.name.endswith("_")
+    fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
+    listed = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
+    return fills or listed or op.standard or op.pointwise or op.decides
 
 
 def needed_ops(trace: Trace) -> list[Op]:

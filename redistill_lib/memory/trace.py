@@ -49,7 +49,7 @@ class Op:
     writes: tuple[int, ...]
     mutates: tuple[int, ...]
     pointwise: bool
-    reduction: bool
+    standard: bool  # of PyTorch's core set, or a reduction
     depthwise: bool
     decides: bool  # it hands a value to Python, whose control flow may depend on it
     random: bool
@@ -222,7 +222,7 @@ class _Recorder(TorchDispatchMode):
                 writes=tuple(writes),
                 mutates=tuple(dict.fromkeys(changed)),
                 pointwise=torch.Tag.pointwise in func.tags,
-                reduction=torch.Tag.reduction in func.tags,
+                standard=torch.Tag.core in func.tags or torch.Tag.reduction in func.tags,
                 depthwise=depthwise,
                 decides=decides,
                 random=torch.Tag.nondeterministic_seeded in func.tags,

@@ -186,8 +186,9 @@ def _settle(
             raise ValueError(f"{got}{what}, not of {size[0]}×{size[1]}")
         changes[wrong.path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     if found.error is not None:
-        _check_effect(layout, changes.get(found.inside))
-        raise ValueError(f"the student breaks in {found.inside or 'its forward'}: {found.error}") from found.error
+        inside = found.stack[-1]
+        _check_effect(layout, changes.get(inside))
+        raise ValueError(f"the student breaks in {inside or 'its forward'}: {found.error}") from found.error
     if found.outputs != layout.found.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, layout.found))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")

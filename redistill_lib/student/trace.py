@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -44,8 +43,7 @@ class Level(NamedTuple):
         return self.height * self.width
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of a function that convolves or changes resolution, inside the module `path`."""
 
     path: str
@@ -71,17 +69,6 @@ class Visit(NamedTuple):
     size: Size
 
 
-@dataclasses.dataclass
-class Trace:
-    """What one forward pass showed; `error` is what broke it off, in the module `inside`."""
-
-    calls: list[Call]
-    visits: list[Visit]
-    outputs: list[torch.Size]
-    error: Exception | None = None
-    inside: str = ""
-
-
 def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     return (example,) if isinstance(example, Tensor) else tuple(example)
 
@@ -101,23 +88,19 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     """
     dtype = dtype_of(model)
     inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-    found = Trace([], [], [])
+    found = Trace()
 
     def watch(twin: nn.Module, inputs: tuple[Any, ...], source: Source) -> None:
         nonlocal found
-        mode = _Watch()
-        found = Trace(mode.calls, mode.visits, [])
+        found = Trace()
         for x in inputs:
             if isinstance(x, Tensor) and x.ndim == 4:
-                mode.levels[x] = Level(*_size(x), raw=True)
+                found.levels[x] = Level(*_size(x), raw=True)
         for path, module in twin.named_modules():
-            module.register_forward_pre_hook(partial(mode.enter, path))
-            module.register_forward_hook(partial(mode.leave, path))
-        try:
-            with mode:
-                found.outputs = [x.shape for x in tensors_in(twin(*inputs))]
-        finally:
-            found.inside = mode.stack[-1]
+            module.register_forward_pre_hook(partial(found.enter, path))
+            module.register_forward_hook(partial(found.leave, path))
+        with found:
+            found.outputs = [x.shape for x in tensors_in(twin(*inputs))]
 
     try:
         follow(model, inputs, watch)
@@ -126,16 +109,18 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     return found
 
 
-class _Watch(TorchFunctionMode):
-    """Hand each tensor's level on to what is computed from it."""
+class Trace(TorchFunctionMode):
+    """What one forward pass shows. Hands each tensor's level on to what is computed from it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.levels: Any = WeakIdKeyDictionary()
-        self.stack = [""]
+        self.stack = [""]  # of the modules that run; after an error the last one is where it came from
         self.calls: list[Call] = []
         self.visits: list[Visit] = []
         self.counts = Counter[str]()
+        self.outputs: list[torch.Size] = []
+        self.error: Exception | None = None
 
     def enter(self, path: str, module: nn.Module, args: Any) -> None:
         self.stack.append(path)
