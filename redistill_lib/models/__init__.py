@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -39,7 +38,7 @@ Kind = Literal["classifier", "diffusion"]  # images → logits; images and time 
 class Architecture:
     """What distinguishes one architecture from another where stride plans are concerned."""
 
-    build: Callable[[str, StridePlan, int, int, float], ResNet | MobileNet] | None  # None: a U-Net
+    build: type[ResNet] | type[MobileNet] | None  # None: a U-Net
     usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's)
     names: tuple[str, ...]  # what a reader calls each place: "conv1", "layer3", "features.4"
     paths: tuple[str, ...]  # the module that carries its stride: "layer3.0.conv1"
@@ -59,10 +58,9 @@ def _resnet(arch: str) -> Architecture:
 
 
 def _mobilenet(arch: str, usual: str) -> Architecture:
-    build = mobilenet.mobilenetv2 if arch == "mobilenetv2" else mobilenet.mobilenetv3
     paths = mobilenet.place_paths(arch)
     names = tuple(".".join(path.split(".")[:2]) for path in paths)
-    return Architecture(build, StridePlan.parse(usual), names, paths, (1, 2))
+    return Architecture(MobileNet, StridePlan.parse(usual), names, paths, (1, 2))
 
 
 def _unet(levels: int = unet.LEVELS) -> Architecture:
@@ -172,8 +170,8 @@ def create_model(
     has the attributes `name` (with the plan) and `plan`.
 
     A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width` multiplies
-    its channel counts, from 0.125 to 8 (1, the paper's, unless given); each family's rounding is told at `ResNet`,
-    `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`.
+    its channel counts, from 0.125 to 8 (1, the paper's, unless given); the rounding is told at `ResNet` and
+    `MobileNet`.
 
     A U-Net is called with images and time steps (int64, B), and labels (int64, B) if it has `num_classes`, and
     returns the images' shape. Its `options` are `strides`, in place of a plan in its name, and those told at `UNet`:
