@@ -40,40 +40,38 @@ class Architecture:
 
     build: type[ResNet] | type[MobileNet] | None  # None: a U-Net
     usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's)
-    names: tuple[str, ...]  # what a reader calls each place: "conv1", "layer3", "features.4"
-    paths: tuple[str, ...]  # the module that carries its stride: "layer3.0.conv1"
-    allowed: tuple[int, ...]  # strides of every place but the stem
+    paths: tuple[str, ...]  # the module that carries each place's stride: "layer3.0.conv1"
+    named: int  # parts of the path that a reader calls the place by
+    allowed: tuple[int, ...] = (1, 2, 4)  # strides of every place but the stem
     stem: tuple[int, ...] = (1, 2, 4, 8, 16)
     pool: tuple[int, ...] = ()  # the place a ×4 or ×8 student removes first: the max pool of a ResNet
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a reader calls each place: "conv1", "layer3", "features.4"."""
+        return tuple(".".join(path.split(".")[: self.named]) for path in self.paths)
 
     @property
     def kind(self) -> Kind:
         return "classifier" if self.build else "diffusion"
 
 
-def _resnet(arch: str) -> Architecture:
-    paths = resnet.place_paths(arch)
-    names = tuple(path.partition(".")[0] for path in paths)
-    return Architecture(ResNet, StridePlan.parse("2-21222"), names, paths, (1, 2, 4), pool=(1,))
-
-
 def _mobilenet(arch: str, usual: str) -> Architecture:
-    paths = mobilenet.place_paths(arch)
-    names = tuple(".".join(path.split(".")[:2]) for path in paths)
-    return Architecture(MobileNet, StridePlan.parse(usual), names, paths, (1, 2))
+    return Architecture(MobileNet, StridePlan.parse(usual), mobilenet.place_paths(arch), 2, (1, 2))
 
 
 def _unet(levels: int = unet.LEVELS) -> Architecture:
-    paths = unet.place_paths(levels)
-    names = tuple(path.removesuffix(".main") for path in paths)
-    return Architecture(None, unet.usual_plan(levels), names, paths, (1, 2, 4), stem=(1, 2, 4, 8))
+    return Architecture(None, unet.usual_plan(levels), unet.place_paths(levels), 2, stem=(1, 2, 4, 8))
 
 
 ARCHITECTURES = {
     "mobilenetv2": _mobilenet("mobilenetv2", "2-1222121"),
     "mobilenetv3_large": _mobilenet("mobilenetv3_large", "2-121211211111211"),
     "mobilenetv3_small": _mobilenet("mobilenetv3_small", "2-22121111211"),
-    **{arch: _resnet(arch) for arch in resnet.LAYOUTS},
+    **{
+        arch: Architecture(ResNet, StridePlan.parse("2-21222"), resnet.place_paths(arch), 1, pool=(1,))
+        for arch in resnet.LAYOUTS
+    },
     "unet": _unet(),
 }
 
@@ -144,9 +142,8 @@ def places(arch: str) -> tuple[str, ...]:
 def student_name(name: str, factor: int) -> str:
     """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
 
-    The stem's stride is multiplied by `factor` and given back from the last place backwards; the ×4 and ×8
-    students of a ResNet give up the max pool's stride first, the ×2 student does not. Raises ValueError where
-    the teacher has too little stride to move or the stem's would exceed 16.
+    As `StridePlan.front_loaded`; the ×4 and ×8 students of a ResNet give up the max pool's stride first. Raises
+    ValueError where the teacher has too little stride to move or the stem's would exceed 16.
 
     >>> student_name("resnext18-1-21222", 4), student_name("mobilenetv2-1-1222121", 8)
     ('resnext18-4-11221', 'mobilenetv2-8-1211111')
@@ -187,18 +184,17 @@ def create_model(
     """
     arch, facts, plan = _split(name)
     in_channels = whole("in_channels", in_channels)
-    given = options if width is None else {**options, "width": width}
-    taken = ["num_classes", "width"]
-    if not facts.build:
-        taken = ["strides", *(field.name for field in fields(UNetConfig)), "num_classes"]
-    for option, value in given.items():
+    own = ["strides", *(field.name for field in fields(UNetConfig))]
+    taken = ["num_classes", "width"] if facts.build else [*own, "num_classes"]
+    for option, value in {**options, **({} if width is None else {"width": width})}.items():
         if option not in taken:
             raise ValueError(
                 f"{arch} has no option {option} (given {value!r}); "
                 f"beside its name and in_channels it takes {', '.join(taken)}."
             )
     if facts.build is None:
-        return _create_unet(name, in_channels, num_classes, options)
+        plan = _unet_plan(name, options.pop("strides", None), options.get("mult"))
+        return UNet(plan, in_channels, num_classes, UNetConfig(**options))
     width = 1.0 if width is None else width
     if not is_number(width) or not 0.125 <= width <= 8:
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
@@ -221,18 +217,16 @@ def example_inputs(
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = torch.zeros(batch, in_channels, height, width, device=device)
-    if _split(name)[1].kind != "diffusion":
-        return (images,)
-    return images, torch.zeros(batch, dtype=torch.int64, device=device)
+    steps = torch.zeros(batch, dtype=torch.int64, device=device)
+    return (images, steps) if _split(name)[1].kind == "diffusion" else (images,)
 
 
-def _create_unet(name: str, in_channels: int, num_classes: int | None, options: dict[str, Any]) -> UNet:
-    strides = options.pop("strides", None)
+def _unet_plan(name: str, strides: Any, mult: Any) -> StridePlan:
     if strides is not None:
         if "-" in name:
             raise ValueError(f"{name} has its plan in its name; strides={strides!r} can only be given to 'unet'.")
         stem, *stages = wholes("strides", strides) or (1,)
         name = f"{name}-{StridePlan(stem, tuple(stages))}"
-    elif "-" not in name and "mult" in options:
-        name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', options['mult']))))}"
-    return UNet(_split(name)[2], in_channels, num_classes, UNetConfig(**options))
+    elif "-" not in name and mult is not None:
+        name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', mult))))}"
+    return _split(name)[2]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import whole, wholes
+from redistill_lib.checks import is_number, whole, wholes
 from redistill_lib.plans import StridePlan
 
 LEVELS = 4  # resolutions of the paper's U-Net
@@ -138,8 +138,7 @@ class UNet(nn.Module):
         super().__init__()
         ch, res_blocks, T = (whole(name, getattr(config, name)) for name in ("ch", "res_blocks", "T"))
         mult, attention = wholes("mult", config.mult), wholes("attention", config.attention, least=0)
-        dropout = config.dropout
-        _check(plan, ch, mult, attention, dropout)
+        _check(plan, ch, mult, attention, dropout := config.dropout)
         self.name, self.plan, self.T = f"unet-{plan}", plan, T
         self.in_channels = in_channels
         self.num_classes = None if num_classes is None else whole("num_classes", num_classes)
@@ -193,7 +192,11 @@ class UNet(nn.Module):
         for block in self.middleblocks:
             x = block(x, temb)
         for block in self.upblocks:
-            x = block(torch.cat((x, skips.pop()), dim=1), temb) if hasattr(block, "temb_proj") else block(x)
+            if hasattr(block, "temb_proj"):
+                x = torch.cat((x, skips.pop()), dim=1)  # the map before it is free while the block runs
+                x = block(x, temb)
+            else:
+                x = block(x)
         return self.tail(x)
 
     def _check_inputs(self, x: Tensor, t: Tensor) -> None:
@@ -208,9 +211,9 @@ class UNet(nn.Module):
                 f"of the images {shape}, the nearest such size is {near}."
             )
         if t.shape != x.shape[:1] or t.dtype not in (torch.int64, torch.int32):
-            kind = f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
             raise ValueError(
-                f"{self.name} takes one int64 time step for each image, of shape ({x.shape[0]},), not {kind}."
+                f"{self.name} takes one int64 time step for each image, of shape ({x.shape[0]},), "
+                f"not {str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}."
             )
 
 
@@ -222,14 +225,10 @@ def _check(plan: StridePlan, ch: int, mult: tuple[int, ...], attention: tuple[in
             f"(the head and what ends each level but the deepest){usual}."
         )
     if ch % 2:
-        raise ValueError(
-            f"ch={ch} is odd; the table of time steps needs a sine and a cosine per frequency: {ch + 1}."
-        )
+        raise ValueError(f"ch={ch} is odd; time steps need a sine and a cosine per frequency: {ch + 1}.")
     if max(attention, default=0) >= len(mult):
-        raise ValueError(
-            f"attention={attention} names a level beyond {len(mult) - 1}, the last that mult={mult} has."
-        )
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"attention={attention} names a level beyond {len(mult) - 1}, the last of mult={mult}.")
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r} is not a probability from 0 to below 1.")
 
 
