@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.memory import DTYPES, format_size, parse_size
-from redistill_lib.memory.profile import build_profile
+from redistill_lib.memory import format_size, parse_size
+from redistill_lib.memory.profile import build_profile, storage_size
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.plans import StridePlan
@@ -121,10 +120,9 @@ def fit_to_budget(
 
     `model` is a built-in name (``"mobilenetv2"``, with a plan for another total stride) or any network that
     `derive_student` can handle; `budget` is bytes or ``"256KB"``; `inputs` an example, of which only shapes count.
-    Looked at are all plans with the network's own total stride: for a name every legal one (where these are more
+    Looked at are the `plans` given, or all with the network's own total stride: for a name every legal one (of more
     than 500, those that nowhere pool later than the network itself), for a network every way of moving its strides
-    to the stem; or the `plans` given. Peaks follow the ``fused`` convention; weights are beside them. Nothing is
-    computed or trained: which of the plans learns best is for training to tell.
+    to the stem. Peaks follow the ``fused`` convention; weights are beside them. Nothing is computed or trained.
 
     >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
     >>> [(f.plan, f.dtype) for f in fit.fits]
@@ -134,25 +132,22 @@ def fit_to_budget(
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
-    plans = [plans] if isinstance(plans, (str, StridePlan)) else plans
-    if wrong := [dtype for dtype in dtypes or [""] if dtype not in DTYPES]:
-        raise ValueError(f"unknown dtype {wrong[0]!r}: choose from {', '.join(DTYPES)}")
-    builder = _Named(model) if isinstance(model, str) else _Derived(model, inputs)
-    if plans is None:
-        chosen = list(builder.plans())
-    else:
-        chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
+    for dtype in dtypes or [""]:
+        storage_size(dtype)
+    search = _named(model) if isinstance(model, str) else _derived(model, inputs)
+    given = [plans] if isinstance(plans, (str, StridePlan)) else search.plans if plans is None else plans
+    chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in given]
     if not chosen:
         raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
     found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
-    plans_once = dict.fromkeys((builder.own, *chosen))
-    with progress_bar(len(plans_once), f"plans of {builder.name}", enabled=progress) as bar:
+    plans_once = dict.fromkeys((search.own, *chosen))
+    with progress_bar(len(plans_once), f"plans of {search.name}", enabled=progress) as bar:
         for plan in plans_once:
             try:
-                network = builder.build(plan)
+                network = search.build(plan)
             except ValueError as error:
-                if plans is not None or plan == builder.own:
+                if plans is not None or plan == search.own:
                     raise
                 refused[str(plan)] = str(error)  # one plan that cannot be had is no reason to keep the others back
             else:
@@ -160,8 +155,8 @@ def fit_to_budget(
                 found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
             bar.update()
     candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())]
-    own, shapes = tuple(found[builder.own]), tuple(tuple(tensor.shape) for tensor in inputs)
-    return BudgetFit(builder.name, budget_bytes, shapes, own, tuple(candidates) or own, refused)
+    own, shapes = tuple(found[search.own]), tuple(tuple(tensor.shape) for tensor in inputs)
+    return BudgetFit(search.name, budget_bytes, shapes, own, tuple(candidates) or own, refused)
 
 
 def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place_depthwise: bool) -> Fit:
@@ -169,56 +164,49 @@ def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place
     return Fit(str(plan), dtype, made.peak_bytes, made.peak_op.name, made.flops, made.weight_bytes)
 
 
-class _Named:
+@dataclass(frozen=True)
+class _Search:
+    name: str
+    own: StridePlan
+    plans: list[StridePlan]
+    build: Callable[[StridePlan], nn.Module]
+
+
+def _named(name: str) -> _Search:
     """A built-in architecture: every legal plan."""
+    arch = name.partition("-")[0]
 
-    def __init__(self, name: str):
+    def build(plan: StridePlan) -> nn.Module:
         with torch.device("meta"):
-            self.own: StridePlan = create_model(name).plan
-        self.name, _, _ = name.partition("-")
-        self.facts = ARCHITECTURES[self.name]
+            return create_model(f"{arch}-{plan}")
 
-    def plans(self) -> Iterator[StridePlan]:
-        total, found = self.own.total, []
-        for stages in itertools.product(self.facts.allowed, repeat=len(self.own.stages)):
-            stem, rest = divmod(total, math.prod(stages))
-            if not rest and stem in self.facts.stem:
-                found.append(StridePlan(stem, stages))
-        here = _totals(self.own)
-        for plan in found:
-            if len(found) <= MANY or all(map(int.__ge__, _totals(plan), here)):
-                yield plan
-
-    def build(self, plan: StridePlan) -> nn.Module:
-        with torch.device("meta"):
-            return create_model(f"{self.name}-{plan}")
+    with torch.device("meta"):
+        own: StridePlan = create_model(name).plan
+    plans, facts = [], ARCHITECTURES[arch]
+    for stages in itertools.product(facts.allowed, repeat=len(own.stages)):
+        stem, rest = divmod(own.total, math.prod(stages))
+        if not rest and stem in facts.stem:
+            plans.append(StridePlan(stem, stages))
+    if len(plans) > MANY:
+        plans = [plan for plan in plans if all(map(int.__ge__, _totals(plan), _totals(own)))]
+    return _Search(arch, own, plans, build)
 
 
-class _Derived:
+def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     """Any network: every way of moving the strides that it has to its stem."""
+    stem, *stages = (place.stride for place in find_places(model, inputs))
+    if not stages:
+        raise ValueError(
+            f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
+        )
+    own = StridePlan(stem, tuple(stages))
+    choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in stages]
+    plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
-        self.name = str(getattr(model, "name", type(model).__name__))
-        strides = [place.stride for place in find_places(model, inputs)]
-        if len(strides) < 2:
-            raise ValueError(
-                f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
-            )
-        self.model, self.inputs = model, inputs
-        if trace(model, *inputs).source == "fake":
-            # Only shapes count, and a copy per plan then costs nothing.
-            self.model, self.inputs = copy.deepcopy(model).to("meta"), tuple(tensor.to("meta") for tensor in inputs)
-        self.own = StridePlan(strides[0], tuple(strides[1:]))
+    def build(plan: StridePlan) -> nn.Module:
+        return model if plan == own else derive_student(model, plan=plan, example=inputs)[0]
 
-    def plans(self) -> Iterator[StridePlan]:
-        choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in self.own.stages]
-        for stages in itertools.product(*choices):
-            yield StridePlan(self.own.total // math.prod(stages), stages)
-
-    def build(self, plan: StridePlan) -> nn.Module:
-        if plan == self.own:
-            return self.model
-        return derive_student(self.model, plan=plan, example=self.inputs)[0]
+    return _Search(str(getattr(model, "name", type(model).__name__)), own, plans, build)
 
 
 def _totals(plan: StridePlan) -> list[int]:

@@ -38,12 +38,9 @@ def memory_bounds(
 ) -> Bounds:
     """Bounds on the peak of a forward pass, all under the ``fused`` convention.
 
-    - best order: exact where the orders can be searched, otherwise a proven lower bound;
-    - largest operator: in + out, with what is overwritten counted once;
-    - row streaming: a map between two layers of the leading chain is held only as the rows that the next kernel
-      spans (RNNPool, arXiv 2002.11921, Proposition 1: k − s rows of each are unavoidable without recomputation); the
-      image and the chain's last map are there in full. The chain is cut where the peak is then least;
-    - in-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
+    Row streaming holds of each map between two layers of the leading chain only the rows that the next kernel spans
+    (RNNPool, arXiv 2002.11921, Proposition 1), but the image and the chain's last map in full; the chain is cut where
+    the peak is least. In-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, padding=1))
     >>> bounds = memory_bounds(net, torch.zeros(1, 3, 16, 16))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +24,9 @@ from redistill_lib.network.fakes import held_tensors, real_copy, tensors_in
 class Measurement:
     """Peak bytes of one forward pass, inputs included and weights not.
 
-    On a CPU `peak_bytes` counts the tensors alive between operators, and `temporary_bytes` is what operators
-    allocated inside themselves on top of that peak, where PyTorch's profiler sees it (None where it does not). On
-    a GPU the allocator counts both, in blocks of 512 bytes, and `temporary_bytes` is None.
+    On a CPU `peak_bytes` counts the tensors alive between operators, and `temporary_bytes` what operators allocated
+    inside themselves on top of that peak (None where PyTorch's profiler does not see it). On a GPU the allocator
+    counts both, in blocks of 512 bytes, and `temporary_bytes` is None.
     """
 
     peak_bytes: int
@@ -40,9 +41,8 @@ class Measurement:
 def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Measurement:
     """Run the network once in eval mode and measure its peak of activation memory on the device where it is.
 
-    On a CPU this equals `profile_memory(..., convention="eager")` to the byte. The inputs are copied first and the
-    buffers restored afterwards, since a network may write to them. Raises ValueError for devices other than CPU and
-    CUDA.
+    On a CPU this equals `profile_memory(..., convention="eager")` to the byte. Raises ValueError for devices other
+    than CPU and CUDA.
 
     >>> measured = measure_memory(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.zeros(1, 3, 16, 16))
     >>> measured.peak_bytes == 4 * 16 * 16 * (3 + 8 + 8)
@@ -131,12 +131,8 @@ def _allocator_peak(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str,
     with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         model(*inputs, **kwargs)
     results = getattr(profiler.profiler, "kineto_results", None)
-    if results is None:
-        return None
-    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    events = results.events() if results else []
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     given = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in((inputs, kwargs))}
-    peak = total = sum(given.values())
-    for _, nbytes in changes:
-        total += nbytes
-        peak = max(peak, total)
-    return peak if changes else None
+    totals = itertools.accumulate((nbytes for _, nbytes in changes), initial=sum(given.values()))
+    return max(totals) if changes else None

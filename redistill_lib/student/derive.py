@@ -40,19 +40,15 @@ def derive_student(
     such as (x, t); only its shape matters.
 
     Every layer between two resolutions follows them: parallel branches, skip connections, upsampling, and the last
-    convolution of a network that returns an image. Kernels stay as they are, whatever the stride, except where
-    kernel and stride are one thing: patch embeddings, 2×2 downsampling and transposed convolutions keep kernel =
-    stride, and pools with kernel = stride become the identity at stride 1. The student's outputs have the teacher's
-    shapes, which is checked without computing.
+    convolution of a network that returns an image. Kernels stay as they are, except where kernel = stride, which
+    stays so (a pool becomes the identity at stride 1). The student's outputs have the teacher's shapes.
 
-    `downsampler` says how convolutions that get more stride reduce: by "stride" as in the paper; by keeping their
-    stride in front of a "max", "avg" or "blur" pool (anti-aliased, arXiv 1904.11486); or by "space_to_depth" before
-    them, their input channels growing by factor².
+    `downsampler` says how convolutions that get more stride reduce: by "stride" as in the paper; by a "max", "avg"
+    or "blur" pool (anti-aliased, arXiv 1904.11486) behind them; or by "space_to_depth" before them.
 
-    `weights`: "copy" keeps every weight. Where a kernel changed its size its weights are averaged or repeated, so
-    that it does to a map of equal neighbours what it did; a space-to-depth stem starts as the teacher's on the
-    averaged image. "init" draws all anew, by each module's `reset_parameters` and then by the network's
-    `_init_weights` where it has one, and warns of parameters that neither reaches.
+    `weights`: "copy" keeps every weight; where a kernel changed its size its weights are averaged or repeated, and a
+    space-to-depth stem starts as the teacher's on the averaged image. "init" draws all anew, by each module's
+    `reset_parameters` and the network's `_init_weights`, and warns of parameters that neither reaches.
 
     Raises ValueError where the stride cannot be moved, naming the layer and the reason.
 
@@ -197,10 +193,9 @@ def _settle(
 def _expected(layout: Layout, size: Callable[[Level], Size]) -> dict[tuple[Any, ...], Size]:
     """The student's map size at each visit, up to the last layer, from which on it is the image's."""
     resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
-    before_tail = itertools.takewhile(
-        lambda visit: layout.tail is None or visit.path != layout.tail.path, layout.found.visits
-    )
-    return {v[:2]: size(v.level) for v in before_tail if v.path in resizing and v.level.size == v.size}
+    end = layout.tail.path if layout.tail else None
+    visits = itertools.takewhile(lambda visit: visit.path != end, layout.found.visits)
+    return {v[:2]: size(v.level) for v in visits if v.path in resizing and v.level.size == v.size}
 
 
 def _check_effect(layout: Layout, change: Change | None) -> None:
@@ -226,10 +221,9 @@ def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler:
 
 def _record(student: nn.Module, target: StridePlan, downsampler: Downsampler, image: Size) -> None:
     """A diffusers network carries in its config how it was derived, which `diffusion.load_pretrained` does again."""
-    if not callable(register := getattr(student, "register_to_config", None)):
-        return
-    derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
-    register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
+    if callable(register := getattr(student, "register_to_config", None)):
+        derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
+        register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
 
 
 def _initialise(student: nn.Module) -> None:

@@ -53,9 +53,8 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
     """Where a network downsamples, in order: the stem, then every later place with a stride above 1.
 
     The stem is the first convolution on the image, whatever its stride. `example` is a float image B×C×H×W, or
-    the tuple of the network's inputs. Nothing is computed and the network is left as it is. Upsampling layers belong
-    to no place: they follow. Raises ValueError where the image's size is no multiple of the strides, where height
-    and width are treated differently, or where nothing convolves.
+    the tuple of the network's inputs; nothing is computed. Raises ValueError where the image's size is no multiple of
+    the strides, where height and width are treated differently, or where nothing convolves.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1))
     >>> import torch
