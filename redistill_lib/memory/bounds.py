@@ -110,8 +110,7 @@ class _Node:
 
 def _graph(passed: Trace, size: Size) -> tuple[list[_Node], list[_Value]]:
     """The operators that count and the values between them. What mutates a value stays in the program's order."""
-    fixed = constants(passed)
-    ops = [op for op in needed_ops(passed) if op.decides or any(i not in fixed for i in (*op.writes, *op.mutates))]
+    ops, fixed = needed_ops(passed), constants(passed)
     used = {index for op in ops for index in (*op.reads, *op.mutates)}
     kept = [s for s in passed.storages if (s.output or s.index in used) and s.index not in fixed]
     number = {storage.index: k for k, storage in enumerate(kept)}

@@ -119,8 +119,7 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     `in_place_depthwise` a depthwise convolution overwrites its input too, through a scratch of one channel
     (MCUNetV2, arXiv 2110.15352).
     """
-    ops, storages = needed_ops(trace), trace.storages
-    fixed = constants(trace)
+    ops, storages, fixed = needed_ops(trace), trace.storages, constants(trace)
     last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
     last_use |= {storage.index: len(trace.ops) for storage in storages if storage.output}
     made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
@@ -129,8 +128,6 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     steps: list[Step] = []
     step_of: dict[int, int] = {}  # operator → step
     for op in ops:
-        if not op.decides and all(index in fixed for index in (*op.writes, *op.mutates)):
-            continue
         reads = [index for index in op.reads if index in home]
         writes = [index for index in op.writes if index in last_use]
         overwrites = [home[index] for index in op.mutates if index in home]
@@ -193,16 +190,17 @@ def _is_known(op: Op) -> bool:
 
 
 def needed_ops(trace: Trace) -> list[Op]:
-    """The operators on which depends what the network returns, or keeps in its buffers, in order."""
+    """The operators that vary with the input and decide what the network returns or keeps, in order."""
     if trace.source == "real":
         return list(trace.ops)  # values may have gone through Python, where no operator shows them
-    end = len(trace.ops)
+    end, fixed = len(trace.ops), constants(trace)
     needed = {s.index for s in trace.storages if s.output} or {s.index for s in trace.storages if s.died == end}
     kept = []
     for op in reversed(trace.ops):
         if op.decides or needed.intersection(op.writes) or needed.intersection(op.mutates):
             needed.update(op.reads)
-            kept.append(op)
+            if op.decides or not fixed.issuperset((*op.writes, *op.mutates)):
+                kept.append(op)
     return kept[::-1]
 
 

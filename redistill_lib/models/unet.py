@@ -45,23 +45,15 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 4 * g)), channels)
 
 
-class TimeEmbedding(nn.Module):
+def _time_embedding(steps: int, ch: int) -> nn.Module:
     """Time steps (int64, B) → B×4·ch: a frozen table of sinusoids (T×ch), then two linear layers.
 
     Row t holds sin(t·ω), cos(t·ω) in turn, for ω = 10000^(−2k/ch), k = 0 … ch/2 − 1.
     """
-
-    def __init__(self, steps: int, ch: int) -> None:
-        super().__init__()
-        frequencies = torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
-        angles = torch.arange(steps)[:, None] * frequencies
-        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-        self.timembedding = nn.Sequential(
-            nn.Embedding.from_pretrained(table), nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.timembedding(t)
+    angles = torch.arange(steps)[:, None] * torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
+    table = nn.Embedding.from_pretrained(torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1))
+    layers = nn.Sequential(table, nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch))
+    return nn.Sequential(OrderedDict(timembedding=layers))
 
 
 class Attention(nn.Module):
@@ -142,7 +134,7 @@ class UNet(nn.Module):
         self.name, self.plan, self.T = f"unet-{plan}", plan, T
         self.in_channels = in_channels
         self.num_classes = None if num_classes is None else whole("num_classes", num_classes)
-        self.time_embedding = TimeEmbedding(T, ch)
+        self.time_embedding = _time_embedding(T, ch)
         if self.num_classes is not None:
             self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * ch)
         self.head = nn.Conv2d(in_channels, ch, 3, plan.stem, 1)
@@ -235,15 +227,13 @@ def _check(plan: StridePlan, ch: int, mult: tuple[int, ...], attention: tuple[in
 def _initialise(model: UNet) -> None:
     """DDPM's start: every residual and attention branch, and the tail, begin near zero."""
     last: list[nn.Module] = [model.tail[2]]
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.get_parameter("bias"))
-        elif isinstance(module, Attention):
-            last.append(module.proj)
-        elif module is getattr(model, "label_embedding", None):
+            if name.endswith((".proj", ".block2.3")):
+                last.append(module)
+        elif name == "label_embedding":
             nn.init.normal_(module.get_parameter("weight"), std=0.02)  # the class starts as a small shift
-        elif isinstance(module, ResBlock):
-            last.append(module.block2[3])
     for module in last:
         nn.init.xavier_uniform_(module.get_parameter("weight"), gain=1e-5)

@@ -13,10 +13,8 @@ from typing import Any, Literal, TypeVar, get_args
 from torch import Tensor, nn
 
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import LAYERS, Change, inside_forward, lift, reconnect, restride, settle
-from redistill_lib.student.layers import Downsampler
-from redistill_lib.student.places import Layout, find_layout
-from redistill_lib.student.trace import FITTING, Call, Level, Size, as_inputs, image_size, trace
+from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
+from redistill_lib.student.places import FITTING, Call, Layout, Level, Size, as_inputs, find_layout, image_size, trace
 
 Model = TypeVar("Model", bound=nn.Module)
 Weights = Literal["copy", "init"]
