@@ -43,7 +43,6 @@ class BudgetFit:
 
     model: str
     budget_bytes: int
-    inputs: tuple[tuple[int, ...], ...]
     own: tuple[Fit, ...]  # the network as it is, once per dtype
     candidates: tuple[Fit, ...] = field(repr=False)  # every plan looked at
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans that cannot be derived, and why
@@ -155,8 +154,8 @@ def fit_to_budget(
                 found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
             bar.update()
     candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())]
-    own, shapes = tuple(found[search.own]), tuple(tuple(tensor.shape) for tensor in inputs)
-    return BudgetFit(search.name, budget_bytes, shapes, own, tuple(candidates) or own, refused)
+    own = tuple(found[search.own])
+    return BudgetFit(search.name, budget_bytes, own, tuple(candidates) or own, refused)
 
 
 def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place_depthwise: bool) -> Fit:

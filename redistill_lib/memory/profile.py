@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Convention = Literal["eager", "fused", "paper"]
-CONVENTIONS: tuple[Convention, ...] = ("eager", "fused", "paper")
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -181,11 +181,11 @@ def build_profile(
         rows = _rows(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
-    dtypes = [storage.itemsize for storage in passed.storages if storage.floating]
+    widest = max((storage.itemsize for storage in passed.storages if storage.floating), default=4)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
         convention=convention,
-        dtype=name or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(max(dtypes, default=4), "mixed"),
+        dtype=name or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(widest, "mixed"),
         inputs=passed.inputs,
         rows=rows,
         tensors=schedule.buffers if schedule else (),

@@ -50,8 +50,8 @@ def real_copy(model: nn.Module) -> nn.Module:
 def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Source], Found]) -> Found:
     """`watch(model, values, source)` without gradients, on copies in eval mode, so that `model` stays as it is.
 
-    The tensors have no contents (`source` is "fake"). Where that fails, as the pass depends on values or leaves
-    PyTorch, it is computed ("real"). Raises what the model raises.
+    The tensors have no contents (`source` is "fake"). Where a pass depends on values or leaves PyTorch, it is
+    computed ("real"). Raises what the model raises.
     """
     held = held_tensors(model)
     device = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
