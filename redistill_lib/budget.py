@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.memory import DTYPES, Profile, format_size, parse_size
+from redistill_lib.memory import format_size, parse_size
 from redistill_lib.memory.profile import build_profile, storage_size
-from redistill_lib.memory.trace import trace
+from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
@@ -44,7 +43,6 @@ class BudgetFit:
 
     model: str
     budget_bytes: int
-    inputs: tuple[tuple[int, ...], ...]
     own: tuple[Fit, ...]  # the network as it is, once per dtype
     candidates: tuple[Fit, ...] = field(repr=False)  # every plan looked at
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans that cannot be derived, and why
@@ -56,14 +54,10 @@ class BudgetFit:
         Computation stands for the resolution that a plan keeps: a plan is left out where another one of the same
         dtype needs no more memory and computes no less. Plans equal in both are one, the first in plan order.
         """
-        fitting = sorted(
-            (fit for fit in self.candidates if fit.peak_bytes <= self.budget_bytes),
-            key=lambda fit: (-fit.flops, fit.peak_bytes, fit.plan),
-        )
-        least: dict[str, int] = {}
+        least = dict.fromkeys((fit.dtype for fit in self.candidates), self.budget_bytes + 1)
         kept = []
-        for fit in fitting:
-            if fit.peak_bytes < least.get(fit.dtype, self.budget_bytes + 1):
+        for fit in sorted(self.candidates, key=lambda fit: (-fit.flops, fit.peak_bytes, fit.plan)):
+            if fit.peak_bytes < least[fit.dtype]:
                 least[fit.dtype] = fit.peak_bytes
                 kept.append(fit)
         return tuple(kept)
@@ -78,21 +72,20 @@ class BudgetFit:
         import pandas as pd
 
         own = {fit.dtype: fit for fit in self.own}
-        return pd.DataFrame(
-            [
-                {
-                    "plan": fit.plan,
-                    "dtype": fit.dtype,
-                    "peak (KiB)": fit.peak_bytes / 1024,
-                    "set by": fit.peak_at,
-                    "peak ÷ own": fit.peak_bytes / own[fit.dtype].peak_bytes,
-                    "mult-adds (M)": fit.flops / 2e6,
-                    "mult-adds ÷ own": fit.flops / own[fit.dtype].flops,
-                    "weights (KiB)": fit.weight_bytes / 1024,
-                }
-                for fit in self.fits
-            ]
-        )
+        rows = [
+            {
+                "plan": fit.plan,
+                "dtype": fit.dtype,
+                "peak (KiB)": fit.peak_bytes / 1024,
+                "set by": fit.peak_at,
+                "peak ÷ own": fit.peak_bytes / own[fit.dtype].peak_bytes,
+                "mult-adds (M)": fit.flops / 2e6,
+                "mult-adds ÷ own": fit.flops / own[fit.dtype].flops,
+                "weights (KiB)": fit.weight_bytes / 1024,
+            }
+            for fit in self.fits
+        ]
+        return pd.DataFrame(rows)
 
     def __str__(self) -> str:
         budget, near = format_size(self.budget_bytes), self.closest
@@ -126,10 +119,9 @@ def fit_to_budget(
 
     `model` is a built-in name (``"mobilenetv2"``, with a plan for another total stride) or any network that
     `derive_student` can handle; `budget` is bytes or ``"256KB"``; `inputs` an example, of which only shapes count.
-    Looked at are all plans with the network's own total stride: for a name every legal one (where these are more
+    Looked at are the `plans` given, or all with the network's own total stride: for a name every legal one (of more
     than 500, those that nowhere pool later than the network itself), for a network every way of moving its strides
-    to the stem; or the `plans` given. Peaks follow the ``fused`` convention; weights are beside them. Nothing is
-    computed or trained: which of the plans learns best is for training to tell.
+    to the stem. Peaks follow the ``fused`` convention; weights are beside them. Nothing is computed or trained.
 
     >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
     >>> [(f.plan, f.dtype) for f in fit.fits]
@@ -139,114 +131,83 @@ def fit_to_budget(
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
-    plans = [plans] if isinstance(plans, (str, StridePlan)) else plans
-    unknown = [dtype for dtype in dtypes if dtype not in DTYPES]
-    if unknown or not dtypes:
-        raise ValueError(f"unknown dtype {unknown[0] if unknown else ''!r}: choose from {', '.join(DTYPES)}")
-    builder = _Named(model) if isinstance(model, str) else _Derived(model, inputs)
-    if plans is None:
-        chosen = list(builder.plans())
-    else:
-        chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in plans]
+    for dtype in dtypes or [""]:
+        storage_size(dtype)
+    search = _named(model) if isinstance(model, str) else _derived(model, inputs)
+    given = [plans] if isinstance(plans, (str, StridePlan)) else search.plans if plans is None else plans
+    chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in given]
     if not chosen:
         raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
-    found: dict[str, list[Fit]] = {}
+    found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
-    with progress_bar(len(chosen) + 1, f"plans of {builder.name}", enabled=progress) as bar:
-        for plan in (builder.own, *chosen):
-            if str(plan) not in found:
-                try:
-                    network = builder.build(plan)
-                except ValueError as error:
-                    if plans is not None or plan == builder.own:
-                        raise
-                    refused[str(plan)] = str(
-                        error
-                    )  # one plan that cannot be had is no reason to keep the others back
-                else:
-                    profiles = _profiles(network, inputs, dtypes, in_place_depthwise)
-                    found[str(plan)] = [_fit(plan, profile) for profile in profiles]
+    plans_once = dict.fromkeys((search.own, *chosen))
+    with progress_bar(len(plans_once), f"plans of {search.name}", enabled=progress) as bar:
+        for plan in plans_once:
+            try:
+                network = search.build(plan)
+            except ValueError as error:
+                if plans is not None or plan == search.own:
+                    raise
+                refused[str(plan)] = str(error)  # one plan that cannot be had is no reason to keep the others back
+            else:
+                passed = trace(network, *inputs, fast_attention=False)  # once for all dtypes
+                found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
             bar.update()
-    shapes = tuple(tuple(tensor.shape) for tensor in inputs)
-    candidates = [fit for plan in dict.fromkeys(map(str, chosen)) for fit in found.get(plan, ())]
-    own = tuple(found[str(builder.own)])
-    return BudgetFit(builder.name, budget_bytes, shapes, own, tuple(candidates) or own, refused)
+    candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())]
+    own = tuple(found[search.own])
+    return BudgetFit(search.name, budget_bytes, own, tuple(candidates) or own, refused)
 
 
-def _profiles(
-    model: nn.Module, inputs: tuple[Tensor, ...], dtypes: Sequence[str], in_place_depthwise: bool
-) -> Iterator[Profile]:
-    passed = trace(model, *inputs, fast_attention=False)  # once for all dtypes
-    for dtype in dtypes:
-        name, size = storage_size(dtype)
-        yield build_profile(model, passed, "fused", name, size, in_place_depthwise=in_place_depthwise)
+def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place_depthwise: bool) -> Fit:
+    made = build_profile(model, passed, "fused", dtype, in_place_depthwise=in_place_depthwise)
+    return Fit(str(plan), dtype, made.peak_bytes, made.peak_op.name, made.flops, made.weight_bytes)
 
 
-def _fit(plan: StridePlan, profile: Profile) -> Fit:
-    at = profile.peak_op.name
-    return Fit(str(plan), profile.dtype, profile.peak_bytes, at, profile.flops, profile.weight_bytes)
+@dataclass(frozen=True)
+class _Search:
+    name: str
+    own: StridePlan
+    plans: list[StridePlan]
+    build: Callable[[StridePlan], nn.Module]
 
 
-class _Named:
+def _named(name: str) -> _Search:
     """A built-in architecture: every legal plan."""
+    arch = name.partition("-")[0]
 
-    def __init__(self, name: str):
+    def build(plan: StridePlan) -> nn.Module:
         with torch.device("meta"):
-            self.own: StridePlan = create_model(name).plan
-        self.name, _, _ = name.partition("-")
-        self.facts = ARCHITECTURES[self.name]
+            return create_model(f"{arch}-{plan}")
 
-    def plans(self) -> Iterator[StridePlan]:
-        own, facts = self.own, self.facts
-        here = list(itertools.accumulate(own.places, lambda a, b: a * b))
-        found = []
-        for stages in _products(facts.allowed, len(own.stages), own.total):
-            stem = own.total // math.prod(stages)
-            if stem in facts.stem:
-                found.append(StridePlan(stem, stages))
-        if len(found) > MANY:
-            later = (itertools.accumulate(plan.places, lambda a, b: a * b) for plan in found)
-            found = [p for p, there in zip(found, later, strict=True) if all(map(int.__ge__, there, here))]
-        yield from found
-
-    def build(self, plan: StridePlan) -> nn.Module:
-        with torch.device("meta"):
-            return create_model(f"{self.name}-{plan}")
+    with torch.device("meta"):
+        own: StridePlan = create_model(name).plan
+    plans, facts = [], ARCHITECTURES[arch]
+    for stages in itertools.product(facts.allowed, repeat=len(own.stages)):
+        stem, rest = divmod(own.total, math.prod(stages))
+        if not rest and stem in facts.stem:
+            plans.append(StridePlan(stem, stages))
+    if len(plans) > MANY:
+        plans = [plan for plan in plans if all(map(int.__ge__, _totals(plan), _totals(own)))]
+    return _Search(arch, own, plans, build)
 
 
-class _Derived:
+def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     """Any network: every way of moving the strides that it has to its stem."""
+    stem, *stages = (place.stride for place in find_places(model, inputs))
+    if not stages:
+        raise ValueError(
+            f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
+        )
+    own = StridePlan(stem, tuple(stages))
+    choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in stages]
+    plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
-    def __init__(self, model: nn.Module, inputs: tuple[Tensor, ...]):
-        self.name = str(getattr(model, "name", type(model).__name__))
-        strides = [place.stride for place in find_places(model, inputs)]
-        if len(strides) < 2:
-            raise ValueError(
-                f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
-            )
-        self.model, self.inputs = model, inputs
-        if trace(model, *inputs).source == "fake":
-            # Only shapes count, and a copy per plan then costs nothing.
-            self.model, self.inputs = copy.deepcopy(model).to("meta"), tuple(tensor.to("meta") for tensor in inputs)
-        self.own = StridePlan(strides[0], tuple(strides[1:]))
+    def build(plan: StridePlan) -> nn.Module:
+        return model if plan == own else derive_student(model, plan=plan, example=inputs)[0]
 
-    def plans(self) -> Iterator[StridePlan]:
-        choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in self.own.stages]
-        for stages in itertools.product(*choices):
-            yield StridePlan(self.own.total // math.prod(stages), stages)
-
-    def build(self, plan: StridePlan) -> nn.Module:
-        if plan == self.own:
-            return self.model
-        return derive_student(self.model, plan=plan, example=self.inputs)[0]
+    return _Search(str(getattr(model, "name", type(model).__name__)), own, plans, build)
 
 
-def _products(allowed: tuple[int, ...], length: int, total: int) -> Iterator[tuple[int, ...]]:
-    """All tuples of allowed strides whose product divides the total."""
-    if not length:
-        yield ()
-        return
-    for stride in allowed:
-        if total % stride == 0:
-            for rest in _products(allowed, length - 1, total // stride):
-                yield (stride, *rest)
+def _totals(plan: StridePlan) -> list[int]:
+    """Image size over map size behind each place."""
+    return list(itertools.accumulate(plan.places, int.__mul__))

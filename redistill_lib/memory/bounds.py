@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,12 +38,9 @@ def memory_bounds(
 ) -> Bounds:
     """Bounds on the peak of a forward pass, all under the ``fused`` convention.
 
-    - best order: exact where the orders can be searched, otherwise a proven lower bound;
-    - largest operator: in + out, with what is overwritten counted once;
-    - row streaming: a map between two layers of the leading chain is held only as the rows that the next kernel
-      spans (RNNPool, arXiv 2002.11921, Proposition 1: k − s rows of each are unavoidable without recomputation); the
-      image and the chain's last map are there in full. The chain is cut where the peak is then least;
-    - in-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
+    Row streaming holds of each map between two layers of the leading chain only the rows that the next kernel spans
+    (RNNPool, arXiv 2002.11921, Proposition 1), but the image and the chain's last map in full; the chain is cut where
+    the peak is least. In-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, padding=1))
     >>> bounds = memory_bounds(net, torch.zeros(1, 3, 16, 16))
@@ -52,18 +50,18 @@ def memory_bounds(
     _, size = storage_size(dtype)
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=False)
     schedule = fused_schedule(passed, size)
-    live = schedule.live_bytes()
+    peak = max(schedule.live_bytes())
     sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
-    needs = [sum(sizes[index] for index in {*step.reads, *step.writes}) + step.scratch for step in schedule.steps]
-    largest = max(range(len(needs)), key=lambda k: needs[k])
-    order, exact = _best_order(passed, size, max(live))
+    needs = {step: sum(sizes[i] for i in {*step.reads, *step.writes}) + step.scratch for step in schedule.steps}
+    largest = max(needs, key=needs.__getitem__)
+    order, exact = _best_order(passed, size, peak)
     streaming, until = _streaming(schedule)
     return Bounds(
-        peak_bytes=max(live),
+        peak_bytes=peak,
         order_bytes=order,
         order_exact=exact,
         op_bytes=needs[largest],
-        op_name=schedule.steps[largest].module or schedule.steps[largest].name,
+        op_name=largest.module or largest.name,
         streaming_bytes=streaming,
         streaming_name=until,
         in_place_depthwise_bytes=max(fused_schedule(passed, size, in_place_depthwise=True).live_bytes()),
@@ -74,19 +72,15 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
     """The least peak over all cuts of the leading chain, and the layer at the cut."""
     live = schedule.live_bytes()
     buffers = {buffer.index: buffer for buffer in schedule.buffers}
-    readers: dict[int, int] = {}
-    for step in schedule.steps:
-        for index in step.reads:
-            readers[index] = readers.get(index, 0) + 1
-    best, until, rows, beside = max(live), "", 0, 0
+    readers = Counter(index for step in schedule.steps for index in step.reads)
+    best, until, rows, beside, image = max(live), "", 0, 0, 0
     for k, step in enumerate(schedule.steps):
-        source = buffers[step.reads[0]] if len(step.reads) == 1 else None
-        if source is None or len(step.writes) != 1 or not step.kernel or not step.by_rows:
+        if len(step.reads) != 1 or len(step.writes) != 1 or not step.kernel or not step.by_rows:
             break
-        chained = source.kind == "input" if k == 0 else source.kind == "activation" and source.first == k - 1
+        source, made = buffers[step.reads[0]], buffers[step.writes[0]].nbytes
+        chained = source.kind == "activation" and source.first == k - 1 if k else source.kind == "input"
         if not chained or readers[source.index] > 1:
             break
-        made = buffers[step.writes[0]].nbytes
         beside = max(beside, live[k] - source.nbytes - made)  # what is alive apart from the chain
         if k == 0:
             image = source.nbytes
@@ -96,9 +90,6 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
         if peak < best:
             best, until = peak, step.module or step.name
     return best, until
-
-
-# ---------------------------------------------------------------------------------------------------- best order
 
 
 @dataclass(frozen=True)
@@ -119,56 +110,40 @@ class _Node:
 
 def _graph(passed: Trace, size: Size) -> tuple[list[_Node], list[_Value]]:
     """The operators that count and the values between them. What mutates a value stays in the program's order."""
-    fixed = constants(passed)
-    ops = [op for op in needed_ops(passed) if op.decides or any(i not in fixed for i in (*op.writes, *op.mutates))]
-    used = {index for op in ops for index in (*op.reads, *op.mutates)} | {
-        s.index for s in passed.storages if s.output
-    }
-    number = {
-        s.index: k for k, s in enumerate(s for s in passed.storages if s.index in used and s.index not in fixed)
-    }
-    producer, consumers = dict.fromkeys(number, -1), dict.fromkeys(number, 0)
-    touched, changed = dict.fromkeys(number, 0), dict.fromkeys(number, -1)
+    ops, fixed = needed_ops(passed), constants(passed)
+    used = {index for op in ops for index in (*op.reads, *op.mutates)}
+    kept = [s for s in passed.storages if (s.output or s.index in used) and s.index not in fixed]
+    number = {storage.index: k for k, storage in enumerate(kept)}
+    producer, consumers, changed = [-1] * len(kept), [0] * len(kept), [-1] * len(kept)
     nodes = []
     for k, op in enumerate(ops):
-        reads = [index for index in dict.fromkeys((*op.reads, *op.mutates)) if index in number]
+        reads = [number[index] for index in dict.fromkeys((*op.reads, *op.mutates)) if index in number]
+        makes = [number[index] for index in op.writes if index in number]
+        mutates = [number[index] for index in op.mutates if index in number]
         before = 0
-        for index in reads:
-            consumers[index] |= 1 << k
-            before |= 1 << producer[index] if producer[index] >= 0 else 0
-            before |= 1 << changed[index] if changed[index] >= 0 else 0
-            if index in op.mutates:
-                before |= touched[index]
-                changed[index] = k
-            touched[index] |= 1 << k
-        makes = [index for index in op.writes if index in number]
-        producer |= dict.fromkeys(makes, k)
-        over = [
-            i
-            for i in reads
-            if len(makes) == 1 and may_overwrite(op, passed.storages[i], passed.storages[makes[0]], size)
-        ]
-        nodes.append(
-            _Node(
-                before,
-                tuple(number[i] for i in reads),
-                tuple(number[i] for i in makes),
-                tuple(number[i] for i in over),
-            )
-        )
-    values = [_Value(size(passed.storages[i]), producer[i], consumers[i], passed.storages[i].output) for i in number]
-    return nodes, values
+        for i in reads:
+            for earlier in (producer[i], changed[i]):
+                before |= 1 << earlier if earlier >= 0 else 0
+            if i in mutates:
+                before |= consumers[i]
+                changed[i] = k
+            consumers[i] |= 1 << k
+        for i in makes:
+            producer[i] = k
+        over = [i for i in reads if len(makes) == 1 and may_overwrite(op, kept[i], kept[makes[0]], size)]
+        nodes.append(_Node(before, tuple(reads), tuple(makes), tuple(over)))
+    return nodes, [_Value(size(s), producer[k], consumers[k], s.output) for k, s in enumerate(kept)]
 
 
 def _best_order(passed: Trace, size: Size, known: int) -> tuple[int, bool]:
     """Least peak over all orders, and whether that is exact. `known` is the peak of one order, the program's."""
     nodes, values = _graph(passed, size)
     found, exact = _search(nodes, values, known)
-    if exact:
-        return found, True
-    # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
-    large = [value if value.nbytes > known * SMALL else replace(value, nbytes=0) for value in values]
-    return max(found, _search(nodes, large, known)[0]), False
+    if not exact:
+        # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
+        large = [value if value.nbytes > known * SMALL else replace(value, nbytes=0) for value in values]
+        found = max(found, _search(nodes, large, known)[0])
+    return found, exact
 
 
 def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, bool]:
@@ -178,17 +153,14 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
         return known, True
     everything = (1 << len(nodes)) - 1
 
-    def run(k: int, done: int, live: int) -> tuple[int, int]:
-        """Bytes while node k runs after `done`, and after it."""
-        node, after = nodes[k], done | 1 << k
-        made = sum(values[i].nbytes for i in node.makes)
-        freed = [i for i in node.reads if not values[i].output and not values[i].consumers & ~after]
-        reused = max((values[i].nbytes for i in node.over if i in freed), default=0)
-        return live + made - reused, live + made - sum(values[i].nbytes for i in freed)
-
     def options(done: int, live: int) -> dict[int, tuple[int, int]]:
-        ready = [k for k, node in enumerate(nodes) if not done >> k & 1 and not node.before & ~done]
-        return {k: run(k, done, live) for k in ready}
+        """The nodes that can run now, with the bytes while each runs and after it."""
+        costs = {}
+        for k, node in enumerate(nodes):
+            if not done >> k & 1 and not node.before & ~done:
+                during, after = _added(node, values, ~(done | 1 << k))
+                costs[k] = (live + during, live + after)
+        return costs
 
     start = sum(value.nbytes for value in values if value.producer < 0 and value.consumers)
     queue, seen = [(floor, 0, 0, start)], set[int]()
@@ -216,27 +188,29 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
 
 def _floor(nodes: list[_Node], values: list[_Value]) -> int:
     """A lower bound for every order: what must be there when each node runs, by what must run before and after it."""
-    ancestors = [0] * len(nodes)
-    for k, node in enumerate(nodes):
-        for j in range(k):
-            if node.before >> j & 1:
-                ancestors[k] |= ancestors[j] | 1 << j
-    descendants = [0] * len(nodes)
+    ancestors, descendants = [node.before for node in nodes], [0] * len(nodes)
     for k in range(len(nodes)):
         for j in range(k):
             if ancestors[k] >> j & 1:
-                descendants[j] |= 1 << k
+                ancestors[k] |= ancestors[j]
+        for j in range(k):
+            descendants[j] |= (ancestors[k] >> j & 1) << k
     floor = 0
     for k, node in enumerate(nodes):
         here = descendants[k] | 1 << k
-        needed = [
-            index
-            for index, value in enumerate(values)
+        needed = sum(
+            value.nbytes
+            for value in values
             if (value.producer < 0 or ancestors[k] >> value.producer & 1)
             and (value.consumers & here or (value.output and value.producer >= 0))
-        ]
-        made = sum(values[index].nbytes for index in node.makes)
-        free = [i for i in node.over if not values[i].output and not values[i].consumers & descendants[k]]
-        reused = max((values[index].nbytes for index in free), default=0)
-        floor = max(floor, sum(values[index].nbytes for index in needed) + made - reused)
+        )
+        floor = max(floor, needed + _added(node, values, descendants[k])[0])
     return floor
+
+
+def _added(node: _Node, values: list[_Value], later: int) -> tuple[int, int]:
+    """Bytes that come while a node runs, and that stay after it, where the nodes `later` (bits) are still to run."""
+    made = sum(values[i].nbytes for i in node.makes)
+    freed = [i for i in node.reads if not values[i].output and not values[i].consumers & later]
+    reused = max((values[i].nbytes for i in node.over if i in freed), default=0)
+    return made - reused, made - sum(values[i].nbytes for i in freed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,17 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.untouched import untouched, values_kept
-from redistill_lib.network.fakes import tensors_in
+from redistill_lib.network.fakes import held_tensors, real_copy, tensors_in
 
 
 @dataclass(frozen=True)
 class Measurement:
     """Peak bytes of one forward pass, inputs included and weights not.
 
-    On a CPU `peak_bytes` counts the tensors alive between operators, and `temporary_bytes` is what operators
-    allocated inside themselves on top of that peak, where PyTorch's profiler sees it (None where it does not). On
-    a GPU the allocator counts both, in blocks of 512 bytes, and `temporary_bytes` is None.
+    On a CPU `peak_bytes` counts the tensors alive between operators, and `temporary_bytes` what operators allocated
+    inside themselves on top of that peak (None where PyTorch's profiler does not see it). On a GPU the allocator
+    counts both, in blocks of 512 bytes, and `temporary_bytes` is None.
     """
 
     peak_bytes: int
@@ -41,9 +41,8 @@ class Measurement:
 def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None) -> Measurement:
     """Run the network once in eval mode and measure its peak of activation memory on the device where it is.
 
-    On a CPU this equals `profile_memory(..., convention="eager")` to the byte. The inputs are copied first and the
-    buffers restored afterwards, since a network may write to them. Raises ValueError for devices other than CPU and
-    CUDA.
+    On a CPU this equals `profile_memory(..., convention="eager")` to the byte. Raises ValueError for devices other
+    than CPU and CUDA.
 
     >>> measured = measure_memory(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()), torch.zeros(1, 3, 16, 16))
     >>> measured.peak_bytes == 4 * 16 * 16 * (3 + 8 + 8)
@@ -55,10 +54,9 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
         raise ValueError(
             f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
         )
-    with untouched(model), values_kept(model) as plain:
-        if devices == {"cuda"}:
-            return _on_cuda(model, inputs, dict(kwargs or {}))
-        return _on_cpu(model, [*model.parameters(), *model.buffers(), *plain], inputs, dict(kwargs or {}))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        run = _on_cuda if devices == {"cuda"} else _on_cpu
+        return run(real_copy(model), inputs, dict(kwargs or {}))
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
@@ -81,8 +79,8 @@ class _LiveBytes(TorchDispatchMode):
 
     def __init__(self, weights: list[Tensor], inputs: list[Tensor]):
         super().__init__()
-        self.weights = [tensor.untyped_storage() for tensor in weights]  # held, so that their addresses stay theirs
-        self.known = {storage._cdata for storage in self.weights}
+        storages = [tensor.untyped_storage() for tensor in weights if tensor.layout == torch.strided]
+        self.weights = {storage._cdata: storage for storage in storages}  # held, so that their addresses stay theirs
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
         self.add(inputs)
@@ -92,7 +90,7 @@ class _LiveBytes(TorchDispatchMode):
             if tensor.layout != torch.strided or tensor.is_nested:
                 continue
             storage = tensor.untyped_storage()
-            if storage._cdata not in self.known:
+            if storage._cdata not in self.weights:
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.peak = max(self.peak, sum(nbytes for _, nbytes in self.alive.values()))
 
@@ -103,9 +101,9 @@ class _LiveBytes(TorchDispatchMode):
         return out
 
 
-def _on_cpu(model: nn.Module, weights: list[Tensor], inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
+def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
     own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    live = _LiveBytes(weights, tensors_in((own, named)))
+    live = _LiveBytes(held_tensors(model), tensors_in((own, named)))
     with live:
         model(*own, **named)
     total = _allocator_peak(model, inputs, kwargs)
@@ -133,12 +131,8 @@ def _allocator_peak(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str,
     with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         model(*inputs, **kwargs)
     results = getattr(profiler.profiler, "kineto_results", None)
-    if results is None:
-        return None
-    changes = sorted((e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]")
+    events = results.events() if results else []
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
     given = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in((inputs, kwargs))}
-    peak = total = sum(given.values())
-    for _, nbytes in changes:
-        total += nbytes
-        peak = max(peak, total)
-    return peak if changes else None
+    totals = itertools.accumulate((nbytes for _, nbytes in changes), initial=sum(given.values()))
+    return max(totals) if changes else None

@@ -1,50 +1,34 @@
 """The authors' estimate of memory per layer, reproduced for the built-in networks so that their figures can be met.
 
-Worked out from their published values (Figure 7 of arXiv 2406.03744 and their repository). It is no liveness
-analysis: a residual block with a strided shortcut counts that shortcut's input and output on top of the widest
-convolution, later blocks of a stage keep the *stage's* input as their shortcut, a U-Net counts its skips on the way
-down only and leaves attention, GroupNorm and the concatenated maps' sources out, and a RED block counts three maps.
-Use ``fused`` for what a device needs.
+Worked out from their published values (Figure 7 of arXiv 2406.03744 and their repository), over-counting included: a
+residual block adds its strided shortcut's input and output to the widest convolution, later blocks of a stage keep
+the *stage's* input, a U-Net counts skips on the way down only and no attention, and a RED block counts three maps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from math import prod
+from typing import NamedTuple
 
 from torch import nn
 
 from redistill_lib.memory.trace import Trace
 from redistill_lib.models import MobileNet, ResNet, UNet
 from redistill_lib.models.mobilenet import SqueezeExcite
-from redistill_lib.models.unet import DownSample, ResBlock
+from redistill_lib.models.unet import ResBlock
 from redistill_lib.red import BlockedLayer, RedBlock
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One entry of the authors' figure: the numbers alive in it, batch included."""
-
-    module: str
-    kind: str
-    shape: tuple[int, ...]
-    elements: int
-
-
-@dataclass(frozen=True)
-class _Size:
+class _Size(NamedTuple):
     """Numbers that go into a module and come out of it."""
 
     taken: int
     made: int
 
-    @property
-    def both(self) -> int:
-        return self.taken + self.made
 
-
-def paper_layers(model: nn.Module, passed: Trace) -> list[Layer]:
-    """The entries of the authors' figure for a built-in network, with RED blocks in it or without."""
+def paper_layers(model: nn.Module, passed: Trace) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Path, output shape and numbers alive of each entry of the authors' figure, with RED blocks or without."""
     calls = {call.path: call for call in reversed(passed.calls)}
     sizes = {path: _Size(prod(call.shape_in), prod(call.shape_out)) for path, call in calls.items()}
     if isinstance(model, ResNet):
@@ -63,29 +47,28 @@ def paper_layers(model: nn.Module, passed: Trace) -> list[Layer]:
             layer = call.path.rpartition(".")[0]
             entry = max((name for name in counts if f"{layer}.".startswith(f"{name}.")), key=len)
             counts[entry] = max(counts[entry], 3 * prod(call.shape_in))
-    return [Layer(name, "layer", calls[name].shape_out, count) for name, count in counts.items()]
+    return ((name, calls[name].shape_out, count) for name, count in counts.items())
 
 
 def _resnet(sizes: dict[str, _Size]) -> dict[str, int]:
-    counts = {name: sizes[name].both for name in ("conv1", "maxpool")}
+    counts = {name: sum(sizes[name]) for name in ("conv1", "maxpool")}
     for stage in (f"layer{k}" for k in range(1, 5)):
         shortcut = sizes[f"{stage}.0"].taken
-        blocks = [path for path in sizes if path.rpartition(".")[0] == stage and path.rpartition(".")[2].isdigit()]
-        for block in sorted(blocks, key=lambda path: int(path.rpartition(".")[2])):
-            widest = max(size.both for path, size in sizes.items() if path.startswith(f"{block}.conv"))
+        for block in _children(sizes, stage):
+            widest = max(sum(size) for path, size in sizes.items() if path.startswith(f"{block}.conv"))
             down = sizes.get(f"{block}.downsample.0")
-            counts[block] = widest + (down.both if down else shortcut)
+            counts[block] = widest + (sum(down) if down else shortcut)
     return counts
 
 
 def _mobilenet(model: MobileNet, sizes: dict[str, _Size]) -> dict[str, int]:
-    counts = {"features.0": sizes["features.0.0"].both}
+    counts = {"features.0": sum(sizes["features.0.0"])}
     for k in range(1, len(model.features)):
         block = f"features.{k}"
         inside = {path: _layer(model, path) for path in sizes if path.startswith(f"{block}.conv.")}
-        convolutions = [sizes[path].both for path, module in inside.items() if isinstance(module, nn.Conv2d)]
+        convolutions = [sum(sizes[path]) for path, module in inside.items() if isinstance(module, nn.Conv2d)]
         gates = [  # the map, what the gate makes of it, and one number per channel
-            sizes[path].both + sizes[f"{path}.avgpool"].made
+            sum(sizes[path]) + sizes[f"{path}.avgpool"].made
             for path, module in inside.items()
             if isinstance(module, SqueezeExcite)
         ]
@@ -95,22 +78,21 @@ def _mobilenet(model: MobileNet, sizes: dict[str, _Size]) -> dict[str, int]:
 
 
 def _unet(model: UNet, sizes: dict[str, _Size]) -> dict[str, int]:
-    counts = {"time_embedding": sizes["time_embedding"].made, "head": sizes["head"].both}
+    counts = {"time_embedding": sizes["time_embedding"].made, "head": sum(sizes["head"])}
 
     def block(path: str) -> int:
-        first = sizes[f"{path}.block1.2"].both + sizes[f"{path}.temb_proj"].made
-        return sizes[path].taken + max(first, sizes[f"{path}.block2.3"].both)
+        if not isinstance(_layer(model, path), ResBlock):
+            return sizes[path].made
+        first = sum(sizes[f"{path}.block1.2"]) + sizes[f"{path}.temb_proj"].made
+        return sizes[path].taken + max(first, sum(sizes[f"{path}.block2.3"]))
 
     skips = 0  # outputs of the blocks so far; the head's, which is a skip too, is forgotten
     for path in _children(sizes, "downblocks"):
-        if isinstance(_layer(model, path), DownSample):
-            counts[path] = skips + sizes[path].made
-        else:
-            counts[path] = skips + block(path)
+        counts[path] = skips + block(path)
         skips += sizes[path].made
     counts |= {path: block(path) for path in _children(sizes, "middleblocks")}
     for path in _children(sizes, "upblocks"):
-        counts[path] = block(path) if isinstance(_layer(model, path), ResBlock) else sizes[path].made
+        counts[path] = block(path)
     return counts | {"tail": sizes["tail"].made}
 
 

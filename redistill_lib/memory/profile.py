@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Convention = Literal["eager", "fused", "paper"]
-CONVENTIONS: tuple[Convention, ...] = ("eager", "fused", "paper")
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,8 @@ class Profile:
         import pandas as pd
 
         names = {t.index: f"{t.module or t.kind} {'×'.join(map(str, t.shape))}" for t in self.tensors}
-        return pd.DataFrame(
-            [
-                {
-                    "op": row.op,
-                    "module": row.module,
-                    "shape": row.shape,
-                    "in_bytes": row.in_bytes,
-                    "out_bytes": row.out_bytes,
-                    "held_bytes": row.held_bytes,
-                    "live_bytes": row.live_bytes,
-                    "flops": row.flops,
-                    "alive": [names[index] for index in row.alive],
-                }
-                for row in self.rows
-            ]
-        )
+        alive = [[names[index] for index in row.alive] for row in self.rows]
+        return pd.DataFrame([vars(row) for row in self.rows]).assign(alive=alive)
 
     def __str__(self) -> str:
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
@@ -135,12 +121,12 @@ def profile_memory(
     `convention` says what is alive:
 
     - ``eager``: what PyTorch keeps, every operator's output until Python lets go of it; `measure_memory` on a CPU;
-    - ``fused``: what a sane edge runtime keeps, see `redistill_lib.memory.schedule.fused_schedule`;
+    - ``fused``: what an edge runtime keeps, see `redistill_lib.memory.schedule.fused_schedule`;
     - ``paper``: the authors' estimate per layer, for the built-in networks, see `redistill_lib.memory.paper`.
 
     `dtype` (``fp32``, ``fp16``, ``bf16``, ``int8``) is what floating-point activations and weights would be stored
-    as; nothing is converted. The model, its mode, hooks and buffers are afterwards as they were. Raises ValueError on
-    an unknown convention or dtype and, for ``paper``, on a network the authors have no estimate for.
+    as; nothing is converted. `in_place_depthwise` is told at `fused_schedule`. Raises ValueError on an unknown
+    convention or dtype and, for ``paper``, on a network the authors have no estimate for.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     >>> profile = profile_memory(net, torch.zeros(1, 3, 16, 16))
@@ -151,9 +137,9 @@ def profile_memory(
         raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
     if in_place_depthwise and convention != "fused":
         raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {convention}")
-    name, size = storage_size(dtype)
+    storage_size(dtype)  # its mistakes before any work
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=convention == "eager")
-    return build_profile(model, passed, convention, name, size, in_place_depthwise=in_place_depthwise)
+    return build_profile(model, passed, convention, dtype, in_place_depthwise=in_place_depthwise)
 
 
 def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, Size]:
@@ -175,39 +161,35 @@ def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, Size]:
 def build_profile(
     model: nn.Module,
     passed: Trace,
-    convention: str,
-    dtype: str | None,
-    size: Size,
+    convention: Convention,
+    dtype: str | torch.dtype | None,
     *,
     in_place_depthwise: bool = False,
 ) -> Profile:
     """A profile from a trace that is there already."""
+    name, size = storage_size(dtype)
+    width = DTYPES[name or "fp32"]
     schedule = None
     if convention == "paper":
-        width = DTYPES[dtype or "fp32"]
-        rows = tuple(
-            Row(layer.kind, layer.module, layer.shape, n := layer.elements * width, n, 0, 0)
-            for layer in paper_layers(model, passed)
-        )
+        layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
+        rows = tuple(Row("layer", path, shape, nbytes, nbytes, 0, 0) for path, shape, nbytes in layers)
     else:
-        fused = convention == "fused"
-        schedule = (
-            fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
-            if fused
-            else eager_schedule(passed, size)
-        )
+        if convention == "eager":
+            schedule = eager_schedule(passed, size)
+        else:
+            schedule = fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
         rows = _rows(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
-    dtypes = [storage.itemsize for storage in passed.storages if storage.floating]
+    widest = max((storage.itemsize for storage in passed.storages if storage.floating), default=4)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
         convention=convention,
-        dtype=dtype or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(max(dtypes, default=4), "mixed"),
+        dtype=name or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(widest, "mixed"),
         inputs=passed.inputs,
         rows=rows,
         tensors=schedule.buffers if schedule else (),
-        weight_bytes=passed.weight_count * DTYPES[dtype] if dtype else passed.weight_bytes,
+        weight_bytes=passed.weight_count * width if name else passed.weight_bytes,
         weight_count=passed.weight_count,
         buffer_bytes=passed.buffer_bytes,
         constant_bytes=schedule.constant_bytes if schedule else 0,
@@ -219,14 +201,11 @@ def build_profile(
 
 def _rows(schedule: Schedule) -> tuple[Row, ...]:
     sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
-    alive: list[list[int]] = [[] for _ in schedule.steps]
-    for buffer in schedule.buffers:
-        for k in range(buffer.first, buffer.last + 1):
-            alive[k].append(buffer.index)
     rows = []
-    for step, here, live in zip(schedule.steps, alive, schedule.live_bytes(), strict=True):
+    for k, (step, live) in enumerate(zip(schedule.steps, schedule.live_bytes(), strict=True)):
+        alive = tuple(buffer.index for buffer in schedule.buffers if buffer.first <= k <= buffer.last)
         taken = sum(sizes.get(index, 0) for index in step.reads)
         made = sum(sizes.get(index, 0) for index in step.writes)
         held = live - taken - made - step.scratch
-        rows.append(Row(step.name, step.module, step.shape, live, taken, made, held, tuple(here), step.flops))
+        rows.append(Row(step.name, step.module, step.shape, live, taken, made, held, alive, step.flops))
     return tuple(rows)

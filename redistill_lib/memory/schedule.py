@@ -20,34 +20,12 @@ _BY_POINT = {
     "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
     "_prelu_kernel",
 }  # fmt: skip
-# Operators known to need their inputs while they write their output; reductions too, which PyTorch tags.
+# Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
 _SEPARATE = {
-    "convolution", "addmm", "mm", "bmm", "baddbmm", "addbmm", "addmv", "mv", "dot", "cat", "stack", "repeat",
-    "embedding", "gather", "index", "index_select", "take", "topk", "sort", "argmax", "argmin", "cumsum",
-    "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices",
-    "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "pixel_shuffle", "pixel_unshuffle",
-    "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d",
-    "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "upsample_trilinear3d", "grid_sampler_2d",
-    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad2d", "roll", "flip", "rot90", "tril",
-    "triu", "im2col", "col2im", "unfold", "mean", "sum", "amax", "amin", "max", "min", "var", "var_mean", "std",
-    "logsumexp", "prod", "any", "all", "linalg_vector_norm", "_cdist_forward", "one_hot", "scatter", "slice_scatter",
-    "select_scatter", "index_put", "index_put_", "_fft_r2c", "_fft_c2r", "_fft_c2c", "native_dropout",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
+    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c",
 }  # fmt: skip
-_FACTORIES = (
-    "empty",
-    "zeros",
-    "ones",
-    "full",
-    "new_",
-    "arange",
-    "linspace",
-    "eye",
-    "scalar_tensor",
-    "rand",
-    "normal",
-)
+_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_")
 _SHORT = {
     "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
     "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
@@ -102,14 +80,9 @@ class Schedule:
         return live
 
 
-def short_name(op: Op) -> str:
-    """What a reader calls the operator: "conv" for aten's convolution, "relu" for relu_."""
-    return _SHORT.get(op.name, op.name.strip("_"))
-
-
 def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0) -> Step:
     return Step(
-        name=short_name(op),
+        name=_SHORT.get(op.name, op.name.strip("_")),
         module=op.module,
         shape=op.shape,
         reads=tuple(dict.fromkeys(reads)),
@@ -137,7 +110,7 @@ def eager_schedule(trace: Trace, size: Size) -> Schedule:
 
 
 def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False) -> Schedule:
-    """A sane edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
+    """An edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
 
     Operators that write a place from that place alone (activations, batch norm, residual adds, gates, softmax,
     normalisations) write over an input that dies with them and is as large. One that follows the step which made
@@ -146,8 +119,7 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     `in_place_depthwise` a depthwise convolution overwrites its input too, through a scratch of one channel
     (MCUNetV2, arXiv 2110.15352).
     """
-    ops, storages = needed_ops(trace), trace.storages
-    fixed = constants(trace)
+    ops, storages, fixed = needed_ops(trace), trace.storages, constants(trace)
     last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
     last_use |= {storage.index: len(trace.ops) for storage in storages if storage.output}
     made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
@@ -156,8 +128,6 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     steps: list[Step] = []
     step_of: dict[int, int] = {}  # operator → step
     for op in ops:
-        if not op.decides and all(index in fixed for index in (*op.writes, *op.mutates)):
-            continue
         reads = [index for index in op.reads if index in home]
         writes = [index for index in op.writes if index in last_use]
         overwrites = [home[index] for index in op.mutates if index in home]
@@ -176,13 +146,8 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
                 overwrites, writes = [home[dying[0]]], []
         home |= {index: index for index in writes}
         step = _step(op, [home[index] for index in reads], writes, overwrites, scratch)
-        if (
-            steps
-            and overwrites
-            and not writes
-            and not scratch
-            and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites)
-        ):
+        joins = steps and overwrites and not writes and not scratch
+        if joins and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
             steps[-1] = _joined(steps[-1], step)
         else:
             first |= {index: len(steps) for index in writes}
@@ -219,21 +184,23 @@ def _joined(step: Step, more: Step) -> Step:
 
 
 def _is_known(op: Op) -> bool:
-    known = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_FACTORIES)
-    return known or op.pointwise or op.reduction or op.decides or op.name.endswith("_")
+    fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
+    listed = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
+    return fills or listed or op.standard or op.pointwise or op.decides
 
 
 def needed_ops(trace: Trace) -> list[Op]:
-    """The operators on which depends what the network returns, or keeps in its buffers, in order."""
+    """The operators that vary with the input and decide what the network returns or keeps, in order."""
     if trace.source == "real":
         return list(trace.ops)  # values may have gone through Python, where no operator shows them
-    end = len(trace.ops)
+    end, fixed = len(trace.ops), constants(trace)
     needed = {s.index for s in trace.storages if s.output} or {s.index for s in trace.storages if s.died == end}
     kept = []
     for op in reversed(trace.ops):
         if op.decides or needed.intersection(op.writes) or needed.intersection(op.mutates):
             needed.update(op.reads)
-            kept.append(op)
+            if op.decides or not fixed.issuperset((*op.writes, *op.mutates)):
+                kept.append(op)
     return kept[::-1]
 
 

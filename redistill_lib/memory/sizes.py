@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 from numbers import Integral
-
-_UNITS = {"": 1, "b": 1, "k": 2**10, "kb": 2**10, "kib": 2**10, "m": 2**20, "mb": 2**20, "mib": 2**20, "g": 2**30,
-          "gb": 2**30, "gib": 2**30}  # fmt: skip
+from typing import Any
 
 
 def parse_size(size: int | str) -> int:
@@ -15,15 +13,13 @@ def parse_size(size: int | str) -> int:
     >>> parse_size("256KB"), parse_size("0.5 MiB")
     (262144, 524288)
     """
+    amount: Any = size
     if isinstance(size, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", size)
-        fraction_of_a_byte = match is not None and "." in match[1] and not match[2]
-        if match is None or match[2].lower() not in _UNITS or fraction_of_a_byte:
-            raise ValueError(f'{size!r} is not an amount of memory: write bytes, or "256KB", or "1.5 MiB".')
-        size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if isinstance(size, bool) or not isinstance(size, Integral) or size <= 0:
+        match = re.fullmatch(r"\s*(\d+|\d+\.\d+(?=\s*[kmg]))\s*(?:([kmg])i?)?b?\s*", size, re.IGNORECASE)
+        amount = match and int(float(match[1]) * 1024 ** " kmg".index((match[2] or " ").lower()))
+    if not isinstance(amount, Integral) or isinstance(amount, bool) or amount <= 0:
         raise ValueError(f'{size!r} is not an amount of memory: write bytes above 0, or "256KB", or "1.5 MiB".')
-    return int(size)
+    return int(amount)
 
 
 def format_size(nbytes: float) -> str:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
-from redistill_lib.memory.untouched import exchange_tensors, untouched, values_kept
 from redistill_lib.network import check_float
-from redistill_lib.network.fakes import quiet_fakes, tensors_in
+from redistill_lib.network.fakes import Source, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
 
 Kind = Literal["input", "activation", "state"]  # state: a weight or buffer that the pass writes to, of no bytes here
@@ -36,8 +32,8 @@ class Storage:
     module: str
     kind: Kind
     born: int  # −1: before the first operator
-    died: int  # the number of operators: it outlives the pass
-    output: bool  # it is part of what the model returns
+    died: int = -1  # the number of operators: it outlives the pass
+    output: bool = False  # the model returns it, or keeps it
 
 
 @dataclass(frozen=True)
@@ -53,13 +49,13 @@ class Op:
     writes: tuple[int, ...]
     mutates: tuple[int, ...]
     pointwise: bool
-    reduction: bool
+    standard: bool  # of PyTorch's core set, or a reduction
     depthwise: bool
     decides: bool  # it hands a value to Python, whose control flow may depend on it
     random: bool
     aligned: tuple[int, ...]  # storages read just as the output is written: same shape, same strides, whole
-    kernel: tuple[int, ...] = ()  # of a convolution or pooling: its size and stride along the height
-    flops: int = 0  # 2 per multiply-add, of convolutions, matrix products and attention
+    kernel: tuple[int, ...]  # of a convolution or pooling: its size and stride along the height
+    flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
 
 
 @dataclass(frozen=True)
@@ -82,121 +78,163 @@ class Trace:
     weight_bytes: int
     weight_count: int
     buffer_bytes: int
-    source: Literal["fake", "real"]  # real: the pass had to be computed, as it depends on values
+    source: Source  # real: the pass had to be computed
+
+
+def trace(
+    model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, fast_attention: bool = True
+) -> Trace:
+    """Follow one forward pass in eval mode, under PyTorch's own operators, on tensors that have no contents.
+
+    `inputs` may hold tensors (also on the meta device), and tuples, lists and dicts of them. What cannot be followed
+    without contents is run once for real (`redistill_lib.network.fakes.follow`). `fast_attention=False` keeps
+    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. Raises what the model raises.
+
+    >>> ops = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)).ops
+    >>> [(op.name, op.module, op.shape) for op in ops]
+    [('convolution', '0', (1, 8, 6, 6)), ('relu', '1', (1, 8, 6, 6))]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the network must be an nn.Module, not {type(model).__name__}")
+    if not tensors_in((inputs, kwargs)):
+        raise ValueError("a profile needs an example input, such as torch.zeros(1, 3, 224, 224) after the network")
+    check_float(inputs)
+    settings = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
+    try:
+        return follow(model, (inputs, dict(kwargs or {})), _record)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(settings)
+
+
+def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Source) -> Trace:
+    recorder = _Recorder(model)
+    given = tensors_in(values)
+    for tensor in given:
+        recorder.add(tensor, "input")
+    handles = [
+        module_hooks.register_module_forward_pre_hook(recorder.enter),
+        module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
+    ]
+    try:
+        with recorder:
+            out = model(*values[0], **values[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    recorder.bury()
+    returned = {recorder.index_of(tensor) for tensor in tensors_in(out)}
+    end = len(recorder.ops)
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    return Trace(
+        ops=tuple(recorder.ops),
+        storages=tuple(
+            replace(s, died=end if s.died < 0 else s.died, output=s.index in returned or s.kind == "state")
+            for s in recorder.storages
+        ),
+        calls=tuple(recorder.calls),
+        inputs=tuple(tuple(tensor.shape) for tensor in given),
+        weight_bytes=sum(p.nbytes for p in parameters),
+        weight_count=sum(p.numel() for p in parameters),
+        buffer_bytes=sum(b.nbytes for b in buffers),
+        source=source,
+    )
 
 
 class _Recorder(TorchDispatchMode):
     """Notes every operator and asks before each which storages are gone: Python lets go of them, so only it knows."""
 
-    def __init__(self, paths: Mapping[int, str]):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.paths = paths
-        self.stack: list[str] = []
+        self.paths = original_paths(model)
+        self.stack = [""]
         self.ops: list[Op] = []
         self.calls: list[Call] = []
-        self.found: list[dict[str, Any]] = []  # the fields of each Storage
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}  # address → (reference, index)
-        self.layouts: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # shape and strides of each when made
-        self.weights: dict[int, Any] = {}  # address → the storage itself, kept so that its address stays its own
-
-    # ------------------------------------------------------------------------------------------------ storages
-
-    def add_weights(self, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            self.weights[storage._cdata] = storage
+        self.storages: list[Storage] = []
+        self.references: list[StorageWeakRef] = []  # of each
+        self.layouts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # shape and strides of each when made
+        self.alive: dict[int, int] = {}  # address → index
+        kept = [tensor.untyped_storage() for tensor in held_tensors(model) if _is_plain(tensor)]
+        self.weights = {storage._cdata: storage for storage in kept}  # held, so that their addresses stay theirs
 
     def index_of(self, tensor: Tensor) -> int | None:
         """The storage's number; None for a weight, an empty one, or one that was there before (a constant)."""
-        if not _is_plain(tensor):
-            return None
-        entry = self.alive.get(tensor.untyped_storage()._cdata)
-        return None if entry is None else entry[1]
+        return self.alive.get(tensor.untyped_storage()._cdata) if _is_plain(tensor) else None
 
     def add(self, tensor: Tensor, kind: Kind) -> int | None:
         """Number a storage that was not there before; None where it was, or holds nothing."""
         if not _is_plain(tensor):
             return None
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.alive or (kind != "state" and (key in self.weights or storage.nbytes() == 0)):
+        storage, state = tensor.untyped_storage(), kind == "state"
+        key, nbytes = storage._cdata, 0 if state else storage.nbytes()
+        if key in self.alive or (not state and (key in self.weights or not nbytes)):
             return None
-        index = len(self.found)
-        self.layouts[index] = tuple(tensor.shape), tensor.stride()
-        self.found.append(
-            {
-                "index": index,
-                "nbytes": 0 if kind == "state" else storage.nbytes(),
-                "itemsize": tensor.itemsize,
-                "floating": tensor.is_floating_point(),
-                "shape": tuple(tensor.shape),
-                "module": self.stack[-1] if self.stack else "",
-                "kind": kind,
-                "born": len(self.ops) if kind != "input" else -1,
-            }
-        )
-        self.alive[key] = (StorageWeakRef(storage), index)
+        index = self.alive[key] = len(self.storages)
+        shape, born = tuple(tensor.shape), -1 if kind == "input" else len(self.ops)
+        self.references.append(StorageWeakRef(storage))
+        self.layouts.append((shape, tensor.stride()))
+        floating = tensor.is_floating_point()
+        self.storages.append(Storage(index, nbytes, tensor.itemsize, floating, shape, self.stack[-1], kind, born))
         return index
 
     def bury(self) -> None:
-        for key in [key for key, (reference, _) in self.alive.items() if reference.expired()]:
-            self.found[self.alive.pop(key)[1]]["died"] = len(self.ops)
-
-    # ----------------------------------------------------------------------------------------------- operators
+        for key, index in list(self.alive.items()):
+            if self.references[index].expired():
+                del self.alive[key]
+                self.storages[index] = replace(self.storages[index], died=len(self.ops))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "prim":  # questions such as a tensor's device
             return func(*args, **kwargs)
         self.bury()
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and _is_plain(leaf)]
         mutates = _mutated(func, args, kwargs)
         for tensor in mutates:
             if self.index_of(tensor) is None:
                 self.add(tensor, "state")  # what is read from it later depends on this
-        reads = [self.index_of(tensor) for tensor in given]
-        layouts = [(tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes()) for t in given]
+        read = [
+            (self.index_of(t), tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes())
+            for t in tensors_in((args, kwargs))
+            if _is_plain(t)
+        ]
         out = func(*args, **kwargs)
-        made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        made = tensors_in(out)
         writes = [index for tensor in made if (index := self.add(tensor, "activation")) is not None]
         changed = [index for tensor in mutates if (index := self.index_of(tensor)) is not None]
         decides = func is torch.ops.aten._local_scalar_dense.default
         if not (writes or changed or decides):
             return out  # a view
         shape, stride = (tuple(made[0].shape), made[0].stride()) if made and _is_plain(made[0]) else ((), ())
-        per_storage: dict[int, set[bool]] = {}
-        for index, layout in zip(reads, layouts, strict=True):
-            if index is not None:
-                per_storage.setdefault(index, set()).add(layout == (shape, stride, True))
+        reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
+        unlike = {index for index, *layout in read if layout != [shape, stride, True]}
         kernel, depthwise = _kernel(func, args)
-        if reads and reads[0] is not None and layouts[0][:2] != self.layouts[reads[0]]:
+        if read and read[0][0] is not None and read[0][1:3] != self.layouts[read[0][0]]:
             kernel = ()  # not the map as it was made: its rows are other ones
+        count = flop_registry.get(func._overloadpacket)
         self.ops.append(
             Op(
                 index=len(self.ops),
                 name=func._schema.name.partition("::")[2],
                 target=str(func),
-                module=self.stack[-1] if self.stack else "",
+                module=self.stack[-1],
                 shape=shape,
-                reads=tuple(dict.fromkeys(index for index in reads if index is not None)),
+                reads=reads,
                 writes=tuple(writes),
                 mutates=tuple(dict.fromkeys(changed)),
                 pointwise=torch.Tag.pointwise in func.tags,
-                reduction=torch.Tag.reduction in func.tags,
+                standard=torch.Tag.core in func.tags or torch.Tag.reduction in func.tags,
                 depthwise=depthwise,
                 decides=decides,
                 random=torch.Tag.nondeterministic_seeded in func.tags,
-                aligned=tuple(index for index, fits in per_storage.items() if fits == {True}),
+                aligned=tuple(index for index in reads if index not in unlike),
                 kernel=kernel,
-                flops=_flops(func, args, kwargs, out),
+                flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
             )
         )
         return out
 
-    # ------------------------------------------------------------------------------------------------- modules
-
     def enter(self, module: nn.Module, args: Any) -> None:
-        self.stack.append(self.paths.get(id(module), self.stack[-1] if self.stack else ""))
+        self.stack.append(self.paths.get(id(module), self.stack[-1]))
 
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         path = self.stack.pop()
@@ -213,14 +251,9 @@ def _first_shape(values: Any) -> tuple[int, ...]:
 
 
 def _mutated(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    if not func._schema.is_mutable:
-        return []
-    found = []
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-    return found
+    arguments = func._schema.arguments
+    values = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
+    return tensors_in([values.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write])
 
 
 def _kernel(func: Any, args: Any) -> tuple[tuple[int, ...], bool]:
@@ -237,118 +270,3 @@ def _kernel(func: Any, args: Any) -> tuple[tuple[int, ...], bool]:
         dilation = args[4][0] if name.startswith("aten::max") and len(args) > 4 else 1
         return (dilation * (args[1][0] - 1) + 1, stride[0]), False
     return (), False
-
-
-def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> int:
-    count = flop_registry.get(func._overloadpacket)
-    return int(count(*args, **kwargs, out_val=out)) if count else 0
-
-
-def trace(
-    model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, fast_attention: bool = True
-) -> Trace:
-    """Follow one forward pass in eval mode, under PyTorch's own operators, on tensors that have no contents.
-
-    `inputs` may hold tensors (also on the meta device), and tuples, lists and dicts of them. Nothing is allocated
-    for weights or activations. A network whose control flow depends on values, or that calls what cannot be
-    followed without contents, is run once for real instead, on copies of its buffers (`Trace.source` is then
-    "real"). `fast_attention=False` keeps `nn.MultiheadAttention` from fusing into one operator that hides its
-    temporaries. Raises what the model itself raises.
-
-    >>> ops = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)).ops
-    >>> [(op.name, op.module, op.shape) for op in ops]
-    [('convolution', '0', (1, 8, 6, 6)), ('relu', '1', (1, 8, 6, 6))]
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the network must be an nn.Module, not {type(model).__name__}")
-    if not tensors_in((inputs, kwargs)):
-        raise ValueError("a profile needs an example input, such as torch.zeros(1, 3, 224, 224) after the network")
-    check_float(inputs)
-    settings = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
-    try:
-        with quiet_fakes(), untouched(model):
-            return _trace_fake(model, inputs, dict(kwargs or {}))
-    except Exception:
-        if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers(), *tensors_in((inputs, kwargs)))):
-            raise  # there is nothing to compute with
-        with untouched(model):
-            return _trace_real(model, inputs, dict(kwargs or {}))
-    finally:
-        torch.backends.mha.set_fastpath_enabled(settings)
-
-
-def _trace_fake(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    tensors = {
-        **dict(model.named_parameters(remove_duplicate=False)),
-        **dict(model.named_buffers(remove_duplicate=False)),
-    }
-    device = next((t.device for t in tensors.values() if not t.is_meta), torch.device("cpu"))
-    with FakeTensorMode(allow_non_fake_inputs=True):
-
-        def stand_in(tensor: Tensor) -> Tensor:
-            # As a copy of it would be, since that is what measuring gives the network: a view becomes dense.
-            if tensor.is_contiguous():
-                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-            else:
-                made = torch.empty_like(tensor, device=device)
-            return made.requires_grad_() if tensor.requires_grad else made
-
-        # One stand-in per storage, so that tied weights stay tied.
-        by_id = {id(tensor): stand_in(tensor) for tensor in tensors.values()}
-        weights = {name: by_id[id(tensor)] for name, tensor in tensors.items()}
-        inputs, kwargs = tree_map_only(Tensor, stand_in, (inputs, kwargs))
-        recorder = _Recorder(original_paths(model))
-        recorder.add_weights([*weights.values(), *exchange_tensors(model, stand_in)])
-        return _record(model, recorder, inputs, kwargs, "fake", weights)
-
-
-def _trace_real(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    recorder = _Recorder(original_paths(model))
-    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    with values_kept(model) as plain:
-        recorder.add_weights([*model.parameters(), *model.buffers(), *plain])
-        return _record(model, recorder, inputs, kwargs, "real")
-
-
-def _record(
-    model: nn.Module,
-    recorder: _Recorder,
-    inputs: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    source: Literal["fake", "real"],
-    weights: dict[str, Tensor] | None = None,
-) -> Trace:
-    shapes = []
-    for tensor in tensors_in((inputs, kwargs)):
-        recorder.add(tensor, "input")
-        shapes.append(tuple(tensor.shape))
-    handles = [
-        module_hooks.register_module_forward_pre_hook(recorder.enter),
-        module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
-    ]
-    try:
-        with recorder:
-            out = model(*inputs, **kwargs) if weights is None else functional_call(model, weights, inputs, kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    recorder.bury()
-    returned = {recorder.index_of(tensor) for tensor in tensors_in(out)}
-    storages = tuple(
-        Storage(
-            **{"died": len(recorder.ops), **fields}, output=fields["index"] in returned or fields["kind"] == "state"
-        )
-        for fields in recorder.found
-    )
-    parameters = {id(p): p for p in model.parameters()}.values()
-    return Trace(
-        ops=tuple(recorder.ops),
-        storages=storages,
-        calls=tuple(recorder.calls),
-        inputs=tuple(shapes),
-        weight_bytes=sum(p.nbytes for p in parameters),
-        weight_count=sum(p.numel() for p in parameters),
-        buffer_bytes=sum(b.nbytes for b in {id(b): b for b in model.buffers()}.values()),
-        source=source,
-    )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Unpack
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from redistill_lib.checks import hint, whole, wholes
+from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
 from redistill_lib.models.checkpoint import load_checkpoint
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
-from redistill_lib.models.unet import UNet, UNetConfig, UNetOptions
+from redistill_lib.models.unet import UNet, UNetConfig
 from redistill_lib.plans import StridePlan
 
 __all__ = [
@@ -40,48 +38,40 @@ Kind = Literal["classifier", "diffusion"]  # images → logits; images and time 
 class Architecture:
     """What distinguishes one architecture from another where stride plans are concerned."""
 
-    build: Callable[[str, StridePlan, int, int, float], ResNet | MobileNet] | None  # None: a U-Net
+    build: type[ResNet] | type[MobileNet] | None  # None: a U-Net
     usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's)
-    names: tuple[str, ...]  # what a reader calls each place: "conv1", "layer3", "features.4"
-    paths: tuple[str, ...]  # the module that carries its stride: "layer3.0.conv1"
-    allowed: tuple[int, ...]  # strides of every place but the stem
+    paths: tuple[str, ...]  # the module that carries each place's stride: "layer3.0.conv1"
+    named: int  # parts of the path that a reader calls the place by
+    allowed: tuple[int, ...] = (1, 2, 4)  # strides of every place but the stem
     stem: tuple[int, ...] = (1, 2, 4, 8, 16)
     pool: tuple[int, ...] = ()  # the place a ×4 or ×8 student removes first: the max pool of a ResNet
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a reader calls each place: "conv1", "layer3", "features.4"."""
+        return tuple(".".join(path.split(".")[: self.named]) for path in self.paths)
 
     @property
     def kind(self) -> Kind:
         return "classifier" if self.build else "diffusion"
 
 
-def _resnet(arch: str) -> Architecture:
-    names = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4")
-    usual = StridePlan.parse("2-21222")
-    return Architecture(ResNet, usual, names, resnet.place_paths(arch), (1, 2, 4), pool=(1,))
-
-
 def _mobilenet(arch: str, usual: str) -> Architecture:
-    build = mobilenet.mobilenetv2 if arch == "mobilenetv2" else mobilenet.mobilenetv3
-    paths = mobilenet.place_paths(arch)
-    names = tuple(".".join(path.split(".")[:2]) for path in paths)
-    return Architecture(build, StridePlan.parse(usual), names, paths, (1, 2))
+    return Architecture(MobileNet, StridePlan.parse(usual), mobilenet.place_paths(arch), 2, (1, 2))
 
 
 def _unet(levels: int = unet.LEVELS) -> Architecture:
-    paths = unet.place_paths(levels)
-    names = tuple(path.removesuffix(".main") for path in paths)
-    return Architecture(None, unet.usual_plan(levels), names, paths, (1, 2, 4), stem=(1, 2, 4, 8))
+    return Architecture(None, unet.usual_plan(levels), unet.place_paths(levels), 2, stem=(1, 2, 4, 8))
 
 
 ARCHITECTURES = {
+    "mobilenetv2": _mobilenet("mobilenetv2", "2-1222121"),
+    "mobilenetv3_large": _mobilenet("mobilenetv3_large", "2-121211211111211"),
+    "mobilenetv3_small": _mobilenet("mobilenetv3_small", "2-22121111211"),
     **{
-        arch: _mobilenet(arch, plan)
-        for arch, plan in {
-            "mobilenetv2": "2-1222121",
-            "mobilenetv3_large": "2-121211211111211",
-            "mobilenetv3_small": "2-22121111211",
-        }.items()
+        arch: Architecture(ResNet, StridePlan.parse("2-21222"), resnet.place_paths(arch), 1, pool=(1,))
+        for arch in resnet.LAYOUTS
     },
-    **{arch: _resnet(arch) for arch in resnet.LAYOUTS},
     "unet": _unet(),
 }
 
@@ -92,13 +82,13 @@ def list_models(kind: Kind | None = None) -> list[str]:
     >>> "resnext18" in list_models("classifier"), list_models("diffusion")
     (True, ['unet'])
     """
-    if kind not in (None, "classifier", "diffusion"):
+    if kind not in (None, *get_args(Kind)):
         raise ValueError(f"kind={kind!r} is neither 'classifier' nor 'diffusion' (leave it out for all).")
     return [arch for arch, facts in ARCHITECTURES.items() if kind in (None, facts.kind)]
 
 
 def _split(name: str) -> tuple[str, Architecture, StridePlan]:
-    """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError that says what is not."""
+    """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError."""
     arch, dash, text = name.partition("-")
     if arch not in ARCHITECTURES:
         close = hint(name.replace("-", "_"), ARCHITECTURES) or hint(arch, ARCHITECTURES)
@@ -152,9 +142,8 @@ def places(arch: str) -> tuple[str, ...]:
 def student_name(name: str, factor: int) -> str:
     """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
 
-    The stem's stride is multiplied by `factor` and given back from the last place backwards; the ×4 and ×8
-    students of a ResNet give up the max pool's stride first, the ×2 student does not. Raises ValueError where
-    the teacher has too little stride to move or the stem's would exceed 16.
+    As `StridePlan.front_loaded`; the ×4 and ×8 students of a ResNet give up the max pool's stride first. Raises
+    ValueError where the teacher has too little stride to move or the stem's would exceed 16.
 
     >>> student_name("resnext18-1-21222", 4), student_name("mobilenetv2-1-1222121", 8)
     ('resnext18-4-11221', 'mobilenetv2-8-1211111')
@@ -170,20 +159,20 @@ def create_model(
     num_classes: int | None = None,
     in_channels: int = 3,
     width: float | None = None,
-    **options: Unpack[UNetOptions],
+    **options: Any,
 ) -> ResNet | MobileNet | UNet:
     """A freshly initialised network: a classifier, or the U-Net that predicts the noise of a diffusion model.
 
-    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan
-    (`usual_plan`). The model has the attributes `name` (with the plan) and `plan`.
+    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan. The model
+    has the attributes `name` (with the plan) and `plan`.
 
     A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width` multiplies
-    its channel counts, from 0.125 to 8 (1, the paper's, unless given); each family's rounding is told at `ResNet`,
-    `mobilenet.mobilenetv2` and `mobilenet.mobilenetv3`.
+    its channel counts, from 0.125 to 8 (1, the paper's, unless given); the rounding is told at `ResNet` and
+    `MobileNet`.
 
-    A U-Net is called with images and time steps (int64, B) and returns the images' shape. It takes `ch`, `mult`,
-    `attention`, `res_blocks`, `dropout` and `T`, told at `UNet`, and `strides` in place of a plan in its name;
-    with `num_classes` it also takes labels (int64, B).
+    A U-Net is called with images and time steps (int64, B), and labels (int64, B) if it has `num_classes`, and
+    returns the images' shape. Its `options` are `strides`, in place of a plan in its name, and those told at `UNet`:
+    `ch`, `mult`, `attention`, `res_blocks`, `dropout` and `T`.
 
     Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
@@ -195,19 +184,19 @@ def create_model(
     """
     arch, facts, plan = _split(name)
     in_channels = whole("in_channels", in_channels)
-    given: dict[str, object] = {"num_classes": num_classes, "width": width}
-    given = {option: value for option, value in given.items() if value is not None} | dict(options)
-    taken = ("num_classes", "width") if facts.build else (*UNetOptions.__annotations__, "num_classes")
-    for option, value in given.items():
+    own = ["strides", *(field.name for field in fields(UNetConfig))]
+    taken = ["num_classes", "width"] if facts.build else [*own, "num_classes"]
+    for option, value in {**options, **({} if width is None else {"width": width})}.items():
         if option not in taken:
             raise ValueError(
                 f"{arch} has no option {option} (given {value!r}); "
                 f"beside its name and in_channels it takes {', '.join(taken)}."
             )
     if facts.build is None:
-        return _create_unet(name, in_channels, num_classes, options)
+        plan = _unet_plan(name, options.pop("strides", None), options.get("mult"))
+        return UNet(plan, in_channels, num_classes, UNetConfig(**options))
     width = 1.0 if width is None else width
-    if not isinstance(width, (int, float)) or not math.isfinite(width) or not 0.125 <= width <= 8:
+    if not is_number(width) or not 0.125 <= width <= 8:
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
     classes = 10 if num_classes is None else whole("num_classes", num_classes)
     return facts.build(arch, plan, classes, in_channels, float(width))
@@ -228,19 +217,16 @@ def example_inputs(
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     images = torch.zeros(batch, in_channels, height, width, device=device)
-    if _split(name)[1].kind != "diffusion":
-        return (images,)
-    return images, torch.zeros(batch, dtype=torch.int64, device=device)
+    steps = torch.zeros(batch, dtype=torch.int64, device=device)
+    return (images, steps) if _split(name)[1].kind == "diffusion" else (images,)
 
 
-def _create_unet(name: str, in_channels: int, num_classes: int | None, options: UNetOptions) -> UNet:
-    strides = options.pop("strides", None)
+def _unet_plan(name: str, strides: Any, mult: Any) -> StridePlan:
     if strides is not None:
         if "-" in name:
             raise ValueError(f"{name} has its plan in its name; strides={strides!r} can only be given to 'unet'.")
         stem, *stages = wholes("strides", strides) or (1,)
         name = f"{name}-{StridePlan(stem, tuple(stages))}"
-    elif "-" not in name and "mult" in options:
-        name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', options['mult']))))}"
-    plan = _split(name)[2]
-    return UNet(plan, in_channels, num_classes, UNetConfig(**options))  # type: ignore[misc]
+    elif "-" not in name and mult is not None:
+        name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', mult))))}"
+    return _split(name)[2]

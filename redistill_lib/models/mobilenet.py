@@ -9,60 +9,69 @@ from torch import Tensor, nn
 
 from redistill_lib.plans import StridePlan
 
-# MobileNetV2 (arXiv 1801.04381, table 2): expansion, channels, blocks of each stage.
-V2_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 
-
-class V3Block(NamedTuple):
-    """One row of MobileNetV3's tables (arXiv 1905.02244, tables 1 and 2)."""
+class Block(NamedTuple):
+    """One inverted residual as the papers' tables list it."""
 
     kernel: int
-    expansion: float
+    expansion: float  # of the input's channels, so that the hidden ones follow `width`
     channels: int
-    squeeze: bool
-    hardswish: bool
+    squeeze: bool | None  # squeeze-and-excitation; False: only its slot, which the checkpoints' indices count
+    activation: type[nn.Module]
 
 
-# The paper's expanded widths, written as ratios to the block's input so that they follow `width`.
+# MobileNetV2 (arXiv 1801.04381, table 2): one entry per stage, with its number of blocks.
+V2_STAGES = [
+    (Block(3, expansion, channels, None, nn.ReLU6), depth)
+    for expansion, channels, depth in (
+        (1, 16, 1),
+        (6, 24, 2),
+        (6, 32, 3),
+        (6, 64, 4),
+        (6, 96, 3),
+        (6, 160, 3),
+        (6, 320, 1),
+    )
+]
+# MobileNetV3 (arXiv 1905.02244, tables 1 and 2): one entry per block.
 V3_BLOCKS = {
     "mobilenetv3_small": (
-        V3Block(3, 1, 16, True, False),
-        V3Block(3, 4.5, 24, False, False),
-        V3Block(3, 3.67, 24, False, False),
-        V3Block(5, 4, 40, True, True),
-        *[V3Block(5, 6, 40, True, True)] * 2,
-        *[V3Block(5, 3, 48, True, True)] * 2,
-        *[V3Block(5, 6, 96, True, True)] * 3,
+        Block(3, 1, 16, True, nn.ReLU),
+        Block(3, 4.5, 24, False, nn.ReLU),
+        Block(3, 3.67, 24, False, nn.ReLU),
+        Block(5, 4, 40, True, nn.Hardswish),
+        *[Block(5, 6, 40, True, nn.Hardswish)] * 2,
+        *[Block(5, 3, 48, True, nn.Hardswish)] * 2,
+        *[Block(5, 6, 96, True, nn.Hardswish)] * 3,
     ),
     "mobilenetv3_large": (
-        V3Block(3, 1, 16, False, False),
-        V3Block(3, 4, 24, False, False),
-        V3Block(3, 3, 24, False, False),
-        *[V3Block(5, 3, 40, True, False)] * 3,
-        V3Block(3, 6, 80, False, True),
-        V3Block(3, 2.5, 80, False, True),
-        *[V3Block(3, 2.3, 80, False, True)] * 2,
-        *[V3Block(3, 6, 112, True, True)] * 2,
-        *[V3Block(5, 6, 160, True, True)] * 3,
+        Block(3, 1, 16, False, nn.ReLU),
+        Block(3, 4, 24, False, nn.ReLU),
+        Block(3, 3, 24, False, nn.ReLU),
+        *[Block(5, 3, 40, True, nn.ReLU)] * 3,
+        Block(3, 6, 80, False, nn.Hardswish),
+        Block(3, 2.5, 80, False, nn.Hardswish),
+        *[Block(3, 2.3, 80, False, nn.Hardswish)] * 2,
+        *[Block(3, 6, 112, True, nn.Hardswish)] * 2,
+        *[Block(5, 6, 160, True, nn.Hardswish)] * 3,
     ),
 }
 V3_HEADS = {"mobilenetv3_small": 1024, "mobilenetv3_large": 1280}
 
 
+def _places(arch: str) -> list[tuple[Block, int]]:
+    """What follows the stem: the block of each place, and how often it stands there."""
+    return V2_STAGES if arch == "mobilenetv2" else [(block, 1) for block in V3_BLOCKS[arch]]
+
+
 def place_paths(arch: str) -> tuple[str, ...]:
-    """Module paths of the strided layers: the stem, then the depthwise convolution of each place's block."""
-    if arch == "mobilenetv2":
-        starts = [1 + sum(blocks for _, _, blocks in V2_STAGES[:stage]) for stage in range(len(V2_STAGES))]
-        expansions = [float(expansion) for expansion, _, _ in V2_STAGES]
-    else:
-        starts = list(range(1, len(V3_BLOCKS[arch]) + 1))
-        expansions = [row.expansion for row in V3_BLOCKS[arch]]
-    # Without an expansion the block has no 1×1 convolution before its depthwise one.
-    depthwise = [
-        f"features.{start}.conv.{0 if expansion == 1 else 3}"
-        for start, expansion in zip(starts, expansions, strict=True)
-    ]
-    return ("features.0.0", *depthwise)
+    """Module paths of the strided layers: the stem, then the depthwise convolution of each place's first block."""
+    paths, index = ["features.0.0"], 1
+    for block, depth in _places(arch):
+        # Without an expansion the block has no 1×1 convolution before its depthwise one.
+        paths.append(f"features.{index}.conv.{0 if block.expansion == 1 else 3}")
+        index += depth
+    return tuple(paths)
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
@@ -107,24 +116,17 @@ def _conv_bn(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups
     return [conv, nn.BatchNorm2d(outputs)]
 
 
-def _v2_block(inputs: int, outputs: int, stride: int, expansion: int) -> InvertedResidual:
-    hidden = inputs * expansion
-    expand = [] if expansion == 1 else [*_conv_bn(inputs, hidden), nn.ReLU6()]
-    depthwise = [*_conv_bn(hidden, hidden, 3, stride, hidden), nn.ReLU6()]
-    conv = nn.Sequential(*expand, *depthwise, *_conv_bn(hidden, outputs))
-    return InvertedResidual(conv, stride == 1 and inputs == outputs)
-
-
-def _v3_block(inputs: int, outputs: int, stride: int, row: V3Block) -> InvertedResidual:
-    hidden = make_divisible(inputs * row.expansion)
-    activation = nn.Hardswish if row.hardswish else nn.ReLU
-    depthwise = _conv_bn(hidden, hidden, row.kernel, stride, hidden)
-    # Blocks without squeeze-and-excitation keep its slot: the checkpoints' indices count it.
-    squeeze = SqueezeExcite(hidden) if row.squeeze else nn.Identity()
-    if row.expansion == 1:
-        body = [*depthwise, activation(), squeeze]
+def _block(inputs: int, outputs: int, stride: int, block: Block) -> InvertedResidual:
+    hidden = make_divisible(inputs * block.expansion)
+    squeeze: list[nn.Module] = []
+    if block.squeeze is not None:
+        squeeze = [SqueezeExcite(hidden) if block.squeeze else nn.Identity()]
+    depthwise = _conv_bn(hidden, hidden, block.kernel, stride, hidden)
+    if block.expansion == 1:
+        body = [*depthwise, block.activation(), *squeeze]
     else:
-        body = [*_conv_bn(inputs, hidden), activation(), *depthwise, squeeze, activation()]
+        expand = _conv_bn(inputs, hidden)
+        body = [*expand, block.activation(), *depthwise, *squeeze, block.activation()]
     conv = nn.Sequential(*body, *_conv_bn(hidden, outputs))
     return InvertedResidual(conv, stride == 1 and inputs == outputs)
 
@@ -132,30 +134,40 @@ def _v3_block(inputs: int, outputs: int, stride: int, row: V3Block) -> InvertedR
 class MobileNet(nn.Module):
     """A MobileNetV2 or V3: B×C×H×W images → B×num_classes logits.
 
-    `features.0` is the stem, `features.N` an inverted residual, `conv` the 1×1 convolution before pooling.
-    Built by `mobilenetv2` and `mobilenetv3`; `redistill_lib.models.create_model` checks their arguments.
+    `arch` is "mobilenetv2", whose places are the stem and the first block of each of the seven stages, or a key of
+    `V3_BLOCKS`, whose places are the stem and every block. `features.0` is the stem, `features.N` an inverted
+    residual, `conv` the 1×1 convolution before pooling.
+
+    `width` multiplies every channel count, rounded by `make_divisible`. The last layer before the classes (V2: 1280
+    channels of `conv`, V3: 1024 or 1280 of the classifier) grows with a width above 1 and never shrinks below, as in
+    the papers. `redistill_lib.models.create_model` checks the arguments.
 
     >>> plan = StridePlan.parse("4-22111111111")
-    >>> model = mobilenetv3("mobilenetv3_small", plan, num_classes=10, in_channels=3, width=0.5)
+    >>> model = MobileNet("mobilenetv3_small", plan, num_classes=10, in_channels=3, width=0.5)
     >>> model.eval()(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
 
-    def __init__(
-        self,
-        name: str,
-        plan: StridePlan,
-        features: nn.Sequential,
-        conv: nn.Sequential,
-        classifier: nn.Linear | nn.Sequential,
-    ) -> None:
+    def __init__(self, arch: str, plan: StridePlan, num_classes: int, in_channels: int, width: float) -> None:
         super().__init__()
-        self.name = name
-        self.plan = plan
-        self.features = features
-        self.conv = conv
+        self.name, self.plan = f"{arch}-{plan}", plan
+        second = arch == "mobilenetv2"
+        activation, first, last = (nn.ReLU6, 32, 1280) if second else (nn.Hardswish, 16, V3_HEADS[arch])
+        channels = hidden = make_divisible(first * width)
+        features: list[nn.Module] = [nn.Sequential(*_conv_bn(in_channels, channels, 3, plan.stem), activation())]
+        for (block, depth), stride in zip(_places(arch), plan.stages, strict=True):
+            outputs = make_divisible(block.channels * width)
+            for index in range(depth):
+                features.append(_block(channels, outputs, stride if index == 0 else 1, block))
+                hidden, channels = make_divisible(channels * block.expansion), outputs
+        self.features = nn.Sequential(*features)
+        head = make_divisible(last * max(width, 1.0))
+        hidden = head if second else hidden
+        self.conv = nn.Sequential(*_conv_bn(channels, hidden), activation())
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = classifier
+        self.classifier: nn.Module = nn.Linear(head, num_classes)
+        if not second:
+            self.classifier = nn.Sequential(nn.Linear(hidden, head), nn.Hardswish(), nn.Dropout(0.2), self.classifier)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -166,46 +178,3 @@ class MobileNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(self.features(x))
         return self.classifier(torch.flatten(self.avgpool(x), 1))
-
-
-def mobilenetv2(arch: str, plan: StridePlan, num_classes: int, in_channels: int, width: float) -> MobileNet:
-    """MobileNetV2: the plan's places are the stem and the first block of each of the seven stages.
-
-    `width` multiplies every channel count, rounded by `make_divisible`; the 1280 channels of the last
-    convolution grow with a width above 1 and never shrink below 1280, as in the paper.
-
-    >>> mobilenetv2("mobilenetv2", StridePlan.parse("1-1222121"), 10, 1, 0.5).name
-    'mobilenetv2-1-1222121'
-    """
-    channels = make_divisible(32 * width)
-    features: list[nn.Module] = [nn.Sequential(*_conv_bn(in_channels, channels, 3, plan.stem), nn.ReLU6())]
-    for (expansion, planes, depth), stride in zip(V2_STAGES, plan.stages, strict=True):
-        outputs = make_divisible(planes * width)
-        for index in range(depth):
-            features.append(_v2_block(channels, outputs, stride if index == 0 else 1, expansion))
-            channels = outputs
-    final = make_divisible(1280 * max(width, 1.0))
-    conv = nn.Sequential(*_conv_bn(channels, final), nn.ReLU6())
-    classifier = nn.Linear(final, num_classes)
-    return MobileNet(f"{arch}-{plan}", plan, nn.Sequential(*features), conv, classifier)
-
-
-def mobilenetv3(arch: str, plan: StridePlan, num_classes: int, in_channels: int, width: float) -> MobileNet:
-    """MobileNetV3 (`arch` is a key of `V3_BLOCKS`): the plan's places are the stem and every block.
-
-    `width` multiplies every channel count, rounded by `make_divisible`; the hidden layer of the classifier
-    (1024 or 1280) grows with a width above 1 and never shrinks below, as in the usual implementations.
-
-    >>> mobilenetv3("mobilenetv3_small", StridePlan.parse("1-22121111211"), 10, 1, 0.5).name
-    'mobilenetv3_small-1-22121111211'
-    """
-    channels = final = make_divisible(16 * width)
-    features: list[nn.Module] = [nn.Sequential(*_conv_bn(in_channels, channels, 3, plan.stem), nn.Hardswish())]
-    for row, stride in zip(V3_BLOCKS[arch], plan.stages, strict=True):
-        outputs = make_divisible(row.channels * width)
-        features.append(_v3_block(channels, outputs, stride, row))
-        final, channels = make_divisible(channels * row.expansion), outputs
-    conv = nn.Sequential(*_conv_bn(channels, final), nn.Hardswish())
-    head = make_divisible(V3_HEADS[arch] * max(width, 1.0))
-    classifier = nn.Sequential(nn.Linear(final, head), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(head, num_classes))
-    return MobileNet(f"{arch}-{plan}", plan, nn.Sequential(*features), conv, classifier)

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import whole, wholes
+from redistill_lib.checks import is_number, whole, wholes
 from redistill_lib.plans import StridePlan
 
 LEVELS = 4  # resolutions of the paper's U-Net
 RES_BLOCKS = 2
 
 
-class UNetOptions(TypedDict, total=False):
-    """What `create_model("unet", …)` takes beside the name and `in_channels`; explained at `UNet`."""
-
-    strides: Sequence[int]  # in place of a plan in the name
-    ch: int
-    mult: Sequence[int]
-    attention: Sequence[int]
-    res_blocks: int
-    dropout: float
-    T: int
-
-
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a U-Net is beside its plan, channels and classes; the default is the paper's. Explained at `UNet`."""
+    """What a U-Net is beside its plan, channels and classes; the defaults are the paper's. Explained at `UNet`."""
 
     ch: int = 128
     mult: Sequence[int] = (1, 2, 2, 2)
@@ -42,7 +31,7 @@ class UNetConfig:
 
 
 def usual_plan(levels: int = LEVELS) -> StridePlan:
-    """DDPM's own plan: the head keeps the image's size, every DownSample halves it."""
+    """DDPM's own plan: the head keeps the image's size, the end of every other level halves it."""
     return StridePlan(1, (2,) * (levels - 1))
 
 
@@ -56,23 +45,15 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 4 * g)), channels)
 
 
-class TimeEmbedding(nn.Module):
+def _time_embedding(steps: int, ch: int) -> nn.Module:
     """Time steps (int64, B) → B×4·ch: a frozen table of sinusoids (T×ch), then two linear layers.
 
     Row t holds sin(t·ω), cos(t·ω) in turn, for ω = 10000^(−2k/ch), k = 0 … ch/2 − 1.
     """
-
-    def __init__(self, steps: int, ch: int) -> None:
-        super().__init__()
-        frequencies = torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
-        angles = torch.arange(steps)[:, None] * frequencies
-        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
-        self.timembedding = nn.Sequential(
-            nn.Embedding.from_pretrained(table), nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.timembedding(t)
+    angles = torch.arange(steps)[:, None] * torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
+    table = nn.Embedding.from_pretrained(torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1))
+    layers = nn.Sequential(table, nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch))
+    return nn.Sequential(OrderedDict(timembedding=layers))
 
 
 class Attention(nn.Module):
@@ -115,37 +96,16 @@ class ResBlock(nn.Module):
         return self.attn(self.block2(h) + self.shortcut(x))
 
 
-def _is_residual(block: nn.Module) -> bool:
-    return hasattr(block, "temb_proj")  # also where it carries a RED block
-
-
-class DownSample(nn.Module):
-    """Conv3×3 with its place's stride."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        self.main = nn.Conv2d(channels, channels, 3, stride, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.main(x)
-
-
-class UpSample(nn.Module):
-    """Transposed convolution whose kernel is the stride that it undoes."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        self.main = nn.ConvTranspose2d(channels, channels, stride, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.main(x)
+def _main(conv: nn.Module) -> nn.Sequential:
+    """A convolution that changes the resolution, under its name in the checkpoints."""
+    return nn.Sequential(OrderedDict(main=conv))
 
 
 class UNet(nn.Module):
     """The noise predictor of DDPM (arXiv 2006.11239, appendix B): images B×C×H×W, t (int64, B) → B×C×H×W.
 
-    The plan's places are the head and the DownSample that ends each level but the deepest; height and width have
-    to be multiples of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
+    The plan's places are the head and what ends each level but the deepest; height and width have to be multiples
+    of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
     one more on the way up, each with attention where i is in `attention`; the first middle block always attends.
     GroupNorm has 32 groups, or as many below as leave each 4 channels. Time steps run from 0 to T − 1. Upsampling
     and tail are transposed convolutions, as in ReDistill (arXiv 2406.03744), not DDPM's interpolation.
@@ -170,12 +130,11 @@ class UNet(nn.Module):
         super().__init__()
         ch, res_blocks, T = (whole(name, getattr(config, name)) for name in ("ch", "res_blocks", "T"))
         mult, attention = wholes("mult", config.mult), wholes("attention", config.attention, least=0)
-        dropout = config.dropout
-        _check(plan, ch, mult, attention, dropout)
+        _check(plan, ch, mult, attention, dropout := config.dropout)
         self.name, self.plan, self.T = f"unet-{plan}", plan, T
         self.in_channels = in_channels
         self.num_classes = None if num_classes is None else whole("num_classes", num_classes)
-        self.time_embedding = TimeEmbedding(T, ch)
+        self.time_embedding = _time_embedding(T, ch)
         if self.num_classes is not None:
             self.label_embedding = nn.Embedding(self.num_classes + 1, 4 * ch)
         self.head = nn.Conv2d(in_channels, ch, 3, plan.stem, 1)
@@ -191,7 +150,7 @@ class UNet(nn.Module):
                 channels = ch * mult[level]
                 skips.append(channels)
             if level < len(mult) - 1:
-                self.downblocks.append(DownSample(channels, plan.places[level + 1]))
+                self.downblocks.append(_main(nn.Conv2d(channels, channels, 3, plan.places[level + 1], 1)))
                 skips.append(channels)
         self.middleblocks = nn.ModuleList(
             ResBlock(channels, channels, 4 * ch, dropout, attention) for attention in (True, False)
@@ -201,8 +160,9 @@ class UNet(nn.Module):
             for _ in range(res_blocks + 1):
                 self.upblocks.append(block(channels + skips.pop(), level))
                 channels = ch * mult[level]
-            if level:
-                self.upblocks.append(UpSample(channels, plan.places[level]))
+            if level:  # a kernel of the stride that it undoes
+                stride = plan.places[level]
+                self.upblocks.append(_main(nn.ConvTranspose2d(channels, channels, stride, stride)))
         self.tail = nn.Sequential(
             _norm(channels), nn.SiLU(), nn.ConvTranspose2d(channels, in_channels, plan.stem, plan.stem)
         )
@@ -218,14 +178,14 @@ class UNet(nn.Module):
             raise ValueError(f"{self.name} knows no classes; build it with num_classes= or leave the labels out.")
         x = self.head(x)
         skips = [x]
-        for block in self.downblocks:
-            x = block(x, temb) if _is_residual(block) else block(x)
+        for block in self.downblocks:  # a residual block is known by its attribute, also with RED blocks on it
+            x = block(x, temb) if hasattr(block, "temb_proj") else block(x)
             skips.append(x)
         for block in self.middleblocks:
             x = block(x, temb)
         for block in self.upblocks:
-            if _is_residual(block):
-                x = torch.cat((x, skips.pop()), dim=1)
+            if hasattr(block, "temb_proj"):
+                x = torch.cat((x, skips.pop()), dim=1)  # the map before it is free while the block runs
                 x = block(x, temb)
             else:
                 x = block(x)
@@ -243,9 +203,9 @@ class UNet(nn.Module):
                 f"of the images {shape}, the nearest such size is {near}."
             )
         if t.shape != x.shape[:1] or t.dtype not in (torch.int64, torch.int32):
-            kind = f"{str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}"
             raise ValueError(
-                f"{self.name} takes one int64 time step for each image, of shape ({x.shape[0]},), not {kind}."
+                f"{self.name} takes one int64 time step for each image, of shape ({x.shape[0]},), "
+                f"not {str(t.dtype).removeprefix('torch.')} of shape {tuple(t.shape)}."
             )
 
 
@@ -257,29 +217,23 @@ def _check(plan: StridePlan, ch: int, mult: tuple[int, ...], attention: tuple[in
             f"(the head and what ends each level but the deepest){usual}."
         )
     if ch % 2:
-        raise ValueError(
-            f"ch={ch} is odd; the table of time steps needs a sine and a cosine per frequency: {ch + 1}."
-        )
+        raise ValueError(f"ch={ch} is odd; time steps need a sine and a cosine per frequency: {ch + 1}.")
     if max(attention, default=0) >= len(mult):
-        raise ValueError(
-            f"attention={attention} names a level beyond {len(mult) - 1}, the last that mult={mult} has."
-        )
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(f"attention={attention} names a level beyond {len(mult) - 1}, the last of mult={mult}.")
+    if not is_number(dropout) or not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout!r} is not a probability from 0 to below 1.")
 
 
 def _initialise(model: UNet) -> None:
     """DDPM's start: every residual and attention branch, and the tail, begin near zero."""
     last: list[nn.Module] = [model.tail[2]]
-    for module in model.modules():
+    for name, module in model.named_modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.get_parameter("bias"))
-        elif isinstance(module, Attention):
-            last.append(module.proj)
-        elif module is getattr(model, "label_embedding", None):
+            if name.endswith((".proj", ".block2.3")):
+                last.append(module)
+        elif name == "label_embedding":
             nn.init.normal_(module.get_parameter("weight"), std=0.02)  # the class starts as a small shift
-        elif isinstance(module, ResBlock):
-            last.append(module.block2[3])
     for module in last:
         nn.init.xavier_uniform_(module.get_parameter("weight"), gain=1e-5)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import LAYERS, Change, inside_forward, lift, noted, reconnect, restride, settle
-from redistill_lib.student.layers import DOWNSAMPLERS, Downsampler
-from redistill_lib.student.places import Layout, find_layout
-from redistill_lib.student.trace import FITTING, Call, Level, Size, Trace, as_inputs, image_size, trace
+from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
+from redistill_lib.student.places import FITTING, Call, Layout, Level, Size, as_inputs, find_layout, image_size, trace
 
 Model = TypeVar("Model", bound=nn.Module)
 Weights = Literal["copy", "init"]
@@ -38,19 +38,15 @@ def derive_student(
     such as (x, t); only its shape matters.
 
     Every layer between two resolutions follows them: parallel branches, skip connections, upsampling, and the last
-    convolution of a network that returns an image. Kernels stay as they are, whatever the stride, except where
-    kernel and stride are one thing: patch embeddings, 2×2 downsampling and transposed convolutions keep kernel =
-    stride, and pools with kernel = stride become the identity at stride 1. The student's outputs have the teacher's
-    shapes, which is checked without computing.
+    convolution of a network that returns an image. Kernels stay as they are, except where kernel = stride, which
+    stays so (a pool becomes the identity at stride 1). The student's outputs have the teacher's shapes.
 
-    `downsampler` says how convolutions that get more stride reduce: by "stride" as in the paper; by keeping their
-    stride in front of a "max", "avg" or "blur" pool (anti-aliased, arXiv 1904.11486); or by "space_to_depth" before
-    them, their input channels growing by factor².
+    `downsampler` says how convolutions that get more stride reduce: by "stride" as in the paper; by a "max", "avg"
+    or "blur" pool (anti-aliased, arXiv 1904.11486) behind them; or by "space_to_depth" before them.
 
-    `weights`: "copy" keeps every weight. Where a kernel changed its size its weights are averaged or repeated, so
-    that it does to a map of equal neighbours what it did; a space-to-depth stem starts as the teacher's on the
-    averaged image. "init" draws all anew, by each module's `reset_parameters` and then by the network's
-    `_init_weights` where it has one, and warns of parameters that neither reaches.
+    `weights`: "copy" keeps every weight; where a kernel changed its size its weights are averaged or repeated, and a
+    space-to-depth stem starts as the teacher's on the averaged image. "init" draws all anew, by each module's
+    `reset_parameters` and the network's `_init_weights`, and warns of parameters that neither reaches.
 
     Raises ValueError where the stride cannot be moved, naming the layer and the reason.
 
@@ -60,34 +56,27 @@ def derive_student(
     >>> changes
     (0: conv stride 2 → 8, 1: max pool 2 → 1, 2: conv stride 2 → 1)
     """
-    for label, value, choices in (
-        ("downsampler", downsampler, DOWNSAMPLERS),
-        ("weights", weights, get_args(Weights)),
-    ):
-        if value not in choices:
-            raise ValueError(f"{label}={value!r} is not one of {', '.join(choices)}")
+    for label, value, choices in (("downsampler", downsampler, Downsampler), ("weights", weights, Weights)):
+        if value not in get_args(choices):
+            raise ValueError(f"{label}={value!r} is not one of {', '.join(get_args(choices))}")
     inputs = as_inputs(example)
-    layout = find_layout(model, inputs)
+    layout, image = find_layout(model, inputs), image_size(inputs)
     target = _target(model, layout, factor, plan)
-    sizes = _Sizes(layout, target, image_size(inputs))
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
-    for call, old, new in _due(model, layout, sizes):
+    for call, old, new in _due(model, layout, target, image):
         if call is layout.tail and old == 1:
             changes[call.path] = lift(student, call, new)
         else:
             changes[call.path] = restride(student, call, old, new, downsampler)
             if new == 1 and (change := reconnect(student, call.path)):
                 changes[change.layer] = change
-    _settle(student, inputs, layout, sizes, changes)
+    _settle(student, inputs, layout, target, changes)
     _rename(student, layout, target, downsampler)
-    _record(student, target, downsampler, image_size(inputs))
+    _record(student, target, downsampler, image)
     if weights == "init":
         _initialise(student)
     return student, tuple(changes.values())
-
-
-# -------------------------------------------------------------------------------------------------- the new plan
 
 
 def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
@@ -122,43 +111,41 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-class _Sizes:
+def _sizes(layout: Layout, target: StridePlan, image: Size) -> Callable[[Level], Size]:
     """The student's height and width at each of the teacher's levels."""
+    known, total = dict[Level, Size](), 1
+    for level, stride in zip(layout.levels, target.places, strict=True):
+        total *= stride
+        if any(side % total for side in image):
+            raise ValueError(
+                f"a student of plan {target} divides its images by {total} or more, which an example of "
+                f"{image[0]}×{image[1]} does not allow"
+            )
+        known[level] = (image[0] // total, image[1] // total)
+    shrink = target.stem / layout.plan.stem
 
-    def __init__(self, layout: Layout, target: StridePlan, image: Size) -> None:
-        self.image, self.sizes = image, dict[Level, Size]()
-        total = 1
-        for level, stride in zip(layout.levels, target.places, strict=True):
-            total *= stride
-            if any(side % total for side in image):
-                raise ValueError(
-                    f"a student of plan {target} divides its images by {total} or more, which an example of "
-                    f"{image[0]}×{image[1]} does not allow"
-                )
-            self.sizes[level] = (image[0] // total, image[1] // total)
-        self.stem = layout.levels[0].size
-        self.shrink = target.stem / layout.plan.stem
-
-    def __getitem__(self, level: Level) -> Size:
-        if level in self.sizes:
-            return self.sizes[level]
-        outside = level.raw or not self.stem[0] * self.stem[1] < level.height * level.width < math.prod(self.image)
-        if outside:  # the image's, or that of a gate or a head
-            return level.size
+    def size(level: Level) -> Size:
+        if level in known:
+            return known[level]
+        if level.raw or not layout.levels[0].area < level.area < math.prod(image):
+            return level.size  # the image's, or that of a gate or a head
         # A level of the way up alone shrinks with the stem's: what leads back to the image grows by the factor.
-        return (round(level.height / self.shrink), round(level.width / self.shrink))
+        return (round(level.height / shrink), round(level.width / shrink))
+
+    return size
 
 
-def _due(model: nn.Module, layout: Layout, sizes: _Sizes) -> Iterator[tuple[Call, int, int]]:
+def _due(model: nn.Module, layout: Layout, target: StridePlan, image: Size) -> Iterator[tuple[Call, int, int]]:
     """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
+    size = _sizes(layout, target, image)
     wanted: dict[tuple[str, str], tuple[Call, int, int]] = {}
     for call in layout.found.calls:
         if call.function == FITTING or (call is not layout.tail and not call.resizes):
             continue
         before = call.before.size, call.after.size
-        after = sizes[call.before], sizes.image if call is layout.tail else sizes[call.after]
+        after = size(call.before), image if call is layout.tail else size(call.after)
         ratios = [max(x[0] / y[0], y[0] / x[0]) for x, y in (before, after)]
-        old, new = round(ratios[0]), round(ratios[1])
+        old, new = map(round, ratios)
         if abs(new - ratios[1]) > 1e-6:
             raise ValueError(
                 f"{call.path} would have to change resolution by {ratios[1]:g}, which is no whole stride"
@@ -174,65 +161,49 @@ def _due(model: nn.Module, layout: Layout, sizes: _Sizes) -> Iterator[tuple[Call
     return (due for due in wanted.values() if due[1] != due[2])
 
 
-# --------------------------------------------------------------------------------------------------- checking
-
-
 def _settle(
-    student: nn.Module, inputs: tuple[Any, ...], layout: Layout, sizes: _Sizes, changes: dict[str, Change]
+    student: nn.Module, inputs: tuple[Any, ...], layout: Layout, target: StridePlan, changes: dict[str, Change]
 ) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
-    wanted = dict(_expected(layout, sizes))
+    wanted = _expected(layout, _sizes(layout, target, image_size(inputs)))
     for _ in range(len(changes) + 1):
         found = trace(student, inputs)
-        wrong = next(((p, got) for p, got in _numbered(found) if wanted.get(p, got) != got), None)
+        wrong = next((v for v in found.visits if wanted.get(v[:2], v.size) != v.size), None)
         if wrong is None:
             break
-        (path, _), got = wrong
-        note = settle(student, path, got, wanted[wrong[0]]) if path in changes else None
-        if note is None:
-            raise ValueError(_reason(layout, changes, path, got, wanted[wrong[0]]))
-        changes[path] = noted(changes[path], note)
+        change, size = changes.get(wrong.path), wanted[wrong[:2]]
+        note = settle(student, wrong.path, wrong.size, size) if change else None
+        if change is None or note is None:
+            _check_effect(layout, change)
+            what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
+            got = f"{wrong.path or 'the network'} gives maps of {wrong.size[0]}×{wrong.size[1]}"
+            raise ValueError(f"{got}{what}, not of {size[0]}×{size[1]}")
+        changes[wrong.path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     if found.error is not None:
-        if found.inside in changes and changes[found.inside].kind == "attribute":
-            raise ValueError(_without_effect(layout, changes, found.inside))
-        raise ValueError(f"the student breaks in {found.inside or 'its forward'}: {found.error}") from found.error
+        inside = found.stack[-1]
+        _check_effect(layout, changes.get(inside))
+        raise ValueError(f"the student breaks in {inside or 'its forward'}: {found.error}") from found.error
     if found.outputs != layout.found.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, layout.found))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
 
 
-def _numbered(found: Trace) -> Iterator[tuple[tuple[str, int], Size]]:
-    counts: dict[str, int] = {}
-    for visit in found.visits:
-        counts[visit.path] = counts.get(visit.path, -1) + 1
-        yield (visit.path, counts[visit.path]), visit.size
-
-
-def _expected(layout: Layout, sizes: _Sizes) -> Iterator[tuple[tuple[str, int], Size]]:
+def _expected(layout: Layout, size: Callable[[Level], Size]) -> dict[tuple[Any, ...], Size]:
+    """The student's map size at each visit, up to the last layer, from which on it is the image's."""
     resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
-    for visit, (key, size) in zip(layout.found.visits, _numbered(layout.found), strict=True):
-        if layout.tail is not None and visit.path == layout.tail.path:
-            return  # from here on, the image's size
-        if visit.path in resizing and visit.level.size == size:
-            yield key, sizes[visit.level]
+    end = layout.tail.path if layout.tail else None
+    visits = itertools.takewhile(lambda visit: visit.path != end, layout.found.visits)
+    return {v[:2]: size(v.level) for v in visits if v.path in resizing and v.level.size == v.size}
 
 
-def _reason(layout: Layout, changes: dict[str, Change], path: str, got: Size, wanted: Size) -> str:
-    if path in changes and changes[path].kind == "attribute":
-        return _without_effect(layout, changes, path)
-    what = f", its {c.kind} changed from {c.before} to {c.after}" if (c := changes.get(path)) else ""
-    return f"{path or 'the network'} gives maps of {got[0]}×{got[1]}{what}, not of {wanted[0]}×{wanted[1]}"
-
-
-def _without_effect(layout: Layout, changes: dict[str, Change], path: str) -> str:
-    function = next(call.function for call in layout.found.calls if call.path == path and call.resizes)
-    return (
-        f"{path} calls {function} in its own forward, which cannot be changed from outside: "
-        f"its attribute {changes[path].note!r} was set to {changes[path].after}, without effect"
-    )
-
-
-# ------------------------------------------------------------------------------------------- names and weights
+def _check_effect(layout: Layout, change: Change | None) -> None:
+    if change is not None and change.kind == "attribute":
+        calls = layout.found.calls
+        function = next(call.function for call in calls if call.path == change.layer and call.resizes)
+        raise ValueError(
+            f"{change.layer} calls {function} in its own forward, which cannot be changed from outside: "
+            f"its attribute {change.note!r} was set to {change.after}, without effect"
+        )
 
 
 def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:
@@ -240,20 +211,17 @@ def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler:
     own, name = getattr(student, "plan", None), getattr(student, "name", None)
     if not isinstance(own, StridePlan) or not isinstance(name, str) or len(_kept(own)) != len(target.places):
         return
-    places = list(own.places)
-    for index, stride in zip(_kept(own), target.places, strict=True):
-        places[index] = stride
-    plan = StridePlan(places[0], tuple(places[1:]))
+    stem, *stages = (dict(enumerate(own.places)) | dict(zip(_kept(own), target.places, strict=True))).values()
+    plan = StridePlan(stem, tuple(stages))
     marker = "" if downsampler == "stride" else f"-{downsampler}"
     student.plan, student.name = plan, name.removesuffix(str(own)) + str(plan) + marker  # type: ignore[assignment]
 
 
 def _record(student: nn.Module, target: StridePlan, downsampler: Downsampler, image: Size) -> None:
     """A diffusers network carries in its config how it was derived, which `diffusion.load_pretrained` does again."""
-    if not callable(register := getattr(student, "register_to_config", None)):
-        return
-    derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
-    register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
+    if callable(register := getattr(student, "register_to_config", None)):
+        derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
+        register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
 
 
 def _initialise(student: nn.Module) -> None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redistill_lib.student.layers import (
-    Downsampler,
-    PaddedConv2d,
-    PooledConv2d,
-    ShuffledConv2d,
-    UnshuffledConv2d,
-    become,
-)
-from redistill_lib.student.trace import Call, Size
+from redistill_lib.student.places import Call, Size
 
+Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 # What `restride` knows; any other module that resizes does so in its own forward.
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)
 # Names under which modules with a resizing function in their forward keep its stride.
@@ -30,10 +24,10 @@ _RESIDUALS = ("residual", "use_res_connect", "use_residual")
 class Change:
     """One layer that `derive_student` changed: its stride (or upsampling) before and after.
 
-    `kind` is "conv stride", "patch embed" (a convolution whose kernel is its stride), "max pool", "avg pool",
-    "transposed conv", "upsample", "inserted" (a pool or a shuffle at a convolution), "attribute" (of a module that
-    resizes in its own forward) or "residual" (of a MobileNet block that has stride 1 now). `note` says what else had
-    to change. `pd.DataFrame(changes)` is their table.
+    `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "transposed conv", "upsample",
+    "inserted" (a pool or a shuffle at a convolution), "attribute" (of a module that resizes in its own forward) or
+    "residual" (of a MobileNet block that has stride 1 now). `note` says what else had to change.
+    `pd.DataFrame(changes)` is their table.
 
     >>> Change("conv1", "conv stride", 2, 8)
     conv1: conv stride 2 → 8
@@ -51,22 +45,25 @@ class Change:
 
 def restride(model: nn.Module, call: Call, old: int, new: int, downsampler: Downsampler) -> Change:
     """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not."""
-    layer = model.get_submodule(call.path)
+    path, layer = call.path, model.get_submodule(call.path)
     if isinstance(layer, nn.Conv2d) and call.function == "conv2d":
         if new > old and downsampler != "stride":
-            return _insert(model, call.path, layer, old, new, downsampler)
-        return _conv(call.path, layer, old, new)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return _transposed(call.path, layer, old, new)
-    if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
-        return _pool(model, call.path, layer, old, new)
-    if isinstance(layer, nn.Upsample):
-        if new == 1:
-            swap(model, layer, nn.Identity())
+            kind, note = _insert(model, path, layer, old, new, downsampler)
         else:
-            layer.scale_factor, layer.size = float(new), None
-        return Change(call.path, "upsample", old, new, "removed" if new == 1 else "")
-    return _attribute(call, layer, old, new)
+            kind, note = _conv(path, layer, old, new)
+    elif isinstance(layer, nn.ConvTranspose2d):
+        kind, note = "transposed conv", _transposed(path, layer, new)
+    elif isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
+        kind, note = _pool(model, layer, new)
+    elif not isinstance(layer, nn.Upsample):
+        kind, note = "attribute", _attribute(call, layer, old, new)
+    elif new == 1:
+        kind, note = "upsample", "removed"
+        swap(model, layer, nn.Identity())
+    else:
+        kind, note = "upsample", ""
+        layer.scale_factor, layer.size = float(new), None
+    return Change(path, kind, old, new, note)
 
 
 def lift(model: nn.Module, call: Call, factor: int) -> Change:
@@ -77,17 +74,15 @@ def lift(model: nn.Module, call: Call, factor: int) -> Change:
     """
     layer = model.get_submodule(call.path)
     if isinstance(layer, nn.ConvTranspose2d):
-        return _transposed(call.path, layer, 1, factor)
+        return Change(call.path, "transposed conv", 1, factor, _transposed(call.path, layer, factor))
     if not isinstance(layer, nn.Conv2d) or not _plain(layer) or layer.groups > 1:
         raise ValueError(
             f"{call.path or 'the network'} makes the output image, which has to grow ×{factor}; that can be added "
             f"to a plain Conv2d or ConvTranspose2d, not to a {type(layer).__name__}"
         )
-    lifted = become(layer, ShuffledConv2d, factor=factor)
-    for name in ("weight", "bias"):
-        if (old := getattr(layer, name)) is not None:
-            setattr(lifted, name, _parameter(old.repeat_interleave(factor**2, 0), old))
-    swap(model, layer, lifted)
+    for name, value in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, _parameter(value.repeat_interleave(factor**2, 0), value))
+    swap(model, layer, with_steps(layer, behind=(nn.PixelShuffle(factor),)))
     return Change(call.path, "inserted", 1, factor, f"depth to space ×{factor}")
 
 
@@ -129,7 +124,7 @@ def settle(model: nn.Module, path: str, got: Size, wanted: Size) -> str | None:
         if any(m > d * (k - 1) for m, d, k in zip(missing, layer.dilation, layer.kernel_size, strict=True)):
             return None
         (top, bottom), (left, right) = ((m - m // 2, m // 2) for m in missing)
-        swap(model, layer, become(layer, PaddedConv2d, border=(left, right, top, bottom)))
+        swap(model, layer, with_steps(layer, before=(nn.ZeroPad2d((left, right, top, bottom)),)))
         return f"padded by {left} left, {right} right, {top} top, {bottom} bottom"
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) and short[0] == short[1] and short[0] % 2 == 0:
         padding = _one(layer.padding) + short[0] // 2
@@ -139,15 +134,12 @@ def settle(model: nn.Module, path: str, got: Size, wanted: Size) -> str | None:
     return None
 
 
-# ------------------------------------------------------------------------------------------------- kind by kind
-
-
-def _conv(path: str, conv: nn.Conv2d, old: int, new: int) -> Change:
+def _conv(path: str, conv: nn.Conv2d, old: int, new: int) -> tuple[str, str]:
     if _tiles(conv):
         size = conv.kernel_size[0] * new // old
         note = _resize_kernel(path, conv, size, (conv.kernel_size[0] / size) ** 2)
         conv.stride = (size, size)
-        return Change(path, "patch embed", old, new, note)
+        return "patch embed", note
     note = ""
     if conv.padding == "same" and new > 1:  # which only stride 1 may have
         reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
@@ -156,10 +148,12 @@ def _conv(path: str, conv: nn.Conv2d, old: int, new: int) -> Change:
             conv._reversed_padding_repeated_twice = [conv.padding[1]] * 2 + [conv.padding[0]] * 2
         note = f"padding {conv.padding[0]}"
     conv.stride = (conv.stride[0] * new // old, conv.stride[1] * new // old)
-    return Change(path, "conv stride", old, new, note)
+    return "conv stride", note
 
 
-def _insert(model: nn.Module, path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsampler) -> Change:
+def _insert(
+    model: nn.Module, path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsampler
+) -> tuple[str, str]:
     factor = new // old
     if new % old:
         raise ValueError(f"{path}: a {downsampler} pool cannot take stride {old} to {new}; 'stride' can")
@@ -169,58 +163,59 @@ def _insert(model: nn.Module, path: str, conv: nn.Conv2d, old: int, new: int, do
             f"downsampler={downsampler!r} needs a plain Conv2d there, 'stride' does not"
         )
     if downsampler == "space_to_depth":
-        unshuffled = become(conv, UnshuffledConv2d, factor=factor)
         # Every pixel of a square weighs the same: at first the teacher's stem on the image shrunk by averaging.
-        unshuffled.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
-        swap(model, conv, unshuffled)
-        return Change(path, "inserted", old, new, f"space to depth {factor}")
-    if downsampler == "blur" and factor & (factor - 1):
-        raise ValueError(f"{path}: blur halves, so it cannot reduce by {factor}; choose a power of two, or 'avg'")
-    swap(model, conv, become(conv, PooledConv2d, pool=downsampler, factor=factor))
-    return Change(path, "inserted", old, new, f"{downsampler} pool {factor}")
+        conv.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
+        swap(model, conv, with_steps(conv, before=(nn.PixelUnshuffle(factor),)))
+        return "inserted", f"space to depth {factor}"
+    if downsampler == "blur":
+        if factor & (factor - 1):
+            raise ValueError(f"{path}: blur halves, so it cannot reduce by {factor}; choose a power of two, or 'avg'")
+        pools: tuple[nn.Module, ...] = (Blur(),) * (factor.bit_length() - 1)
+    else:
+        pools = ((nn.MaxPool2d if downsampler == "max" else nn.AvgPool2d)(factor),)
+    swap(model, conv, with_steps(conv, behind=pools))
+    return "inserted", f"{downsampler} pool {factor}"
 
 
-def _transposed(path: str, conv: nn.ConvTranspose2d, old: int, new: int) -> Change:
+def _transposed(path: str, conv: nn.ConvTranspose2d, new: int) -> str:
     if _tiles(conv):
         note = _resize_kernel(path, conv, new, 1.0)
         conv.stride = (new, new)
-        return Change(path, "transposed conv", old, new, note)
-    reach = conv.dilation[0] * (conv.kernel_size[0] - 1)
-    extra = new - 1 + 2 * int(conv.padding[0]) - reach
+        return note
+    extra = new - 1 + 2 * int(conv.padding[0]) - conv.dilation[0] * (conv.kernel_size[0] - 1)
     if not 0 <= extra < max(new, conv.dilation[0]):
         raise ValueError(
             f"{path} upsamples with kernel {conv.kernel_size[0]} and padding {conv.padding[0]}, "
             f"which give no map of {new} times its input's size"
         )
     conv.stride, conv.output_padding = (new, new), (extra, extra)
-    return Change(path, "transposed conv", old, new)
+    return ""
 
 
-def _pool(model: nn.Module, path: str, pool: nn.MaxPool2d | nn.AvgPool2d, old: int, new: int) -> Change:
+def _pool(model: nn.Module, pool: nn.MaxPool2d | nn.AvgPool2d, new: int) -> tuple[str, str]:
     kind = "max pool" if isinstance(pool, nn.MaxPool2d) else "avg pool"
     tiles = _one(pool.kernel_size) == _one(pool.stride) and _one(pool.padding) == 0
     if tiles and new == 1:
         swap(model, pool, nn.Identity())  # a pool over one pixel
-        return Change(path, kind, old, new, "removed")
+        return kind, "removed"
     pool.stride = new
     if tiles:
         pool.kernel_size = new
-    return Change(path, kind, old, new, f"kernel {new}" if tiles else "")
+    return kind, f"kernel {new}" if tiles else ""
 
 
-def _attribute(call: Call, layer: nn.Module, old: int, new: int) -> Change:
+def _attribute(call: Call, layer: nn.Module, old: int, new: int) -> str:
     if call.function == "interpolate" and getattr(layer, "interpolate", None) is True and new == 1:
         setattr(layer, "interpolate", False)  # noqa: B010
-        return Change(call.path, "attribute", old, new, "interpolate off")
+        return "interpolate off"
     for name in _ATTRIBUTES:
         value = getattr(layer, name, None)
         if value == old and not isinstance(value, bool):
             setattr(layer, name, type(value)(new))
-        elif isinstance(value, (tuple, list)) and set(value) == {old}:
+            return name
+        if isinstance(value, (tuple, list)) and set(value) == {old}:
             setattr(layer, name, type(value)([new] * len(value)))
-        else:
-            continue
-        return Change(call.path, "attribute", old, new, name)
+            return name
     raise ValueError(inside_forward(call, layer))
 
 
@@ -230,9 +225,6 @@ def inside_forward(call: Call, layer: nn.Module) -> str:
         f"{call.path or 'the network'} ({type(layer).__name__}) {what} in its own forward, "
         "which cannot be changed from outside"
     )
-
-
-# ------------------------------------------------------------------------------------------------------ details
 
 
 def _plain(conv: nn.Conv2d) -> bool:
@@ -269,5 +261,47 @@ def _one(value: Any) -> int:
     return int(values.pop())
 
 
-def noted(change: Change, note: str) -> Change:
-    return replace(change, note=", ".join(part for part in (change.note, note) if part))
+class SteppedConv2d(nn.Conv2d):
+    """A convolution with steps without weights `before` and `behind` it: padding, a pool, space to depth or back.
+
+    The steps stand in tuples, so that they are no layers of the network. Behind space to depth, and before the way
+    back, the weight has factor² times the channels that `in_channels` and `out_channels` say.
+    """
+
+    before: tuple[nn.Module, ...]
+    behind: tuple[nn.Module, ...]
+
+    def forward(self, input: Tensor) -> Tensor:
+        for step in self.before:
+            input = step(input)
+        x = super().forward(input)
+        for step in self.behind:
+            x = step(x)
+        return x
+
+    def extra_repr(self) -> str:
+        steps = [*(f"behind {step}" for step in self.before), *(f"then {step}" for step in self.behind)]
+        return ", ".join([super().extra_repr(), *steps])
+
+
+def with_steps(
+    conv: nn.Conv2d, before: tuple[nn.Module, ...] = (), behind: tuple[nn.Module, ...] = ()
+) -> SteppedConv2d:
+    """`conv` with steps around it: the same parameters, hooks and settings."""
+    new = SteppedConv2d.__new__(SteppedConv2d)
+    new.__dict__.update(conv.__dict__)
+    new.before, new.behind = before, behind
+    return new
+
+
+class Blur(nn.Module):
+    """Halves a map behind the binomial filter [1, 2, 1]⊗[1, 2, 1]/16 with mirrored borders.
+
+    Source: Zhang, "Making convolutional networks shift-invariant again", arXiv 1904.11486, section 3.2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        line = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype, device=x.device) / 4
+        weight = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+        mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), weight, stride=2, groups=x.shape[1])

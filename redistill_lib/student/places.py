@@ -1,18 +1,77 @@
-"""Places: where a network downsamples, and by which layers."""
+"""Where a network downsamples, and by which layers, read from one forward pass that computes nothing."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from redistill_lib.network import check_float
+from redistill_lib.network.dtypes import dtype_of
+from redistill_lib.network.fakes import Source, follow, tensors_in
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.trace import Call, Level, Size, Trace, as_inputs, image_size, trace
+
+Size = tuple[int, int]
+
+# The functions that change a map's resolution. What else does (slicing and stacking tokens, as in a Swin merge) shows
+# when a student's maps are compared with what they should be.
+_CONVOLUTIONS = ("conv2d", "conv_transpose2d")
+FITTING = "interpolate to a size"  # which follows the map that it takes the size from
+_RESIZERS = (
+    *_CONVOLUTIONS, "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "lp_pool2d", "fractional_max_pool2d",
+    "interpolate", FITTING, "upsample", "pixel_shuffle", "pixel_unshuffle", "__getitem__",
+)  # fmt: skip
+
+
+class Level(NamedTuple):
+    """A resolution of a network. Up to the first convolution, it is the image's own (`raw`)."""
+
+    height: int
+    width: int
+    raw: bool = False
+
+    @property
+    def size(self) -> Size:
+        return (self.height, self.width)
+
+    @property
+    def area(self) -> int:
+        return self.height * self.width
+
+
+class Call(NamedTuple):
+    """One call of a function that convolves or changes resolution, inside the module `path`."""
+
+    path: str
+    function: str
+    before: Level
+    after: Level
+
+    @property
+    def convolves(self) -> bool:
+        return self.function in _CONVOLUTIONS
+
+    @property
+    def resizes(self) -> bool:
+        return self.before != self.after
+
+
+class Visit(NamedTuple):
+    """One run of a module that returned a map: which of its runs, its level, and the size it really has."""
+
+    path: str
+    number: int
+    level: Level
+    size: Size
 
 
 @dataclass(frozen=True)
@@ -53,9 +112,8 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
     """Where a network downsamples, in order: the stem, then every later place with a stride above 1.
 
     The stem is the first convolution on the image, whatever its stride. `example` is a float image B×C×H×W, or
-    the tuple of the network's inputs. Nothing is computed and the network is left as it is. Upsampling layers belong
-    to no place: they follow. Raises ValueError where the image's size is no multiple of the strides, where height
-    and width are treated differently, or where nothing convolves.
+    the tuple of the network's inputs; nothing is computed. Raises ValueError where the image's size is no multiple of
+    the strides, where height and width are treated differently, or where nothing convolves.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1))
     >>> import torch
@@ -71,32 +129,43 @@ def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Layout:
     found = trace(model, inputs)
     if found.error is not None:
         raise found.error
-    stems = [call for call in found.calls if call.before.raw and not call.after.raw]
+    calls = found.calls
+    stems = [call for call in calls if call.before.raw and not call.after.raw]
     if not stems:
         raise ValueError(f"no 2-D convolution of this {type(model).__name__} takes the image, so it has no stem")
     first = stems[0].after
-    head = _head_pool(found.calls)
-    down = [c for c in found.calls if _smaller(c.after, c.before) and not c.before.raw and c is not head]
-    below = {c.after for c in down if _smaller(c.after, first)}
-    levels = sorted({first, *below}, key=lambda level: -level.height * level.width)
-    chain = [Level(*size, raw=True), *levels]
-    tail = _tail(found, first, size)
+    # An average behind the last convolution, as of older classifiers, is their head's and no place.
+    body = calls[:-1] if calls[-1].function == "avg_pool2d" else calls
+    down = [c for c in body if c.after.area < c.before.area and not c.before.raw]
+    below = {c.after for c in down if c.after.area < first.area}
+    levels = sorted({first, *below}, key=lambda level: -level.area)
     places: list[Place] = []
-    for before, after in itertools.pairwise(chain):
+    for before, after in itertools.pairwise([Level(*size, raw=True), *levels]):
         carriers = stems if before.raw else [c for c in down if (c.before, c.after) == (before, after)]
         if not carriers:  # no layer between neighbouring levels: the smaller one is reached from further up only
             carriers = [c for c in down if c.after == after]
         layers = tuple(dict.fromkeys(c.path for c in carriers if c.after == after))
-        position = found.calls.index(carriers[0])
-        since = [c for c in found.calls[: position + 1] if not c.before.raw]
+        strides = [round(b / a) for b, a in zip(before.size, after.size, strict=True)]
+        if strides[0] != strides[1]:
+            raise ValueError(
+                f"{layers[0]} strides {strides[0]} down and {strides[1]} across ({_x(before.size)} → "
+                f"{_x(after.size)}); a plan has one stride for both"
+            )
+        since = [c for c in calls[: calls.index(carriers[0]) + 1] if not c.before.raw]
         pool = len(places) == 1 and not any(_learns(model, c) for c in (*since, *carriers))
-        places.append(Place(layers, _stride(layers[0], before, after, size), before.size, after.size, pool))
-    _check_size(places, size)
+        places.append(Place(layers, strides[0], before.size, after.size, pool))
+    total = math.prod(place.stride for place in places)
+    for place in places:
+        if any(b != place.stride * a for b, a in zip(place.before, place.after, strict=True)):
+            near = _x([max(1, math.ceil(side / total)) * total for side in size])
+            raise ValueError(
+                f"{place.name} takes {_x(place.before)} to {_x(place.after)}, but stride can move only where it "
+                f"divides the maps; try an example of {near} instead of {_x(size)} (without padding, none will do)"
+            )
+    # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
+    images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
+    tail = calls[-1] if images and first.size == size and calls[-1].after == first else None
     return Layout(tuple(places), tuple(levels), found, tail)
-
-
-def _smaller(a: Level, b: Level) -> bool:
-    return a.height * a.width < b.height * b.width
 
 
 def _learns(model: nn.Module, call: Call) -> bool:
@@ -104,38 +173,110 @@ def _learns(model: nn.Module, call: Call) -> bool:
     return call.convolves and any(True for _ in model.get_submodule(call.path).parameters(recurse=False))
 
 
-def _head_pool(calls: Sequence[Call]) -> Call | None:
-    """An average behind the last convolution, e.g. the AvgPool2d(7) of older classifiers: not a place."""
-    return calls[-1] if calls[-1].function == "avg_pool2d" else None
-
-
-def _tail(found: Trace, first: Level, size: Size) -> Call | None:
-    # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
-    images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
-    return found.calls[-1] if images and first.size == size and found.calls[-1].after == first else None
-
-
-def _stride(layer: str, before: Level, after: Level, size: Size) -> int:
-    ratios = [b / a for b, a in zip(before.size, after.size, strict=True)]
-    down, across = (round(ratio) for ratio in ratios)
-    if down != across:
-        raise ValueError(
-            f"{layer} strides {down} down and {across} across ({_x(before.size)} → {_x(after.size)}); "
-            "a plan has one stride for both"
-        )
-    return down
-
-
-def _check_size(places: Sequence[Place], size: Size) -> None:
-    total = math.prod(place.stride for place in places)
-    for place in places:
-        if any(b != place.stride * a for b, a in zip(place.before, place.after, strict=True)):
-            near = _x(tuple(max(1, math.ceil(side / total)) * total for side in size))
-            raise ValueError(
-                f"{place.name} takes {_x(place.before)} to {_x(place.after)}, but stride can move only where it "
-                f"divides the maps; try an example of {near} instead of {_x(size)} (without padding, none will do)"
-            )
-
-
 def _x(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
+
+
+def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
+    return (example,) if isinstance(example, Tensor) else tuple(example)
+
+
+def image_size(inputs: Sequence[Any]) -> Size:
+    """Height and width of the first B×C×H×W input."""
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
+    if image is None:
+        raise ValueError("example= needs a float image of shape B×C×H×W among the network's inputs")
+    return (image.shape[-2], image.shape[-1])
+
+
+def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
+    """Follow the image's resolution through the network, in eval mode, without changing or computing anything.
+
+    Where the network decides by its values, one real pass is made instead. Float inputs take the weights' dtype.
+    """
+    dtype = dtype_of(model)
+    inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+    found = Trace()
+
+    def watch(twin: nn.Module, inputs: tuple[Any, ...], source: Source) -> None:
+        nonlocal found
+        found = Trace()
+        for x in inputs:
+            if isinstance(x, Tensor) and x.ndim == 4:
+                found.levels[x] = Level(*_size(x), raw=True)
+        for path, module in twin.named_modules():
+            module.register_forward_pre_hook(partial(found.enter, path))
+            module.register_forward_hook(partial(found.leave, path))
+        with found:
+            found.outputs = [x.shape for x in tensors_in(twin(*inputs))]
+
+    try:
+        follow(model, inputs, watch)
+    except Exception as error:
+        found.error = error
+    return found
+
+
+class Trace(TorchFunctionMode):
+    """What one forward pass shows. Hands each tensor's level on to what is computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels: Any = WeakIdKeyDictionary()
+        self.stack = [""]  # of the modules that run; after an error the last one is where it came from
+        self.calls: list[Call] = []
+        self.visits: list[Visit] = []
+        self.counts = Counter[str]()
+        self.outputs: list[torch.Size] = []
+        self.error: Exception | None = None
+
+    def enter(self, path: str, module: nn.Module, args: Any) -> None:
+        self.stack.append(path)
+
+    def leave(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
+        self.stack.pop()
+        for x in tensors_in(output):
+            if x.ndim == 4 and x in self.levels:
+                self.visits.append(Visit(path, self.counts[path], self.levels[x], _size(x)))
+                self.counts[path] += 1
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "interpolate" and (kwargs.get("size") is not None or (len(args) > 1 and args[1] is not None)):
+            name = FITTING
+        results = tensors_in(output) if isinstance(output, (Tensor, tuple, list)) else []
+        if results and (sources := [x for x in tensors_in((args, kwargs)) if x in self.levels]):
+            for result in results:
+                self.levels[result] = self._level(name, sources, result)
+        return output
+
+    def _level(self, function: str, sources: list[Tensor], result: Tensor) -> Level:
+        source = next((x for x in sources if x.ndim == 4 and not self.levels[x].raw), sources[0])
+        before: Level = self.levels[source]
+        if function not in _RESIZERS or source.ndim != 4 or result.ndim != 4:
+            return before
+        new, convolves = _size(result), function in _CONVOLUTIONS
+        if any(x < 0.75 * y for x, y in zip(_size(source), before.size, strict=True)):
+            return before  # a gate's 1×1 map, on its way back to the map it gates
+        if before.raw and convolves:
+            after = Level(*new)
+        elif _same_scale(before.size, new):
+            after = before
+        else:
+            after = Level(*new, raw=before.raw)
+        if convolves or after != before:
+            self.calls.append(Call(self.stack[-1], function, before, after))
+        return after
+
+
+def _size(x: Tensor) -> Size:
+    return (x.shape[-2], x.shape[-1])
+
+
+def _same_scale(a: Sequence[int], b: Sequence[int]) -> bool:
+    # Padding and unpadded convolutions add or shave a border; only a real change of scale counts.
+    return all(0.75 < x / max(y, 1) < 1.34 for x, y in zip(a, b, strict=True))
