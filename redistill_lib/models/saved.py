@@ -58,9 +58,7 @@ def load_model(
         raise ValueError(f"weights is 'best' or 'last', not {weights!r}{hint(weights, FILES)}")
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
-        raise ValueError(
-            f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters first"
-        )
+        raise ValueError(f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters")
     spec = run.params["model"]
     if model is None and "weights" in spec:
         raise ValueError(
@@ -71,9 +69,9 @@ def load_model(
         raise TypeError(f"load_model takes a run and, for a network of your own, that network, not {model!r}")
     if model is not None and structure(model) != spec.get("structure", structure(model)):
         raise ValueError(
-            f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: "
-            "give the same class with the same code and options, frozen and derived in the same way, as newly built "
-            "and without RED blocks"
+            f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: give the same "
+            "class with the same code and options under the same release of Python, frozen and derived in the same "
+            "way, as newly built and without RED blocks"
         )
     file = run.path / FILES[weights]
     if weights == "last" and not file.exists():
@@ -81,8 +79,7 @@ def load_model(
     tensors = read_tensors(file)[0]
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
         model = create_model(**spec) if model is None else copy.deepcopy(model)
-        blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
-    insert_blocks(model, blocks)
+        insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
