@@ -18,43 +18,35 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
+from redistill_lib.checks import check_fields
 from redistill_lib.source import code_identity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STATUSES = ("running", "complete", "interrupted", "failed")
-
 
 @dataclass(frozen=True)
 class Run:
-    """One training and what it left on disk.
-
-    `params` is what the id is a hash of; `metrics` its results (accuracies between 0 and 1, seconds, bytes as their
-    names say); `environment` versions, device, threads and processes; `blocks`
-    the RED blocks of its network (layer, side, channels, kernel_size); `error` why it failed, if it did. `code` is
-    the `code_identity` of the library that trained it, `reused_by` that of others for which the caller took it;
-    `name` is what the user calls it; `version` the library's, and `unknown` what a newer one has added.
-    """
+    """One training and what it left on disk."""
 
     path: Path
-    params: dict[str, Any]
-    status: str = "running"
-    metrics: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    blocks: list[dict[str, Any]] = field(default_factory=list)
-    error: str | None = None
-    code: str | None = None
-    name: str | None = None
-    reused_by: list[str] = field(default_factory=list)
+    params: dict[str, Any]  # what the id is a hash of
+    status: str = "running"  # or "complete", "interrupted", "failed"
+    metrics: dict[str, Any] = field(default_factory=dict)  # accuracies between 0 and 1, seconds, bytes
+    environment: dict[str, Any] = field(default_factory=dict)  # versions, device, threads and processes
+    blocks: list[dict[str, Any]] = field(default_factory=list)  # RED's: layer, side, channels, kernel_size
+    error: str | None = None  # why it failed
+    code: str | None = None  # the `code_identity` of the library that trained it
+    name: str | None = None  # what the user calls it
+    reused_by: list[str] = field(default_factory=list)  # `code` of others for which the caller took it
     version: str = __version__
-    unknown: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)  # what a newer version has added to the record
 
     @property
     def id(self) -> str:
@@ -69,8 +61,9 @@ class Run:
         """Where its network downsamples: as recorded for a derived student, by name for a built-in network."""
         model = self.params.get("model")
         model = model if isinstance(model, dict) else {}
-        own = "structure" in model  # a class's name is no plan
-        return str(self.params.get("plan") or model.get("plan") or ("" if own else _plan_of(model.get("name"))))
+        name = "" if "structure" in model else str(model.get("name"))  # a class's name is no plan
+        in_name = re.search(r"(?<=-)\d+-\d+$", name) or [""]
+        return str(self.params.get("plan") or model.get("plan") or in_name[0])
 
     @property
     def role(self) -> str:
@@ -138,11 +131,11 @@ class Run:
     def _read(cls, path: Path) -> Run:
         try:
             record = json.loads((path / "run.json").read_bytes())
-            known = {name: record.pop(name) for name in _TYPES.keys() & dict(record).keys()}
-            for name, value in known.items():
-                if not isinstance(value, _TYPES[name]):
-                    raise TypeError(f"{name} is {str(value)[:40]!r}")
-            return cls(path=path, **{"version": "unknown", **known}, unknown=record)
+            names = {field.name for field in fields(cls)} - {"path", "unknown"}
+            known = {name: record.pop(name) for name in names & dict(record).keys()}
+            run = cls(path=path, **{"version": "unknown", **known}, unknown=record)
+            check_fields(run)
+            return run
         except FileNotFoundError:
             raise FileNotFoundError(f"no run at {path}: it holds no run.json") from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -153,19 +146,6 @@ class Run:
     def __repr__(self) -> str:
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.metrics.items()}
         return f"Run({self.id}, {self.status}" + "".join(f", {k}={v}" for k, v in shown.items()) + ")"
-
-
-_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("params", "metrics", "environment"), dict),
-    **dict.fromkeys(("blocks", "reused_by"), list),
-    **dict.fromkeys(("status", "version"), str),
-    **dict.fromkeys(("error", "code", "name"), str | None),
-}
-
-
-def _plan_of(name: Any) -> str:
-    found = re.search(r"-(\d+-\d+)$", name) if isinstance(name, str) else None
-    return found[1] if found else ""
 
 
 def canonical(value: Any, where: str = "params") -> Any:
@@ -213,11 +193,11 @@ def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str
     """
     folder = Path(root) / run_id(prefix, params, code)
     others = []
-    for record in folder.parent.glob(f"*{run_id('', params)}*/run.json"):
+    for record in sorted(folder.parent.glob(f"*{run_id('', params)}*/run.json"), key=os.path.getmtime):
         with contextlib.suppress(ValueError, FileNotFoundError):
             if record.parent != folder and (run := complete_run(record.parent)):
-                others.append((record.stat().st_mtime, run.id, run))
-    return folder, [run for *_, run in sorted(others, key=lambda found: found[:2])]
+                others.append(run)
+    return folder, others
 
 
 def complete_run(path: str | Path) -> Run | None:
@@ -268,12 +248,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """``history.csv`` from its rows; columns are those of the first row."""
-    columns = list(rows[0])
-    lines = [",".join(columns)]
-    for row in rows:
-        values = [row.get(c, math.nan) for c in columns]
-        lines.append(",".join(repr(v) if isinstance(v, float) else str(v) for v in values))
-    write_text(path, "\n".join(lines) + "\n")
+    import pandas as pd
+
+    write_text(path, pd.DataFrame(rows, columns=list(rows[0])).to_csv(index=False, na_rep="nan"))
 
 
 @contextlib.contextmanager
@@ -332,55 +309,44 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     root = Path(root)
     if root.is_file():
         raise NotADirectoryError(f"{root} is a file; give the folder that holds the runs")
-    known = _read_index(root / ".index.json")
+    index = root / ".index.json"
+    try:
+        known = dict(json.loads(index.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}
     found: dict[str, Any] = {}
     for folder in os.scandir(root) if root.is_dir() else ():
         with contextlib.suppress(OSError):
             told = os.stat(f"{folder.path}/run.json")
-            stamp = [told.st_mtime_ns, told.st_size, told.st_ino]
-            old = known.get(folder.name)
-            same = isinstance(old, list) and len(old) == 2 and old[0] == stamp and isinstance(old[1], dict)
-            found[folder.name] = old if same else [stamp, _row(Path(folder.path))]
+            stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {folder.name}"
+            row = known.get(stamp)
+            found[stamp] = row if isinstance(row, dict) else _row(Path(folder.path))
     if found != known:
         with contextlib.suppress(OSError):
-            write_text(root / ".index.json", json.dumps([_INDEX, found], default=str))
+            write_text(index, json.dumps(found, default=str))
+    rows = sorted(found.values(), key=lambda row: row["id"])
     present = code_identity()
-    rows = []
-    for name in sorted(found):
-        row = found[name][1]
-        code = "present" if row.get("code") == present else "other"
-        rows.append({**row, "code": code, "path": str(root / name)})
-    return pd.DataFrame(rows)
+    own = [{"code": "present" if row["code"] == present else "other", "path": str(root / row["id"])} for row in rows]
+    return pd.DataFrame([row | more for row, more in zip(rows, own, strict=True)])
 
 
-_INDEX = "rows of runs, 1"  # another number for another form of rows
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        form, rows = json.loads(path.read_bytes())
-        return dict(rows) if form == _INDEX else {}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
+_FORM = 2  # another number for another form of rows
 
 
 def _row(path: Path) -> dict[str, Any]:
     try:
         run = Run._read(path)
     except ValueError as error:
-        return {"id": path.name, "status": "unreadable", "error": str(error)}
+        return {"id": path.name, "status": "unreadable", "code": None, "error": str(error)}
     own = {"id": run.id, "name": run.name, "status": run.status, "role": run.role, "plan": run.plan or None}
     own |= {"code": run.code}
     rest = {"error": run.error, "note": run.note or None}
-    told = {k: v for k, v in _flat({**run.params, **run.metrics}).items() if k not in own | rest}
-    return {**own, **told, **rest}
+    return own | {k: v for k, v in _flat(run.params | run.metrics).items() if k not in own | rest} | rest
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and depth:
-            flat |= _flat(value, f"{prefix}{key}.", depth - 1)
-        else:
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, dict) and depth
+        flat |= _flat(value, f"{prefix}{key}.", depth - 1) if nested else {f"{prefix}{key}": value}
     return flat
