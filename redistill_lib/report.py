@@ -109,67 +109,61 @@ def write_index(
     """
     root = Path(runs_root).resolve()
     file = Path(file).resolve() if file else root / "index.html"
-    executed = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
-    records = {
-        path: json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        for path in sorted(executed)
-        if ".ipynb_checkpoints" not in path.parts and path.with_suffix(".json").is_file()
-    }
+    found = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
+    executed = [p for p in sorted(found) if ".ipynb_checkpoints" not in p.parts and p.with_suffix(".json").is_file()]
+    sections = [_notebook_section(executed, file.parent)]
+    for kind, (runs, same) in run_tables(load_runs(root)).items():
+        shared = f"; the same in all: {_pairs(same)}" if same else ""
+        sections.append(f"<h2>{kind}</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{_table(runs)}")
+    if len(sections) == 1:
+        sections.append("<h2>Training runs</h2><p>None yet.</p>")
     time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    sections = f"{_notebook_section(records, file.parent)}\n{_run_section(root)}"
-    write_text(file, _PAGE.format(style=_STYLE, sections=sections, time=time))
+    write_text(file, _PAGE.format(style=_STYLE, sections="\n".join(sections), time=time))
     return file
 
 
-def _notebook_section(records: Mapping[Path, dict[str, Any]], base: Path) -> str:
-    """The status files that `sweep.run_notebook` left beside the notebooks."""
-    if not records:
+def _notebook_section(notebooks: Sequence[Path], base: Path) -> str:
+    """From the status files that `sweep.run_notebook` left beside the notebooks."""
+    import pandas as pd
+
+    if not notebooks:
         return "<h2>Notebooks</h2><p>None executed yet: <code>redistill run notebooks/*.ipynb</code></p>"
+    records = [json.loads(notebook.with_suffix(".json").read_text(encoding="utf-8")) for notebook in notebooks]
     rows = []
-    for notebook, record in records.items():
+    for notebook, record in zip(notebooks, records, strict=True):
         link = quote(os.path.relpath(notebook, base))
         page = quote(os.path.relpath(notebook.with_name(record["html"]), base)) if record["html"] else link
-        line = f"<p>{_pairs(record['parameters'])}</p>"
-        if record["error"]:
-            error = NotebookError(**record["error"])
-            line += f"<p class=failed>{_text(str(error).splitlines()[0])}</p>"
-        status = _text(record["status"])
-        rows.append(
-            f'<tr><td><a href="{page}">{_text(record["name"])}</a>{line}</td><td class={status}>{status}</td>'
-            f'<td class=number>{duration(record["seconds"])}</td><td><a href="{link}">ipynb</a></td></tr>'
-        )
-    failed = sum(record["status"] != "ok" for record in records.values())
-    total = duration(sum(record["seconds"] for record in records.values()))
+        error = str(NotebookError(**record["error"])).splitlines()[0] if record["error"] else ""
+        name = f'<a href="{page}">{_text(record["name"])}</a><p>{_pairs(record["parameters"])}</p>'
+        status = f"<span class={record['status']}>{record['status']}</span>"
+        file = f'<a href="{link}">ipynb</a>'
+        rows.append((f"{name}<p class=failed>{_text(error)}</p>", status, duration(record["seconds"]), file))
+    table = pd.DataFrame(rows, columns=["notebook", "status", "time", "file"])
+    failed = sum(record["status"] != "ok" for record in records)
+    total = duration(sum(record["seconds"] for record in records))
     summary = f"{len(records) - failed} ok{f', {failed} failed' if failed else ''}, {total} in all"
-    head = "<tr><th>notebook</th><th>status</th><th class=number>time</th><th>file</th></tr>"
-    return f"<h2>Notebooks</h2><p>{summary}</p><table>{head}{''.join(rows)}</table>"
+    return f"<h2>Notebooks</h2><p>{summary}</p>{_table(table, escape=False)}"
 
 
-def _run_section(root: Path) -> str:
-    sections = []
-    for kind, (runs, same) in run_tables(load_runs(root)).items():
-        classes = [" class=number" if dtype.kind in "if" else "" for dtype in runs.dtypes]
-        rows = ["<tr>", *(f"<th{c}>{_text(name)}</th>" for c, name in zip(classes, runs.columns, strict=True))]
-        for row in runs.to_dict("split")["data"]:
-            rows += ["<tr>", *(f"<td{c}>{_text(value)}</td>" for c, value in zip(classes, row, strict=True))]
-        shared = f"; the same in all: {_pairs(same)}" if same else ""
-        count = f"{len(runs)} run{'s' * (len(runs) > 1)}"
-        sections.append(f"<h2>{kind}</h2><p>{count}{shared}</p><table>{''.join(rows)}</table>")
-    return "\n".join(sections) or "<h2>Training runs</h2><p>None yet.</p>"
+def _table(frame: pd.DataFrame, escape: bool = True) -> str:
+    import pandas as pd
+
+    with pd.option_context("display.max_colwidth", None):
+        return str(frame.to_html(index=False, escape=escape, border=0, justify="left", float_format=_shown))
 
 
 def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     """`load_runs` made readable, classifiers and denoisers apart, since they have other settings and other scores.
 
     Each table has the columns in which its runs differ, and comes with name → value of those that are alike. Empty
-    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run. There is
-    no table of no runs. Peaks say of which dtype they are, as trainings measure them: fp32.
+    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run. What a
+    run lacks is an empty text. Peaks say of which dtype they are, as trainings measure them: fp32.
 
     >>> import pandas as pd
     >>> run_tables(pd.DataFrame({"id": ["a", "b"], "status": "complete", "seed": [0, 1], "data": "digits"}))
-    {'Training runs': (  id    status  seed
-    0  a  complete     0
-    1  b  complete     1, {'data': 'digits'})}
+    {'Training runs': (  id    status seed
+    0  a  complete    0
+    1  b  complete    1, {'data': 'digits'})}
     """
     if runs.empty:
         return {}
@@ -187,13 +181,15 @@ def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     runs = runs.rename(columns={name: f"{name} (fp32)" for name in ("peak_bytes", "peak_bytes_eager")})
     floats = runs.select_dtypes("float")
     whole = ((floats % 1 == 0) & (floats.abs() < 2**53) | floats.isna()).all()
-    runs = runs.astype(
-        dict.fromkeys(floats.columns[whole], "Int64")
-    )  # whole numbers stay whole where a run lacks them
-    if len(runs) < 2:
-        return runs, {}
+    runs = runs.astype(dict.fromkeys(floats.columns[whole], "Int64"))  # whole, also where a run lacks them
     alike = [n for n in runs.columns if n not in ("id", "name", "status") and runs[n].nunique(dropna=False) == 1]
-    return runs.drop(columns=alike), {name: runs[name].iloc[0] for name in alike}
+    same = {name: runs[name].iloc[0] for name in alike} if len(runs) > 1 else {}
+    runs = runs.drop(columns=same)
+    return runs.astype(object).where(runs.notna(), ""), same
+
+
+def _shown(number: float) -> str:
+    return f"{number:.4g}"
 
 
 def duration(seconds: float) -> str:
@@ -213,9 +209,7 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    if value is None or str(value) in ("nan", "<NA>"):
-        return ""
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return html.escape(_shown(value) if isinstance(value, float) else str(value))
 
 
 _STYLE = """
@@ -225,7 +219,6 @@ table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 
 th, td { text-align: left; vertical-align: top; padding: .5rem .9rem; white-space: nowrap; }
 td { border-top: 1px solid #8886; }
 td p { margin: 0; white-space: normal; font-size: .85rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
 .ok { color: #1a7f37; }
 .failed { color: #d1242f; }
 """

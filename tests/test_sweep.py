@@ -433,7 +433,7 @@ def test_index_page(tmp_path: Path) -> None:
     assert "In [4]: ValueError: a &lt; b</p>" in page
     assert "2 ok, 1 failed, 2 min 35 s in all" in page
     assert "2 runs; the same in all: <code>role=plain</code> <code>code=other</code> <code>epochs=6</code>" in page
-    assert "<td>net0</td><td class=number>0.9123</td>" in page
+    assert "<td>net0</td>" in page and "<td>0.9123</td>" in page
     assert "taps" not in page
     assert str(tmp_path) not in page
     assert "http" not in page  # self-contained: nothing is loaded from elsewhere
