@@ -85,9 +85,11 @@ def main() -> None:
     frame = pd.DataFrame([record(role, seed, run) for (role, seed), run in runs.items()])
     frame.to_csv(RESULTS / "cluttered.csv", index=False)
 
-    from redistill_lib.figures import accuracies, summary_table
+    from redistill_lib.figures import accuracies
+    from redistill_lib.results import summarize
 
-    print(summary_table(frame).round(1).to_string(index=False))
+    print(summarize(frame).headline())
+    print(summarize(frame).table.round(1).to_string(index=False))
     accuracies(frame).write_image(RESULTS / "cluttered.png", scale=2)
 
 

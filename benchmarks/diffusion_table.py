@@ -35,9 +35,9 @@ import torch
 import redistill_lib as rd
 from redistill_lib.data import DataSplits
 from redistill_lib.figures import quality_vs_memory
-from redistill_lib.figures.comparison import interval
 from redistill_lib.methods import RED
-from redistill_lib.quality import Extractor, classifier_extractor, features, floor, halves
+from redistill_lib.quality import Extractor, classifier_extractor, compare_quality, features, floor, halves
+from redistill_lib.results import interval
 from redistill_lib.runs import Run
 from redistill_lib.train import DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
 
@@ -163,6 +163,7 @@ def table(pool: Any, setting: Setting, extractor: Extractor, seeds: range) -> No
     print(f"every network: {setting.recipe.steps:,} steps of {setting.recipe.batch_size} images, averaged weights;")
     print(f"{len(half):,} samples, {SAMPLER} in {DRAW_STEPS} steps, scored by {extractor.name}")
     print(f"one half of the real images against the other: FID {lowest.fid:.2f}, KID {lowest.kid:.4f}")
+    print(compare_quality(frame, lowest).headline())
     print(summary(frame).to_string(float_format="%.4g"))
 
 
@@ -171,7 +172,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     measured = {"fid": "fid", "kid": "kid", "validation_loss": "loss"}
     columns: dict[str, tuple[str, Any]] = {}
     for name, short in measured.items():
-        columns |= {short: (name, "mean"), f"{short} ±": (name, lambda values: interval(values.tolist()))}
+        columns |= {short: (name, "mean"), f"{short} ±": (name, lambda values: interval(values.tolist()).half)}
     columns["peak KiB"] = "peak_bytes", lambda values: values.iloc[0] / 1024
     columns["parameters"] = "parameters", "first"
     return frame.groupby("role", sort=False).agg(**columns)

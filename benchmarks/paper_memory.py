@@ -11,6 +11,7 @@ shapes count. Writes benchmarks/results/paper_memory.csv.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pandas as pd
@@ -42,7 +43,8 @@ def published(panel: str) -> tuple[float, float]:
 def row(name: str, factor: int, size: int, panel: str) -> dict[str, object]:
     teacher, student = rd.create_model(name), rd.create_model(rd.student_name(name, factor))
     x = rd.example_inputs(name, size)
-    distillation = rd.Distillation(student, teacher, rd.match_taps(student, teacher, x), "red-blocks", example=x)
+    taps = rd.match_taps(student, teacher, x)
+    distillation = rd.Distillation(copy.deepcopy(student), teacher, taps, "red-blocks", example=x)
     peaks = {
         f"{convention} {role}": rd.profile_memory(model, *x, convention=convention).peak_bytes / MIB
         for convention in ("paper", "fused")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,55 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redistill_lib.checks import whole
 from redistill_lib.data.augment import to_float
 from redistill_lib.distill import Tap
-from redistill_lib.network import Place, feature_maps, map_shapes
-from redistill_lib.red import BlockedLayer, Side, alignment_loss
+from redistill_lib.network import MapRef, find_layer, map_shapes, record_maps
+from redistill_lib.red import Side, alignment_loss, inserted_blocks, original_paths
+from redistill_lib.results import interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BATCH = 64
-
-
-# ------------------------------------------------------------------------------------------------- finding places
-
-
-def locate(model: nn.Module, tap: Tap | Place) -> Place:
-    """Where in `model` a tap's map is found: (module path, side), for a bare student and for a graduated one alike.
-
-    A RED block belongs to its place: an output is what leaves the block behind the layer, an input is what enters
-    the layer after the block before it. So the map is the one that `Distillation` compares. Layers keep the names
-    they had before `graduate` wrapped them. Of a `Tap`, the student's place is meant; give a pair (layer, side) for
-    any other, such as ``(tap.teacher_layer, tap.teacher_side)``.
-
-    Raises KeyError with near names for a layer the network does not have.
-
-    >>> from redistill_lib.red import RedBlock, insert_blocks
-    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "input", RedBlock(3))])
-    >>> locate(net, ("0", "input")), locate(net, ("0", "output"))
-    (('0.layer', 'input'), ('0', 'output'))
-    """
-    layer, side = tap.place if isinstance(tap, Tap) else tap
-    names = dict(_layer_names(model))
-    name = layer if layer in names else layer.removeprefix("net.")
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-        hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
-        raise KeyError(f"{_name(model)} has no layer {layer!r}{hint}")
-    path = names[name]
-    wrapped = isinstance(model.get_submodule(path), BlockedLayer)
-    return (f"{path}.layer" if wrapped and side == "input" else path, side)
-
-
-def _layer_names(model: nn.Module, name: str = "", path: str = "") -> Iterator[tuple[str, str]]:
-    """(name before any block was inserted, module path now) of every layer."""
-    yield name, path
-    inner = model
-    while isinstance(inner, BlockedLayer):
-        inner, path = inner.layer, f"{path}.layer".lstrip(".")
-    for child, module in inner.named_children():
-        yield from _layer_names(module, f"{name}.{child}".lstrip("."), f"{path}.{child}".lstrip("."))
 
 
 def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[tuple[str, tuple[int, int, int]]]:
@@ -75,13 +35,13 @@ def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[t
     >>> layer_maps(net, torch.zeros(1, 9, 9, dtype=torch.uint8))
     [('0', (4, 4, 4))]
     """
-    names = {path: name for name, path in _layer_names(model)}
-    found = []
-    for path, inputs, outputs in map_shapes(model, _batch(model, image[None])):
-        shape = inputs if side == "input" else outputs
-        if path in names and _worth_seeing(model.get_submodule(path)) and shape[-2:].numel() > 1:
-            found.append((names[path], (shape[1], shape[2], shape[3])))
-    return found
+    paths, found = original_paths(model), {}
+    blocks = {inner for _, _, block in inserted_blocks(model) for inner in block.modules()}
+    for path, inputs, outputs in map_shapes(model, *_batch(model, image[None])):
+        shape, module = inputs if side == "input" else outputs, model.get_submodule(path)
+        if module not in blocks and _worth_seeing(module) and shape[-2:].numel() > 1:
+            found[paths[id(module)]] = (shape[1], shape[2], shape[3])
+    return list(found.items())
 
 
 def first_block(names: Sequence[str]) -> str:
@@ -96,9 +56,6 @@ def first_block(names: Sequence[str]) -> str:
 def _worth_seeing(module: nn.Module) -> bool:
     kinds = {type(m).__name__ for m in module.modules() if not next(m.children(), None)}
     return any(("Conv" in kind or "Pool" in kind) and "Adaptive" not in kind for kind in kinds)
-
-
-# ---------------------------------------------------------------------------------------------------- comparing
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -139,45 +96,24 @@ class MapComparison:
             return f"channel {t}"
         return f"channel {t} of the teacher's {self.teacher_channels}, {s} of the student's {self.student_channels}"
 
-    def on_image(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The teacher's and the student's map at the image's size, each value repeated (nearest), none invented."""
-        height, width = self.image.shape[:2]
-        return _nearest(self.teacher, height, width), _nearest(self.student, height, width)
-
     def to_frame(self) -> pd.DataFrame:
         """One row per map: role, model, place, channels, size, least, mean and greatest value, score."""
         import pandas as pd
 
+        role = self.label or "student"
         rows = [
             ("teacher", self.teacher_name, self.teacher_place, self.teacher_channels, self.teacher, 1.0),
-            (
-                self.label or "student",
-                self.student_name,
-                self.student_place,
-                self.student_channels,
-                self.student,
-                self.score,
-            ),
+            (role, self.student_name, self.student_place, self.student_channels, self.student, self.score),
         ]
-        return pd.DataFrame(
-            {
-                "role": role, "model": model, "place": place, "channels": channels, "height": m.shape[0],
-                "width": m.shape[1], "least": m.min(), "mean": m.mean(), "greatest": m.max(), "score": score,
-            }
-            for role, model, place, channels, m, score in rows
-        )  # fmt: skip
+        columns = ["role", "model", "place", "channels", "height", "width", "least", "mean", "greatest", "score"]
+        found = [(*told, *m.shape, m.min(), m.mean(), m.max(), score) for *told, m, score in rows]
+        return pd.DataFrame(found, columns=columns)
 
     def __repr__(self) -> str:
         ours, theirs = (f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher))
         places = f"{self.student_place} {ours} ← {self.teacher_place} {theirs}"
         after = ", after resizing" if self.resized else ""
         return f"MapComparison({self.label or 'student'}: {places}, similarity {self.score:.3f}{after})"
-
-
-def _nearest(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    rows = (np.arange(height) + 0.5) * values.shape[0] // height
-    columns = (np.arange(width) + 0.5) * values.shape[1] // width
-    return values[np.ix_(rows.astype(int), columns.astype(int))]
 
 
 def compare_maps(
@@ -187,11 +123,13 @@ def compare_maps(
     image: Tensor,
     channel: int | None = None,
     label: str | None = None,
+    inputs: tuple[Tensor, ...] | None = None,
 ) -> MapComparison:
     """The teacher's and the student's map at a tap, for one image (uint8, C×H×W).
 
     Shown is the mean over channels, or `channel` of each network modulo its number of channels. `label` is the
-    student's role in figures. Both networks are left as they were. Raises KeyError for a layer that is not there,
+    student's role in figures. `inputs` are what the networks are called with where that is more than the image, as
+    a time step. Both networks are left as they were. Raises KeyError for a layer that is not there,
     ValueError where a tensor is no B×C×H×W map.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
@@ -201,8 +139,8 @@ def compare_maps(
     """
     if image.ndim != 3:
         raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
-    [ours] = _read(student, [locate(student, tap)], image[None])
-    [theirs] = _read(teacher, [locate(teacher, (tap.teacher_layer, tap.teacher_side))], image[None])
+    [ours] = _read(student, [tap.place], *(inputs or _batch(student, image[None])))
+    [theirs] = _read(teacher, [tap.source], *(inputs or _batch(teacher, image[None])))
     return MapComparison(
         image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
@@ -240,13 +178,41 @@ def compare_layer(
     return compare_maps(teacher, student, Tap(layer, side, layer, side), image, channel, label)
 
 
+def compare_denoisers(
+    networks: Mapping[str, nn.Module], taps: Sequence[Tap], x: Tensor, t: int
+) -> list[MapComparison]:
+    """Denoisers' maps at `taps`, by tap and student, for one noisy image x_t (float C×H×W, −1…1) at time step `t`.
+
+    `networks` by role, ``teacher`` among them; students may have RED blocks. Raises ValueError without a teacher or a
+    student, or for a batch of images.
+
+    >>> from redistill_lib.models import create_model
+    >>> net = create_model("unet-1-2", in_channels=1, ch=8, mult=(1, 2))
+    >>> tap = Tap("head", "output", "head", "output")
+    >>> compare_denoisers({"teacher": net, "red": net}, [tap], torch.ones(1, 8, 8), 5)
+    [MapComparison(red: head output 8×8 ← head output 8×8, similarity 1.000)]
+    """
+    if "teacher" not in networks or len(networks) < 2:
+        raise ValueError(f"this compares a teacher with students, not {', '.join(networks) or 'nothing'}")
+    if x.ndim != 3:
+        raise ValueError(f"one noisy image is C×H×W, not {tuple(x.shape)}; take one of the batch")
+    inputs = x[None], torch.tensor([whole("t", t, 0)], device=x.device)
+    image = x.add(1).mul(127.5).round().clamp(0, 255).byte()
+    students = {role: network for role, network in networks.items() if role != "teacher"}
+    return [
+        compare_maps(networks["teacher"], student, tap, image, label=role, inputs=inputs)
+        for tap in taps
+        for role, student in students.items()
+    ]
+
+
 def tap_scores(
     teacher: nn.Module, students: Mapping[str, nn.Module], taps: Sequence[Tap], images: Tensor
 ) -> pd.DataFrame:
     """How alike each student's maps are to the teacher's, tap by tap.
 
     `students` by role; `images` uint8, N×C×H×W. One row per tap and student: ``tap`` and ``teacher_tap`` (places),
-    ``student``, ``score`` (mean cosine similarity over images), ``low`` and ``high`` (mean ± 1.96 sd/√n: 95 % over
+    ``student``, ``score`` (mean cosine similarity over images), ``low`` and ``high`` (its 95 % t-interval over
     images, for these weights), ``n``, ``resized``.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
@@ -256,44 +222,42 @@ def tap_scores(
     """
     import pandas as pd
 
-    teacher_places = [locate(teacher, (tap.teacher_layer, tap.teacher_side)) for tap in taps]
-    places = {role: [locate(student, tap) for tap in taps] for role, student in students.items()}
     found: dict[tuple[str, int], list[Tensor]] = {(role, k): [] for role in students for k in range(len(taps))}
     resized = dict.fromkeys(found, False)
     for batch in images.split(BATCH):
-        theirs = _read(teacher, teacher_places, batch)
+        theirs = _read(teacher, [tap.source for tap in taps], *_batch(teacher, batch))
         for role, student in students.items():
-            for k, (s, t) in enumerate(zip(_read(student, places[role], batch), theirs, strict=True)):
+            ours = _read(student, [tap.place for tap in taps], *_batch(student, batch))
+            for k, (s, t) in enumerate(zip(ours, theirs, strict=True)):
                 found[role, k].append(_scores(s, t))
                 resized[role, k] = s.shape[-2:] != t.shape[-2:]
     rows: list[dict[str, Any]] = []
     for (role, k), parts in found.items():
         values, tap = torch.cat(parts), taps[k]
-        mean, n = float(values.mean()), len(values)
-        half = 1.96 * float(values.std()) / math.sqrt(n) if n > 1 else math.nan
+        mean = interval(values.tolist())
         rows.append(
             {
                 "tap": f"{tap.layer} {tap.side}", "teacher_tap": f"{tap.teacher_layer} {tap.teacher_side}",
-                "student": role, "score": mean, "low": mean - half, "high": mean + half, "n": n,
+                "student": role, "score": mean.value, "low": mean.low, "high": mean.high, "n": len(values),
                 "resized": resized[role, k],
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _batch(model: nn.Module, images: Tensor) -> Tensor:
+def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:
     parameter = next(model.parameters(), None)
-    return to_float(images if parameter is None else images.to(parameter.device))
+    return (to_float(images if parameter is None else images.to(parameter.device)),)
 
 
-def _read(model: nn.Module, places: Sequence[Place], images: Tensor) -> list[Tensor]:
-    """The maps at `places` in one forward pass, float32 on the CPU."""
-    found = feature_maps(model, places, _batch(model, images))
-    for (path, side), maps in found.items():
+def _read(model: nn.Module, refs: Sequence[MapRef], *inputs: Tensor) -> list[Tensor]:
+    """The maps at `refs` in one forward pass, float32 on the CPU."""
+    refs = [MapRef(find_layer(model, ref.layer, _name(model)), ref.side) for ref in refs]
+    found = record_maps(model, refs, *inputs)
+    for ref, maps in found.items():
         if maps.ndim != 4:
-            where = path or "the whole network"
-            raise ValueError(f"the {side} of {where} in {_name(model)} is {tuple(maps.shape)}, not a B×C×H×W map")
-    return [found[place].float().cpu() for place in places]
+            raise ValueError(f"{ref} in {_name(model)} is {tuple(maps.shape)}, not a B×C×H×W map")
+    return [found[ref].float().cpu() for ref in refs]
 
 
 def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:
@@ -314,7 +278,5 @@ def _name(model: nn.Module) -> str:
 
 
 def _stride(teacher: nn.Module, student: nn.Module) -> int | None:
-    plans = getattr(teacher, "plan", None), getattr(student, "plan", None)
-    if None in plans or plans[1].stem % plans[0].stem:  # type: ignore[union-attr]
-        return None
-    return int(plans[1].stem // plans[0].stem)  # type: ignore[union-attr]
+    ours, theirs = (getattr(model, "plan", None) for model in (student, teacher))
+    return None if ours is None or theirs is None or ours.stem % theirs.stem else ours.stem // theirs.stem

@@ -167,7 +167,7 @@ def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -
 
     >>> import torch
     >>> x = torch.rand(2, 3, 4, 4)
-    >>> round(alignment_loss(x, 5 * x).item(), 4), alignment_loss(x, x, "mse").item()
+    >>> round(abs(alignment_loss(x, 5 * x).item()), 4), alignment_loss(x, x, "mse").item()
     (0.0, 0.0)
     """
     if student.ndim != 4 or teacher.ndim != 4 or student.shape[-2:] != teacher.shape[-2:]:
@@ -191,10 +191,22 @@ class BlockedLayer(nn.Module):
         self.layer = layer
         self.before = before or nn.Identity()
         self.after = after or nn.Identity()
+        self.takes_output = after is not None
+        self.training = layer.training  # and so are the blocks, while the layer's own parts stay as they are
+        self.before.train(layer.training), self.after.train(layer.training)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Take the map by position, by whatever name the network gives it to the layer."""
+        if not args and (name := first_parameter(self.layer)) in kwargs:
+            args = (kwargs.pop(name),)
+        return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.after(self.layer(self.before(x)))
-        return out
+        out = self.layer(self.before(x))
+        if self.takes_output and isinstance(out, (tuple, list)):
+            raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
+        result: Tensor = self.after(out)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         """What the network asks of the layer itself, such as the dtype of its weight."""
@@ -210,8 +222,23 @@ class BlockedCall(BlockedLayer):
     """A `BlockedLayer` whose layer takes more than one argument, which TorchScript could not compile."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        out: Tensor = self.after(self.layer(self.before(x), *args, **kwargs))
-        return out
+        out = self.layer(self.before(x), *args, **kwargs)
+        if self.takes_output and isinstance(out, (tuple, list)):
+            raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
+        result: Tensor = self.after(out)
+        return result
+
+
+def first_parameter(layer: nn.Module) -> str:
+    """The name of the layer's first argument, empty where it can be given by keyword alone.
+
+    >>> first_parameter(nn.Conv2d(3, 8, 3))
+    'input'
+    """
+    while isinstance(layer, BlockedLayer):
+        layer = layer.layer
+    first = next(iter(inspect.signature(layer.forward).parameters.values()), None)
+    return first.name if first is not None and first.kind is first.POSITIONAL_OR_KEYWORD else ""
 
 
 def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]]) -> nn.Module:

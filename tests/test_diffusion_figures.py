@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from redistill_lib import explorers, figures
-from redistill_lib.diffusion import Trajectory
+from redistill_lib.diffusion import Trajectory, to_uint8
 from redistill_lib.distill import Tap, match_taps
 from redistill_lib.explorers import diffusion
 from redistill_lib.explorers.diffusion import TrajectoryExplorer, TrajectorySource
+from redistill_lib.maps import compare_denoisers
 from redistill_lib.models import create_model
 from redistill_lib.network import feature_maps
 
@@ -51,9 +52,10 @@ def words(figure: go.Figure) -> list[str]:
 def test_trajectories_show_each_role_and_how_far_it_is_from_the_teacher() -> None:
     figure = figures.trajectories(PATHS)
     expected = (
-        "Difference from what the teacher sees, t = 999 to the end: naive student 0.90 to 0.20, RED 0.80 to 0.10"
+        "Difference from what the teacher sees: 0.90 (naive student) and 0.80 (RED) at t = 999, "
+        "0.20 (naive student) and 0.10 (RED) at the end"
     )
-    assert headline(figure) == f"The paths come together. {expected}"
+    assert headline(figure) == expected
     assert [trace.name for trace in figure.data[:4]] == [
         "teacher is given at t = 999", "teacher is given at t = 599", "teacher is given at t = 199",
         "teacher sees at t = 999",
@@ -71,11 +73,6 @@ def test_trajectories_show_each_role_and_how_far_it_is_from_the_teacher() -> Non
         "0.10",
     ]
     assert [text for text in texts if text.startswith("t =")] == ["t = 999", "t = 599", "t = 199"]
-
-
-def test_paths_that_part_are_not_said_to_come_together() -> None:
-    figure = figures.trajectories({"teacher": PATHS["teacher"], "student": path(0.1, 0.2, 0.3, 0.4)})
-    assert headline(figure).startswith("Difference from what the teacher sees")
 
 
 def test_the_chosen_image_is_the_one_that_is_measured() -> None:
@@ -121,12 +118,12 @@ def noisy(level: float, spread: float) -> torch.Tensor:
 def test_the_nearest_samples_are_named_only_where_the_images_tell() -> None:
     teacher = torch.zeros(20, 1, 8, 8)
     clear = figures.sample_grids({"teacher": teacher, "student": noisy(0.5, 0), "red": noisy(0.4, 0.05)}, count=9)
-    assert headline(clear) == "RED's images are the nearest to the teacher's: difference 0.40, naive student 0.50"
+    assert headline(clear) == "Difference from the teacher's images: 0.40 (RED) and 0.50 (naive student)"
     assert len(clear.data) == 3  # a grid each
     large = figures.sample_grids(dict.fromkeys(("teacher", "red"), torch.zeros(9, 1, 40, 40)))
     assert len(large.data) == 2 * 9  # not made smaller
     unclear = figures.sample_grids({"teacher": teacher, "student": noisy(0.42, 0), "red": noisy(0.4, 0.1)})
-    assert headline(unclear).startswith("No telling whether RED's images or the naive student's are the nearest")
+    assert headline(unclear).endswith("; these images cannot tell RED from the naive student")
 
 
 def test_samples_of_unlike_number_are_refused() -> None:
@@ -160,7 +157,7 @@ def networks() -> dict[str, nn.Module]:
 def test_maps_are_those_at_the_noisy_image_and_time(networks: dict[str, nn.Module]) -> None:
     x = torch.randn(1, 16, 16, generator=torch.Generator().manual_seed(0))
     taps = match_taps(networks["student"], networks["teacher"], (x[None], torch.tensor([0])))
-    figure = figures.denoiser_maps(networks, [taps[0], taps[-1]], x, 700)
+    figure = figures.feature_maps(compare_denoisers(networks, [taps[0], taps[-1]], x, 700))
     assert len(figure.data) == 2 * 3
     maps = []
     for role, place in (
@@ -171,20 +168,20 @@ def test_maps_are_those_at_the_noisy_image_and_time(networks: dict[str, nn.Modul
         maps.append(one[0].mean(0).flatten())
     score = float(nn.functional.cosine_similarity(*maps, dim=0))
     assert any(f"similarity  {score:.2f}".replace("-", "−") in text for text in words(figure))
-    same = figures.denoiser_maps(
-        {**networks, "student": networks["teacher"]}, [Tap("head", "output", "head", "output")], x, 3
-    )
-    assert "similarity 1.00" in headline(same)
+    twins, head = {**networks, "student": networks["teacher"]}, Tap("head", "output", "head", "output")
+    (same,) = compare_denoisers(twins, [head], x, 3)
+    assert same.score == pytest.approx(1)
+    np.testing.assert_array_equal(same.image, to_uint8(x).permute(1, 2, 0).numpy())
 
 
 def test_maps_need_a_teacher_a_student_and_one_image(networks: dict[str, nn.Module]) -> None:
     tap = Tap("head", "output", "head", "output")
     with pytest.raises(ValueError, match="a teacher with students, not student"):
-        figures.denoiser_maps({"student": networks["student"]}, [tap], torch.zeros(1, 16, 16), 5)
+        compare_denoisers({"student": networks["student"]}, [tap], torch.zeros(1, 16, 16), 5)
     with pytest.raises(ValueError, match="take one of the batch"):
-        figures.denoiser_maps(networks, [tap], torch.zeros(1, 1, 16, 16), 5)
-    with pytest.raises(ValueError, match="t=1000 is no time step"):
-        figures.denoiser_maps(networks, [tap], torch.zeros(1, 16, 16), 1000)
+        compare_denoisers(networks, [tap], torch.zeros(1, 1, 16, 16), 5)
+    with pytest.raises(ValueError, match="t=-1 is not a whole number of 0 or more"):
+        compare_denoisers(networks, [tap], torch.zeros(1, 16, 16), -1)
 
 
 # -------------------------------------------------------------------------------------------------------- explorer

@@ -84,7 +84,7 @@ def test_nothing_is_shown_or_imported_in_a_batch() -> None:
 def test_the_stride_slider_redraws_in_place(explorer: MapExplorer, calls: list[int]) -> None:
     traces = explorer.figure.data
     assert title(explorer.figure).startswith(
-        "At stride ×4 the naive student's map has 8×8 pixels where the teacher's has 16×16"
+        "At stride ×4 the naive student's map has 8×8 pixels, the teacher's 16×16"
     )
     explorer.stride.value = 8
     assert title(explorer.figure).startswith("At stride ×8 the untrained student's map has 4×4 pixels")
@@ -105,7 +105,7 @@ def test_what_was_chosen_by_hand_comes_back(explorer: MapExplorer) -> None:
     explorer.stride.value = 4
     assert (explorer.state.value, explorer.place.value) == ("red", ("tap", "layer2.0", "input"))
     assert explorer.status.value == ""
-    assert title(explorer.figure).startswith("At stride ×4 the RED student's and the teacher's 8×8 maps")
+    assert title(explorer.figure).startswith("At stride ×4 the RED student's map has 8×8 pixels, the teacher's 8×8")
 
 
 def test_places_are_layers_of_both_and_taps(explorer: MapExplorer) -> None:
@@ -195,7 +195,7 @@ def test_live_curves_grow(live: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for k in (1, 2, 3):
         curves.update("red", rows[:k])
         assert len(curves.shown.data[3].x) == k
-    assert title(curves.shown) == "RED reaches 30.0 % on validation, at epoch 3 of 3"
+    assert title(curves.shown) == "Best on validation: RED 30.0 %"
     assert all(new is old for new, old in zip(curves.shown.data, traces, strict=True))
     curves.update("teacher", pd.DataFrame(rows))
     assert "teacher 30.0 %" in title(curves.shown)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from scipy import stats
+from test_results import runs
 
 from redistill_lib import figures
 from redistill_lib.figures import theme
-from redistill_lib.figures.comparison import difference, interval
 from redistill_lib.figures.diagrams import map_sides
 from redistill_lib.maps import MapComparison
 from redistill_lib.plans import StridePlan
+from redistill_lib.results import interval, label, summarize
 
 ROLES = ["teacher", "student", "kd", "red", "red+kd", "red-blocks", "red-blocks+kd"]
 RNG = np.random.default_rng(0)
@@ -38,6 +39,13 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
     place = "layer1 output"
     known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
     return replace(known, **changes)  # type: ignore[arg-type]
+
+
+def test_figures_take_results_and_run_no_network() -> None:
+    rooms = {"network", "student", "distill", "red", "train", "methods"}
+    for file in Path(figures.__file__).parent.glob("*.py"):
+        found = re.findall(r"(?:from|import) redistill_lib\.(\w+)", file.read_text(encoding="utf-8"))
+        assert not rooms & set(found), file.name
 
 
 # ------------------------------------------------------------------------------------------------------- theme
@@ -71,10 +79,10 @@ def test_roles_have_one_spelling_one_colour_and_a_name() -> None:
     assert theme.color("naive") == theme.color("student")
     assert theme.color("kd+red") == theme.color("RED+KD")
     assert theme.color("fitnet") == theme.color("fitnet") not in [theme.color(role) for role in ROLES]
-    assert [theme.label(role) for role in ROLES] == [
+    assert [label(role) for role in ROLES] == [
         "teacher", "naive student", "KD", "RED", "RED + KD", "RED blocks, no loss", "RED blocks + KD",
     ]  # fmt: skip
-    assert theme.label("untrained") == "untrained"
+    assert label("untrained") == "untrained"
 
 
 def test_long_titles_make_room_for_themselves() -> None:
@@ -93,7 +101,7 @@ def test_long_titles_make_room_for_themselves() -> None:
 
 def test_feature_maps_say_what_pooling_did() -> None:
     figure = figures.feature_maps(comparison())
-    expected = "At stride ×4 the student's map has 10×10 pixels where the teacher's has 20×20: similarity 0.41"
+    expected = "At stride ×4 the student's map has 10×10 pixels, the teacher's 20×20: similarity 0.41"
     assert headline(figure) == expected
     assert [trace.type for trace in figure.data] == ["image", "heatmap", "heatmap"]
     assert "after resizing" in note(figure)
@@ -127,25 +135,20 @@ def test_strength_is_disregarded_but_level_is_not() -> None:
 def test_students_of_one_map_share_a_row() -> None:
     first = comparison(10, score=-0.4)
     both = figures.feature_maps({"naive": first, "red": replace(first, score=0.976)})
-    assert (
-        headline(both)
-        == "At stride ×4 similarity to the teacher's map rises from −0.40 (naive student) to 0.98 (RED)"
-    )
+    assert headline(both) == "At stride ×4 similarity to the teacher's map is −0.40 (naive student) and 0.98 (RED)"
     assert len(both.data) == 4
     other = comparison(5, 5, teacher_place="layer3.0 output", label="red")
     grid = figures.feature_maps([replace(first, label="red"), other])
     assert len(grid.data) == 6
-    assert headline(grid) == "At stride ×4 the RED student's maps have similarities from −0.40 to 0.41"
+    assert headline(grid) == "At stride ×4 mean similarity to the teacher's maps is 0.01 (RED)"
     three = figures.feature_maps({"untrained": first, "kd": first, "red": replace(first, score=0.9)})
     assert headline(three).endswith("is −0.40 (untrained), −0.40 (KD) and 0.90 (RED)")
     square = figures.feature_maps([replace(c, label=role) for role in ("naive", "red") for c in (first, other)])
     assert len(square.data) == 8
     assert (
         headline(square)
-        == "At stride ×4 the mean similarity to the teacher's maps is 0.01 (naive student) and 0.01 (RED)"
+        == "At stride ×4 mean similarity to the teacher's maps is 0.01 (naive student) and 0.01 (RED)"
     )
-    unnamed = figures.feature_maps([first, first])
-    assert [a.text.split("</b>")[0] for a in unnamed.layout.annotations[2:]] == ["<b>student 1", "<b>student 2"]
     with pytest.raises(ValueError, match="at least one"):
         figures.feature_maps([])
 
@@ -157,7 +160,7 @@ def test_map_figures_stay_small(side: int) -> None:
     assert len(figure.to_json()) < 60_000
 
 
-def test_tap_scores_name_both_places_and_the_winner() -> None:
+def test_tap_scores_name_both_places_and_the_means() -> None:
     rows = [
         {"tap": f"layer{k} output", "teacher_tap": f"layer{k + 1} output", "student": role, "score": score}
         for k in (1, 2)
@@ -165,13 +168,11 @@ def test_tap_scores_name_both_places_and_the_winner() -> None:
     ]
     frame = pd.DataFrame(rows).assign(low=0.5, high=1.0, n=20)
     figure = figures.tap_scores(frame)
-    assert headline(figure) == "RED comes closest to the teacher's maps: mean similarity 0.97, naive student 0.60"
+    assert headline(figure) == "Mean similarity to the teacher's maps: RED 0.97, naive student 0.60"
     assert figure.layout.yaxis.ticktext[0] == "<b>layer1 output</b><br>← teacher's layer2 output"
     assert [trace.marker.color for trace in figure.data] == [theme.color("naive"), theme.color("red")]
     worse = frame.assign(score=[0.9, 0.5, 0.9, 0.5])
-    assert headline(figures.tap_scores(worse)).startswith(
-        "No student's maps are closer to the teacher's than the naive"
-    )
+    assert headline(figures.tap_scores(worse)).endswith("naive student 0.90, RED 0.50")
 
 
 # ---------------------------------------------------------------------------------------------------- trainings
@@ -185,9 +186,7 @@ def history(top: float, epochs: int = 4) -> pd.DataFrame:
 def test_curves_share_colours_between_panels() -> None:
     histories = {"teacher": history(0.93), "naive": history(0.78), "red": history(0.84), "kd": pd.DataFrame()}
     figure = figures.curves(histories)
-    assert (
-        headline(figure) == "RED leads the students on validation with 84.0 %; teacher 93.0 %; naive student 78.0 %"
-    )
+    assert headline(figure) == "Best on validation: teacher 93.0 %, RED 84.0 %, naive student 78.0 %"
     assert len(figure.data) == 12
     for role, k in (("teacher", 0), ("red", 6)):
         assert {figure.data[k].line.color, figure.data[k + 2].line.color} == {theme.color(role)}
@@ -199,79 +198,12 @@ def test_curves_share_colours_between_panels() -> None:
 # --------------------------------------------------------------------------------------------------- comparison
 
 
-def runs(**accuracies: float | list[float]) -> pd.DataFrame:
-    """Runs by role; ``red_kd`` is red+kd."""
-    rows = [
-        {"role": role.replace("_", "+"), "test_accuracy": value}
-        for role, values in accuracies.items()
-        for value in (values if isinstance(values, list) else [values])
-    ]
-    return pd.DataFrame(rows)
-
-
-@pytest.mark.parametrize(
-    ("frame", "finding"),
-    [
-        (
-            runs(teacher=0.928, naive=0.779, red=0.84, red_kd=0.854),
-            "RED + KD does best in one run: 85.4 %, 7.5 points above the naive one; teacher 92.8 %",
-        ),
-        (
-            runs(teacher=0.928, naive=0.85, red=0.84),
-            "No method beats the naive student: 85.0 %, RED 84.0 %; teacher 92.8 %",
-        ),
-        (
-            runs(naive=[0.80, 0.84, 0.82], red=[0.81, 0.85, 0.83]),
-            "RED is the best student: 83.0 %, 1.0 points above the naive one, "
-            "within what the seeds leave open (±4.5)",
-        ),
-        (
-            runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], teacher=[0.9, 0.9, 0.9]),
-            "RED is the best student: 92.0 %, 11.0 points above the naive one; teacher 90.0 %",
-        ),
-        (
-            runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], kd=[0.90, 0.91, 0.92], teacher=0.95),
-            "RED leads: 92.0 %, 11.0 points above the naive student; "
-            "the seeds cannot tell it from KD; teacher 95.0 %",
-        ),
-        (runs(red=0.8), "RED reaches 80.0 %"),
-        (runs(teacher=0.8), "The teacher reaches 80.0 %"),
-    ],
-)
-def test_the_title_is_honest_whoever_wins(frame: pd.DataFrame, finding: str) -> None:
-    assert headline(figures.accuracies(frame)) == finding
-
-
-def test_summary_counts_seeds_and_the_gap() -> None:
-    table = figures.summary_table(runs(teacher=0.9, student=[0.7, 0.8], kd=[0.80, 0.81, 0.82])).set_index("role")
-    assert table["n"].to_dict() == {"teacher": 1, "student": 2, "kd": 3}
-    assert table.loc["kd", "gap_recovered"] == pytest.approx(40)
-    assert table.loc["kd", "mean"] - table.loc["kd", "low"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
-    assert np.isnan(table.loc["teacher", "low"])
-    assert figures.summary_table(runs(student=0.7, kd=0.8))["gap_recovered"].isna().all()
-    assert figures.summary_table(runs(student=0.7, teacher=0.6))["gap_recovered"].isna().all()
-    with pytest.raises(ValueError, match="lacks test_accuracy; it has role, accuracy"):
-        figures.summary_table(pd.DataFrame({"role": ["kd"], "accuracy": [1.0]}))
-    with pytest.raises(ValueError, match="no run"):
-        figures.summary_table(runs(kd=float("nan")))
-
-
-def test_intervals_are_those_of_scipy() -> None:
-    a, b = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8]
-    known = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    delta, half = difference(a, b)
-    assert (delta - half, delta + half) == pytest.approx(tuple(known))
-    alone = stats.t.interval(0.95, len(a) - 1, np.mean(a), stats.sem(a))
-    assert np.mean(a) + interval(a) == pytest.approx(alone[1])
-    assert interval([5.0, 5.0]) == 0
-    assert np.isnan(difference([1.0], b)[1])
-
-
 def test_accuracies_show_seeds_teacher_and_gap() -> None:
     figure = figures.accuracies(runs(teacher=0.9, naive=[0.7, 0.8], red=[0.85, 0.87]))
+    assert headline(figure) == summarize(runs(teacher=0.9, naive=[0.7, 0.8], red=[0.85, 0.87])).headline()
     big = [trace for trace in figure.data if trace.marker.size == 14]
     assert [trace.name for trace in big] == ["RED", "naive student"]
-    assert big[0].error_x.array[0] == pytest.approx(interval([85, 87]))
+    assert big[0].error_x.array[0] == pytest.approx(interval([85, 87]).half)
     assert "recovers 73 % of the gap" in big[0].hovertemplate
     assert sorted(figure.data[0].x) == pytest.approx([85, 87])
     assert figure.layout.shapes[0].x0 == pytest.approx(90)
@@ -299,7 +231,9 @@ def test_stride_plans_find_where_resolution_goes() -> None:
     parse = StridePlan.parse
     plans = {"teacher": parse("1-21222"), "student": parse("4-11221")}
     figure = figures.stride_plans(plans, 40, places=["conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"])
-    expected = "The student works on 10×10 maps from its conv1 on, where the teacher still has 40×40; both end at 3×3"
+    expected = (
+        "The naive student works on 10×10 maps from its conv1 on, where the teacher still has 40×40; both end at 3×3"
+    )
     assert headline(figure) == expected
     assert [c[1] for c in figure.data[1].customdata] == map_sides(plans["student"], 40) == [40, 10, 10, 10, 5, 3, 3]
     same = figures.stride_plans({"teacher": parse("1-22"), "student": parse("1-22")}, 8)

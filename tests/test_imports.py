@@ -32,7 +32,7 @@ FLOORS = [
     {"checks", "progress", "source"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-TORCH_FREE = ["cli", "sweep", "report", "runs", "source", "plans", "parameters"]
+TORCH_FREE = ["cli", "sweep", "report", "results", "runs", "source", "plans", "parameters"]
 SLOW_OR_OPTIONAL = {"plotly", "ipywidgets", "diffusers", "datasets", "accelerate"}
 
 

@@ -68,7 +68,7 @@ def test_every_published_footprint_is_met(panel: str) -> None:
     published = PUBLISHED[PUBLISHED["panel"] == panel]
     inputs = inputs_for(PAIRS[panel][0], int(published["image_size"].iloc[0]))
     taps = rd.match_taps(student, teacher, inputs)
-    blocked = rd.Distillation(student, teacher, taps, methods="red", example=inputs).graduate()
+    blocked = rd.Distillation(copy.deepcopy(student), teacher, taps, methods="red", example=inputs).graduate()
     for role, model in (("teacher", teacher), ("student", student), ("red", blocked)):
         rows = rd.profile_memory(model, *inputs, convention="paper").rows
         expected = published[published["role"] == role].sort_values("index")["mib"].tolist()

@@ -137,7 +137,7 @@ def test_red_blocks_go_into_students(explorer: MemoryExplorer) -> None:
 def test_the_papers_convention_shows_layers(explorer: MemoryExplorer) -> None:
     explorer.blocks.value = PLAIN
     explorer.convention.value = "paper"
-    assert title(explorer).startswith("×4 pooling cuts the peak")
+    assert title(explorer).startswith("Naive student: the peak is")
     assert [trace.name for trace in explorer.figure.data][:3] == ["teacher", "naive student", "student + RED"]
     assert explorer.figure.layout.legend.entrywidth is None
     explorer.convention.value = "eager"

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from redistill_lib.figures import quality_vs_memory
-from redistill_lib.quality import Quality
+from redistill_lib.quality import Quality, compare_quality
 
 MIB, NAN = 2**20, float("nan")
 BY = {
@@ -71,11 +71,13 @@ def test_axes_suit_what_they_show() -> None:
 
 def test_the_title_says_who_is_best_and_that_it_is_one_run() -> None:
     figure = quality_vs_memory(scores(ONE))
-    expected = "RED does best in one run: FID 12.0, naive student 15.0, at 26 % of the teacher's memory; teacher 9.0"
-    assert headline(figure) == expected
-    assert "5,000 generated against 5,000 real images 3×32×32, by teacher-9f31" in note(figure)
-    assert "512 features, test accuracy 94.1 %), not resized; sampler ddim, 50 steps, EMA." in note(figure)
-    assert "One run each: lines hold the draw of images" in note(figure) and "not the seed" in note(figure)
+    expected = "The lowest FID in one run: RED 12.0 (naive student 15.0) at 3.10 MiB; teacher 9.0 at 12.0 MiB"
+    assert headline(figure) == expected == compare_quality(scores(ONE)).headline()
+    assert "5,000 generated, 5,000 real images, 3×32×32, by teacher-9f31, 512 features, test accuracy 94.1%" in note(
+        figure
+    )
+    assert "resize none, sampler ddim, 50 steps, EMA True." in note(figure)
+    assert "Line: 95 % over draws of images" in note(figure) and "not over seeds" in note(figure)
     assert "Area: parameters, 3.0 M to 12.0 M." in note(figure)
 
 
@@ -84,17 +86,17 @@ def test_the_title_says_who_is_best_and_that_it_is_one_run() -> None:
     [
         (
             [*ONE[:3], ("red", 3.1, 13.2)],
-            "RED leads in one run, too close to KD to tell: FID 13.2, naive student 15.0",
+            "in one run: RED 13.2 (naive student 15.0; too close to KD to tell) at 3.10 MiB",
         ),
-        ([*ONE[:3], ("red", 3.1, 16.0)], "KD does best in one run: FID 13.5, naive student 15.0"),
-        ([*ONE[:2], ("red", 3.1, 16.0)], "Naive student does best in one run: FID 15.0, RED 16.0"),
-        ([*ONE[:3], ("red", 3.1, 12.0, 0.02)], "; by KID KD is ahead"),
-        (ONE[1:], "RED does best in one run: FID 12.0, naive student 15.0, at 3.10 MiB"),
-        (ONE[:1], "Teacher has the lowest FID, 9.0 at 12.0 MiB"),
+        ([*ONE[:3], ("red", 3.1, 16.0)], "KD 13.5 (naive student 15.0) at 3.00 MiB; teacher 9.0"),
+        ([*ONE[:2], ("red", 3.1, 16.0)], "in one run: naive student 15.0 (RED 16.0) at 3.00 MiB"),
+        ([*ONE[:3], ("red", 3.1, 12.0, 0.02)], "; by KID KD is ahead)"),
+        (ONE[1:], "in one run: RED 12.0 (naive student 15.0) at 3.10 MiB"),
+        (ONE[:1], "The lowest FID in one run: teacher 9.0 at 12.0 MiB"),
         (
             [*ONE, ("naive", 6.0, 11.0), ("red", 6.1, 10.8)],
             "The lowest FID in one run: RED 12.0 (naive student 15.0) at 3.10 MiB; "
-            "RED 10.8 (naive student 11.0, too close to tell) at 6.10 MiB",
+            "RED 10.8 (naive student 11.0; too close to the naive student to tell) at 6.10 MiB",
         ),
     ],
 )
@@ -108,8 +110,15 @@ def test_runs_are_averaged_and_their_interval_is_over_seeds() -> None:
     trace = points(figure, "y")["RED"]
     assert list(trace.y) == [12.0]
     assert trace.error_y.array[0] == pytest.approx(4.303 / 3**0.5, rel=1e-3)  # t with two degrees of freedom
-    assert headline(figure).startswith("RED leads, too close to KD to tell")
-    assert "mean over runs" in note(figure)
+    assert headline(figure).startswith("The lowest FID on average: RED 12.0 (naive student 15.0; too close to KD to")
+    assert "t-interval over runs" in note(figure)
+
+
+def test_students_of_one_teacher_are_compared_in_pairs() -> None:
+    rows = [(role, mib, fid + d) for role, mib, fid in ONE for d in (-4.0, 0.0, 4.0)]
+    assert "too close to KD and the naive student to tell" in headline(quality_vs_memory(scores(rows)))
+    seeded = scores(rows).assign(seed=[0, 1, 2] * len(ONE))
+    assert "RED 12.0 (naive student 15.0) at" in headline(quality_vs_memory(seeded))
 
 
 def test_seeds_a_few_bytes_apart_are_one_point() -> None:
@@ -148,9 +157,12 @@ def test_what_is_missing_is_no_finding(column: str, rows: list[str], value: floa
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (ONE, "RED leads in one run, too close to KD and naive student to tell: FID 12.0"),
-        (ONE[:2], "Teacher leads, too close to naive student to tell: FID 9.0 at 12.0 MiB"),
-        ([*ONE, ("naive", 6.0, 11.0), ("red", 6.1, 5.0)], "RED 5.0 (naive student 11.0, too close to tell)"),
+        (ONE, "RED 12.0 (naive student 15.0; too close to KD and the naive student to tell)"),
+        (ONE[:2], "teacher 9.0 (naive student 15.0; too close to the naive student to tell) at 12.0 MiB"),
+        (
+            [*ONE, ("naive", 6.0, 11.0), ("red", 6.1, 5.0)],
+            "RED 5.0 (naive student 11.0; too close to the naive student to tell)",
+        ),
     ],
 )
 def test_without_an_interval_nothing_is_decided(rows: list[tuple[Any, ...]], expected: str) -> None:
@@ -162,9 +174,9 @@ def test_without_an_interval_nothing_is_decided(rows: list[tuple[Any, ...]], exp
 @pytest.mark.parametrize(
     ("kept", "expected"),
     [
-        ({"n_real", "image", "sampler"}, "5,000 real images 3×32×32; sampler ddim, steps not stated, EMA not"),
-        ({"extractor", "steps"}, "By teacher-9f31; sampler not stated, 50 steps, EMA not stated."),
-        ({"ema"}, "Sampler not stated, steps not stated, EMA."),
+        ({"n_real", "image", "sampler"}, "5,000 real images, 3×32×32, sampler ddim, steps not stated, ema not"),
+        ({"extractor", "steps"}, "By teacher-9f31, sampler not stated, 50 steps, ema not stated."),
+        ({"ema"}, "Sampler not stated, steps not stated, EMA True."),
     ],
 )
 def test_the_caption_leaves_out_what_is_not_said(kept: set[str], expected: str) -> None:
@@ -193,6 +205,5 @@ def test_unlike_scores_get_no_figure() -> None:
 
 def test_what_nobody_stated_is_said() -> None:
     figure = quality_vs_memory(scores(ONE, ema=None, sampler=None, steps=None, extractor_accuracy=None))
-    assert "by teacher-9f31 (512 features), not resized; sampler not stated, steps not stated, EMA not" in note(
-        figure
-    )
+    expected = "by teacher-9f31, 512 features, resize none, sampler not stated, steps not stated, ema not stated."
+    assert expected in note(figure)

@@ -1,4 +1,4 @@
-"""Taps: the paper's own pairs, the official YAML schema, reaching maps and leaving networks as they were."""
+"""Taps: the paper's own pairs, and the official YAML schema."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.distill import Tap, match_taps, read_taps
+from redistill_lib.methods import CRD, DKD, KD, MSE, RED, FitNet, Stage
 from redistill_lib.models import create_model, example_inputs
-from redistill_lib.network import evaluating, feature_maps, find_layer, find_resizes, tapping
+from redistill_lib.network import find_resizes, record_maps
+from redistill_lib.red import RedBlock, insert_blocks
 
 RESNET_X4 = ["conv1.o < layer2.0.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]
 MOBILENETV2_X4 = ["features.0.0.o < features.4.conv.3.o", "features.2.conv.3.io < features.7.conv.3.io",
@@ -60,10 +62,10 @@ def expand(rows: list[str]) -> list[tuple[str, str, str, str]]:
 def found(student: nn.Module, teacher: nn.Module, size: int) -> list[tuple[str, str, str, str]]:
     example = torch.zeros(1, 3, size, size)
     taps = match_taps(student, teacher, example)
-    ours = feature_maps(student, [t.place for t in taps], example)
-    theirs = feature_maps(teacher, [(t.teacher_layer, t.teacher_side) for t in taps], example)
+    ours = record_maps(student, [t.place for t in taps], example)
+    theirs = record_maps(teacher, [t.source for t in taps], example)
     for tap in taps:
-        assert ours[tap.place].shape[-2:] == theirs[tap.teacher_layer, tap.teacher_side].shape[-2:]
+        assert ours[tap.place].shape[-2:] == theirs[tap.source].shape[-2:]
         assert ours[tap.place].shape[1] == tap.channels
     return [(t.layer, t.side, t.teacher_layer, t.teacher_side) for t in taps]
 
@@ -160,29 +162,28 @@ def test_a_shared_pool_is_no_place() -> None:
     assert "pool" not in {layer for layer, *_ in taps} and taps[0] == ("stem", "output", "stem", "output")
 
 
-class Aliased(nn.Module):
-    """A layer under two names, as wrappers around pretrained encoders have it."""
-
-    def __init__(self, stride: int = 2) -> None:
-        super().__init__()
-        self.base = nn.Sequential(nn.Conv2d(3, 4, 3, stride, 1), nn.BatchNorm2d(4))
-        self.first = self.base[0]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.base[1](self.first(x))
-
-
-def test_a_layer_with_two_names_is_one_layer() -> None:
-    assert find_layer(Aliased(), "first") == "base.0"
-    x = torch.zeros(1, 3, 8, 8)
-    maps = feature_maps(Aliased(), [("first", "output")], x)
-    assert maps["base.0", "output"].shape == (1, 4, 4, 4)
-
-
 def test_nothing_to_pair() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1))
     with pytest.raises(ValueError, match="no change at all"):
         match_taps(net, nn.Sequential(nn.Conv2d(3, 4, 1)), torch.zeros(1, 3, 8, 8))
+
+
+def test_maps_of_one_pixel_are_left_out() -> None:
+    def net(*strides: int) -> nn.Module:
+        return nn.Sequential(*(nn.Conv2d(3 if k == 0 else 4, 4, 3, s, 1) for k, s in enumerate(strides)))
+
+    student, teacher = net(4, 2, 2), net(2, 2, 2, 2)
+    assert found(student, teacher, 16) == expand(["0.o < 1.o", "1.io < 2.io", "2.i < 3.i"])
+    assert found(student, teacher, 32)[-1] == ("2", "output", "3", "output")
+
+
+def test_networks_with_blocks_have_the_taps_they_had_without() -> None:
+    student, teacher = create_model("resnet18-4-11221", width=0.125), create_model("resnet18-1-21222", width=0.125)
+    example = torch.zeros(1, 3, 32, 32)
+    before, back = match_taps(student, teacher, example), match_taps(teacher, student, example)
+    insert_blocks(student, [(*tap.place, RedBlock(tap.channels or 0)) for tap in before])
+    assert match_taps(student, teacher, example) == before
+    assert match_taps(teacher, student, example) == back
 
 
 def test_networks_are_left_as_they_were() -> None:
@@ -193,54 +194,6 @@ def test_networks_are_left_as_they_were() -> None:
     assert all(torch.equal(v, before[k]) for k, v in (student.state_dict() | teacher.state_dict()).items())
     assert student.training and teacher.layer2.training and not teacher.layer1.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for net in (student, teacher) for m in net.modules())
-
-
-def test_evaluating_restores_modes_after_an_error() -> None:
-    net = nn.Sequential(nn.ReLU())
-    with pytest.raises(RuntimeError, match="inside"), evaluating(net):
-        assert not net.training and not torch.is_grad_enabled()
-        raise RuntimeError("inside")
-    assert net.training
-
-
-def test_tapping_replaces_and_leaves() -> None:
-    net, x = nn.Sequential(nn.Identity(), nn.Identity()), torch.ones(1)
-    with tapping(
-        net, {("0", "input"): lambda v: v + 1, ("0", "output"): lambda v: v * 10, ("1", "output"): lambda v: None}
-    ):
-        assert net(x).item() == 20
-    assert net(x).item() == 1
-
-
-class Pair(nn.Module):
-    def forward(self, *, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return x, x
-
-
-class Odd(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.pair, self.unused = Pair(), nn.ReLU()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pair(x=x)[0]
-
-
-def test_odd_layers() -> None:
-    x = torch.zeros(1, 1, 2, 2)
-    with pytest.raises(TypeError, match="output of 'pair' is a tuple"):
-        feature_maps(Odd(), [("pair", "output")], x)
-    with pytest.raises(TypeError, match="input of 'pair' is not a tensor given by position"):
-        feature_maps(Odd(), [("pair", "input")], x)
-    with pytest.raises(RuntimeError, match=r"never reached in the forward pass: unused.output"):
-        feature_maps(Odd(), [("unused", "output")], x)
-
-
-def test_find_layer() -> None:
-    net = create_model("resnet18", width=0.25)
-    assert find_layer(net, "net.layer3.0") == "layer3.0"
-    with pytest.raises(KeyError, match=r"the student has no layer 'layer3.O'.*layer3.0"):
-        find_layer(net, "layer3.O", "student")
 
 
 YAML = """
@@ -255,18 +208,40 @@ layer2.0:
 net.fc:
   t_layers: [null, tid_0=fc]
   modules: [null, KD]
-  kwargs: [null, {alpha: 2.0}]
+  kwargs: [null, {alpha: 2.0, T: 4.0}]
 """
 
 
 def test_read_the_official_schema(tmp_path: Path) -> None:
     (tmp_path / "taps.yaml").write_text(YAML)
     assert read_taps(tmp_path / "taps.yaml") == [
-        Tap("conv1", "output", "layer2.0", "output", 0, "red", 64, 50.0, "cosine", 3),
-        Tap("layer2.0", "input", "layer3.0", "input", 0, "stage", 64, 1.0),
-        Tap("layer2.0", "output", "layer3.0", "output", 1, "mse"),
-        Tap("fc", "output", "fc", "output", 0, "kd", alpha=2.0),
+        Tap("conv1", "output", "layer2.0", "output", 0, RED(kernel_size=3, distance="cosine", alpha=50.0), 64),
+        Tap("layer2.0", "input", "layer3.0", "input", 0, Stage(alpha=1.0), 64),
+        Tap("layer2.0", "output", "layer3.0", "output", 1, MSE()),
+        Tap("fc", "output", "fc", "output", 0, KD(temperature=4.0, alpha=2.0)),
     ]
+
+
+def test_yaml_names_any_method_with_its_options() -> None:
+    entries = {
+        "layer1": {
+            "t_layers": ["tid_0=layer2", "tid_0=layer3"],
+            "modules": ["FITNET", "crd"],
+            "kwargs": [{"alpha": 7.0}, {"cs": 16, "dim": 32, "negatives": 64, "temperature": 0.1, "momentum": 0.9}],
+        },
+        "fc": {
+            "t_layers": [None, "tid_1=fc"],
+            "modules": [None, "DKD"],
+            "kwargs": [None, {"T": 3.0, "others": 2.0}],
+        },
+    }
+    assert read_taps(entries) == [
+        Tap("layer1", "input", "layer2", "input", 0, FitNet(alpha=7.0)),
+        Tap("layer1", "output", "layer3", "output", 0, CRD(32, 64, 0.1, 0.9), 16),
+        Tap("fc", "output", "fc", "output", 1, DKD(temperature=3.0, others=2.0)),
+    ]
+    control = {"conv1": {"t_layers": [None, "tid_0=layer2"], "modules": [None, "RED_BLOCKS"]}}
+    assert [tap.method.name for tap in read_taps(control) if tap.method] == ["red-blocks"]
 
 
 @pytest.mark.parametrize(
@@ -277,10 +252,17 @@ def test_read_the_official_schema(tmp_path: Path) -> None:
         ({"a": {"t_layers": ["tid_0=b"], "modules": [None, "RED"]}}, "t_layers must be a list of two"),
         ({"a": {"t_layers": [None, "tid_0=b"], "modules": [None, None]}}, "on the output, t_layers says 'tid_0=b'"),
         ({"a": {"t_layers": [None, "b"], "modules": [None, "RED"]}}, "not of the form tid_"),
-        ({"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "ROD"]}}, "unknown module 'ROD'"),
+        (
+            {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "ROD"]}},
+            "a: unknown distillation method 'rod'; did you mean 'red'",
+        ),
         (
             {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "RED"], "kwargs": [None, {"ca": 3}]}},
-            r"unknown kwargs \['ca'\]",
+            "a: red has no option ca; it has alpha, distance, kernel_size",
+        ),
+        (
+            {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "KD"], "kwargs": [None, {"T": -1}]}},
+            "a: temperature=-1 is not a number above 0",
         ),
         ({"a": {"t_layers": [None, None], "modules": [None, None]}}, "there is no tap"),
     ],
@@ -292,6 +274,11 @@ def test_schema_errors(entry: dict[str, object], message: str) -> None:
 
 def test_tap_names() -> None:
     assert repr(Tap("", "output", "", "output", 1)) == "Tap((network) output ← teacher 1: (network) output)"
+    with pytest.raises(ValueError, match=r"a tap carries one method, not 'red\+kd'; make a tap for each"):
+        Tap("a", "input", "b", "input", method="red+kd")  # type: ignore[arg-type]
+    tap = Tap("a.b", "input", "c", "output", method="red(alpha=50.0)")  # type: ignore[arg-type]
+    assert tap.method == RED() and tap.name == "a.b.input" and str(tap.source) == "c.output"
+    assert repr(tap) == "Tap(a.b input ← c output, method=RED(kernel_size=3, distance='cosine', alpha=50.0))"
     with pytest.raises(ValueError, match="not on 'middle'"):
         Tap("a", "middle", "b", "output")  # type: ignore[arg-type]
 

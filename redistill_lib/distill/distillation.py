@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redistill_lib.checks import is_number, whole
 from redistill_lib.distill.taps import Tap
 from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, parse_methods
@@ -23,8 +24,8 @@ from redistill_lib.network import (
     locate,
     map_shapes,
     output_of,
-    reading,
     record_maps,
+    run_and_read,
 )
 from redistill_lib.red import insert_blocks, inserted_blocks, make_in_place
 
@@ -51,7 +52,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         w = self.distill_weight
-        if w is not None and (isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w <= 1):
+        if w is not None and not (is_number(w) and 0 <= w <= 1):
             raise ValueError(f"distill_weight is a share from 0 to 1, or None for a plain sum, not {w!r}")
         if self.reduction not in ("mean", "sum"):
             raise ValueError(f"reduction is 'mean' (over all terms) or 'sum' (over methods), not {self.reduction!r}")
@@ -68,6 +69,11 @@ class Term:
     def name(self) -> str:
         place = f"/{self.tap.name}" if self.tap.layer else ""
         return f"{self.method.name}{place}" + (f"@{self.tap.teacher}" if self.tap.teacher else "")
+
+    @property
+    def source(self) -> tuple[int, MapRef]:
+        """The teacher's number and its map."""
+        return self.tap.teacher, self.tap.source
 
 
 def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1) -> list[Term]:
@@ -107,15 +113,16 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
 class Distillation(nn.Module):
     """Student and frozen teachers, distilled at taps. Without a teacher it is plain training: the task loss alone.
 
-    Blocks are built into the student itself (one per tapped place), so an optimizer over its parameters trains them;
-    what methods train beside it (projectors) are parameters of this module only, so prefer
-    ``distillation.parameters()``. Call ``distillation.train()`` before training and ``eval()`` before evaluating, as
-    for any module; teachers stay in eval mode whatever is called.
+    Blocks are built into the student itself (one per tapped place); what methods train beside it (projectors) are
+    parameters of this module only. So make the optimizer afterwards, over ``distillation.parameters()``. Call
+    ``distillation.train()`` before training and ``eval()`` before evaluating, as for any module; teachers stay in
+    eval mode whatever is called.
 
     Arguments:
-        student: the network to train; any module whose tapped layers take and give tensors.
+        student: the network to train; any module whose tapped layers take and give tensors. It is changed, as it
+            gets the blocks: give a copy to keep the plain one.
         teacher: a network or several; `Tap.teacher` says which one a tap means. Their parameters stop
-            requiring gradients. None of them may share weights with the student.
+            requiring gradients. None of them may share layers or weights with the student.
         taps: from `match_taps`, `read_taps` or by hand.
         methods: ``"red"``, ``"red+kd(temperature=4.0)"``, ``"red-blocks"`` (the control: blocks, no loss), … or
             method objects. A tap that carries its own method keeps it. Left out: what the taps carry, or else RED.
@@ -147,6 +154,7 @@ class Distillation(nn.Module):
         samples: int = 0,
     ):
         super().__init__()
+        whole("samples", samples, 0)
         self.student, self.objective = student, objective or Objective()
         networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         _check_apart(student, networks)
@@ -157,13 +165,12 @@ class Distillation(nn.Module):
         self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
         inputs = example if isinstance(example, tuple) or example is None else (example,)
         ours, theirs = self._shapes(inputs)
-        self._build_blocks(ours)
-        self.criteria = nn.ModuleList()  # of the active terms, in their order
-        for term in self.active:
-            self.criteria.append(self._criterion(term, ours, theirs, inputs, samples))
+        criteria = [self._criterion(term, ours, theirs, inputs, samples) for term in self.active]
+        self.criteria = nn.ModuleList(criteria)  # of the active terms, in their order
+        self._build_blocks(ours)  # last, so that a student that is refused stays as it was
         like = next(student.parameters(), None)
         if like is not None:
-            self.criteria.to(like.device)
+            self.criteria.to(like.device, torch.promote_types(like.dtype, torch.float32))
         #: Where the student's maps are found now that the blocks are in: located once, read in every step.
         self._found = {ref: locate(student, ref) for ref in dict.fromkeys(term.tap.place for term in self.terms)}
 
@@ -184,6 +191,8 @@ class Distillation(nn.Module):
         return nn.ModuleList(built[place] for place in places if place in built)
 
     def _located(self, tap: Tap) -> Tap:
+        if not self.teachers:
+            raise ValueError(f"tap {tap.name} compares with a teacher, and there is none; give teacher=")
         if not 0 <= tap.teacher < len(self.teachers):
             raise ValueError(
                 f"tap {tap.name} wants teacher {tap.teacher}; teachers are 0 to {len(self.teachers) - 1}"
@@ -242,17 +251,21 @@ class Distillation(nn.Module):
         samples: int,
     ) -> nn.Module:
         tap, method = term.tap, term.method
-        shape, other = ours.get(tap.place, ()), theirs.get((tap.teacher, tap.source), ())
+        shape, other = ours.get(tap.place, ()), theirs.get(term.source, ())
         try:
             return method.criterion(shape, other, samples)
         except IndexError:
             raise ValueError(f"{method.name} needs the shapes of its maps; give Distillation an example=") from None
         except ValueError as error:
-            raise self._explained(term, error, inputs, shape) from None
+            raise self._explained(term, error, inputs, shape, other) from None
 
-    def _explained(self, term: Term, error: ValueError, inputs: Inputs | None, shape: Shape) -> ValueError:
+    def _explained(
+        self, term: Term, error: ValueError, inputs: Inputs | None, shape: Shape, other: Shape
+    ) -> ValueError:
         tap, teacher = term.tap, self._teachers[term.tap.teacher].network
-        hint = _near_layer(teacher, inputs, shape, tap.source) if tap.layer else ""
+        if not tap.layer:
+            return error
+        hint = _near_layer(teacher, inputs, shape, tap.source) if shape[1:] != other[1:] else ""
         return ValueError(f"tap {tap.name} ← {tap.source}: {error}{hint}")
 
     # ------------------------------------------------------------------------------------------------ running
@@ -267,21 +280,16 @@ class Distillation(nn.Module):
         without targets) and ``total``, the one to minimise.
         """
         check_float(inputs)
+        if self.training and torch.is_grad_enabled() and not self.student.training:
+            raise RuntimeError(
+                "the student is in eval mode; call distillation.train(), or distillation.eval() to look"
+            )
         batch = Batch(inputs, targets, index, view)
         theirs = self.teacher_maps(batch)
-        outputs, ours = self._student_maps(inputs)
+        outputs, ours = run_and_read(self.student, self._found, inputs, "student")
         losses: dict[str, Tensor] = {}
         for term, criterion in zip(self.active, self.criteria, strict=True):
-            x = ours[term.tap.place]
-            if self.training and torch.is_grad_enabled() and not x.requires_grad:
-                raise RuntimeError(
-                    f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
-                    "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
-                )
-            try:
-                losses[term.name] = criterion(x, theirs[term.tap.teacher, term.tap.source], batch)
-            except ValueError as error:
-                raise self._explained(term, error, inputs, tuple(x.shape[1:])) from None
+            losses[term.name] = self._compare(term, criterion, ours[term.tap.place], theirs[term.source], batch)
         losses["distill"] = self._distill_loss(losses)
         w = self.objective.distill_weight if self.teachers else 0.0
         if targets is None:
@@ -299,19 +307,21 @@ class Distillation(nn.Module):
                 found.update({(k, ref): x for ref, x in teacher.maps(batch, refs).items()})
         return found
 
-    def _student_maps(self, inputs: Inputs) -> tuple[Any, dict[MapRef, Tensor]]:
-        maps: dict[MapRef, Tensor] = {}
-
-        def keep(ref: MapRef, x: Tensor) -> None:
-            if ref in maps:
-                raise RuntimeError(f"student layer {ref.layer!r} runs more than once per pass; tap a layer around it")
-            maps[ref] = x.clone()  # what follows in the student may work in place
-
-        with reading(self.student, {found: partial(keep, ref) for ref, found in self._found.items()}):
-            outputs = self.student(*inputs)
-        if missing := [term.name for term in self.terms if term.tap.place not in maps]:
-            raise RuntimeError(f"tapped student layers that the forward pass never reached: {', '.join(missing)}")
-        return outputs, maps
+    def _compare(self, term: Term, criterion: nn.Module, x: Tensor, other: Tensor, batch: Batch) -> Tensor:
+        """A term's loss, in the precision of what its criterion trains, or else at least in single precision."""
+        if self.training and torch.is_grad_enabled() and not x.requires_grad:
+            raise RuntimeError(
+                f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
+                "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
+            )
+        own = next(criterion.parameters(), None)
+        dtype = torch.promote_types(x.dtype, torch.float32) if own is None else own.dtype
+        try:
+            with torch.autocast(x.device.type, enabled=False):
+                loss: Tensor = criterion(x.to(dtype), other.to(dtype), batch)
+        except ValueError as error:
+            raise self._explained(term, error, batch.inputs, x.shape[1:], other.shape[1:]) from None
+        return loss
 
     def _distill_loss(self, losses: dict[str, Tensor]) -> Tensor:
         weighted: dict[str, list[Tensor]] = {}
@@ -361,13 +371,21 @@ class Distillation(nn.Module):
 
 
 def _check_apart(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
+    """Refuse what a student has in common with a teacher: it would be frozen, kept in eval mode, or change both."""
     for teacher in teachers:
-        theirs = {id(p) for p in teacher.parameters()}
-        if teacher is student or (shared := [name for name, p in student.named_parameters() if id(p) in theirs]):
-            what = "are the same object" if teacher is student else f"share weights ({', '.join(shared[:3])})"
-            raise ValueError(
-                f"student and teacher {what}, which would be frozen; give each its own, by copy.deepcopy"
-            )
+        theirs = {_identity(part) for _, part in _parts(teacher)}
+        if teacher is student or (shared := [name for name, part in _parts(student) if _identity(part) in theirs]):
+            what = "are the same object" if teacher is student else f"share {', '.join(shared[:3])}"
+            raise ValueError(f"student and teacher {what}; give each its own, by copy.deepcopy")
+
+
+def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module | Tensor]]:
+    return itertools.chain(model.named_modules(), model.named_parameters(), model.named_buffers())
+
+
+def _identity(part: nn.Module | Tensor) -> int:
+    """Equal for tensors of one memory, which may be two objects."""
+    return part.untyped_storage()._cdata if isinstance(part, Tensor) else id(part)
 
 
 def _check_channels(tap: Tap, shape: Shape) -> None:

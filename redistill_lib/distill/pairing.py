@@ -8,7 +8,7 @@ import torch  # noqa: F401  (the example needs it)
 from torch import Tensor, nn
 
 from redistill_lib.distill.taps import Tap
-from redistill_lib.network import MapRef, Resize, check_float, find_resizes, record_maps
+from redistill_lib.network import MapRef, Resize, check_float, find_layer, find_resizes, record_maps
 
 
 def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[Tensor, ...]) -> list[Tap]:
@@ -44,7 +44,8 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
             size = step.before if side == "input" else step.after
             if candidates and size != (1, 1):
                 channels = step.channels_in if side == "input" else step.channels_out
-                taps.append(Tap(step.path, side, candidates[0].path, side, channels=channels))  # type: ignore[arg-type]
+                ours_at, theirs_at = find_layer(student, step.path), find_layer(teacher, candidates[0].path)
+                taps.append(Tap(ours_at, side, theirs_at, side, channels=channels))  # type: ignore[arg-type]
     if not taps:
         sizes = [" → ".join("×".join(map(str, size)) for size in (s.before, s.after)) for s in (*ours, *theirs)]
         raise ValueError(

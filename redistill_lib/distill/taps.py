@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redistill_lib.methods import Method, make_method
+from redistill_lib.methods import Method, make_method, parse_methods
 from redistill_lib.network import MapRef
 from redistill_lib.red import Side
 
@@ -38,7 +38,10 @@ class Tap:
             if side not in ("input", "output"):
                 raise ValueError(f"a tap sits on the 'input' or the 'output' of a layer, not on {side!r}")
         if isinstance(self.method, str):
-            object.__setattr__(self, "method", make_method(self.method))
+            methods = parse_methods(self.method)
+            if len(methods) != 1:
+                raise ValueError(f"a tap carries one method, not {self.method!r}; make a tap for each")
+            object.__setattr__(self, "method", methods[0])
 
     @property
     def place(self) -> MapRef:

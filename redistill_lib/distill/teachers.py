@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
-from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from redistill_lib.methods import Batch
-from redistill_lib.network import MapRef, locate, reading
+from redistill_lib.network import MapRef, locate, run_and_read
 
 
 class Teacher(Protocol):
     """What answers with its maps for a batch: a network that is run, or a store of what it said before."""
 
     def maps(self, batch: Batch, refs: Sequence[MapRef]) -> dict[MapRef, Tensor]: ...
-
-
-class _AllRead(BaseException):
-    """Every map that is wanted is there. No Exception, so that a network's own ``except Exception`` lets it pass."""
 
 
 class LiveTeacher(nn.Module):
@@ -49,28 +43,9 @@ class LiveTeacher(nn.Module):
         self.network.eval()  # someone may have called train() on the network itself
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
         key = tuple(dict.fromkeys(refs))
-        stop_early = key in self._followed and not hooked
-        found: dict[MapRef, Tensor] = {}
-        complete = False
-
-        def keep(ref: MapRef, x: Tensor) -> None:
-            nonlocal complete
-            if complete and stop_early:  # the network caught what was to stop it
-                return
-            if ref in found:
-                raise RuntimeError(f"teacher layer {ref.layer!r} runs more than once per pass; tap a layer around it")
-            found[ref] = x.clone()  # what follows may work in place
-            complete = len(found) == len(key)
-            if complete and stop_early:
-                raise _AllRead
-
-        for ref in key:
-            if ref not in self._places:
-                self._places[ref] = locate(self.network, ref, "teacher")
-        visits = {self._places[ref]: partial(keep, ref) for ref in key}
-        with reading(self.network, visits), contextlib.suppress(_AllRead):
-            self.network(*batch.inputs)
-            self._followed.add(key)
-        if missing := [str(ref) for ref in refs if ref not in found]:
-            raise RuntimeError(f"the teacher's forward pass never reached {', '.join(missing)}, which a tap wants")
+        self._places |= {ref: locate(self.network, ref, "teacher") for ref in key if ref not in self._places}
+        places, stop_early = {ref: self._places[ref] for ref in key}, key in self._followed and not hooked
+        inputs = [x.clone() for x in batch.inputs]  # the student gets them too, and a network may work in place
+        _, found = run_and_read(self.network, places, inputs, "teacher", stop_early)
+        self._followed.add(key)
         return found

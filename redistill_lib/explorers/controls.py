@@ -1,12 +1,14 @@
-"""What the explorers share: redrawing a figure in place, and controls of one look."""
+"""What the explorers share: controls of one look that follow each other, and a figure redrawn in place."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
+    import pandas as pd
     import plotly.graph_objects as go
 
 LABEL_WIDTH = "72px"
@@ -58,15 +60,6 @@ def dropdown(description: str, options: Sequence[tuple[str, Any]]) -> widgets.Dr
     return widgets.Dropdown(options=options, description=description, **_look())
 
 
-def choose(control: Any, options: Sequence[tuple[str, Any]], value: Any) -> None:
-    """Give a control options and a value; with a single option it can only be read."""
-    if list(control.options) != list(options):
-        control.options = options
-    if control.value != value:
-        control.value = value
-    control.disabled = len(options) < 2
-
-
 def rows(*controls: Any) -> widgets.Box:
     """Controls side by side as far as there is room."""
     import ipywidgets as widgets
@@ -78,3 +71,62 @@ def _look() -> dict[str, Any]:
     import ipywidgets as widgets
 
     return {"layout": widgets.Layout(width=WIDTH), "style": {"description_width": LABEL_WIDTH}}
+
+
+def as_html(table: pd.DataFrame) -> str:
+    """The table with room between its columns."""
+    numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
+    text: str = table.to_html(index=False, border=0, justify="left", formatters=numbers)
+    for cell in ("td", "th"):
+        text = text.replace(f"<{cell}>", f'<{cell} style="padding:0 16px 0 8px">')
+    return text
+
+
+class Explorer:
+    """Widgets whose controls depend on each other; a subclass makes them, calls `watch`, and draws in `show`.
+
+    What was last chosen by hand comes back wherever it is possible again.
+    """
+
+    def __init__(self) -> None:
+        import ipywidgets as widgets
+
+        self.busy = False
+        self.wanted: dict[str, Any] = {}
+        self.figure, self.status = empty_figure(), widgets.HTML()
+
+    def watch(self, *controls: Any) -> widgets.Box:
+        """Draw now and whenever one of the controls is changed by hand; returns them side by side."""
+        self.draw()
+        for control in controls:
+            control.observe(self.draw, "value")
+        return rows(*controls)
+
+    def draw(self, change: Any = None) -> None:
+        if self.busy:
+            return  # a control changed because another one did
+        if change:
+            self.wanted[change["owner"].description] = change["new"]
+        self.busy = True
+        try:
+            self.show()
+        finally:
+            self.busy = False
+
+    def show(self) -> None:
+        raise NotImplementedError
+
+    def choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
+        """Give a control its options and a value; with a single option it can only be read."""
+        wanted = self.wanted.get(control.description, otherwise)
+        value = wanted if wanted in [value for _, value in options] else otherwise
+        if list(control.options) != list(options):
+            control.options = options
+        if control.value != value:
+            control.value = value
+        control.disabled = len(options) < 2
+        return value
+
+    def say(self, text: str, bold: str = "") -> None:
+        bold = f"<b>{bold}</b> " if bold else ""
+        self.status.value = f'<p style="margin:4px 8px">{bold}{html.escape(text)}</p>' if text else ""

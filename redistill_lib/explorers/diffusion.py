@@ -10,7 +10,7 @@ from torch import nn
 
 from redistill_lib.diffusion import Trajectory, trajectory
 from redistill_lib.diffusion.sampling import process_of
-from redistill_lib.explorers.controls import choose, empty_figure, redraw, rows, slider
+from redistill_lib.explorers.controls import Explorer, redraw, slider
 from redistill_lib.models.saved import load_model
 from redistill_lib.progress import is_live
 from redistill_lib.runs import Run
@@ -82,38 +82,27 @@ def sampling_trajectories(
     return TrajectoryExplorer(TrajectorySource(models, shape=shape, n=n), steps, choices).view
 
 
-class TrajectoryExplorer:
+class TrajectoryExplorer(Explorer):
     """The widgets: they ask the source for trajectories and the figures for their image."""
 
     def __init__(self, source: TrajectorySource, steps: int = 25, choices: Sequence[int] = STEPS):
         import ipywidgets as widgets
 
-        self.source, self.busy = source, False
-        counts = sorted({*choices, steps})
-        self.steps = slider("steps", [(str(count), count) for count in counts], steps)
+        super().__init__()
+        self.source = source
+        self.steps = slider("steps", [(str(count), count) for count in sorted({*choices, steps})], steps)
         self.seed = slider("noise", [(str(seed), seed) for seed in range(SEEDS)])
         self.step = slider("step", [("", 0)])
-        self.wanted = 499  # the time step that was last looked at, to come back to with another number of steps
-        self.figure = empty_figure()
-        self.draw()
-        for control in (self.step, self.steps, self.seed):
-            control.observe(self.draw, "value")
-        self.view = widgets.VBox([rows(self.step, self.steps, self.seed), self.figure])
+        self.time = 499  # the time step last chosen by hand, to come back to with another number of steps
+        self.view = widgets.VBox([self.watch(self.step, self.steps, self.seed), self.figure])
 
-    def draw(self, change: Any = None) -> None:
-        if self.busy:
-            return  # a control changed because another one did
-        self.busy = True
-        try:
-            paths = self.source.paths(self.steps.value, self.seed.value)
-            times = next(iter(paths.values())).t
-            if change and change["owner"] is self.step:
-                self.wanted = times[self.step.value]
-            nearest = min(range(len(times)), key=lambda k: abs(times[k] - self.wanted))
-            options = [(f"{k + 1} of {len(times)}: t = {t}", k) for k, t in enumerate(times)]
-            choose(self.step, options, nearest)
-            from redistill_lib.figures import trajectory_step
+    def show(self) -> None:
+        from redistill_lib.figures import trajectory_step
 
-            redraw(self.figure, trajectory_step(paths, nearest))
-        finally:
-            self.busy = False
+        paths = self.source.paths(self.steps.value, self.seed.value)
+        times = next(iter(paths.values())).t
+        if (chosen := self.wanted.pop("step", None)) is not None:
+            self.time = times[chosen]
+        nearest = min(range(len(times)), key=lambda k: abs(times[k] - self.time))
+        self.choose(self.step, [(f"{k + 1} of {len(times)}: t = {t}", k) for k, t in enumerate(times)], nearest)
+        redraw(self.figure, trajectory_step(paths, nearest))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from redistill_lib.distill import Tap
-from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
+from redistill_lib.explorers.controls import Explorer, dropdown, redraw, slider
 from redistill_lib.maps import MapComparison, compare_maps, first_block, layer_maps
 from redistill_lib.progress import is_live
+from redistill_lib.results import label
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
@@ -104,7 +104,7 @@ def feature_maps(
     return MapExplorer(MapSource(networks, images), labels, factors, factor, hint).view
 
 
-class MapExplorer:
+class MapExplorer(Explorer):
     """The widgets: they ask the source for a comparison and the figures for its image."""
 
     def __init__(
@@ -112,65 +112,43 @@ class MapExplorer:
     ):
         import ipywidgets as widgets
 
+        super().__init__()
         count = len(source.images)
         if labels is not None and len(labels) != count:
             raise ValueError(f"{count} images but {len(labels)} labels; give one per image")
         names = [str(k) if labels is None else f"{k} ({labels[k]})" for k in range(count)]
-        self.source, self.hint, self.busy = source, hint, False
-        self.wanted: dict[str, Any] = {}  # what was last chosen by hand comes back wherever it is possible again
+        self.source, self.hint = source, hint
         self.image = slider("image", [(name, k) for k, name in enumerate(names)])
         self.model = dropdown("model", [(name, name) for name in source.networks])
         self.stride = slider("stride", [(f"×{f}", f) for f in factors], factor if factor in factors else factors[0])
         self.state = dropdown("state", [("", None)])
         self.place = dropdown("place", [("", None)])
         self.channel = slider("channel", [(MEAN, MEAN)])
-        self.figure, self.status = empty_figure(), widgets.HTML()
-        self.draw()
-        controls = (self.model, self.stride, self.state, self.image, self.place, self.channel)
-        for control in controls:
-            control.observe(self.draw, "value")
-        self.view = widgets.VBox([rows(*controls), self.status, self.figure])
+        controls = self.watch(self.model, self.stride, self.state, self.image, self.place, self.channel)
+        self.view = widgets.VBox([controls, self.status, self.figure])
 
-    def draw(self, change: Any = None) -> None:
-        if self.busy:
-            return  # a control changed because another one did
-        if change:
-            self.wanted[change["owner"].description] = change["new"]
-        self.busy = True
+    def show(self) -> None:
         try:
-            self._draw(self.model.value, self.stride.value)
+            self._show(self.model.value, self.stride.value)
         except (ValueError, KeyError, FileNotFoundError) as error:
-            text = error.args[0] if error.args else error
-            self._say(f"<b>×{self.stride.value} cannot be shown here.</b> {html.escape(str(text))}")
-        finally:
-            self.busy = False
+            text = str(error.args[0] if error.args else error)
+            self.say(text, bold=f"×{self.stride.value} cannot be shown here.")
 
-    def _draw(self, model: str, factor: int) -> None:
+    def _show(self, model: str, factor: int) -> None:
         from redistill_lib.figures import feature_maps as figure_of
-        from redistill_lib.figures.theme import label
 
         states = self.source.states(model, factor)
         if not states:
             raise ValueError(self.hint)
         trained = [state for state in states if state != UNTRAINED]
-        state = self._choose(self.state, [(label(s), s) for s in states], (trained or [UNTRAINED])[0])
+        state = self.choose(self.state, [(label(s), s) for s in states], (trained or [UNTRAINED])[0])
         places = self.source.places(model, factor, state)
-        place = self._choose(self.place, [(text, key) for key, (text, _) in places.items()], first_place(places))
+        place = self.choose(self.place, [(text, key) for key, (text, _) in places.items()], first_place(places))
         where = (model, factor, state, places[place][1], self.image.value)
         comparison = self.source.compare(*where, None)
         most = max(comparison.teacher_channels, comparison.student_channels)
-        channel = self._choose(self.channel, [(MEAN, MEAN), *((str(c), c) for c in range(most))], MEAN)
+        channel = self.choose(self.channel, [(MEAN, MEAN), *((str(c), c) for c in range(most))], MEAN)
         if channel != MEAN:
             comparison = self.source.compare(*where, channel)
         redraw(self.figure, figure_of(comparison))
-        self._say("" if trained else html.escape(self.hint))
-
-    def _choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
-        """Give a control its options; its value is what was last chosen by hand, if that is one of them."""
-        wanted = self.wanted.get(control.description, otherwise)
-        value = wanted if wanted in [value for _, value in options] else otherwise
-        choose(control, options, value)
-        return value
-
-    def _say(self, text: str) -> None:
-        self.status.value = f'<p style="margin:4px 8px">{text}</p>' if text else ""
+        self.say("" if trained else self.hint)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from redistill_lib.distill import Tap, match_taps
-from redistill_lib.explorers.controls import choose, dropdown, empty_figure, redraw, rows, slider
+from redistill_lib.explorers.controls import Explorer, as_html, dropdown, redraw, slider
 from redistill_lib.memory import Bounds, Profile, memory_bounds, profile_memory
 from redistill_lib.memory.profile import Convention
 from redistill_lib.models import create_model, example_inputs, list_models, student_name
@@ -72,22 +71,21 @@ class MemorySource:
             self.models = [model, *(name for name in names if name != model)]
         else:
             self.models = [OWN]
-        self.students: dict[int, nn.Module] = {1: self.own} if self.own else {}  # of a network of one's own
-        self.legal: dict[str, tuple[int, ...]] = {}
-        self.taps: dict[Choice, list[Tap]] = {}
-        self.profiles: dict[Choice, Profile] = {}
-        self.limits: dict[Choice, Bounds] = {}
+        self.computed: dict[tuple[Any, ...], Any] = {}
+
+    def _once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
+        if (compute.__name__, *arguments) not in self.computed:
+            self.computed[compute.__name__, *arguments] = compute(*arguments)
+        return self.computed[compute.__name__, *arguments]
 
     def factors(self, model: str) -> tuple[int, ...]:
         """The pooling factors that this network's stride allows; 1 is the teacher itself."""
-        if model not in self.legal:
-            self.legal[model] = tuple(factor for factor in FACTORS if factor == 1 or self._allows(model, factor))
-        return self.legal[model]
+        return tuple(factor for factor in FACTORS if factor == 1 or self._once(self._allows, model, factor))
 
     def _allows(self, model: str, factor: int) -> bool:
         try:
             if self.own:
-                self._own_student(factor)
+                self._once(self._own_student, factor)
             else:
                 student_name(model, factor)
         except (ValueError, RuntimeError):
@@ -95,12 +93,10 @@ class MemorySource:
         return True
 
     def _own_student(self, factor: int) -> nn.Module:
-        if factor not in self.students:
-            from redistill_lib.student import derive_student
+        from redistill_lib.student import derive_student
 
-            assert self.own is not None
-            self.students[factor], _ = derive_student(self.own, factor, example=self.example)
-        return self.students[factor]
+        assert self.own is not None
+        return self.own if factor == 1 else derive_student(self.own, factor, example=self.example)[0]
 
     def inputs(self, choice: Choice) -> tuple[Any, ...]:
         """What the network is called with; a U-Net also takes time steps."""
@@ -114,10 +110,7 @@ class MemorySource:
         if choice.blocks == NONE:
             return plain
         inputs = self.inputs(choice)
-        place = Choice(choice.model, choice.factor, size=choice.size)  # what taps depend on
-        if place not in self.taps:
-            self.taps[place] = match_taps(plain, self._plain(place.teacher), self.inputs(place))
-        taps = self.taps[place]
+        taps = self._once(self._taps, Choice(choice.model, choice.factor, size=choice.size))
         like = next(plain.parameters())
         with torch.device(like.device):
             blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
@@ -130,37 +123,33 @@ class MemorySource:
                 raise ValueError(f"No RED block can work in place here: {next(iter(reasons.values()))}.")
         return model
 
+    def _taps(self, place: Choice) -> list[Tap]:
+        return match_taps(self._plain(place), self._plain(place.teacher), self.inputs(place))
+
     def _plain(self, choice: Choice) -> nn.Module:
         if self.own:
-            return self._own_student(choice.factor)
+            return cast("nn.Module", self._once(self._own_student, choice.factor))
         with torch.device("meta"):
             return create_model(student_name(choice.model, choice.factor))
 
     def profile(self, choice: Choice) -> Profile:
         """Raises ValueError in one sentence where the network cannot be run or counted like that."""
-        return self._computed(self.profiles, choice, self._profile)
+        return cast("Profile", self._once(self._run, "profile", choice))
 
     def bounds(self, choice: Choice) -> Bounds:
         """The same for the bounds, which are those of the ``fused`` convention."""
-        return self._computed(self.limits, choice, self._bounds)
+        return cast("Bounds", self._once(self._run, "bounds", choice))
 
-    def _computed(self, known: dict[Choice, Any], choice: Choice, compute: Callable[[Choice], Any]) -> Any:
-        if choice not in known:
-            try:
-                known[choice] = compute(choice)
-            except RuntimeError as error:  # PyTorch's own, from some layer inside
-                reason = str(error).splitlines()[0]
-                where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
-                raise ValueError(f"The network cannot run{where}: {reason}") from None
-        return known[choice]
-
-    def _profile(self, choice: Choice) -> Profile:
-        return profile_memory(
-            self.network(choice), *self.inputs(choice), convention=choice.convention, dtype=choice.dtype
-        )
-
-    def _bounds(self, choice: Choice) -> Bounds:
-        return memory_bounds(self.network(choice), *self.inputs(choice), dtype=choice.dtype)
+    def _run(self, what: str, choice: Choice) -> Profile | Bounds:
+        try:
+            network, inputs = self.network(choice), self.inputs(choice)
+            if what == "bounds":
+                return memory_bounds(network, *inputs, dtype=choice.dtype)
+            return profile_memory(network, *inputs, convention=choice.convention, dtype=choice.dtype)
+        except RuntimeError as error:  # PyTorch's own, from some layer inside
+            reason = str(error).splitlines()[0]
+            where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
+            raise ValueError(f"The network cannot run{where}: {reason}") from None
 
 
 def memory_explorer(
@@ -183,14 +172,14 @@ def memory_explorer(
     return MemoryExplorer(MemorySource(model, example), image_size).view
 
 
-class MemoryExplorer:
+class MemoryExplorer(Explorer):
     """The widgets: they ask the source for profiles and the figures for their image."""
 
     def __init__(self, source: MemorySource, image_size: int = 128):
         import ipywidgets as widgets
 
-        self.source, self.busy = source, False
-        self.wanted: dict[str, Any] = {}  # what was last chosen by hand comes back wherever it is possible again
+        super().__init__()
+        self.source = source
         sizes = sorted({*SIZES, image_size})
         self.model = dropdown("model", [(name, name) for name in source.models])
         self.student = slider("student", [("×1", 1)])
@@ -207,51 +196,34 @@ class MemoryExplorer:
         self.lines = dropdown("lines", lines)
         built_in = (self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention)
         controls = built_in if source.own is None else (self.student, self.blocks, self.dtype, self.convention)
-        self.status, self.table, self.figure = widgets.HTML(), widgets.HTML(), empty_figure()
-        self.place = widgets.VBox([self.figure, self.table])
-        self.draw()
         for control in (*controls, self.lines):
             control.style.description_width = "88px"
-            control.observe(self.draw, "value")
-        self.view = widgets.VBox([rows(*controls, self.lines), self.status, self.place])
+        self.table = widgets.HTML()
+        self.place = widgets.VBox([self.figure, self.table])
+        self.view = widgets.VBox([self.watch(*controls, self.lines), self.status, self.place])
 
-    def draw(self, change: Any = None) -> None:
-        if self.busy:
-            return  # a control changed because another one did
-        if change:
-            self.wanted[change["owner"].description] = change["new"]
-        self.busy = True
+    def show(self) -> None:
         try:
             figure, table = self._views(self._choice())
         except ValueError as error:
-            text = html.escape(str(error))
-            self.status.value = f'<p style="margin:4px 8px"><b>This cannot be shown.</b> {text}</p>'
+            self.say(str(error), bold="This cannot be shown.")
             self.place.layout.display = "none"  # a figure that is taken out of the page does not come back whole
-        else:
-            redraw(self.figure, figure)
-            self.status.value = ""
-            self.table.value = _roomy(table)
-            self.place.layout.display = ""
-        finally:
-            self.busy = False
+            return
+        redraw(self.figure, figure)
+        self.say("")
+        self.table.value = as_html(table)
+        self.place.layout.display = ""
 
     def _choice(self) -> Choice:
         """What the controls say, after those that depend on others have been given what is possible."""
         model = self.model.value
         factors = self.source.factors(model)
-        factor = self._choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
+        factor = self.choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
         names = (NONE,) if factor == 1 else (NONE, PLAIN, IN_PLACE)  # blocks go into students
-        blocks = self._choose(self.blocks, [(name, name) for name in names], NONE)
+        blocks = self.choose(self.blocks, [(name, name) for name in names], NONE)
         return Choice(
             model, factor, blocks, self.size.value, self.batch.value, self.dtype.value, self.convention.value
         )
-
-    def _choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
-        """Give a control its options; its value is what was last chosen by hand, if that is one of them."""
-        wanted = self.wanted.get(control.description, otherwise)
-        value = wanted if wanted in [value for _, value in options] else otherwise
-        choose(control, options, value)
-        return value
 
     def _views(self, choice: Choice) -> tuple[go.Figure, pd.DataFrame]:
         from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
@@ -272,11 +244,3 @@ class MemoryExplorer:
         reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
         bounds = self.source.bounds(choice) if lines == "bounds" else None
         return memory_timeline(shown, reference=reference, bounds=bounds), memory_table(profiles)
-
-
-def _roomy(table: pd.DataFrame) -> str:
-    numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
-    text: str = table.to_html(index=False, border=0, justify="left", formatters=numbers)
-    for cell in ("td", "th"):
-        text = text.replace(f"<{cell}>", f'<{cell} style="padding:0 16px 0 8px">')
-    return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from redistill_lib.explorers.controls import dropdown, empty_figure, redraw, rows, slider
+from redistill_lib.explorers.controls import as_html, dropdown, empty_figure, redraw, rows, slider
 from redistill_lib.models import ARCHITECTURES, student_name
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import is_live
@@ -54,18 +54,12 @@ def stride_plan(
             table.value = f"<p>×{stride.value} is not possible here. {error}</p>"
             return
         redraw(shown, figure)
-        table.value = _roomy(frame.to_html(index=False, border=0, justify="left"))
+        table.value = as_html(frame)
 
     for control in (model, stride):
         control.observe(draw, "value")
     draw()
     return widgets.VBox([rows(*([model] if len(teachers) > 1 else []), stride), shown, table])
-
-
-def _roomy(table: str) -> str:
-    return table.replace("<td>", '<td style="padding:0 24px 0 8px">').replace(
-        "<th>", '<th style="padding:0 24px 0 8px">'
-    )
 
 
 def _views(teacher: str, factor: int, image_size: int) -> tuple[go.Figure, pd.DataFrame]:

@@ -1,9 +1,8 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
-from redistill_lib.figures.comparison import accuracies, summary_table
+from redistill_lib.figures.comparison import accuracies
 from redistill_lib.figures.diagrams import plan_table, stride_plans
 from redistill_lib.figures.diffusion import (
-    denoiser_maps,
     denoising_curves,
     sample_grids,
     trajectories,
@@ -11,8 +10,7 @@ from redistill_lib.figures.diffusion import (
 )
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
-from redistill_lib.figures.memory_bars import memory_bars, memory_table
-from redistill_lib.figures.memory_layers import memory_by_layer, published_footprints
+from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
 from redistill_lib.figures.quality import quality_vs_memory
 from redistill_lib.figures.samples import images
 from redistill_lib.figures.training import curves
@@ -20,7 +18,6 @@ from redistill_lib.figures.training import curves
 __all__ = [
     "accuracies",
     "curves",
-    "denoiser_maps",
     "denoising_curves",
     "feature_maps",
     "images",
@@ -33,7 +30,6 @@ __all__ = [
     "quality_vs_memory",
     "sample_grids",
     "stride_plans",
-    "summary_table",
     "tap_scores",
     "trajectories",
     "trajectory_step",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import color, finish, label, rows_of_legend, symbol
+from redistill_lib.figures.theme import color, finish, rows_of_legend, symbol
 from redistill_lib.models import ARCHITECTURES, student_name
 from redistill_lib.plans import StridePlan
+from redistill_lib.results import capital, label, the
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,11 +68,7 @@ def _names(plans: Mapping[str, StridePlan], places: Sequence[str] | None) -> lis
 
 
 def stride_plans(
-    plans: Mapping[str, StridePlan | str],
-    image_size: int,
-    *,
-    places: Sequence[str] | None = None,
-    title: str | None = None,
+    plans: Mapping[str, StridePlan | str], image_size: int, *, places: Sequence[str] | None = None
 ) -> go.Figure:
     """The side of the feature maps in pixels, place by place, for a teacher and its students.
 
@@ -90,15 +87,13 @@ def stride_plans(
         strides = [1, *plans[role].places]
         name, dash = f"{label(role)}  {plans[role]}", "dot" if role == "teacher" else "solid"
         shift = 2 ** (0.03 * (k - (len(sides) - 1) / 2))  # so that lines at one size lie side by side
-        figure.add_trace(
-            go.Scatter(
-                x=list(range(len(values))), y=[v * shift for v in values], name=name,
-                line={"color": color(role), "width": 3, "shape": "hv", "dash": dash},
-                marker={"size": 9, "symbol": "circle" if role == "teacher" else symbol(role)}, mode="lines+markers",
-                customdata=[[names[i], v, s] for i, (v, s) in enumerate(zip(values, strides, strict=True))],
-                hovertemplate=f"<b>{label(role)}</b> after %{{customdata[0]}} (stride %{{customdata[2]}}):<br>"
-                "map of %{customdata[1]}×%{customdata[1]} pixels<extra></extra>",
-            )
+        figure.add_scatter(
+            x=list(range(len(values))), y=[v * shift for v in values], name=name,
+            line={"color": color(role), "width": 3, "shape": "hv", "dash": dash},
+            marker={"size": 9, "symbol": "circle" if role == "teacher" else symbol(role)}, mode="lines+markers",
+            customdata=[[names[i], v, s] for i, (v, s) in enumerate(zip(values, strides, strict=True))],
+            hovertemplate=f"<b>{label(role)}</b> after %{{customdata[0]}} (stride %{{customdata[2]}}):<br>"
+            "map of %{customdata[1]}×%{customdata[1]} pixels<extra></extra>",
         )  # fmt: skip
     sizes = sorted({v for values in sides.values() for v in values})
     figure.update_yaxes(type="log", tickvals=sizes, ticktext=[f"{v}×{v}" for v in sizes], title="map size (pixels)")
@@ -109,21 +104,18 @@ def stride_plans(
     ticks = [name.removeprefix(shared) for name in names]
     figure.update_xaxes(tickvals=list(range(len(names))), ticktext=ticks, title=axis)
     legend = rows_of_legend(f"{label(role)}  {plan}" for role, plan in plans.items())
-    return finish(figure, title or _finding(sides, names), "A step down is a strided layer.", plot=280, legend=legend)
+    return finish(figure, _finding(sides, names), "A step down is a strided layer.", plot=280, legend=legend)
 
 
 def _finding(sides: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
     (first, reference), *others = sides.items()
     if not others:
         return f"The {label(first)} goes from {reference[0]}×{reference[0]} to {reference[-1]}×{reference[-1]}"
-    role, values = min(others, key=lambda item: min(item[1]) * 1e6 + sum(item[1]))
-    pairs = list(zip(reference, values, strict=False))
-    place = max(range(len(pairs)), key=lambda k: pairs[k][0] / pairs[k][1])
-    theirs, ours = pairs[place]
+    role, values = min(others, key=lambda item: (min(item[1]), sum(item[1])))
+    pairs = list(zip(names, reference, values, strict=False))
+    place, theirs, ours = max(pairs, key=lambda pair: pair[1] / pair[2])
     if theirs == ours:
-        return f"{label(first).capitalize()} and {label(role)} drop resolution at the same places"
-    who = "student" if role == "student" else label(role)
-    end = f"both end at {values[-1]}×{values[-1]}" if values[-1] == reference[-1] else ""
-    end = end or f"they end at {values[-1]}×{values[-1]} and {reference[-1]}×{reference[-1]}"
-    start = f"The {who} works on {ours}×{ours} maps from its {names[place]} on"
-    return f"{start}, where the {label(first)} still has {theirs}×{theirs}; {end}"
+        return f"{capital(label(first))} and {label(role)} drop resolution at the same places"
+    text = f"{capital(the(role))} works on {ours}×{ours} maps from its {place} on, where {the(first)} still has"
+    ends = " and ".join(f"{side}×{side}" for side in dict.fromkeys((values[-1], reference[-1])))
+    return f"{text} {theirs}×{theirs}; both end at {ends}"

@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
-from redistill_lib.diffusion.noise import T
-from redistill_lib.distill import Tap
-from redistill_lib.figures.comparison import interval
-from redistill_lib.figures.maps import feature_maps
 from redistill_lib.figures.samples import SIDE, image_trace
-from redistill_lib.figures.theme import (
-    MUTED,
-    WIDTH,
-    color,
-    finish,
-    label,
-    listed,
-    number,
-    role_key,
-    rows_of_legend,
-    symbol,
-)
-from redistill_lib.maps import MapComparison, locate
-from redistill_lib.network import feature_maps as maps_at
-from redistill_lib.red import alignment_loss
+from redistill_lib.figures.theme import MUTED, WIDTH, color, finish, rows_of_legend, symbol
+from redistill_lib.results import label, listed, number, paired_difference, role_key, the
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = 100  # pixels left of the rows, for their names
+NAMES = 112  # pixels left of the rows, for their names
 GAP = 2  # pixels between the images of a grid
 TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 1)
 APART = "Difference: root mean square over pixels, where black is −1 and white 1"
 
 
-def denoising_curves(histories: Mapping[str, pd.DataFrame], *, title: str | None = None) -> go.Figure:
+def denoising_curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
     """Validation loss of the averaged weights (mean squared error of the noise) over steps, one colour per role.
 
     `histories` are what `Run.history()` gives of diffusion runs, by role. The loss is that of
@@ -58,12 +40,10 @@ def denoising_curves(histories: Mapping[str, pd.DataFrame], *, title: str | None
         raise ValueError("there is no history to show")
     figure = go.Figure()
     for role, history in histories.items():
-        figure.add_trace(
-            go.Scatter(
-                x=history["step"], y=history["validation_loss"], name=label(role), mode="lines+markers",
-                line={"color": color(role), "width": 2.5}, marker={"symbol": symbol(role), "size": 7},
-                hovertemplate=f"<b>{label(role)}</b>, step %{{x}}<br>validation loss %{{y:.4f}}<extra></extra>",
-            )
+        figure.add_scatter(
+            x=history["step"], y=history["validation_loss"], name=label(role), mode="lines+markers",
+            line={"color": color(role), "width": 2.5}, marker={"symbol": symbol(role), "size": 7},
+            hovertemplate=f"<b>{label(role)}</b>, step %{{x}}<br>validation loss %{{y:.4f}}<extra></extra>",
         )  # fmt: skip
     lasts = {role: float(history["validation_loss"].iloc[-1]) for role, history in histories.items()}
     figure.update_xaxes(title="training steps", rangemode="tozero")
@@ -71,10 +51,10 @@ def denoising_curves(histories: Mapping[str, pd.DataFrame], *, title: str | None
     found = f"Validation loss at the end: {', '.join(f'{label(r)} {number(v, 4)}' for r, v in lasts.items())}"
     note = "Averaged weights; noise and time steps are the same in every reading. Logarithmic scale; one run each."
     legend = rows_of_legend(map(label, histories))
-    return finish(figure, title or found, note, plot=280, legend=legend)
+    return finish(figure, found, note, plot=280, legend=legend)
 
 
-def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0, title: str | None = None) -> go.Figure:
+def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0) -> go.Figure:
     """One image on its way out of the noise, from left to right in time: a row per role.
 
     `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps. First row:
@@ -84,6 +64,7 @@ def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0, title: str 
 
     Raises ValueError for paths that differ in time steps or size, and for an image they do not have.
 
+    >>> import torch
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
     >>> len(trajectories({"teacher": path, "student": path}).data)
     8
@@ -102,7 +83,8 @@ def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0, title: str 
             _add_image(figure, shown, f"{label(role)} {when}", k * across, r * down)
         _add_text(figure, f"<b>{label(role)}</b><br>{does}", -0.1 * width, r * down + height / 2, "right")
         if r and role_key(role) != "teacher" and "teacher" in paths:
-            for k, value in enumerate(_differences(paths[role], paths["teacher"], image)):
+            for k, step in enumerate([*range(len(first.t)), None]):
+                value = float(_differences(paths, step)[role][image])
                 text = f'<span style="color:{MUTED};font-size:12px">{number(value)}</span>'
                 _add_text(figure, text, k * across + width / 2, r * down + 1.14 * height, "center")
     for k, t in enumerate([f"t = {t}" for t in first.t] + ["<b>the end</b>"]):
@@ -113,14 +95,19 @@ def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0, title: str 
         f"Image {image}. Below students: difference from the teacher's. {APART}; in the title the mean over "
         f"{len(first.final)} images."
     )
-    return finish(figure, title or _course(paths), note, plot=plot, margins=(12, 4, 12, 4))
+    text = f"{label(next(iter(paths)))} on its way out of the noise"
+    if ends := _differences(paths, None):
+        starts = _differences(paths, 0)
+        text = f"Difference from what the teacher sees: {_told(starts)} at t = {first.t[0]}, {_told(ends)} at the end"
+    return finish(figure, text, note, plot=plot, margins=(12, 4, 12, 4))
 
 
-def trajectory_step(paths: Mapping[str, Trajectory], shot: int, *, title: str | None = None) -> go.Figure:
+def trajectory_step(paths: Mapping[str, Trajectory], shot: int) -> go.Figure:
     """All images of each role at one shot: above what the networks are given, below what they see in it.
 
     `paths` as for `trajectories`; `shot` counts from 0, −1 is the last. One column per role.
 
+    >>> import torch
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
     >>> trajectory_step({"teacher": path, "red": path}, 1).layout.title.text.partition("<br>")[0]
     '<b>At t = 499 the difference from what the teacher sees is 0.00 (RED)</b>'
@@ -129,39 +116,34 @@ def trajectory_step(paths: Mapping[str, Trajectory], shot: int, *, title: str | 
     if not -len(first.t) <= shot < len(first.t):
         raise ValueError(f"the trajectories have {len(first.t)} shots, counted from 0; there is no shot {shot}")
     figure = go.Figure()
-    rows: dict[str, dict[str, Tensor]] = {
-        "is given": {role: path.noisy[shot] for role, path in paths.items()},
-        "sees": {role: path.seen[shot] for role, path in paths.items()},
-    }
     bottom = 0.0
-    for does, images in rows.items():
+    for does, field in (("is given", "noisy"), ("sees", "seen")):
+        images = {role: getattr(path, field)[shot] for role, path in paths.items()}
         width, height = _add_grids(figure, images, top=bottom)
         _add_text(figure, f"each<br>{does}", -0.06 * width, bottom + height / 2, "right")
         bottom += 1.06 * height
-    for k, role in enumerate(paths):
-        name = f"<b>{label(role).partition(',')[0]}</b>"
-        _add_text(figure, name, k * 1.06 * width + width / 2, -0.06 * height, "center")
     plot = _fit(figure, (NAMES, 1.06 * width * max(3, len(paths))), (-0.14 * height, bottom), WIDTH)
-    means = [f"{number(value)} ({label(role)})" for role, value in _mean_differences(paths, shot).items()]
-    at = f"At t = {first.t[shot]}"
-    text = f"{at} the difference from what the teacher sees is {listed(means)}" if means else f"{at} of 999"
+    text = f"At t = {first.t[shot]}"
+    if apart := _differences(paths, shot):
+        text += f" the difference from what the teacher sees is {_told(apart)}"
     note = f"{APART}; mean over {len(first.final)} images."
-    return finish(figure, title or text, note, plot=plot, margins=(12, 4, 12, 4))
+    return finish(figure, text, note, plot=plot, margins=(12, 4, 12, 4))
 
 
-def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16, title: str | None = None) -> go.Figure:
+def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure:
     """Generated images of each role side by side, place by place from the same noise.
 
     `samples` (what `redistill_lib.sample` returns: N×C×H×W, −1…1) by role; the first `count` are shown. The title
-    says whose images are nearest to the teacher's, image by image, over all N, and whether a paired 95 %
-    t-interval over images tells the students apart.
+    says how far each role's images are from the teacher's, image by image, over all N, and whether a paired 95 %
+    t-interval over images tells the nearest from the others.
 
     Raises ValueError for samples of unlike shape.
 
+    >>> import torch
     >>> teacher = torch.zeros(9, 1, 8, 8)
     >>> figure = sample_grids({"teacher": teacher, "student": teacher + 0.5, "red": teacher + 0.25})
     >>> figure.layout.title.text.partition("<br>")[0]
-    "<b>RED's images are the nearest to the teacher's: difference 0.25, naive student 0.50</b>"
+    "<b>Difference from the teacher's images: 0.25 (RED) and 0.50 (naive student)</b>"
     """
     if len({tuple(images.shape) for images in samples.values()}) != 1:
         shapes = ", ".join("×".join(map(str, images.shape)) for images in samples.values())
@@ -173,67 +155,17 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16, title: str |
         raise ValueError("the samples are floats in −1…1, as redistill_lib.sample returns them, not bytes")
     figure = go.Figure()
     width, height = _add_grids(figure, {role: images[:count] for role, images in samples.items()})
-    for k, role in enumerate(samples):
-        name = f"<b>{label(role).partition(',')[0]}</b>"
-        _add_text(figure, name, k * 1.06 * width + width / 2, -0.05 * height, "center")
     plot = _fit(figure, (0, 1.06 * width * max(3, len(samples))), (-0.1 * height, 1.02 * height), WIDTH)
     shown = f"{min(count, total)} of {total} shown; one place, one noise."
     note = f"{shown} {APART}; mean over {total} images, one run each."
-    return finish(figure, title or _nearest(samples), note, plot=plot, margins=(12, 4, 12, 4))
-
-
-def denoiser_maps(
-    networks: Mapping[str, nn.Module], taps: Sequence[Tap], x: Tensor, t: int, *, title: str | None = None
-) -> go.Figure:
-    """Feature maps of denoisers at `taps`, for one noisy image x_t (C×H×W) at time step `t`; see `feature_maps`.
-
-    `networks` by role, ``teacher`` among them; students may have RED blocks. Shown are means over channels.
-
-    Raises ValueError without a teacher or a student, or for a batch of images.
-
-    >>> from redistill_lib.models import create_model
-    >>> net = create_model("unet-1-2", in_channels=1, ch=8, mult=(1, 2))
-    >>> tap = Tap("head", "output", "head", "output")
-    >>> len(denoiser_maps({"teacher": net, "student": net}, [tap], torch.zeros(1, 8, 8), 500).data)
-    3
-    """
-    if "teacher" not in networks or len(networks) < 2:
-        raise ValueError(f"denoiser_maps compares a teacher with students, not {', '.join(networks) or 'nothing'}")
-    if x.ndim != 3:
-        raise ValueError(f"one noisy image is C×H×W, not {tuple(x.shape)}; take one of the batch")
-    if not 0 <= t < T:
-        raise ValueError(f"t={t} is no time step; they go from 0 to {T - 1}")
-    inputs = x[None], torch.tensor([t])
-    teacher, found = networks["teacher"], []
-    for tap in taps:
-        where = locate(teacher, (tap.teacher_layer, tap.teacher_side))
-        full = maps_at(teacher, [where], *inputs)[where].float()
-        theirs = full.mean(1, keepdim=True)
-        for role, student in networks.items():
-            if role == "teacher":
-                continue
-            place = locate(student, tap)
-            ours = maps_at(student, [place], *inputs)[place].float()
-            mean = ours.mean(1, keepdim=True)
-            resized = nn.functional.interpolate(mean, theirs.shape[-2:], mode="bilinear", antialias=True)
-            found.append(
-                MapComparison(
-                    image=to_uint8(x).permute(1, 2, 0).numpy(),
-                    teacher=theirs[0, 0].numpy(), student=mean[0, 0].numpy(),
-                    teacher_place=f"{tap.teacher_layer} {tap.teacher_side}", student_place=f"{tap.layer} {tap.side}",
-                    score=1 - float(alignment_loss(resized, theirs)), channel=None,
-                    teacher_channels=full.shape[1], student_channels=ours.shape[1],
-                    teacher_name="teacher", student_name=label(role), stride=None, label=role,
-                )
-            )  # fmt: skip
-    return feature_maps(found, title=title)
+    return finish(figure, _nearest(samples), note, plot=plot, margins=(12, 4, 12, 4))
 
 
 # ----------------------------------------------------------------------------------------------------- drawing, words
 
 
 def _add_image(figure: go.Figure, image: Tensor, name: str, x: float, y: float) -> None:
-    shown = image if image.dtype == torch.uint8 else to_uint8(image)
+    shown = to_uint8(image) if image.is_floating_point() else image
     trace = image_trace(shown.permute(1, 2, 0).numpy(), (shown.shape[-2], shown.shape[-1]), x, y)
     figure.add_trace(trace.update(name=name, hovertemplate=f"{name}<extra></extra>"))
 
@@ -243,11 +175,14 @@ def _add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str) -> 
 
 
 def _add_grids(figure: go.Figure, images: Mapping[str, Tensor], top: float = 0.0) -> tuple[float, float]:
-    """A grid of images per role, side by side; width and height of one with the gaps around it."""
+    """A grid of images per role, side by side, named at the top; width and height of one with the gaps around it."""
     for k, (role, batch) in enumerate(images.items()):
         columns = math.ceil(math.sqrt(len(batch)))
         down, across = (size + GAP for size in batch.shape[-2:])
-        left = k * 1.06 * columns * across
+        left, high = k * 1.06 * columns * across, math.ceil(len(batch) / columns) * down
+        if not top:
+            name = f"<b>{label(role).partition(',')[0]}</b>"
+            _add_text(figure, name, left + columns * across / 2, -0.055 * high, "center")
         grid = image_grid(to_uint8(batch), columns, GAP)
         if max(grid.shape) <= SIDE:  # one trace is much smaller than many
             _add_image(figure, grid, label(role), left, top)
@@ -256,7 +191,7 @@ def _add_grids(figure: go.Figure, images: Mapping[str, Tensor], top: float = 0.0
             row, column = divmod(index, columns)
             name = f"{label(role)}, image {index}"
             _add_image(figure, image, name, left + column * across, top + row * down)
-    return columns * across, math.ceil(len(batch) / columns) * down
+    return columns * across, high
 
 
 def _fit(figure: go.Figure, widths: tuple[float, float], heights: tuple[float, float], outer: int) -> int:
@@ -286,49 +221,26 @@ def _rms(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().mean((-3, -2, -1)).sqrt()
 
 
-def _differences(path: Trajectory, teacher: Trajectory, image: int) -> list[float]:
-    """Of what is seen, shot by shot, and of where it ends."""
-    seen = _rms(path.seen[:, image], teacher.seen[:, image]).tolist()
-    return [*seen, float(_rms(path.final[image], teacher.final[image]))]
-
-
-def _mean_differences(paths: Mapping[str, Trajectory], shot: int | None) -> dict[str, float]:
-    """By student, over all images, from what the teacher sees at a shot; None: from where it ends."""
+def _differences(paths: Mapping[str, Trajectory], shot: int | None) -> dict[str, Tensor]:
+    """By student and image: how far what it sees at a shot is from what the teacher sees; None: where it ends."""
     if "teacher" not in paths:
         return {}
-
-    def at(path: Trajectory) -> Tensor:
-        return path.final if shot is None else path.seen[shot]
-
-    students = {role: path for role, path in paths.items() if role_key(role) != "teacher"}
-    return {role: float(_rms(at(path), at(paths["teacher"])).mean()) for role, path in students.items()}
+    at = {role: path.final if shot is None else path.seen[shot] for role, path in paths.items()}
+    return {role: _rms(images, at["teacher"]) for role, images in at.items() if role_key(role) != "teacher"}
 
 
-def _course(paths: Mapping[str, Trajectory]) -> str:
-    starts, ends = _mean_differences(paths, 0), _mean_differences(paths, None)
-    if not ends:
-        return f"{label(next(iter(paths)))} on its way out of the noise"
-    first = next(iter(paths.values())).t[0]
-    words = [f"{label(role)} {number(starts[role])} to {number(end)}" for role, end in ends.items()]
-    text = f"ifference from what the teacher sees, t = {first} to the end: {', '.join(words)}"
-    return f"The paths come together. D{text}" if all(ends[r] < starts[r] for r in ends) else f"D{text}"
+def _told(values: Mapping[str, Tensor]) -> str:
+    return listed(f"{number(float(value.mean()))} ({label(role)})" for role, value in values.items())
 
 
 def _nearest(samples: Mapping[str, Tensor]) -> str:
+    """The mean differences from the teacher's images, the least first, and from whom the images cannot tell it."""
     if "teacher" not in samples or len(samples) < 2:
         return f"{len(next(iter(samples.values())))} images each of {listed(map(label, samples))}"
     values = {role: _rms(p, samples["teacher"]) for role, p in samples.items() if role_key(role) != "teacher"}
-    best, *others = sorted(values, key=lambda role: float(values[role].mean()))
-    words = {role: f"{label(role)} {number(float(v.mean()))}" for role, v in values.items()}
-    if not others:
-        return f"Image by image the difference from the teacher's is: {words[best]}"
-    gaps = {role: (values[role] - values[best]).tolist() for role in others}
-    near = [role for role, gap in gaps.items() if sum(gap) / len(gap) < interval(gap)]
-    who = f"{'the ' * (role_key(best) == 'student')}{label(best).partition(',')[0]}'s images"
-    rest = ", ".join([number(float(values[best].mean())), *(words[role] for role in others)])
-    if near:
-        rivals = listed(
-            f"the {label(role)}'s" if role_key(role) == "student" else f"{label(role)}'s" for role in near
-        )
-        return f"No telling whether {who} or {rivals} are the nearest to the teacher's: difference {rest}"
-    return f"{who[0].upper()}{who[1:]} are the nearest to the teacher's: difference {rest}"
+    values = dict(sorted(values.items(), key=lambda item: float(item[1].mean())))
+    best, *others = values
+    text = f"Difference from the teacher's images: {_told(values)}"
+    gaps = {role: paired_difference(values[role].tolist(), values[best].tolist()) for role in others}
+    near = [the(role) for role, gap in gaps.items() if not gap.decided]
+    return f"{text}; these images cannot tell {the(best)} from {listed(near)}" if near else text

@@ -12,20 +12,9 @@ import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from redistill_lib.figures.samples import image_trace
-from redistill_lib.figures.theme import (
-    GRID,
-    MUTED,
-    WIDTH,
-    color,
-    finish,
-    label,
-    listed,
-    number,
-    role_key,
-    rows_of_legend,
-    symbol,
-)
+from redistill_lib.figures.theme import GRID, MUTED, WIDTH, color, finish, rows_of_legend, symbol
 from redistill_lib.maps import MapComparison
+from redistill_lib.results import capital, label, listed, number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,19 +22,16 @@ if TYPE_CHECKING:
 CELLS = 36_000  # of all maps of a figure; larger maps are averaged down, so that it stays below 60 KB
 HEAD = 62  # pixels above each panel, for its name
 SCALE = "colour: activation ÷ root mean square of its map (similarity ignores strength); one scale per row"
-
 FLOOR = "Maps without negative values are alike to begin with: compare students, not single numbers."
 
 
-def feature_maps(
-    comparisons: MapComparison | Sequence[MapComparison] | Mapping[str, MapComparison], *, title: str | None = None
-) -> go.Figure:
+def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[str, MapComparison]) -> go.Figure:
     """The image, the teacher's map, and the map of each student, on the grid of the image.
 
     Comparisons with one teacher map share a row: give a tap before and after distillation, and they stand side by
-    side. Other taps or images make further rows. A mapping's keys are the students' roles; otherwise each
-    comparison's own label is. Each map is divided by its root mean square, which is all that the similarity (the
-    cosine) disregards, and coloured on one scale per row.
+    side. Other taps or images make further rows. A mapping's keys are the students' roles, else each comparison's
+    label. Each map is divided by its root mean square, since the similarity (a cosine) disregards strength, and
+    coloured on one scale per row.
 
     >>> from redistill_lib.maps import MapComparison
     >>> m = np.ones((4, 4), np.float32)
@@ -59,10 +45,10 @@ def feature_maps(
         comparisons = [replace(c, label=role) for role, c in comparisons.items()]
     if not comparisons:
         raise ValueError("feature_maps needs at least one comparison")
-    rows = [_told_apart(row) for row in _rows(comparisons)]
+    rows = _rows(comparisons)
     columns = 2 + max(len(row) for row in rows)
     side = max(110, min(250, (WIDTH - 88) // columns, 800 // len(rows)))
-    narrow = side < 150
+    narrow = side < 170
     figure = _panels(len(rows), columns, side)
     budget = max(16, math.isqrt(CELLS // sum(len(row) + 1 for row in rows)))
     for r, row in enumerate(rows):
@@ -74,15 +60,12 @@ def feature_maps(
         figure.data[-1].update(hovertemplate="the image: row %{y:.0f}, column %{x:.0f}<extra></extra>")
         _head(figure, r, 0, columns, "image", f"{extent[0]}×{extent[1]} pixels")
         for k, ((role, values), level) in enumerate(zip(maps, levels, strict=True)):
-            place = first.teacher_place if k == 0 else row[k - 1].student_place
-            name = f"{'teacher' if k == 0 else _who(role)}, {place}"
-            figure.add_trace(_heatmap(level, extent, name, budget), row=r + 1, col=k + 2)
-            size = f"{values.shape[0]}×{values.shape[1]}"
-            if k:
-                score = f"similarity <b>{number(row[k - 1].score)}</b>"
-                size = score if narrow else f"{size} · {score}"
+            place = row[k - 1].student_place if k else first.teacher_place
+            figure.add_trace(_heatmap(level, extent, f"{_label(role)}, {place}", budget), row=r + 1, col=k + 2)
+            size, score = f"{values.shape[0]}×{values.shape[1]}", f"similarity <b>{number(row[k - 1].score)}</b>"
+            detail = size if not k else score if narrow else f"{size} · {score}"
             name = _label(role).partition(",")[0] if narrow else _label(role)
-            _head(figure, r, k + 1, columns, name, f"{place}<br>{size}")
+            _head(figure, r, k + 1, columns, name, f"{place}<br>{detail}")
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(visible=False, constrain="domain")
     figure.update_layout(
@@ -99,7 +82,7 @@ def feature_maps(
         notes.append("similarity of maps of unequal size: after resizing the student's to the teacher's")
     right = max(76, 660 - 12 - side * columns)
     return finish(
-        figure, title or _finding([c for row in rows for c in row]), "; ".join(notes) + ".",
+        figure, _finding(rows), "; ".join(notes) + ".",
         plot=len(rows) * (side + HEAD) - HEAD, width=12 + side * columns + right, margins=(12, HEAD, right, 12),
     )  # fmt: skip
 
@@ -115,13 +98,6 @@ def _rows(comparisons: Sequence[MapComparison]) -> list[list[MapComparison]]:
         else:
             rows.append([c])
     return rows
-
-
-def _told_apart(row: list[MapComparison]) -> list[MapComparison]:
-    """Students without a role of their own are numbered."""
-    if len({c.label for c in row}) == len(row):
-        return row
-    return [replace(c, label=f"{_label(c.label)} {k}") for k, c in enumerate(row, 1)]
 
 
 def _panels(rows: int, columns: int, side: int) -> go.Figure:
@@ -169,34 +145,21 @@ def _heatmap(level: NDArray[np.uint8], extent: tuple[int, int], name: str, budge
     )  # fmt: skip
 
 
-def _finding(comparisons: Sequence[MapComparison]) -> str:
-    first, last = comparisons[0], comparisons[-1]
+def _finding(rows: Sequence[Sequence[MapComparison]]) -> str:
+    first, every = rows[0][0], [c for row in rows for c in row]
     at = f"At stride ×{first.stride} " if first.stride else ""
-    who = _who(first.label)
-    scores = [c.score for c in comparisons]
-    if len(comparisons) == 1:
+    if len(every) == 1:
         t, s = ("×".join(map(str, m.shape)) for m in (first.teacher, first.student))
-        if first.resized:
-            text = f"{at}the {who}'s map has {s} pixels where the teacher's has {t}: similarity {number(scores[0])}"
-        else:
-            text = f"{at}the {who}'s and the teacher's {s} maps have similarity {number(scores[0])}"
-    elif len(comparisons) == 2 and len(_rows(comparisons)) == 1:
-        change = round(last.score, 2) - round(first.score, 2)
-        verb = "rises" if change > 0 else "falls" if change < 0 else "stays"
-        text = f"{at}similarity to the teacher's map {verb} from {number(scores[0])} ({_label(first.label)})"
-        text += f" to {number(scores[1])} ({_label(last.label)})"
-    elif len(_rows(comparisons)) == 1:
-        parts = [f"{number(c.score)} ({_label(c.label)})" for c in comparisons]
-        text = f"{at}similarity to the teacher's map is {listed(parts)}"
-    else:
-        roles = list(dict.fromkeys(c.label for c in comparisons))
-        means = {role: float(np.mean([c.score for c in comparisons if c.label == role])) for role in roles}
-        if len(roles) == 1:
-            text = f"{at}the {who}'s maps have similarities from {number(min(scores))} to {number(max(scores))}"
-        else:
-            parts = [f"{number(mean)} ({_label(role)})" for role, mean in means.items()]
-            text = f"{at}the mean similarity to the teacher's maps is {listed(parts)}"
-    return text[0].upper() + text[1:]
+        text = (
+            f"{at}the {_who(first.label)}'s map has {s} pixels, the teacher's {t}: similarity {number(first.score)}"
+        )
+        return capital(text)
+    means = {
+        role: np.mean([c.score for c in every if c.label == role]) for role in dict.fromkeys(c.label for c in every)
+    }
+    parts = [f"{number(float(mean))} ({_label(role)})" for role, mean in means.items()]
+    what = "similarity to the teacher's map" if len(rows) == 1 else "mean similarity to the teacher's maps"
+    return capital(f"{at}{what} is {listed(parts)}")
 
 
 def _label(role: str | None) -> str:
@@ -208,7 +171,7 @@ def _who(role: str | None) -> str:
     return name if name.endswith("student") else f"{name} student"
 
 
-def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
+def tap_scores(frame: pd.DataFrame) -> go.Figure:
     """What `redistill_lib.maps.tap_scores` returns: one row of dots per tap, one colour per student.
 
     >>> import pandas as pd
@@ -226,15 +189,13 @@ def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         shift = min(0.13, 0.8 / len(roles)) * (k - (len(roles) - 1) / 2)
         half = (part["high"] - part["score"]).fillna(0)
         detail = np.stack([part["tap"], part["teacher_tap"], part["low"], part["high"], part["n"]], axis=-1)
-        figure.add_trace(
-            go.Scatter(
-                x=part["score"], y=[order[tap] + shift for tap in part["tap"]], name=label(role), mode="markers",
-                marker={"color": color(role), "size": 11, "symbol": symbol(role), "line": {"width": 1.5}},
-                error_x={"array": half, "color": color(role), "thickness": 1.5, "width": 0}, customdata=detail,
-                hovertemplate=f"<b>{label(role)}</b> at %{{customdata[0]}} ← %{{customdata[1]}}<br>similarity "
-                "%{x:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>%{customdata[4]} images"
-                "<extra></extra>",
-            )
+        figure.add_scatter(
+            x=part["score"], y=[order[tap] + shift for tap in part["tap"]], name=label(role), mode="markers",
+            marker={"color": color(role), "size": 11, "symbol": symbol(role), "line": {"width": 1.5}},
+            error_x={"array": half, "color": color(role), "thickness": 1.5, "width": 0}, customdata=detail,
+            hovertemplate=f"<b>{label(role)}</b> at %{{customdata[0]}} ← %{{customdata[1]}}<br>similarity "
+            "%{x:.3f} (95 %: %{customdata[2]:.3f} to %{customdata[3]:.3f})<br>%{customdata[4]} images"
+            "<extra></extra>",
         )  # fmt: skip
     figure.update_yaxes(
         tickvals=list(range(len(ticks))), ticktext=ticks, range=[len(ticks) - 0.5, -0.5], showgrid=False
@@ -243,21 +204,10 @@ def tap_scores(frame: pd.DataFrame, *, title: str | None = None) -> go.Figure:
         figure.add_hline(k - 0.5, line={"width": 1, "color": GRID})
     least = min(0.0, float(frame[["score", "low"]].min().min())) - 0.05
     figure.update_xaxes(range=[least, 1.03], title="cosine similarity to the teacher's map (1 = the same pattern)")
+    means = frame.groupby("student", sort=False)["score"].mean().sort_values(ascending=False)
+    found = ", ".join(f"{label(str(role))} {number(mean)}" for role, mean in means.items())
     note = f"Mean over {int(frame['n'].max())} images; lines: 95 % interval over images. {FLOOR}"
     return finish(
-        figure, title or _tap_finding(frame, roles), note,
+        figure, f"Mean similarity to the teacher's maps: {found}", note,
         plot=20 + 58 * len(ticks), legend=rows_of_legend(map(label, roles)), margins=(190, 8, 24, 56),
     )  # fmt: skip
-
-
-def _tap_finding(frame: pd.DataFrame, roles: Sequence[str]) -> str:
-    means = frame.groupby("student", sort=False)["score"].mean()
-    words = {role: f"{label(role)} {number(mean)}" for role, mean in means.items()}
-    if len(roles) == 1:
-        worst = frame.loc[frame["score"].idxmin()]
-        return f"Mean similarity: {words[roles[0]]}, least at {worst['tap']} ({number(worst['score'])})"
-    best = means.idxmax()
-    base = next((role for role in roles if role_key(role) == "student"), means.idxmin())
-    if best == base:
-        return f"No student's maps are closer to the teacher's than the {label(base)}'s: {', '.join(words.values())}"
-    return f"{label(best)} comes closest to the teacher's maps: mean similarity {number(means[best])}, {words[base]}"

@@ -1,4 +1,4 @@
-"""What all figures share: a colour and a name per role, the template, titles."""
+"""What all figures share: a colour per role, the template, titles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import zlib
 from collections.abc import Iterable
 
 import plotly.graph_objects as go
+
+from redistill_lib.results import role_key
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
@@ -26,16 +28,9 @@ _COLORS = {
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
 _FACTORS = {"×1": "#1F2328", "×2": "#8CC084", "×4": "#3C9154", "×8": "#12522D"}
-_LABELS = {
-    "teacher": "teacher",
-    "student": "naive student",
-    "kd": "KD",
-    "red": "RED",
-    "red-blocks": "RED blocks, no loss",
-}
 _SYMBOLS = {
     "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
-    "red-blocks": "hexagon", "red-blocks+kd": "pentagon",
+    "red-blocks": "hexagon", "red-blocks+kd": "pentagon", "red+mse": "cross",
 }  # fmt: skip
 
 TEMPLATE = go.layout.Template(
@@ -65,18 +60,6 @@ TEMPLATE = go.layout.Template(
 )  # fmt: skip
 
 
-def role_key(role: str) -> str:
-    """One spelling per role: ``naive`` is the undistilled ``student``, and ``kd+red`` is ``red+kd``.
-
-    >>> role_key("KD+RED"), role_key("naive")
-    ('red+kd', 'student')
-    """
-    role = role.strip().lower()
-    if role in ("naive", "naive student", "none", "baseline"):
-        return "student"
-    return "+".join(sorted((part.strip() for part in role.split("+")), key=lambda p: (not p.startswith("red"), p)))
-
-
 def color(role: str) -> str:
     """The role's colour, the same in every figure; a role without one of its own gets one that follows from its name.
 
@@ -91,20 +74,6 @@ def symbol(role: str) -> str:
     """The role's marker, so that colour is never alone."""
     key = role_key(role)
     return "circle" if key in _FACTORS else _SYMBOLS.get(key, "triangle-up")
-
-
-def label(role: str) -> str:
-    """The role as a reader calls it.
-
-    >>> label("student"), label("red+kd"), label("red-blocks"), label("untrained")
-    ('naive student', 'RED + KD', 'RED blocks, no loss', 'untrained')
-    """
-    key = role_key(role)
-    if key in _LABELS:
-        return _LABELS[key]
-    short = {"red-blocks": "RED blocks", "red": "RED", "kd": "KD", "mse": "MSE", "stage": "STAGE"}
-    known = key.split("+")
-    return " + ".join(short.get(part, part) for part in known) if any(p in short for p in known) else role
 
 
 def faint(color: str, opacity: float = 0.35) -> str:
@@ -158,24 +127,3 @@ def finish(
 def rows_of_legend(names: Iterable[str], width: int = WIDTH) -> int:
     """How many rows the names take, side by side."""
     return max(1, -(-sum(48 + 8 * len(name) for name in names) // (width - 64)))
-
-
-def number(value: float, digits: int = 2) -> str:
-    """A number with a true minus sign.
-
-    >>> number(-0.461), number(-0.0001)
-    ('−0.46', '0.00')
-    """
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if not float(text) else text.replace("-", "−")
-
-
-def capital(text: str) -> str:
-    """The text as a sentence begins: unlike `str.capitalize`, all but its first letter stays as it is."""
-    return text[0].upper() + text[1:]
-
-
-def listed(words: Iterable[str]) -> str:
-    """``a, b and c``."""
-    *head, last = words
-    return f"{', '.join(head)} and {last}" if head else last

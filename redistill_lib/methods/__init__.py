@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from redistill_lib.checks import hint
@@ -35,6 +35,8 @@ __all__ = [
     "make_method",
     "parse_methods",
 ]
+
+_MEMBERS = ("name", "reads", "alpha", "block", "criterion")
 
 METHODS: dict[str, type] = {m.name: m for m in (RED, REDBlocks, Stage, KD, DKD, MSE, FitNet, CRD)}
 
@@ -65,8 +67,12 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
     given = methods if isinstance(methods, Sequence) else [methods]
     made = tuple(_parse(m) if isinstance(m, str) else m for m in given)
     for method in made:
-        if isinstance(method, type) or not all(hasattr(method, a) for a in ("name", "reads", "alpha", "criterion")):
-            raise TypeError(f"a method is a name, such as 'red+kd', or a method object, not {method!r}")
+        if isinstance(method, type) or not is_dataclass(method) or not all(hasattr(method, m) for m in _MEMBERS):
+            raise TypeError(
+                f"a method is a name, such as 'red+kd', or a dataclass with {', '.join(_MEMBERS)}, not {method!r}"
+            )
+        if method.reads not in ("maps", "outputs"):
+            raise ValueError(f"{method.name} reads 'maps' or 'outputs', not {method.reads!r}")
     names = [method.name for method in made]
     if len(set(names)) < len(names):
         raise ValueError(f"{'+'.join(names)!r} names a method twice")
@@ -77,8 +83,12 @@ def _parse(text: str) -> Method:
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text)
     try:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body if match else None
-        if match and isinstance(call, ast.Call) and not call.args:
-            return make_method(match[1], **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
-    except SyntaxError:
-        pass
-    raise ValueError(f"{text.strip()!r} is not a method; write its name, or its name and options: red(alpha=1.0)")
+        if not match or not isinstance(call, ast.Call) or call.args:
+            raise ValueError
+        options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError):
+        example = "red(alpha=1.0, distance='mse')"
+        raise ValueError(
+            f"{text.strip()!r} is not a method; write its name, or name and options: {example}"
+        ) from None
+    return make_method(match[1], **options)

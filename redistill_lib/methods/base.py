@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from redistill_lib.checks import is_number
 
 #: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
 Shape = tuple[int, ...]
@@ -55,7 +55,7 @@ class Weighted:
     alpha: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.alpha, Real) or not 0 <= self.alpha < math.inf:
+        if not is_number(self.alpha) or self.alpha < 0:
             raise ValueError(f"alpha is a number from 0 up, not {self.alpha!r}")
 
     def block(self, student: Shape) -> nn.Module | None:
@@ -87,13 +87,20 @@ def class_probabilities(batch: Batch, classes: int, method: str) -> Tensor:
     targets = batch.targets
     if not isinstance(targets, Tensor):
         raise ValueError(f"{method} needs the targets of each batch; call the distillation with targets=")
-    if targets.is_floating_point() and targets.ndim == 2:
+    if targets.is_floating_point() and targets.shape[1:] == (classes,):
         return targets
+    if targets.is_floating_point() or targets.ndim != 1:
+        raise ValueError(f"{method} needs targets B or B×{classes}, not {targets.dtype} {tuple(targets.shape)}")
     return F.one_hot(targets.long(), classes).float()
 
 
-def sample_index(batch: Batch, method: str) -> Tensor:
-    """The rows of the batch's images in the training split, B."""
+def sample_index(batch: Batch, method: str, samples: int) -> Tensor:
+    """The rows of the batch's images in the training split of that many `samples`, B."""
     if batch.index is None:
         raise ValueError(f"{method} keeps a memory of each image; call the distillation with index=, their rows")
-    return torch.as_tensor(batch.index)
+    index = torch.as_tensor(batch.index)
+    if not 0 <= index.min() <= index.max() < samples:
+        raise ValueError(
+            f"{method} remembers images 0 to {samples - 1}, but the batch's index holds {index.tolist()}"
+        )
+    return index

@@ -56,16 +56,17 @@ class _Contrast(nn.Module):
         self.scales = nn.Buffer(torch.zeros(2))  # Z of equation 18, set by the first batch
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        index = sample_index(batch, self.method.name).to(student.device)
+        index = sample_index(batch, self.method.name, self.samples).to(student.device)
         pairs = zip(self.heads, (student, teacher), strict=True)
-        ours, theirs = (F.normalize(head(x.flatten(2).mean(2)).float(), dim=1) for head, x in pairs)
+        ours, theirs = (F.normalize(head(x.flatten(2).mean(2) if x.ndim > 2 else x), dim=1) for head, x in pairs)
         count = min(self.method.negatives, self.samples - 1)
         shift = torch.randint(1, self.samples, (len(index), count), device=index.device)
         rows = torch.cat([index[:, None], (index[:, None] + shift) % self.samples], 1)  # the image itself comes first
         loss = self._estimate(ours, self.banks[1, rows], 0) + self._estimate(theirs, self.banks[0, rows], 1)
-        with torch.no_grad():
-            for bank, new in zip(self.banks, (ours, theirs), strict=True):
-                bank[index] = F.normalize(bank[index].lerp(new, 1 - self.method.momentum), dim=1)
+        if self.training:
+            with torch.no_grad():
+                for bank, new in zip(self.banks, (ours, theirs), strict=True):
+                    bank[index] = F.normalize(bank[index].lerp(new, 1 - self.method.momentum), dim=1)
         return loss
 
     def _estimate(self, anchors: Tensor, memory: Tensor, side: int) -> Tensor:

@@ -27,6 +27,8 @@ class FitNet(Weighted):
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
         check_equal(self.name, student[1:], teacher[1:], "choose maps of equal height × width")
+        if len(student) == 1:
+            raise ValueError(f"{self.name} needs maps C×H×W, not {student}")
         return _Hint(student[0], teacher[0])
 
 
@@ -36,4 +38,4 @@ class _Hint(nn.Module):
         self.project = nn.Conv2d(student, teacher, 1)
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return F.mse_loss(self.project(student).float(), teacher.float())
+        return F.mse_loss(self.project(student), teacher)

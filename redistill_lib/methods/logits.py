@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from redistill_lib.checks import check_above_zero
 from redistill_lib.methods.base import Batch, Compare, Shape, Weighted, check_equal, class_probabilities
 
 _SAME_CLASSES = "train both on the same classes"
@@ -34,8 +33,7 @@ class KD(Weighted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.temperature, Real) or not 0 < self.temperature < math.inf:
-            raise ValueError(f"the temperature of {self.name} is a number above 0, not {self.temperature!r}")
+        check_above_zero(temperature=self.temperature)
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
         check_equal(self.name, student, teacher, _SAME_CLASSES)
@@ -43,7 +41,7 @@ class KD(Weighted):
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_equal(self.name, student.shape, teacher.shape, _SAME_CLASSES)
-        s, t = (F.log_softmax(logits.float() / self.temperature, dim=1) for logits in (student, teacher))
+        s, t = (F.log_softmax(logits / self.temperature, dim=1) for logits in (student, teacher))
         return self.temperature**2 * _divergence(s, t).mean()
 
 
@@ -81,10 +79,12 @@ class _Decoupled(nn.Module):
         self.method = method
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        if student.ndim != 2:
+            raise ValueError(f"{self.method.name} needs outputs B×classes, not {tuple(student.shape)}")
         m, shares = self.method, class_probabilities(batch, student.shape[1], self.method.name)
         rows, classes = shares.nonzero(as_tuple=True)  # one row for each class in an image's target
         own = F.one_hot(classes, student.shape[1]).bool()
-        parts = [_decouple(logits[rows].float() / m.temperature, own) for logits in (student, teacher)]
+        parts = [_decouple(logits[rows] / m.temperature, own) for logits in (student, teacher)]
         target, others = (_divergence(s, t) for s, t in zip(*parts, strict=True))
         loss = m.temperature**2 * (m.target * target + m.others * others)
         return (shares[rows, classes] * loss).sum() / len(student)
@@ -114,4 +114,4 @@ class MSE(Weighted):
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
         check_equal(self.name, student.shape, teacher.shape, "it compares value by value")
-        return F.mse_loss(student.float(), teacher.float())
+        return F.mse_loss(student, teacher)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ class RED(Weighted):
 
     Needs equal height × width, any channels. Source: arXiv 2406.03744, section 3; alpha 50 as on STL10.
 
-    >>> RED(distance="mse").criterion((8, 4, 4), (16, 4, 4), samples=0).function.keywords
-    {'distance': 'mse'}
+    >>> RED(distance="mse").criterion((8, 4, 4), (16, 4, 4), samples=0)
+    Compare()
     """
 
     name: ClassVar[str] = "red"
@@ -38,7 +37,12 @@ class RED(Weighted):
         return RedBlock(student[0], self.kernel_size)
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
-        if student and (len(student) != 3 or len(teacher) != 3 or student[1:] != teacher[1:]):
+        if student:
+            self._check(student, teacher)
+        return Compare(self._loss)
+
+    def _check(self, student: Shape, teacher: Shape) -> None:
+        if len(student) != 3 or len(teacher) != 3 or student[1:] != teacher[1:]:
             raise ValueError(
                 f"{self.name} needs C×H×W maps of equal height × width, not {student} from the student and {teacher} "
                 "from the teacher"
@@ -48,7 +52,10 @@ class RED(Weighted):
                 f"{self.name} compares patterns, and a 1×1 map has none: its loss would always be 0; leave this tap "
                 "out, or give larger images"
             )
-        return Compare(partial(alignment_loss, distance=self.distance))
+
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        self._check(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
+        return alignment_loss(student, teacher, self.distance)
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Stage(RED):
         return Compare(self._loss)
 
     def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        s, t = student.float().flatten(2).mean(2), teacher.float().flatten(2).mean(2)
+        s, t = student.flatten(2).mean(2), teacher.flatten(2).mean(2)
         if self.distance == "mse":
             return F.mse_loss(s, t)
         return (1 - F.cosine_similarity(s, t, dim=1, eps=1e-8)).mean()

@@ -10,6 +10,7 @@ from redistill_lib.network.hooks import (
     output_of,
     reading,
     record_maps,
+    run_and_read,
 )
 from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
 
@@ -26,4 +27,5 @@ __all__ = [
     "output_of",
     "reading",
     "record_maps",
+    "run_and_read",
 ]

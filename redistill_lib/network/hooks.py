@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import hint
-from redistill_lib.red import BlockedLayer, Side, original_paths
+from redistill_lib.red import BlockedLayer, Side, first_parameter, original_paths
 
 Visit = Callable[[Tensor], None]
-_MAIN = ("logits", "sample", "prediction")  # where result objects and dicts keep what a network answers
+_MAIN = ("logits", "sample", "prediction", "out")  # where result objects and dicts keep what a network answers
 
 
 class MapRef(NamedTuple):
@@ -38,8 +38,8 @@ def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
     A layer that is known under several names is given its first.
     """
     paths = original_paths(model)
-    names = {paths[id(module)]: paths[id(module)] for module in model.modules()}
-    names |= {name: paths[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
+    names = {name: paths[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
+    names |= {path: path for path in paths.values()}
     for candidate in (path, path.removeprefix("net.")):
         if candidate in names:
             return names[candidate]
@@ -66,11 +66,11 @@ def locate(model: nn.Module, ref: MapRef, role: str = "network") -> MapRef:
     return MapRef(found[0][0], "output")
 
 
-@contextlib.contextmanager
+@contextmanager
 def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
     """While open, call each visitor with the tensor at its place, for passes of this thread; nothing stays behind.
 
-    Places are as `locate` gives them. An input is the layer's first positional argument; of an output that is no
+    Places are as `locate` gives them. An input is the layer's first argument; of an output that is no
     tensor, `output_of` is meant.
 
     >>> net, seen = nn.Sequential(nn.ReLU()), []
@@ -81,12 +81,13 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
     """
     thread, handles = threading.get_ident(), []
 
-    def on_input(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def on_input(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != thread:
             return
-        if not args or not isinstance(args[0], Tensor):
-            raise TypeError(f"the input of {ref.layer!r} is not a tensor given by position; tap the layer before it")
-        visit(args[0])
+        x = args[0] if args else kwargs.get(first_parameter(module))
+        if not isinstance(x, Tensor):
+            raise TypeError(f"the first argument of {ref.layer!r} is not a tensor; tap the layer before it")
+        visit(x)
 
     def on_output(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if threading.get_ident() == thread:
@@ -96,7 +97,7 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
         for ref, visit in visits.items():
             module = model.get_submodule(ref.layer)
             if ref.side == "input":
-                handles.append(module.register_forward_pre_hook(partial(on_input, ref, visit)))
+                handles.append(module.register_forward_pre_hook(partial(on_input, ref, visit), with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(partial(on_output, ref, visit)))
         yield
@@ -108,8 +109,8 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
 def output_of(outputs: Any, source: str = "the network") -> Tensor:
     """The main tensor in what a network or a layer returns.
 
-    That is the tensor itself; ``logits``, ``sample`` or ``prediction`` of a result object or dict; of a tuple or
-    list, the first entry. Raises TypeError that names `source` for anything else.
+    That is the tensor itself; ``logits``, ``sample``, ``prediction`` or ``out`` of a result object or dict; of a
+    tuple or list, the first entry. Raises TypeError that names `source` for anything else.
 
     >>> output_of({"logits": torch.zeros(2, 3), "maps": []}).shape, output_of((torch.zeros(1), None)).shape
     (torch.Size([2, 3]), torch.Size([1]))
@@ -129,7 +130,7 @@ def output_of(outputs: Any, source: str = "the network") -> Tensor:
     )
 
 
-@contextlib.contextmanager
+@contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """Eval mode without gradients; on leaving, every single module is back in the mode it was in."""
     modes = [(module, module.training) for model in models for module in model.modules()]
@@ -149,6 +150,48 @@ def check_float(inputs: Sequence[object]) -> None:
         raise TypeError("the network wants float images, not uint8; redistill_lib.to_float makes them")
 
 
+class _AllRead(BaseException):
+    """Every map that is wanted is there. No Exception, so that a network's own ``except Exception`` lets it pass."""
+
+
+def run_and_read(
+    model: nn.Module,
+    places: Mapping[MapRef, MapRef],
+    inputs: Sequence[Tensor],
+    role: str = "network",
+    stop_early: bool = False,
+) -> tuple[Any, dict[MapRef, Tensor]]:
+    """What the network returns, and a copy of each map on the way: `places` says where each is found (`locate`).
+
+    With `stop_early` the pass ends at the last map, and the network returns None. Raises RuntimeError where a map is
+    made more than once in the pass or never.
+
+    >>> net, ref = nn.Sequential(nn.ReLU(), nn.Flatten()), MapRef("0", "output")
+    >>> run_and_read(net, {ref: locate(net, ref)}, [torch.ones(1, 2)])
+    (tensor([[1., 1.]]), {MapRef(layer='0', side='output'): tensor([[1., 1.]])})
+    """
+    maps: dict[MapRef, Tensor] = {}
+    answer = MapRef("", "output")  # needs no hook, so that a compiled network gives it too
+    inside = {ref: place for ref, place in places.items() if place != answer}
+
+    def keep(ref: MapRef, x: Tensor) -> None:
+        if stop_early and len(maps) == len(places):  # the network caught what was to stop it
+            return
+        if ref in maps:
+            raise RuntimeError(f"{role} layer {ref.layer!r} runs more than once per pass; choose a layer around it")
+        maps[ref] = x.clone()  # what follows may work in place
+        if stop_early and len(maps) == len(places):
+            raise _AllRead
+
+    outputs = None
+    with reading(model, {place: partial(keep, ref) for ref, place in inside.items()}), suppress(_AllRead):
+        outputs = model(*inputs)
+    maps |= {ref: output_of(outputs, f"the {role}") for ref in places if ref not in inside}
+    if missing := [str(ref) for ref in places if ref not in maps]:
+        raise RuntimeError(f"the {role}'s forward pass never reached {', '.join(missing)}{_compiled(model)}")
+    return outputs, maps
+
+
 def record_maps(model: nn.Module, refs: Sequence[MapRef | tuple[str, Side]], *inputs: Tensor) -> dict[MapRef, Tensor]:
     """The tensors at `refs`, (layer, side), during one forward pass in eval mode; the model is left as it was.
 
@@ -157,18 +200,8 @@ def record_maps(model: nn.Module, refs: Sequence[MapRef | tuple[str, Side]], *in
     torch.Size([1, 4, 4, 4])
     """
     wanted = [MapRef(find_layer(model, layer), side) for layer, side in refs]
-    maps: dict[MapRef, Tensor] = {}
-
-    def keep(ref: MapRef, x: Tensor) -> None:
-        if ref in maps:
-            raise RuntimeError(f"layer {ref.layer!r} runs more than once per pass; choose a layer around it")
-        maps[ref] = x.clone()  # what follows may work in place
-
-    with evaluating(model), reading(model, {locate(model, ref): partial(keep, ref) for ref in wanted}):
-        model(*inputs)
-    if missing := [str(ref) for ref in wanted if ref not in maps]:
-        raise RuntimeError(f"never reached in the forward pass: {', '.join(missing)}{_compiled(model)}")
-    return maps
+    with evaluating(model):
+        return run_and_read(model, {ref: locate(model, ref) for ref in wanted}, inputs)[1]
 
 
 def check_followable(model: nn.Module, role: str) -> None:

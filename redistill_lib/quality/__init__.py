@@ -8,6 +8,7 @@ A score is a number of a network that looks at images, so that network, the extr
 from a file of yours (`inception_extractor`), or a classifier trained on the same data (`classifier_extractor`).
 """
 
+from redistill_lib.quality.comparison import QualityComparison, compare_quality
 from redistill_lib.quality.extractors import Extractor, classifier_extractor, inception_extractor
 from redistill_lib.quality.images import Features, features, halves
 from redistill_lib.quality.scores import Quality, check_comparable, floor, score_images
@@ -16,8 +17,10 @@ __all__ = [
     "Extractor",
     "Features",
     "Quality",
+    "QualityComparison",
     "check_comparable",
     "classifier_extractor",
+    "compare_quality",
     "features",
     "floor",
     "halves",

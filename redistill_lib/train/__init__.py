@@ -2,7 +2,7 @@
 
 from redistill_lib.train.classify import distill_classifier, train_classifier
 from redistill_lib.train.diffuse import distill_diffusion, train_diffusion
-from redistill_lib.train.evaluate import evaluate
+from redistill_lib.train.accuracy import evaluate
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import DDPM_CELEBA64, DDPM_CIFAR10, DIGITS_UNET, STL10, DiffusionRecipe, Recipe
 

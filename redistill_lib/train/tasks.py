@@ -17,7 +17,7 @@ from redistill_lib.diffusion import DiffusionProcess, denoising_loss, sample, to
 from redistill_lib.diffusion.noise import conditioning_of
 from redistill_lib.methods import Batch
 from redistill_lib.network import output_of
-from redistill_lib.train.evaluate import count_correct
+from redistill_lib.train.accuracy import count_correct
 
 
 class Task(Protocol):

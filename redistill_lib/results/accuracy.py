@@ -1,0 +1,107 @@
+"""Which method makes the best student, and by how much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from redistill_lib.results.statistics import interval, run_difference
+from redistill_lib.results.words import capital, label, listed, number, role_key, the
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Summary:
+    """`table` has a row per role, as `summary_table`; `runs` the accuracies in % by role, indexed by seed if told."""
+
+    table: pd.DataFrame
+    runs: dict[str, pd.Series[float]]
+
+    @property
+    def students(self) -> pd.DataFrame:
+        """The rows of the students, the best first."""
+        table = self.table[self.table["role"] != "teacher"]
+        return table.sort_values("mean", ascending=False, ignore_index=True)
+
+    @property
+    def teacher(self) -> float:
+        """Its mean; NaN without one."""
+        return float(self.table.loc[self.table["role"] == "teacher", "mean"].mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def headline(self) -> str:
+        """Who is best, by how much, and from whom the runs cannot tell it."""
+        students = self.students
+        if students.empty:
+            return f"The teacher reaches {self.teacher:.1f} %"
+        end = "" if math.isnan(self.teacher) else f"; teacher {self.teacher:.1f} %"
+        (_, best), *others = students.iterrows()
+        name, reached = capital(best["label"]), f"{best['mean']:.1f} %"
+        if not others:
+            return f"{name} reaches {reached}{end}"
+        rival = next((row for _, row in others if row["role"] == "student"), others[0][1])
+        gaps = {
+            the(row["role"]): run_difference(self.runs[best["role"]], self.runs[row["role"]]) for _, row in others
+        }
+        lead = gaps[the(rival["role"])]
+        spread = "" if math.isnan(lead.half) else f" ± {number(lead.half, 1)}"
+        text = f"{reached}, {number(lead.value, 1)}{spread} points above {the(rival['role'])}"
+        if students["n"].max() == 1:
+            return f"{name} does best in one run: {text}{end}"
+        near = [who for who, gap in gaps.items() if not gap.decided]
+        if near:
+            return f"{name} leads: {text}; the seeds cannot tell it from {listed(near)}{end}"
+        return f"{name} is the best student: {text}{end}"
+
+    def __repr__(self) -> str:
+        return f"Summary({self.headline()})"
+
+
+def summarize(frame: pd.DataFrame) -> Summary:
+    """Test accuracies by role, with intervals over runs.
+
+    `frame` has a row per run with ``role`` and ``test_accuracy`` (0…1). With a column ``seed``, two roles that have
+    the same seeds are compared in pairs. Raises ValueError for a missing column or a frame without runs.
+
+    >>> import pandas as pd
+    >>> summarize(pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]}))
+    Summary(RED does best in one run: 85.0 %, 5.0 points above the naive student; teacher 90.0 %)
+    """
+    import pandas as pd
+
+    if missing := {"role", "test_accuracy"} - set(frame.columns):
+        raise ValueError(f"the frame lacks {', '.join(sorted(missing))}; it has {', '.join(map(str, frame.columns))}")
+    frame = frame.dropna(subset=["test_accuracy"])
+    if frame.empty:
+        raise ValueError("no run in the frame has a test_accuracy")
+    indexed = frame.set_index("seed") if "seed" in frame else frame.reset_index(drop=True)
+    parts = (100 * indexed["test_accuracy"]).groupby(indexed["role"].map(role_key), sort=False)
+    runs, rows = {str(role): part for role, part in parts}, []
+    for role, part in runs.items():
+        found = interval(part.tolist())
+        row = {"role": role, "label": label(role), "mean": found.value, "low": found.low, "high": found.high}
+        rows.append(row | {"n": len(part)})
+    table = pd.DataFrame(rows)
+    means = dict(zip(table["role"], table["mean"], strict=True))
+    naive, teacher = means.get("student", math.nan), means.get("teacher", math.nan)
+    gap = teacher - naive if teacher > naive else math.nan
+    return Summary(table.assign(gap_recovered=100 * (table["mean"] - naive) / gap), runs)
+
+
+def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per role: mean test accuracy in %, its 95 % t-interval over runs, n, and the share of the gap it recovers.
+
+    `frame` as for `summarize`. ``gap_recovered`` is (mean − naive) / (teacher − naive), in %: NaN without a teacher
+    better than the naive student. With one run there is no interval (NaN).
+
+    >>> import pandas as pd
+    >>> runs = pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]})
+    >>> summary_table(runs)[["label", "mean", "gap_recovered"]].round(1).values.tolist()
+    [['teacher', 90.0, 100.0], ['naive student', 80.0, 0.0], ['RED', 85.0, 50.0]]
+    """
+    return summarize(frame).table

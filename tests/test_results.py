@@ -1,0 +1,130 @@
+"""Results: intervals as scipy gives them, students of one teacher in pairs, headlines no stronger than the seeds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from redistill_lib.results import (
+    Estimate,
+    difference,
+    interval,
+    paired_difference,
+    run_difference,
+    summarize,
+    summary_table,
+)
+
+A, B = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8]
+
+
+def runs(seeded: bool = False, **accuracies: float | list[float]) -> pd.DataFrame:
+    """Runs by role; ``red_kd`` is red+kd."""
+    rows = [
+        {"role": role.replace("_", "+"), "test_accuracy": value, "seed": seed}
+        for role, values in accuracies.items()
+        for seed, value in enumerate(values if isinstance(values, list) else [values])
+    ]
+    frame = pd.DataFrame(rows)
+    return frame if seeded else frame.drop(columns="seed")
+
+
+def test_intervals_are_those_of_the_textbook() -> None:
+    mean, half = np.mean(A), stats.t.ppf(0.975, len(A) - 1) * stats.sem(A)
+    assert (interval(A).low, interval(A).high) == pytest.approx((mean - half, mean + half))
+    found = difference(A, B)
+    variances = np.var(A, ddof=1) / len(A), np.var(B, ddof=1) / len(B)
+    freedom = sum(variances) ** 2 / sum(v**2 / (len(x) - 1) for v, x in zip(variances, (A, B), strict=True))
+    assert found.half == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(variances)))
+    assert found.value == pytest.approx(mean - np.mean(B))
+    paired = stats.ttest_rel(A, B[:6]).confidence_interval()
+    assert (paired_difference(A, B[:6]).low, paired_difference(A, B[:6]).high) == pytest.approx(tuple(paired))
+    with pytest.raises(ValueError, match="zip"):
+        paired_difference(A, B)
+
+
+def test_too_few_or_equal_values_are_no_trouble() -> None:
+    for alone in (interval([3.0]), difference([1.0], A), difference(A, [1.0]), paired_difference([2.0], [1.0])):
+        assert math.isnan(alone.low) and math.isnan(alone.high) and not alone.decided
+    assert interval([5.0, 5.0]) == Estimate(5.0, 5.0, 5.0)
+    assert not difference([2.0, 2.0], [2.0, 2.0]).decided
+    assert difference([2.0, 2.0], [1.0, 1.0]).decided
+    assert difference([2.0, 2.0, 2.0], A).high == pytest.approx(2 - interval(A).low)
+    assert interval([0.1, 0.1 + 1e-17, 0.1 + 2e-17]).half < 1e-12
+
+
+def test_runs_of_the_same_seeds_are_paired() -> None:
+    def series(values: list[float], seeds: list[int]) -> pd.Series:
+        return pd.Series(values, pd.Index(seeds, name="seed"))
+
+    a, b = series([0.9, 0.5, 0.7], [3, 1, 2]), series([0.69, 0.49, 0.88], [2, 1, 3])
+    found = run_difference(a, b)
+    assert found.half == pytest.approx(interval([0.02, 0.01, 0.01]).half)
+    assert found.half < difference(a.tolist(), b.tolist()).half / 10
+    unlike = [series([0.5, 0.69, 0.88], [1, 2, 4]), series([0.5, 0.69, 0.88], [1, 1, 3]), series([0.5, 0.9], [1, 2])]
+    for other in [*unlike, pd.Series([0.5, 0.69, 0.88])]:
+        assert run_difference(a, other) == difference(a.tolist(), other.tolist())
+
+
+@pytest.mark.parametrize(
+    ("frame", "finding"),
+    [
+        (
+            runs(teacher=0.928, naive=0.779, red=0.84, red_kd=0.854),
+            "RED + KD does best in one run: 85.4 %, 7.5 points above the naive student; teacher 92.8 %",
+        ),
+        (
+            runs(teacher=0.928, naive=0.85, red=0.84),
+            "Naive student does best in one run: 85.0 %, 1.0 points above RED; teacher 92.8 %",
+        ),
+        (
+            runs(naive=[0.80, 0.84, 0.82], red=[0.81, 0.85, 0.83]),
+            "RED leads: 83.0 %, 1.0 ± 4.5 points above the naive student; "
+            "the seeds cannot tell it from the naive student",
+        ),
+        (
+            runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], teacher=[0.9, 0.9, 0.9]),
+            "RED is the best student: 92.0 %, 11.0 ± 2.3 points above the naive student; teacher 90.0 %",
+        ),
+        (
+            runs(naive=[0.80, 0.81, 0.82], red=[0.91, 0.92, 0.93], kd=[0.90, 0.91, 0.92], teacher=0.95),
+            "RED leads: 92.0 %, 11.0 ± 2.3 points above the naive student; "
+            "the seeds cannot tell it from KD; teacher 95.0 %",
+        ),
+        (
+            runs(naive=[0.80, 0.81, 0.82], red=0.93),
+            "RED leads: 93.0 %, 12.0 points above the naive student; the seeds cannot tell it from the naive student",
+        ),
+        (runs(red=0.8), "RED reaches 80.0 %"),
+        (runs(teacher=0.8), "The teacher reaches 80.0 %"),
+    ],
+)
+def test_the_headline_is_honest_whoever_wins(frame: pd.DataFrame, finding: str) -> None:
+    assert summarize(frame).headline() == finding
+    assert finding in repr(summarize(frame))
+
+
+def test_a_lead_that_every_teacher_repeats_is_told() -> None:
+    """Seeds differ more than methods do: only in pairs does the lead show."""
+    values = {"naive": [0.70, 0.80, 0.90], "red": [0.72, 0.82, 0.93]}
+    assert "cannot tell it from the naive student" in summarize(runs(**values)).headline()
+    paired = summarize(runs(seeded=True, **values)).headline()
+    assert paired == "RED is the best student: 82.3 %, 2.3 ± 1.4 points above the naive student"
+
+
+def test_summary_counts_seeds_and_the_gap() -> None:
+    table = summary_table(runs(teacher=0.9, student=[0.7, 0.8], kd=[0.80, 0.81, 0.82])).set_index("role")
+    assert table["n"].to_dict() == {"teacher": 1, "student": 2, "kd": 3}
+    assert table.loc["kd", "gap_recovered"] == pytest.approx(40)
+    assert table.loc["kd", "mean"] - table.loc["kd", "low"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
+    assert np.isnan(table.loc["teacher", "low"])
+    assert summary_table(runs(student=0.7, kd=0.8))["gap_recovered"].isna().all()
+    assert summary_table(runs(student=0.7, teacher=0.6))["gap_recovered"].isna().all()
+    with pytest.raises(ValueError, match="lacks test_accuracy; it has role, accuracy"):
+        summary_table(pd.DataFrame({"role": ["kd"], "accuracy": [1.0]}))
+    with pytest.raises(ValueError, match="no run"):
+        summary_table(runs(kd=float("nan")))
