@@ -37,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="redistill", description="Notebooks and training runs of the ReDistill lab."
-    )
+    parser = argparse.ArgumentParser("redistill", description="Notebooks and training runs of the ReDistill lab.")
     parser.add_argument("--version", action="version", version=f"redistill {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -56,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, folder in ((run, "runs/notebooks"), (sweep, "runs/sweeps")):
         command.add_argument("--output", type=Path, default=Path(folder), metavar="DIR", help=f"default {folder}")
         command.add_argument("--no-html", dest="html", action="store_false", help="leave no HTML pages")
-        command.add_argument(
-            "--index", type=Path, metavar="FILE", help="write an overview page, e.g. runs/index.html"
-        )
+        command.add_argument("--index", type=Path, metavar="FILE", help="write an overview page of all that ran")
 
     runs = commands.add_parser("runs", help="list training runs")
     runs.add_argument("root", nargs="?", type=Path, default=Path("runs"), metavar="ROOT")
@@ -71,16 +67,14 @@ def _parser() -> argparse.ArgumentParser:
         "package.module:function for a function without arguments that returns your own nn.Module.",
     )
     memory.add_argument("model", metavar="MODEL")
-    memory.add_argument(
-        "--image-size", type=_size, metavar="N", help="height and width, or HxW (default 224; 32 for unet)"
-    )
+    size = "height and width, or HxW (default 224; 32 for unet)"
+    memory.add_argument("--image-size", type=_size, metavar="N", help=size)
     memory.add_argument("--batch", type=int, default=1, metavar="B")
     memory.add_argument("--in-channels", type=int, default=3, metavar="C")
     memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
     memory.add_argument("--convention", default="fused", choices=("eager", "fused", "paper"))
-    memory.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations would be stored as"
-    )
+    dtypes = ("fp32", "fp16", "bf16", "int8")
+    memory.add_argument("--dtype", choices=dtypes, help="what activations would be stored as")
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     form = memory.add_mutually_exclusive_group()
@@ -94,22 +88,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _size(text: str) -> list[int]:
-    """[64] from "64", [64, 48] from "64x48"."""
-    numbers = [int(part) for part in text.lower().split("x")]
-    if len(numbers) > 2:
-        raise ValueError(text)
-    return numbers
+    return [int(part) for part in text.lower().split("x")]
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from redistill_lib.report import refresh_outputs
     from redistill_lib.sweep import run_notebooks
 
-    parameters: dict[str, str] = {}
-    for name, value in arguments.parameter:
-        if name in parameters:
-            raise ValueError(f"parameter {name} is given more than once")
-        parameters[name] = value
+    parameters = dict(arguments.parameter)
+    names = [name for name, _ in arguments.parameter]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"parameter {twice[0]} is given more than once")
     if arguments.in_place and parameters:
         raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
     results = run_notebooks(
@@ -167,12 +156,10 @@ def _memory(arguments: argparse.Namespace) -> int:
 
     unet = arguments.model.partition("-")[0] == "unet"
     size = arguments.image_size or [32 if unet else 224]
-    if min(*size, arguments.batch, arguments.in_channels) < 1:
-        raise ValueError("--image-size, --batch and --in-channels are whole numbers of 1 or more")
+    if len(size) > 2 or min(*size, arguments.batch, arguments.in_channels) < 1:
+        raise ValueError("--image-size (N or HxW), --batch and --in-channels are whole numbers of 1 or more")
     if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
-        raise ValueError(
-            "--budget counts by the fused convention and prints a table, or JSON: leave out the other flags"
-        )
+        raise ValueError("--budget prints a table or JSON, by the fused convention: leave out the other flags")
     shape = {"batch": arguments.batch, "in_channels": arguments.in_channels, "device": "meta"}
     # A network of one's own is called with images alone, as any built-in classifier is.
     inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
@@ -279,10 +266,7 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
         sys.path.remove("")
     if not callable(made):
         raise ValueError(f"module {module} has no function {function!r}; write package.module:function")
-    try:
-        model = made()
-    except Exception as error:
-        raise ValueError(f"{name}() failed: {type(error).__name__}: {error}") from None
+    model = made()
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{name} returned a {type(model).__name__}, not an nn.Module")
     model = model.to("meta")

@@ -133,15 +133,13 @@ class Run:
             record = json.loads((path / "run.json").read_bytes())
             names = {field.name for field in fields(cls)} - {"path", "unknown"}
             known = {name: record.pop(name) for name in names & dict(record).keys()}
-            run = cls(path=path, **{"version": "unknown", **known}, unknown=record)
-            check_fields(run)
+            check_fields(run := cls(path=path, **{"version": "unknown", **known}, unknown=record))
             return run
         except FileNotFoundError:
             raise FileNotFoundError(f"no run at {path}: it holds no run.json") from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
-            ) from None
+            message = f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
+            raise ValueError(message) from None
 
     def __repr__(self) -> str:
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.metrics.items()}
@@ -161,16 +159,14 @@ def canonical(value: Any, where: str = "params") -> Any:
         return {key: canonical(item, f"{where}.{key}") for key, item in items}
     if isinstance(value, list | tuple):
         return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | str):
-        return value
+    if hasattr(value, "tolist"):
+        return canonical(value.tolist(), where)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} is {value}; parameters are finite numbers")
-        return int(value) if value.is_integer() else float(value)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if hasattr(value, "tolist"):
-        return canonical(value.tolist(), where)
+        return int(value) if value.is_integer() else value
+    if value is None or isinstance(value, bool | int | str | Path):
+        return value.as_posix() if isinstance(value, Path) else value
     raise TypeError(f"{where} is {value!r}, which JSON cannot say; give numbers, text, lists and dicts of them")
 
 
@@ -188,8 +184,7 @@ def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
 def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str) -> tuple[Path, list[Run]]:
     """The folder of exactly these parameters and this code, and complete runs of the same parameters by other code.
 
-    Whether a run is in that folder, `complete_run` tells. The others come oldest first, those with damaged records or
-    weights left out; say `Run.reused` where one of them is taken.
+    The others come oldest first, those with damaged records or weights left out.
     """
     folder = Path(root) / run_id(prefix, params, code)
     others = []
@@ -257,9 +252,9 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold a run's folder; a second process that wants the same run waits, says for whom, and then finds it complete.
 
-    What a killed process left half-written is removed. Raises OSError where the folder cannot be written; a complete
-    run needs no lock (`complete_run`). The lock is the system's, gone with the process that holds it. On a file
-    system without such locks (some NFS mounts) the file ``.lock`` itself is the lock, and stays after a kill.
+    What a killed process left half-written is removed. The lock goes with the process that holds it, but where the
+    file system has no locks (some NFS mounts) the file ``.lock`` is the lock and stays after a kill. Raises OSError
+    where the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -272,9 +267,8 @@ def locked(path: Path) -> Iterator[None]:
             print(f"waiting for run {path.name}, held by {_holder(path)}", file=sys.stderr)
             lock.acquire()
     except OSError as error:
-        raise OSError(
-            f"run {path.name} cannot be trained in {path.parent}: {error}; give another runs_dir"
-        ) from error
+        place = f"run {path.name} cannot be trained in {path.parent}"
+        raise OSError(f"{place}: {error}; give another runs_dir") from error
     try:
         for part in path.rglob(".*.part"):
             part.unlink(missing_ok=True)
@@ -299,10 +293,9 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     """One row per run under `root`: id, name, status, role, plan, code, parameters and metrics by name (nested ones
     dotted), error, note and path.
 
-    `code` is ``present`` for runs that the library as it is now has trained, else ``other``. A folder without
-    run.json is not a run. A broken record is a row with status ``unreadable``. Where nothing has run yet, the frame
-    is empty. What was read is kept in ``.index.json``, where `root` can be written: a listing reads the records that
-    have changed since. Raises NotADirectoryError for a file.
+    `code` is ``present`` for runs that the library as it is now has trained, else ``other``. A broken record is a row
+    with status ``unreadable``. What was read is kept in ``.index.json``, where `root` can be written: a listing reads
+    only the records that have changed since. Raises NotADirectoryError for a file.
     """
     import pandas as pd
 
@@ -325,9 +318,10 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
         with contextlib.suppress(OSError):
             write_text(index, json.dumps(found, default=str))
     rows = sorted(found.values(), key=lambda row: row["id"])
-    present = code_identity()
-    own = [{"code": "present" if row["code"] == present else "other", "path": str(root / row["id"])} for row in rows]
-    return pd.DataFrame([row | more for row, more in zip(rows, own, strict=True)])
+    for row in rows:
+        row["code"] = "present" if row["code"] == code_identity() else "other"
+        row["path"] = str(root / row["id"])
+    return pd.DataFrame(rows)
 
 
 _FORM = 2  # another number for another form of rows
@@ -338,8 +332,7 @@ def _row(path: Path) -> dict[str, Any]:
         run = Run._read(path)
     except ValueError as error:
         return {"id": path.name, "status": "unreadable", "code": None, "error": str(error)}
-    own = {"id": run.id, "name": run.name, "status": run.status, "role": run.role, "plan": run.plan or None}
-    own |= {"code": run.code}
+    own = {name: getattr(run, name) or None for name in ("id", "name", "status", "role", "plan", "code")}
     rest = {"error": run.error, "note": run.note or None}
     return own | {k: v for k, v in _flat(run.params | run.metrics).items() if k not in own | rest} | rest
 

@@ -74,7 +74,7 @@ def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
             yield used
             used = outside.get(step.argval) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") else None
         if step.opname == "IMPORT_NAME":
-            near = f"{outside.get('__package__')}.{step.argval}"
+            near = f"{outside.get('__package__')}.{step.argval}"  # of a relative import
             yield sys.modules.get(step.argval, sys.modules.get(near))
         yield step.opname
         if isinstance(step.argval, CodeType):
