@@ -9,6 +9,7 @@ import ast
 import contextlib
 import math
 from collections.abc import Mapping
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from redistill_lib.checks import hint
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
     """Names and default values of a notebook's `parameters` cell, in order.
 
-    The cell is parsed as Python, not line by line: papermill's own reader drops a line whose comment holds
-    a `=` and cuts a string at a `#`. Raises FileNotFoundError, or ValueError naming what is no plain literal.
+    Raises FileNotFoundError, or ValueError naming what is no plain literal.
     """
+    # Not by papermill, whose reader drops a line whose comment holds a `=` and cuts a string at a `#`.
     path = Path(path)
     notebook, index = _read_with_parameters_cell(path)
     try:
@@ -71,7 +72,11 @@ def convert(name: str, value: Any, default: Any) -> Any:
     kind, given = type(default), value
     if isinstance(value, str) and kind is not str:
         with contextlib.suppress(ValueError, SyntaxError, TypeError):
-            value = _read_text(value.strip(), kind)
+            text = value.strip()
+            if kind is bool:
+                value = ConfigParser.BOOLEAN_STATES.get(text.lower(), text)
+            else:
+                value = kind(text) if kind in (int, float) else ast.literal_eval(text)
     if kind is float and type(value) is int:
         value = float(value)
     if {kind, type(value)} == {list, tuple}:
@@ -81,15 +86,6 @@ def convert(name: str, value: Any, default: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{name} wants a finite float, got {value!r}")
     return value
-
-
-def _read_text(text: str, kind: type) -> Any:
-    if kind in (int, float):
-        return kind(text)
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return words.get(text.lower(), text)
-    return ast.literal_eval(text)
 
 
 def _read_with_parameters_cell(path: Path) -> tuple[Any, int]:

@@ -102,10 +102,9 @@ def _path_cleaner(source: Path) -> Callable[[Any], Any]:
 def write_index(
     runs_root: str | Path, *, notebooks: Sequence[str | Path] = (), file: str | Path | None = None
 ) -> Path:
-    """Write one self-contained page over what lies below `runs_root`: executed notebooks and training runs.
+    """Write one page over the training runs in `runs_root` and the executed notebooks below it and below `notebooks`.
 
-    `notebooks` names further folders with executed notebooks; `file` defaults to `runs_root/index.html`.
-    Every link is relative to the page, so the folder can be moved or served as it is.
+    `file` defaults to `runs_root/index.html`. Links are relative to the page, so the folder can be moved.
     """
     root = Path(runs_root).resolve()
     file = Path(file).resolve() if file else root / "index.html"

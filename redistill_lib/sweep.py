@@ -1,8 +1,6 @@
-"""Run notebooks strictly with papermill: what can be seen to be wrong stops it all beforehand.
+"""Run notebooks with papermill, alone or at every point of a grid: all that can be checked is, beforehand. No torch.
 
-Parameters go in only through the cell tagged `parameters`, which holds nothing but `NAME = literal`.
 A run leaves the executed notebook, an HTML page and a small status JSON, also when a cell failed half-way.
-This module never imports torch, so queueing a sweep is instant.
 """
 
 from __future__ import annotations
@@ -182,7 +180,7 @@ def _kernel_manager(environment: Mapping[str, str]) -> Any:
         def _kernel_spec_manager_default(self) -> KernelSpecManager:
             return KernelSpecManager(parent=self, kernel_dirs=[])  # no folder: this interpreter's ipykernel
 
-        def _transport_encryption_default(self) -> str:
+        def _transport_encryption_default(self) -> str:  # the kernel warns of an open one
             return "auto" if zmq.has("curve") else "disabled"
 
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]

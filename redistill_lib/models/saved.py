@@ -44,12 +44,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_model(
     run: Run | str | Path, model: nn.Module | None = None, weights: Literal["best", "last"] = "best"
 ) -> nn.Module:
-    """The trained network of a complete run, in eval mode, RED blocks included.
+    """The trained network of a complete run, in eval mode, RED blocks included; it expects images through `to_float`.
 
     Built-in networks are built from the run's record. For a network of your own, pass a `model` of the same
-    architecture, without blocks; a copy of it is returned. It expects what it was trained on: images through
-    `to_float`, −1…1. `weights` are the run's result (``best``: a classifier's best epoch on validation, a denoiser's
-    average) or those after its last step (``last``).
+    architecture, without blocks; a copy of it is returned. `weights` are the run's result (``best``: a classifier's
+    best epoch on validation, a denoiser's average) or those after its last step (``last``).
 
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished one, for damaged
     weights, and for a network that is built otherwise than the one that was trained.
@@ -65,7 +64,7 @@ def load_model(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
             "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
         )
-    if model is not None and not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | None):
         raise TypeError(f"load_model takes a run and, for a network of your own, that network, not {model!r}")
     if model is not None and structure(model) != spec.get("structure", structure(model)):
         raise ValueError(
