@@ -26,12 +26,10 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     """What decides what a network computes and learns, the same in every process and on every device.
 
     ``structure`` (eight hex digits) is everything but the values that a ``state_dict`` brings back: modules and their
-    attributes, whatever these hold (functions, dicts, objects, constant tensors and non-persistent buffers); names,
-    shapes and dtypes of tensors, which of them are shared or frozen; hooks; and the code of classes and functions
-    that are the user's own, with all that this code calls, as the running release of Python compiles it. ``weights``
-    (eight hex digits) is the values of all parameters and buffers. ``packages``, where there are some, names the
-    versions of the installed ones that the network is made of. Train or eval mode, comments and docstrings do not
-    count.
+    attributes, whatever these hold; names, shapes and dtypes of tensors, which of them are shared or frozen; hooks;
+    and the user's own classes and functions with all that they call, as the running release of Python compiles them.
+    ``weights`` (eight hex digits) is the values of all parameters and buffers. ``packages``, where there are some,
+    names the installed ones that the network is made of. Train or eval mode, comments and docstrings do not count.
 
     >>> relu, tanh = nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())
     >>> network_identity(relu) == network_identity(relu.eval()), network_identity(relu) == network_identity(tanh)
@@ -136,10 +134,8 @@ class _Walk:
                 own, name = self._origin(value.__name__, "")
                 file = getattr(value, "__file__", None)
                 return name, syntax(file) if own and file else ""
-            case property():
-                return value.fget, value.fset, value.fdel
-            case staticmethod() | classmethod():
-                return (value.__func__,)
+            case property() | staticmethod() | classmethod():
+                return [getattr(value, part, None) for part in ("fget", "fset", "fdel", "__func__")]
             case tuple() | list():
                 return value
             case dict() | types.MappingProxyType():
