@@ -48,7 +48,7 @@ class NotebookResult:
 
     @property
     def ok(self) -> bool:
-        return self.status == "ok"
+        return self.error is None
 
     @property
     def interrupted(self) -> bool:
@@ -68,9 +68,8 @@ def run_notebook(
     """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
 
     `png` shows figures as images, beside their data, for a notebook to be committed; it needs Chrome or Chromium.
-    A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept.
-    Different names can run at the same time, in processes or threads. Raises ValueError or FileNotFoundError,
-    before any kernel starts, for whatever is wrong with the notebook, the parameters or the folder.
+    A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept. Raises
+    ValueError or FileNotFoundError, before a kernel starts, for a wrong notebook, parameter or folder.
     """
     path = Path(path).resolve()
     given = check_parameters(path, parameters or {})
@@ -207,10 +206,9 @@ def _html(notebook: Path) -> str:
 
 
 def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """A sweep file's notebook and its points: name → parameters, one for each combination in `grid`.
+    """A sweep file's notebook and its points, name → parameters, one for each combination of values in its `grid`.
 
-    Keys: `notebook` (relative to the file), `grid` (NAME: list of values) and, optionally, `parameters` that
-    are the same at every point.
+    Its `notebook` is relative to the file; `parameters` (optional) are the same at every point.
     """
     import yaml
 
