@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
-    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="the image of live bytes, as one page")
+    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
     memory.set_defaults(command=_memory)
 
     models = commands.add_parser("models", help="list the built-in networks and their usual stride plans")
