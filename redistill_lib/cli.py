@@ -18,7 +18,7 @@ from redistill_lib import __version__
 if TYPE_CHECKING:
     from torch import nn
 
-    from redistill_lib.memory import Bounds
+    from redistill_lib.memory import Bounds, Profile
     from redistill_lib.sweep import NotebookResult
 
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except (ValueError, OSError, KeyError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error  # without its quotes
         print(f"redistill: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -37,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="redistill", description="Notebooks and training runs of the ReDistill lab."
-    )
+    parser = argparse.ArgumentParser("redistill", description="Notebooks and training runs of the ReDistill lab.")
     parser.add_argument("--version", action="version", version=f"redistill {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -56,9 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, folder in ((run, "runs/notebooks"), (sweep, "runs/sweeps")):
         command.add_argument("--output", type=Path, default=Path(folder), metavar="DIR", help=f"default {folder}")
         command.add_argument("--no-html", dest="html", action="store_false", help="leave no HTML pages")
-        command.add_argument(
-            "--index", type=Path, metavar="FILE", help="write an overview page, e.g. runs/index.html"
-        )
+        command.add_argument("--index", type=Path, metavar="FILE", help="write an overview page of all that ran")
 
     runs = commands.add_parser("runs", help="list training runs")
     runs.add_argument("root", nargs="?", type=Path, default=Path("runs"), metavar="ROOT")
@@ -71,21 +67,19 @@ def _parser() -> argparse.ArgumentParser:
         "package.module:function for a function without arguments that returns your own nn.Module.",
     )
     memory.add_argument("model", metavar="MODEL")
-    memory.add_argument(
-        "--image-size", type=_size, metavar="N", help="height and width, or HxW (default 224; 32 for unet)"
-    )
+    size = "height and width, or HxW (default 224; 32 for unet)"
+    memory.add_argument("--image-size", type=_size, metavar="N", help=size)
     memory.add_argument("--batch", type=int, default=1, metavar="B")
     memory.add_argument("--in-channels", type=int, default=3, metavar="C")
     memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
     memory.add_argument("--convention", default="fused", choices=("eager", "fused", "paper"))
-    memory.add_argument(
-        "--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations would be stored as"
-    )
+    dtypes = ("fp32", "fp16", "bf16", "int8")
+    memory.add_argument("--dtype", choices=dtypes, help="what activations would be stored as")
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
-    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="the image of live bytes, as one page")
+    form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
     memory.set_defaults(command=_memory)
 
     models = commands.add_parser("models", help="list the built-in networks and their usual stride plans")
@@ -94,11 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _size(text: str) -> list[int]:
-    """[64] from "64", [64, 48] from "64x48"."""
-    numbers = [int(part) for part in text.lower().split("x")]
-    if len(numbers) > 2:
-        raise ValueError(text)
-    return numbers
+    return [int(part) for part in text.lower().split("x")]
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -106,9 +96,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from redistill_lib.sweep import run_notebooks
 
     parameters = dict(arguments.parameter)
-    if len(parameters) < len(arguments.parameter):
-        names = [name for name, _ in arguments.parameter]
-        raise ValueError(f"parameter {next(n for n in names if names.count(n) > 1)} is given more than once")
+    names = [name for name, _ in arguments.parameter]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"parameter {twice[0]} is given more than once")
     if arguments.in_place and parameters:
         raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
     results = run_notebooks(
@@ -155,112 +145,105 @@ def _runs(arguments: argparse.Namespace) -> int:
     for kind, (runs, same) in tables.items():
         if len(tables) > 1:
             print(f"{kind}:")
-        shown = runs.astype(object).where(runs.notna(), "")
-        print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+        print(runs.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
         print(*("the same in all:", *(f"{name}={value}" for name, value in same.items())) if same else ())
     return 0
 
 
 def _memory(arguments: argparse.Namespace) -> int:
-
-    from redistill_lib.budget import fit_to_budget
-    from redistill_lib.memory import format_size, memory_bounds, profile_memory
+    from redistill_lib.memory import memory_bounds, profile_memory
     from redistill_lib.models import example_inputs
 
     unet = arguments.model.partition("-")[0] == "unet"
     size = arguments.image_size or [32 if unet else 224]
-    if min(*size, arguments.batch, arguments.in_channels) < 1:
-        raise ValueError("--image-size, --batch and --in-channels are whole numbers of 1 or more")
+    if len(size) > 2 or min(*size, arguments.batch, arguments.in_channels) < 1:
+        raise ValueError("--image-size (N or HxW), --batch and --in-channels are whole numbers of 1 or more")
     if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
-        raise ValueError(
-            "--budget counts by the fused convention and prints a table, or JSON: leave out the other flags"
-        )
+        raise ValueError("--budget prints a table or JSON, by the fused convention: leave out the other flags")
     shape = {"batch": arguments.batch, "in_channels": arguments.in_channels, "device": "meta"}
     # A network of one's own is called with images alone, as any built-in classifier is.
     inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
     model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
-    _check_runs(arguments.model, model, inputs)
-    if arguments.budget:
-        dtypes = [arguments.dtype] if arguments.dtype else ["fp32", "int8"]
-        named = arguments.in_channels == 3 and arguments.factor == 1 and ":" not in arguments.model
-        fit = fit_to_budget(
-            arguments.model if named else model,
-            arguments.budget,
-            *inputs,
-            dtypes=dtypes,
-            in_place_depthwise=arguments.in_place_depthwise,
-            progress=sys.stderr.isatty(),
-        )
-        table = fit.to_frame()
-        if arguments.json:
-            record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": vars(fit.closest)}
-            print(json.dumps({**record, "refused": dict(fit.refused)}, indent=1, ensure_ascii=False))
-        else:
-            print(fit, *([] if table.empty else ["", table.to_string(index=False, float_format="%.4g")]), sep="\n")
-        return 0
-    settings = {"dtype": arguments.dtype, "convention": arguments.convention}
-    profile = profile_memory(model, *inputs, **settings, in_place_depthwise=arguments.in_place_depthwise)
-    bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
-    if arguments.json:
-        shown = ("model", "convention", "dtype", "inputs", "peak_bytes", "weight_bytes", "weight_count",
-                 "buffer_bytes", "constant_bytes", "flops", "unfused", "source")  # fmt: skip
-        record = {name: getattr(profile, name) for name in shown}
-        record |= {"peak_at": profile.peak_op.name, "bounds": vars(bounds)}
-        rows = profile.to_frame().to_dict("records")
-        print(json.dumps({**record, "rows": rows}, indent=1, ensure_ascii=False))
-    elif arguments.html is not None:
-        from redistill_lib.figures import memory_by_layer, memory_timeline
-
-        file = Path(
-            arguments.html
-            or f"{profile.model}-{'x'.join(map(str, size))}px-{profile.convention}-{profile.dtype}.html"
-        )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if arguments.convention == "paper":  # counts layers, not tensors
-            figure = memory_by_layer({"teacher": profile})
-        else:
-            figure = memory_timeline(profile, bounds=bounds if arguments.convention == "fused" else None)
-        figure.write_html(file, include_plotlyjs=True)
-        print(file)
-    else:
-        rows = [(r.name, r.op, "×".join(map(str, r.shape)), format_size(r.live_bytes)) for r in profile.rows]
-        order = sorted(range(len(rows)), key=lambda k: -profile.rows[k].live_bytes)[:10]
-        print(profile)
-        for name in profile.unfused:
-            print(f"counted apart from its input and output, as it is not known: {name}")
-        print("", _table(("largest steps", "operator", "output", "live"), [rows[k] for k in order]), sep="\n")
-        if arguments.convention != "paper":
-            print("", _table(("what else it could need (fused)", "peak"), _bounds_rows(bounds)), sep="\n")
-    return 0
-
-
-def _check_runs(name: str, model: nn.Module, inputs: Sequence[Any]) -> None:
-    """Raise ValueError where the network cannot be followed on such inputs."""
-    from redistill_lib.memory import profile_memory
-
     try:
         profile_memory(model, *inputs)
     except Exception as error:
         shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
-        first = (str(error).splitlines() or [""])[0]
         raise ValueError(
-            f"{name} cannot be followed on {shapes} ({type(error).__name__}: {first}): fit --image-size and "
-            "--in-channels to it; if it takes other inputs, or branches on values, call rd.profile_memory in Python"
+            f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {_first_line(error)}): fit "
+            "--image-size and --in-channels to it; if it takes other inputs, or branches on values, call "
+            "rd.profile_memory in Python"
         ) from None
+    if arguments.budget:
+        _print_budget(arguments, model, inputs)
+        return 0
+    settings = {"convention": arguments.convention, "dtype": arguments.dtype}
+    profile = profile_memory(model, *inputs, **settings, in_place_depthwise=arguments.in_place_depthwise)
+    bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
+    if arguments.json:
+        record = {k: v for k, v in vars(profile).items() if k not in ("rows", "tensors", "schedule")}
+        record |= {"peak_bytes": profile.peak_bytes, "peak_at": profile.peak_op.name, "flops": profile.flops}
+        rows = profile.to_frame().to_dict("records")
+        print(json.dumps({**record, "bounds": vars(bounds), "rows": rows}, indent=1, ensure_ascii=False))
+    elif arguments.html is not None:
+        own = f"{profile.model}-{'x'.join(map(str, size))}px-{profile.convention}-{profile.dtype}.html"
+        print(_write_page(Path(arguments.html or own), profile, bounds))
+    else:
+        _print_profile(profile, bounds)
+    return 0
 
 
-def _bounds_rows(bounds: Bounds) -> list[tuple[str, str]]:
+def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> None:
+    from redistill_lib.budget import fit_to_budget
+
+    named = arguments.in_channels == 3 and arguments.factor == 1 and ":" not in arguments.model
+    fit = fit_to_budget(
+        arguments.model if named else model,
+        arguments.budget,
+        *inputs,
+        dtypes=[arguments.dtype] if arguments.dtype else ["fp32", "int8"],
+        in_place_depthwise=arguments.in_place_depthwise,
+        progress=sys.stderr.isatty(),
+    )
+    table = fit.to_frame()
+    if arguments.json:
+        record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": vars(fit.closest)}
+        print(json.dumps({**record, "refused": dict(fit.refused)}, indent=1, ensure_ascii=False))
+    else:
+        print(fit, *([] if table.empty else ["", table.to_string(index=False, float_format="%.4g")]), sep="\n")
+
+
+def _write_page(file: Path, profile: Profile, bounds: Bounds) -> Path:
+    from redistill_lib.figures import memory_by_layer, memory_timeline
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if profile.convention == "paper":  # counts layers, not tensors
+        figure = memory_by_layer({"teacher": profile})
+    else:
+        figure = memory_timeline(profile, bounds=bounds if profile.convention == "fused" else None)
+    figure.write_html(file, include_plotlyjs=True)
+    return file
+
+
+def _print_profile(profile: Profile, bounds: Bounds) -> None:
     from redistill_lib.memory import format_size
 
-    order = "best order of execution" if bounds.order_exact else "best order of execution, at least"
-    until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
-    return [
-        ("in the program's order", format_size(bounds.peak_bytes)),
-        (order, format_size(bounds.order_bytes)),
-        (f"largest operator, {bounds.op_name}", format_size(bounds.op_bytes)),
-        (f"row by row{until}", format_size(bounds.streaming_bytes)),
-        ("depthwise convolutions in place", format_size(bounds.in_place_depthwise_bytes)),
-    ]
+    print(profile)
+    for name in profile.unfused:
+        print(f"counted apart from its input and output, as it is not known: {name}")
+    steps = sorted(profile.rows, key=lambda row: -row.live_bytes)[:10]
+    rows = [(row.name, row.op, "×".join(map(str, row.shape)), format_size(row.live_bytes)) for row in steps]
+    print("", _table(("largest steps", "operator", "output", "live"), rows), sep="\n")
+    if profile.convention != "paper":
+        until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
+        least = {
+            "in the program's order": bounds.peak_bytes,
+            f"best order of execution{'' if bounds.order_exact else ', at least'}": bounds.order_bytes,
+            f"largest operator, {bounds.op_name}": bounds.op_bytes,
+            f"row by row{until}": bounds.streaming_bytes,
+            "depthwise convolutions in place": bounds.in_place_depthwise_bytes,
+        }
+        told = [(name, format_size(size)) for name, size in least.items()]
+        print("", _table(("what else it could need (fused)", "peak"), told), sep="\n")
 
 
 def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) -> nn.Module:
@@ -270,10 +253,10 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
     from redistill_lib.models import create_model, student_name
     from redistill_lib.student import derive_student
 
-    if ":" not in name:
+    module, own, function = name.partition(":")
+    if not own:
         with torch.device("meta"):
             return create_model(student_name(name, factor), in_channels=in_channels)
-    module, _, function = name.partition(":")
     if module.endswith(".py"):
         raise ValueError(f"write the module, not its file: {module.removesuffix('.py').replace('/', '.')}:{function}")
     sys.path.insert(0, "")  # as `python -m` would find it
@@ -283,10 +266,7 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
         sys.path.remove("")
     if not callable(made):
         raise ValueError(f"module {module} has no function {function!r}; write package.module:function")
-    try:
-        model = made()
-    except Exception as error:
-        raise ValueError(f"{name}() failed: {type(error).__name__}: {error}") from None
+    model = made()
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"{name} returned a {type(model).__name__}, not an nn.Module")
     model = model.to("meta")
@@ -296,22 +276,20 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
 def _models(arguments: argparse.Namespace) -> int:
     from redistill_lib.models import list_models, usual_plan
 
-    print(
-        _table(
-            ("model", "usual plan", "total stride"),
-            [(n, usual_plan(n), usual_plan(n).total) for n in list_models()],
-        )
-    )
+    plans = {name: usual_plan(name) for name in list_models()}
+    print(_table(("model", "usual plan", "total stride"), [(n, plan, plan.total) for n, plan in plans.items()]))
     return 0
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Aligned columns of plain text; only the first line of each cell."""
-    lines = [tuple(head), *(tuple((str(cell).splitlines() or [""])[0] for cell in row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    lines = [head, *([_first_line(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def _first_line(value: object) -> str:
+    return str(value).partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
-from collections.abc import Collection
+import types
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import is_dataclass
 from itertools import chain
-from pathlib import Path
-from types import FunctionType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from redistill_lib.source import distribution, function_code, parse, references
+from redistill_lib.source import bytecode, distribution, syntax
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 #: Attributes that every module has, and names that follow from where a network was loaded from.
@@ -27,21 +26,18 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     """What decides what a network computes and learns, the same in every process and on every device.
 
     ``structure`` (eight hex digits) is everything but the values that a ``state_dict`` brings back: modules and their
-    attributes, whatever these hold (functions, dicts, objects, constant tensors and non-persistent buffers); names,
-    shapes and dtypes of tensors, which of them are shared or frozen; hooks; and the code of classes and functions
-    that are the user's own, with all that this code calls. ``weights`` (eight hex digits) is the values of all
-    parameters and buffers. ``packages``, where there are some, names the versions of the installed ones that the
-    network is made of. Train or eval mode, comments and docstrings do not count.
+    attributes, whatever these hold; names, shapes and dtypes of tensors, which of them are shared or frozen; hooks;
+    and the user's own classes and functions with all that they call, as the running release of Python compiles them.
+    ``weights`` (eight hex digits) is the values of all parameters and buffers. ``packages``, where there are some,
+    names the installed ones that the network is made of. Train or eval mode, comments and docstrings do not count.
 
     >>> relu, tanh = nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())
     >>> network_identity(relu) == network_identity(relu.eval()), network_identity(relu) == network_identity(tanh)
     (True, False)
     """
     walk = _walk(model)
-    weights = hashlib.sha256()
-    for name, tensor in sorted(chain(model.named_parameters(), model.named_buffers())):
-        weights.update(name.replace("_orig_mod.", "").encode())
-        _update(weights, tensor)
+    named = sorted(chain(model.named_parameters(), model.named_buffers()))
+    weights = hashlib.sha256("".join(name.replace("_orig_mod.", "") + _values(t) for name, t in named).encode())
     packages = {"packages": ", ".join(sorted(walk.packages))} if walk.packages else {}
     return {"structure": walk.short(), "weights": weights.hexdigest()[:8], **packages}
 
@@ -60,7 +56,7 @@ def object_identity(value: object) -> str:
     """
     walk = _Walk()
     walk.add(value)
-    walk.tell(*sorted(walk.packages))
+    walk.add(tuple(sorted(walk.packages)))
     return walk.short()
 
 
@@ -70,11 +66,11 @@ def _walk(model: nn.Module) -> _Walk:
     return walk
 
 
-def _update(digest: Any, tensor: Tensor) -> None:
-    if tensor.is_meta or torch.nn.parameter.is_lazy(tensor):
-        return
+def _values(tensor: Tensor) -> str:
+    if tensor.is_meta or is_lazy(tensor):
+        return ""
     values = tensor.detach().cpu().to_dense().resolve_conj().contiguous().flatten()
-    digest.update(values.view(torch.uint8).numpy().data)
+    return hashlib.sha256(values.view(torch.uint8).numpy().data).hexdigest()
 
 
 class _Walk:
@@ -88,54 +84,68 @@ class _Walk:
     def short(self) -> str:
         return self.digest.hexdigest()[:8]
 
-    def tell(self, *words: object) -> None:
-        for word in map(str, words):
-            self.digest.update(f"{len(word)}:{word}".encode())
-
     def add(self, value: Any) -> None:
         if isinstance(value, nn.Module):  # compiled, it computes the same
             value = getattr(value, "_orig_mod", value)
+        parts: Iterable[Any] = ()
         if type(value) in _PLAIN:
-            self.tell(type(value).__name__, repr(value))
-        elif isinstance(value, tuple):  # equal ones may or may not be one object
-            self.tell(type(value).__qualname__, len(value))
-            for item in value:
-                self.add(item)
+            told = repr(value)
         elif id(value) in self.seen:
-            self.tell("again", self.seen[id(value)][0])
+            told = f"again {self.seen[id(value)][0]}"
         else:
-            self.seen[id(value)] = len(self.seen), value
-            self._add_object(value)
+            if not isinstance(value, tuple | frozenset):  # equal ones may or may not be one object
+                self.seen[id(value)] = len(self.seen), value
+            parts = tuple(self._parts(value))
+            told = f"{len(parts)} parts"
+        told = f"{type(value).__qualname__} {told}"
+        self.digest.update(f"{len(told)}:{told}".encode())
+        for part in parts:
+            self.add(part)
 
-    def _add_object(self, value: Any) -> None:
+    def _parts(self, value: Any) -> Iterable[Any]:
+        """Simpler values that tell all of this one but the name of its class."""
         match value:
             case Tensor():
-                self._add_tensor(value)
+                shape = "lazy" if is_lazy(value) else tuple(value.shape)
+                values = "" if id(value) in self.held else _values(value)
+                return shape, str(value.dtype), value.requires_grad, values
+            case torch.jit.ScriptModule():
+                scripts = [part.code for part in value.modules() if hasattr(part, "code")]
+                return scripts, dict(value.state_dict(keep_vars=True))
             case nn.Module():
-                self._add_module(value)
+                return self._module(value)
             case type():
-                self._add_class(value)
-            case FunctionType():
-                self._add_function(value)
-            case MethodType():
-                self.add((value.__func__, value.__self__))
-            case ModuleType():
-                if self._is_own(value.__name__, value.__name__) and value.__file__:
-                    self.tell(ast.unparse(parse(Path(value.__file__).read_bytes())))
-            case property():
-                self.add((value.fget, value.fset, value.fdel))
-            case staticmethod() | classmethod():
-                self.add(value.__func__)
-            case list():
-                self.add(tuple(value))
-            case dict() | MappingProxyType():
-                self.add(tuple(value.items()))
+                own, name = self._origin(value.__module__, value.__qualname__)
+                members = [(k, v) for k, v in sorted(vars(value).items()) if own and _counts(value, k, v)]
+                return name, members, value.__bases__
+            case types.FunctionType():
+                own, name = self._origin(value.__module__, value.__qualname__)
+                code = bytecode(value.__code__, value.__globals__) if own else ()
+                settings = (value.__defaults__, value.__kwdefaults__, vars(value)) if own else ()
+                return name, *code, *settings, *(value.__closure__ or ())
+            case types.CellType():
+                try:
+                    return (value.cell_contents,)
+                except ValueError:  # not assigned yet
+                    return ()
+            case types.MethodType():
+                return value.__func__, value.__self__
+            case types.ModuleType():
+                own, name = self._origin(value.__name__, "")
+                file = getattr(value, "__file__", None)
+                return name, syntax(file) if own and file else ""
+            case property() | staticmethod() | classmethod():
+                return [getattr(value, part, None) for part in ("fget", "fset", "fdel", "__func__")]
+            case tuple() | list():
+                return value
+            case dict() | types.MappingProxyType():
+                return value.items()
             case set() | frozenset():
-                self.tell("set", *sorted(map(self._apart, value)))
+                return sorted(map(self._apart, value))
             case RemovableHandle():  # numbered through the process; the hook itself is told with its module
-                self.tell("handle")
+                return ()
             case _:
-                self._add_reduced(value)
+                return _reduced(value)
 
     def _apart(self, value: Any) -> str:
         """The digest of an element of a set, whose order says nothing."""
@@ -144,95 +154,49 @@ class _Walk:
         walk.add(value)
         return walk.digest.hexdigest()
 
-    def _add_tensor(self, tensor: Tensor) -> None:
-        shape = "lazy" if torch.nn.parameter.is_lazy(tensor) else tuple(tensor.shape)
-        self.tell(type(tensor).__name__, shape, tensor.dtype, tensor.requires_grad)
-        if id(tensor) not in self.held:
-            _update(self.digest, tensor)
-
-    def _add_module(self, module: nn.Module) -> None:
-        self.add(type(module))
-        if isinstance(module, torch.jit.ScriptModule):
-            self.tell(*(part.code for part in module.modules() if hasattr(part, "code")))
-            return self.add(tuple(module.state_dict(keep_vars=True).items()))
-        for name, value in _attributes(module):
-            if name in (
-                "config",
-                "_internal_dict",
-            ):  # of diffusers and transformers; `_` marks where it was read from
-                items = value.items() if isinstance(value, dict) else _attributes(value)
-                value = {key: item for key, item in items if not key.startswith("_")}
-            self.tell(name)
-            self.add(value)
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        passing = module._non_persistent_buffers_set
-        parts = chain(module._parameters.items(), module._buffers.items(), module._modules.items())
-        self.add((hooks, [name in passing for name in module._buffers], tuple(parts)))
-        return None
-
-    def _is_own(self, module: str | None, name: str) -> bool:
-        """Whether it is the user's code; otherwise its name is told and its distribution noted."""
+    def _origin(self, module: str | None, name: str) -> tuple[bool, str]:
+        """Whether it is the user's code, and its name; the distribution of other code is noted."""
         origin = distribution(module or "")
         if origin:
             self.packages.add(origin)
-        self.tell(name if origin is None else f"{module}.{name}")
-        return origin is None
+        return (True, name) if origin is None else (False, f"{module}.{name}")
 
-    def _add_class(self, kind: type) -> None:
-        if not self._is_own(kind.__module__, kind.__qualname__):
-            members = []
-        else:
-            members = [(name, member) for name, member in sorted(vars(kind).items()) if _counts(kind, name, member)]
-        for name, member in members:
-            self.tell(name)
-            self.add(member)
-        for base in kind.__bases__:
-            self.add(base)
-
-    def _add_function(self, function: FunctionType) -> None:
-        if self._is_own(function.__module__, function.__qualname__):
-            self.tell(function_code(function))
-            self.add((function.__defaults__, function.__kwdefaults__, vars(function)))
-            for name, value in references(function):
-                self.tell(name)
-                self.add(value)
-        for cell in function.__closure__ or ():
-            try:
-                self.add(cell.cell_contents)
-            except ValueError:  # not assigned yet
-                self.tell("empty")
-
-    def _add_reduced(self, value: Any) -> None:
-        """Any other object by its class and what pickle would take of it; a lock or a file by its class alone."""
-        self.add(type(value))
-        try:
-            reduced = value.__reduce_ex__(4)
-        except Exception:
-            return
-        if isinstance(reduced, str):  # a global: its name, and what a cache or another wrapper is around
-            self.tell(getattr(value, "__module__", None), reduced)
-            self.add(getattr(value, "__wrapped__", None))
-            return
-        made, args, state, items, pairs = (*reduced, None, None, None)[:5]
-        if isinstance(state, dict):
-            state = [(k, v) for k, v in sorted(state.items(), key=repr) if not _is_cached(value, k)]
-        self.add((made, args, state, list(items or ()), list(pairs or ())))
+    def _module(self, module: nn.Module) -> Iterable[Any]:
+        attributes = {k: v for k, v in _lasting(module, vars(module)) if k not in _COMMON}
+        for name in attributes.keys() & {"config", "_internal_dict"}:  # of transformers and diffusers
+            config = attributes[name]
+            config = vars(config) if hasattr(config, "__dict__") and not isinstance(config, dict) else config
+            if isinstance(config, dict):  # `_` marks where it was read from
+                attributes[name] = {k: v for k, v in _lasting(config, config) if not str(k).startswith("_")}
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        passing = [name in module._non_persistent_buffers_set for name in module._buffers]
+        return type(module), attributes, hooks, passing, module._parameters, module._buffers, module._modules
 
 
-def _attributes(value: Any) -> list[tuple[str, Any]]:
-    """An object's own attributes but for what every module has and what was only computed from the others."""
-    own = getattr(value, "__dict__", {}).items()
-    return sorted((k, v) for k, v in own if k not in _COMMON and not _is_cached(value, k))
+def _reduced(value: Any) -> Iterable[Any]:
+    """An object's class and what pickle would take of it; a lock or a file by its class alone."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:
+        return (type(value),)
+    if isinstance(reduced, str):  # a global: its name, and what a cache or another wrapper is around
+        return type(value), getattr(value, "__module__", None), reduced, getattr(value, "__wrapped__", None)
+    made, args, state, items, pairs = (*reduced, None, None, None)[:5]
+    state = _lasting(value, state) if isinstance(state, dict) else state
+    return type(value), made, args, state, list(items or ()), list(pairs or ())
 
 
-def _is_cached(value: Any, name: str) -> bool:
-    return isinstance(getattr(type(value), str(name), None), functools.cached_property)
+def _lasting(value: Any, attributes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Attributes in order, without those that were only computed from the others."""
+    cached = functools.cached_property
+    kept = [(k, v) for k, v in attributes.items() if not isinstance(getattr(type(value), str(k), None), cached)]
+    return sorted(kept, key=lambda item: str(item[0]))
 
 
 def _counts(kind: type, name: str, member: Any) -> bool:
     """Whether a class's member is the user's: not an annotation, a slot or what `dataclass` wrote."""
-    if isinstance(member, GetSetDescriptorType | MemberDescriptorType) or name.startswith("__annotate"):
+    if isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType) or name.startswith("__annotate"):
         return False
-    if isinstance(member, FunctionType):
+    if isinstance(member, types.FunctionType):
         return not (is_dataclass(kind) and member.__code__.co_filename == "<string>")
     return not name.startswith("__") or isinstance(member, staticmethod | classmethod | property)

@@ -7,40 +7,40 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import math
 from collections.abc import Mapping
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
+
+from redistill_lib.checks import hint
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
     """Names and default values of a notebook's `parameters` cell, in order.
 
-    The cell is parsed as Python, not line by line: papermill's own reader drops a line whose comment holds
-    a `=` and cuts a string at a `#`. Raises FileNotFoundError, or ValueError naming what is no plain literal.
+    Raises FileNotFoundError, or ValueError naming what is no plain literal.
     """
+    # Not by papermill, whose reader drops a line whose comment holds a `=` and cuts a string at a `#`.
     path = Path(path)
     notebook, index = _read_with_parameters_cell(path)
     try:
         statements = ast.parse(notebook.cells[index].source).body
     except SyntaxError as error:
-        raise ValueError(
-            f"{path.name}: the parameters cell is not plain Python: {error.msg}, line {error.lineno}"
-        ) from None
+        said = f"{error.msg}, line {error.lineno}"
+        raise ValueError(f"{path.name}: the parameters cell is not plain Python: {said}") from None
     defaults: dict[str, Any] = {}
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
         if len(targets) != 1 or not isinstance(targets[0], ast.Name) or value is None:
-            line = ast.unparse(statement)
-            raise ValueError(f"{path.name}: the parameters cell may hold only NAME = literal, got '{line}'")
+            got = ast.unparse(statement)
+            raise ValueError(f"{path.name}: the parameters cell may hold only NAME = literal, got '{got}'")
         try:
             defaults[targets[0].id] = ast.literal_eval(value)
         except ValueError:
-            raise ValueError(
-                f"{path.name}: parameter {targets[0].id} must be a literal, got '{ast.unparse(value)}'"
-            ) from None
+            name, got = targets[0].id, ast.unparse(value)
+            raise ValueError(f"{path.name}: parameter {name} must be a literal, got '{got}'") from None
     return defaults
 
 
@@ -53,10 +53,8 @@ def check_parameters(path: str | Path, given: Mapping[str, Any]) -> dict[str, An
     defaults = notebook_parameters(path)
     for name in given:
         if name not in defaults:
-            close = difflib.get_close_matches(name.upper(), defaults, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ";"
-            known = ", ".join(defaults) or "none at all"
-            raise ValueError(f"{path.name} has no parameter {name}{hint} it has {known}")
+            close = hint(name, defaults) or ";"
+            raise ValueError(f"{path.name} has no parameter {name}{close} it has {', '.join(defaults)}")
     try:
         return {name: convert(name, value, defaults[name]) for name, value in given.items()}
     except ValueError as error:
@@ -74,7 +72,11 @@ def convert(name: str, value: Any, default: Any) -> Any:
     kind, given = type(default), value
     if isinstance(value, str) and kind is not str:
         with contextlib.suppress(ValueError, SyntaxError, TypeError):
-            value = _read_text(value.strip(), kind)
+            text = value.strip()
+            if kind is bool:
+                value = ConfigParser.BOOLEAN_STATES.get(text.lower(), text)
+            else:
+                value = kind(text) if kind in (int, float) else ast.literal_eval(text)
     if kind is float and type(value) is int:
         value = float(value)
     if {kind, type(value)} == {list, tuple}:
@@ -86,24 +88,13 @@ def convert(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _read_text(text: str, kind: type) -> Any:
-    if kind in (int, float):
-        return kind(text)
-    if kind is bool:
-        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-        return words.get(text.lower(), text)
-    return ast.literal_eval(text)
-
-
 def _read_with_parameters_cell(path: Path) -> tuple[Any, int]:
     """The notebook at `path` and the index of its parameters cell."""
     import nbformat
 
     if not path.is_file():
-        beside = path.parent.glob("*.ipynb") if path.parent.is_dir() else []
-        close = difflib.get_close_matches(path.name, [other.name for other in beside], n=1)
-        hint = f"; did you mean {path.with_name(close[0])}?" if close else ""
-        raise FileNotFoundError(f"no notebook at {path}{hint}")
+        beside = [other.name for other in path.parent.glob("*.ipynb")]
+        raise FileNotFoundError(f"no notebook at {path}{hint(path.name, beside)}")
     try:
         notebook = nbformat.read(path, as_version=4)
         cells = notebook.cells

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 class StridePlan:
     """The stride of every place where a network may downsample.
 
-    `stem` is the first convolution's stride, `stages` holds one stride (1 to 9) per further place. Written
-    `<stem>-<one digit per stage>`: `4-11221` is stem stride 4, then 1, 1, 2, 2, 1 (ReDistill, arXiv
-    2406.03744, section 4). What a place is, and which strides it allows, is the architecture's business:
-    see `redistill_lib.models.places`. Raises ValueError where a stride is not a positive whole number.
+    `stem` is the first convolution's stride, `stages` holds one stride (1 to 9) per further place, written as one
+    digit each: `4-11221` (ReDistill, arXiv 2406.03744, section 4). What a place is, the architecture decides. Raises
+    ValueError where a stride is not a positive whole number.
 
     >>> plan = StridePlan.parse("1-21222")
     >>> plan.total, str(plan.front_loaded(2))
@@ -37,9 +36,7 @@ class StridePlan:
 
     @classmethod
     def parse(cls, text: str) -> StridePlan:
-        """Read `4-11221`; the stem may have several digits (`16-11111`), every stage has one.
-
-        Raises ValueError naming what is wrong: a whole model name, a letter, a zero, a missing part.
+        """Read `4-11221`; the stem may have several digits, every stage has one. Raises ValueError for other text.
 
         >>> StridePlan.parse("16-111")
         StridePlan(stem=16, stages=(1, 1, 1))
@@ -50,9 +47,8 @@ class StridePlan:
             raise ValueError(f"{text!r} is a model name; its stride plan alone is {plan!r}.")
         if not dash or not head or not plan:
             raise ValueError(f"Stride plan {text!r} lacks its stem or its stages: {form}.")
-        wrong = next((c for c in head + plan if c not in "0123456789"), None)
-        if wrong is not None:
-            raise ValueError(f"Stride plan {text!r} contains {wrong!r}, which is not a digit: {form}.")
+        if wrong := re.search("[^0-9]", head + plan):
+            raise ValueError(f"Stride plan {text!r} contains {wrong[0]!r}, which is not a digit: {form}.")
         if head.startswith("0") or "0" in plan:
             where = "stem" if head.startswith("0") else f"stage {plan.index('0') + 1}"
             raise ValueError(f"Stride plan {text!r} has a 0 at its {where}: the least stride is 1.")
@@ -72,11 +68,10 @@ class StridePlan:
         return math.prod(self.places)
 
     def front_loaded(self, factor: int, first: Sequence[int] = ()) -> StridePlan:
-        """The aggressive student of this plan: stem stride times `factor`, the same total.
+        """The aggressive student of this plan: stem stride times `factor` (a power of two), the same total.
 
-        The stride is given back by later places: those in `first` (indices into `places`) in that order,
-        then the others from the end backwards. `factor` is a power of two (1 changes nothing). Raises
-        ValueError where the later places have too little stride to give back.
+        The stride is given back by later places: those in `first` (indices into `places`) in that order, then the
+        others from the end backwards. Raises ValueError where they have too little stride to give back.
 
         >>> str(StridePlan.parse("1-21222").front_loaded(4, first=(1,)))
         '4-11221'
@@ -85,10 +80,8 @@ class StridePlan:
             raise ValueError(f"factor={factor!r} is not a power of two (1, 2, 4, 8, …).")
         for index in first:
             if not 1 <= index < len(self.places):
-                raise ValueError(
-                    f"Place {index} in first={tuple(first)} is not a later place of {self}: "
-                    f"choose from 1 to {len(self.places) - 1}."
-                )
+                known = f"choose from 1 to {len(self.places) - 1}"
+                raise ValueError(f"Place {index} in first={tuple(first)} is not a later place of {self}: {known}.")
         strides, owed = list(self.places), factor
         strides[0] *= factor
         for index in (*first, *range(len(strides) - 1, 0, -1)):
@@ -96,8 +89,6 @@ class StridePlan:
             strides[index] //= given
             owed //= given
         if owed > 1:
-            raise ValueError(
-                f"Plan {self} cannot be front-loaded ×{factor}: its later places can give back only "
-                f"×{factor // owed}."
-            )
+            least = f"its later places can give back only ×{factor // owed}"
+            raise ValueError(f"Plan {self} cannot be front-loaded ×{factor}: {least}.")
         return StridePlan(strides[0], tuple(strides[1:]))

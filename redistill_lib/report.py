@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from redistill_lib.runs import load_runs, write_text
+from redistill_lib.sweep import NotebookError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-
-
-# ------------------------------------------------------------------------------------- committed notebooks
 
 
 def source_hash(notebook: Any) -> str:
@@ -61,11 +59,9 @@ def refresh_outputs(source: str | Path, executed: str | Path) -> None:
             cell.execution_count = ran.execution_count
             kept = [output for output in ran.outputs if WIDGET_VIEW not in output.get("data", {})]
             cell.outputs = [nbformat.from_dict(_with_small_images(clean(output))) for output in kept]
-    for key in ("widgets", "papermill"):
-        notebook.metadata.pop(key, None)
-    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook.metadata["language_info"] = {"name": "python"}
-    notebook.metadata["redistill"] = {"source_sha256": source_hash(notebook)}
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    stamp = {"source_sha256": source_hash(notebook)}
+    notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "redistill": stamp}
     write_text(source, nbformat.writes(notebook) + "\n")
 
 
@@ -103,99 +99,70 @@ def _path_cleaner(source: Path) -> Callable[[Any], Any]:
     return clean
 
 
-# ---------------------------------------------------------------------------------------------- index page
-
-
 def write_index(
     runs_root: str | Path, *, notebooks: Sequence[str | Path] = (), file: str | Path | None = None
 ) -> Path:
-    """Write one self-contained page over what lies below `runs_root`: executed notebooks and training runs.
+    """Write one page over the training runs in `runs_root` and the executed notebooks below it and below `notebooks`.
 
-    `notebooks` names further folders with executed notebooks; `file` defaults to `runs_root/index.html`.
-    Every link is relative to the page, so the folder can be moved or served as it is.
+    `file` defaults to `runs_root/index.html`. Links are relative to the page, so the folder can be moved.
     """
     root = Path(runs_root).resolve()
     file = Path(file).resolve() if file else root / "index.html"
-    folders = [root, *(Path(folder).resolve() for folder in notebooks)]
-    executions = sorted(
-        {path: record for folder in folders for path, record in _executions(folder)}.items(),
-        key=lambda item: str(item[0]),
-    )
-    sections = [_notebook_section(executions, file.parent), _run_section(root)]
-    page = _PAGE.format(
-        style=_STYLE,
-        sections="\n".join(sections),
-        time=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-    )
-    write_text(file, page)
+    found = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
+    executed = [p for p in sorted(found) if ".ipynb_checkpoints" not in p.parts and p.with_suffix(".json").is_file()]
+    sections = [_notebook_section(executed, file.parent)]
+    for kind, (runs, same) in run_tables(load_runs(root)).items():
+        shared = f"; the same in all: {_pairs(same)}" if same else ""
+        sections.append(f"<h2>{kind}</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{_table(runs)}")
+    if len(sections) == 1:
+        sections.append("<h2>Training runs</h2><p>None yet.</p>")
+    time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    write_text(file, _PAGE.format(style=_STYLE, sections="\n".join(sections), time=time))
     return file
 
 
-def _executions(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The status files `sweep.run_notebook` left below `folder`, each beside a notebook of its name."""
-    found = []
-    for notebook in folder.rglob("*.ipynb"):
-        status = notebook.with_suffix(".json")
-        if ".ipynb_checkpoints" not in notebook.parts and status.is_file():
-            found.append((notebook, json.loads(status.read_text(encoding="utf-8"))))
-    return found
+def _notebook_section(notebooks: Sequence[Path], base: Path) -> str:
+    """From the status files that `sweep.run_notebook` left beside the notebooks."""
+    import pandas as pd
 
-
-def _notebook_section(executions: Sequence[tuple[Path, dict[str, Any]]], base: Path) -> str:
-    if not executions:
+    if not notebooks:
         return "<h2>Notebooks</h2><p>None executed yet: <code>redistill run notebooks/*.ipynb</code></p>"
+    records = [json.loads(notebook.with_suffix(".json").read_text(encoding="utf-8")) for notebook in notebooks]
     rows = []
-    for notebook, record in executions:
+    for notebook, record in zip(notebooks, records, strict=True):
         link = quote(os.path.relpath(notebook, base))
         page = quote(os.path.relpath(notebook.with_name(record["html"]), base)) if record["html"] else link
-        given = _pairs(record["parameters"])
-        error = record["error"]
-        where = ("kernel" if error["cell"] is None else f"In [{error['cell']}]") if error else ""
-        line = f"{where}: {error['ename']}: {error['evalue']}".rstrip(": ").splitlines()[0] if error else ""
-        rows.append(
-            f'<tr><td><a href="{page}">{_text(record["name"])}</a>{f"<p>{given}</p>" if given else ""}'
-            f"{f'<p class=error>{_text(line)}</p>' if line else ''}</td>"
-            f'<td><span class="pill {_text(record["status"])}">{_text(record["status"])}</span></td>'
-            f'<td class="number">{duration(record["seconds"])}</td><td><a href="{link}">ipynb</a></td></tr>'
-        )
-    failed = sum(record["status"] != "ok" for _, record in executions)
-    total = duration(sum(record["seconds"] for _, record in executions))
-    summary = f"{len(executions) - failed} ok{f', {failed} failed' if failed else ''}, {total} in all"
-    head = '<tr><th>notebook</th><th>status</th><th class="number">time</th><th>file</th></tr>'
-    return f"<h2>Notebooks</h2><p>{summary}</p><div><table>{head}{''.join(rows)}</table></div>"
+        error = str(NotebookError(**record["error"])).splitlines()[0] if record["error"] else ""
+        name = f'<a href="{page}">{_text(record["name"])}</a><p>{_pairs(record["parameters"])}</p>'
+        status = f"<span class={record['status']}>{record['status']}</span>"
+        file = f'<a href="{link}">ipynb</a>'
+        rows.append((f"{name}<p class=failed>{_text(error)}</p>", status, duration(record["seconds"]), file))
+    table = pd.DataFrame(rows, columns=["notebook", "status", "time", "file"])
+    failed = sum(record["status"] != "ok" for record in records)
+    total = duration(sum(record["seconds"] for record in records))
+    summary = f"{len(records) - failed} ok{f', {failed} failed' if failed else ''}, {total} in all"
+    return f"<h2>Notebooks</h2><p>{summary}</p>{_table(table, escape=False)}"
 
 
-def _run_section(root: Path) -> str:
-    tables = run_tables(load_runs(root))
-    if not tables:
-        return "<h2>Training runs</h2><p>None yet.</p>"
-    return "\n".join(_run_table(kind, runs, same) for kind, (runs, same) in tables.items())
+def _table(frame: pd.DataFrame, escape: bool = True) -> str:
+    import pandas as pd
 
-
-def _run_table(kind: str, runs: pd.DataFrame, same: Mapping[str, Any]) -> str:
-    numeric = {name for name in runs.columns if runs[name].dtype.kind in "if"}
-    head = "".join(f"<th{' class=number' if name in numeric else ''}>{_text(name)}</th>" for name in runs.columns)
-    rows = []
-    for row in runs.to_dict("records"):
-        row_cells = [f"<td{' class=number' if k in numeric else ''}>{_text(v)}</td>" for k, v in row.items()]
-        rows.append(f"<tr>{''.join(row_cells)}</tr>")
-    shared = f"; the same in all: {_pairs(same)}" if same else ""
-    table = f"<div><table><tr>{head}</tr>{''.join(rows)}</table></div>"
-    return f"<h2>{kind}</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{table}"
+    with pd.option_context("display.max_colwidth", None):
+        return str(frame.to_html(index=False, escape=escape, border=0, justify="left", float_format=_shown))
 
 
 def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     """`load_runs` made readable, classifiers and denoisers apart, since they have other settings and other scores.
 
     Each table has the columns in which its runs differ, and comes with name → value of those that are alike. Empty
-    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run. There is
-    no table of no runs. Peaks say of which dtype they are, as trainings measure them: fp32.
+    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run. What a
+    run lacks is an empty text. Peaks say of which dtype they are, as trainings measure them: fp32.
 
     >>> import pandas as pd
     >>> run_tables(pd.DataFrame({"id": ["a", "b"], "status": "complete", "seed": [0, 1], "data": "digits"}))
-    {'Training runs': (  id    status  seed
-    0  a  complete     0
-    1  b  complete     1, {'data': 'digits'})}
+    {'Training runs': (  id    status seed
+    0  a  complete    0
+    1  b  complete    1, {'data': 'digits'})}
     """
     if runs.empty:
         return {}
@@ -212,16 +179,16 @@ def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     runs = runs[plain].drop(columns="path", errors="ignore").dropna(axis="columns", how="all")
     runs = runs.rename(columns={name: f"{name} (fp32)" for name in ("peak_bytes", "peak_bytes_eager")})
     floats = runs.select_dtypes("float")
-    whole = [
-        name
-        for name in floats
-        if ((floats[name] % 1 == 0) & (floats[name].abs() < 2**53) | floats[name].isna()).all()
-    ]
-    runs = runs.astype(dict.fromkeys(whole, "Int64"))  # whole numbers stay whole where a run lacks them
-    if len(runs) < 2:
-        return runs, {}
+    whole = ((floats % 1 == 0) & (floats.abs() < 2**53) | floats.isna()).all()
+    runs = runs.astype(dict.fromkeys(floats.columns[whole], "Int64"))  # whole, also where a run lacks them
     alike = [n for n in runs.columns if n not in ("id", "name", "status") and runs[n].nunique(dropna=False) == 1]
-    return runs.drop(columns=alike), {name: runs[name].iloc[0] for name in alike}
+    same = {name: runs[name].iloc[0] for name in alike} if len(runs) > 1 else {}
+    runs = runs.drop(columns=same)
+    return runs.astype(object).where(runs.notna(), ""), same
+
+
+def _shown(number: float) -> str:
+    return f"{number:.4g}"
 
 
 def duration(seconds: float) -> str:
@@ -241,38 +208,18 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    if value is None or str(value) in ("nan", "<NA>"):
-        return ""
-    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
+    return html.escape(_shown(value) if isinstance(value, float) else str(value))
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #59636e; --paper: #fff; --line: #d9dee4;
-  --band: #f6f8fa; --link: #0b5cad; --ok: #116329; --ok-back: #dafbe1; --bad: #a40e26; --bad-back: #ffebe9; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9198a1; --paper: #0d1117;
-  --line: #30363d; --band: #161b22; --link: #6cb6ff; --ok: #7ee787; --ok-back: #12361f;
-  --bad: #ffa198; --bad-back: #4a1518; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
-h1 { font-size: 1.7rem; margin: 0; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .2rem; }
-p { margin: 0 0 .7rem; color: var(--soft); }
-a { color: var(--link); text-decoration: none; }
-a:hover { text-decoration: underline; }
-div { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
-table { border-collapse: collapse; width: 100%; font-size: .93rem; }
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .93rem; }
 th, td { text-align: left; vertical-align: top; padding: .5rem .9rem; white-space: nowrap; }
-th { background: var(--band); font-weight: 600; color: var(--soft); }
-tr + tr td { border-top: 1px solid var(--line); }
-td p { margin: .15rem 0 0; white-space: normal; font-size: .85rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-code { font: .85em ui-monospace, monospace; background: var(--band); padding: .1rem .35rem;
-  border-radius: 4px; }
-.pill { font-size: .82rem; font-weight: 600; padding: .12rem .6rem; border-radius: 1rem;
-  color: var(--soft); background: var(--band); }
-.ok, .complete { color: var(--ok); background: var(--ok-back); }
-.failed, .unreadable { color: var(--bad); background: var(--bad-back); }
-.error { color: var(--bad); font-family: ui-monospace, monospace; }
+td { border-top: 1px solid #8886; }
+td p { margin: 0; white-space: normal; font-size: .85rem; }
+.ok { color: #1a7f37; }
+.failed { color: #d1242f; }
 """
 
 _PAGE = """<!doctype html>

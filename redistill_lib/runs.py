@@ -18,43 +18,35 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
+from redistill_lib.checks import check_fields
 from redistill_lib.source import code_identity
 
 if TYPE_CHECKING:
     import pandas as pd
 
-STATUSES = ("running", "complete", "interrupted", "failed")
-
 
 @dataclass(frozen=True)
 class Run:
-    """One training and what it left on disk.
-
-    `params` is what the id is a hash of; `metrics` its results (accuracies between 0 and 1, seconds, bytes as their
-    names say); `environment` versions, device, threads and processes; `blocks`
-    the RED blocks of its network (layer, side, channels, kernel_size); `error` why it failed, if it did. `code` is
-    the `code_identity` of the library that trained it, `reused_by` that of others for which the caller took it;
-    `name` is what the user calls it; `version` the library's, and `unknown` what a newer one has added.
-    """
+    """One training and what it left on disk."""
 
     path: Path
-    params: dict[str, Any]
-    status: str = "running"
-    metrics: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    blocks: list[dict[str, Any]] = field(default_factory=list)
-    error: str | None = None
-    code: str | None = None
-    name: str | None = None
-    reused_by: list[str] = field(default_factory=list)
+    params: dict[str, Any]  # what the id is a hash of
+    status: str = "running"  # or "complete", "interrupted", "failed"
+    metrics: dict[str, Any] = field(default_factory=dict)  # accuracies between 0 and 1, seconds, bytes
+    environment: dict[str, Any] = field(default_factory=dict)  # versions, device, threads and processes
+    blocks: list[dict[str, Any]] = field(default_factory=list)  # RED's: layer, side, channels, kernel_size
+    error: str | None = None  # why it failed
+    code: str | None = None  # the `code_identity` of the library that trained it
+    name: str | None = None  # what the user calls it
+    reused_by: list[str] = field(default_factory=list)  # `code` of others for which the caller took it
     version: str = __version__
-    unknown: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)  # what a newer version has added to the record
 
     @property
     def id(self) -> str:
@@ -69,8 +61,9 @@ class Run:
         """Where its network downsamples: as recorded for a derived student, by name for a built-in network."""
         model = self.params.get("model")
         model = model if isinstance(model, dict) else {}
-        own = "structure" in model  # a class's name is no plan
-        return str(self.params.get("plan") or model.get("plan") or ("" if own else _plan_of(model.get("name"))))
+        name = "" if "structure" in model else str(model.get("name"))  # a class's name is no plan
+        in_name = re.search(r"(?<=-)\d+-\d+$", name) or [""]
+        return str(self.params.get("plan") or model.get("plan") or in_name[0])
 
     @property
     def role(self) -> str:
@@ -138,34 +131,19 @@ class Run:
     def _read(cls, path: Path) -> Run:
         try:
             record = json.loads((path / "run.json").read_bytes())
-            known = {name: record.pop(name) for name in _TYPES.keys() & dict(record).keys()}
-            for name, value in known.items():
-                if not isinstance(value, _TYPES[name]):
-                    raise TypeError(f"{name} is {str(value)[:40]!r}")
-            return cls(path=path, **{"version": "unknown", **known}, unknown=record)
+            names = {field.name for field in fields(cls)} - {"path", "unknown"}
+            known = {name: record.pop(name) for name in names & dict(record).keys()}
+            check_fields(run := cls(path=path, **{"version": "unknown", **known}, unknown=record))
+            return run
         except FileNotFoundError:
             raise FileNotFoundError(f"no run at {path}: it holds no run.json") from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
-            ) from None
+            message = f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
+            raise ValueError(message) from None
 
     def __repr__(self) -> str:
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.metrics.items()}
         return f"Run({self.id}, {self.status}" + "".join(f", {k}={v}" for k, v in shown.items()) + ")"
-
-
-_TYPES: dict[str, Any] = {
-    **dict.fromkeys(("params", "metrics", "environment"), dict),
-    **dict.fromkeys(("blocks", "reused_by"), list),
-    **dict.fromkeys(("status", "version"), str),
-    **dict.fromkeys(("error", "code", "name"), str | None),
-}
-
-
-def _plan_of(name: Any) -> str:
-    found = re.search(r"-(\d+-\d+)$", name) if isinstance(name, str) else None
-    return found[1] if found else ""
 
 
 def canonical(value: Any, where: str = "params") -> Any:
@@ -181,16 +159,14 @@ def canonical(value: Any, where: str = "params") -> Any:
         return {key: canonical(item, f"{where}.{key}") for key, item in items}
     if isinstance(value, list | tuple):
         return [canonical(item, f"{where}[{index}]") for index, item in enumerate(value)]
-    if value is None or isinstance(value, bool | int | str):
-        return value
+    if hasattr(value, "tolist"):
+        return canonical(value.tolist(), where)
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{where} is {value}; parameters are finite numbers")
-        return int(value) if value.is_integer() else float(value)
-    if isinstance(value, Path):
-        return value.as_posix()
-    if hasattr(value, "tolist"):
-        return canonical(value.tolist(), where)
+        return int(value) if value.is_integer() else value
+    if value is None or isinstance(value, bool | int | str | Path):
+        return value.as_posix() if isinstance(value, Path) else value
     raise TypeError(f"{where} is {value!r}, which JSON cannot say; give numbers, text, lists and dicts of them")
 
 
@@ -208,16 +184,15 @@ def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
 def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str) -> tuple[Path, list[Run]]:
     """The folder of exactly these parameters and this code, and complete runs of the same parameters by other code.
 
-    Whether a run is in that folder, `complete_run` tells. The others come oldest first, those with damaged records or
-    weights left out; say `Run.reused` where one of them is taken.
+    The others come oldest first, those with damaged records or weights left out.
     """
     folder = Path(root) / run_id(prefix, params, code)
     others = []
-    for record in folder.parent.glob(f"*{run_id('', params)}*/run.json"):
+    for record in sorted(folder.parent.glob(f"*{run_id('', params)}*/run.json"), key=os.path.getmtime):
         with contextlib.suppress(ValueError, FileNotFoundError):
             if record.parent != folder and (run := complete_run(record.parent)):
-                others.append((record.stat().st_mtime, run.id, run))
-    return folder, [run for *_, run in sorted(others, key=lambda found: found[:2])]
+                others.append(run)
+    return folder, others
 
 
 def complete_run(path: str | Path) -> Run | None:
@@ -268,21 +243,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """``history.csv`` from its rows; columns are those of the first row."""
-    columns = list(rows[0])
-    lines = [",".join(columns)]
-    for row in rows:
-        values = [row.get(c, math.nan) for c in columns]
-        lines.append(",".join(repr(v) if isinstance(v, float) else str(v) for v in values))
-    write_text(path, "\n".join(lines) + "\n")
+    import pandas as pd
+
+    write_text(path, pd.DataFrame(rows, columns=list(rows[0])).to_csv(index=False, na_rep="nan"))
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a run's folder; a second process that wants the same run waits, says for whom, and then finds it complete.
 
-    What a killed process left half-written is removed. Raises OSError where the folder cannot be written; a complete
-    run needs no lock (`complete_run`). The lock is the system's, gone with the process that holds it. On a file
-    system without such locks (some NFS mounts) the file ``.lock`` itself is the lock, and stays after a kill.
+    What a killed process left half-written is removed. The lock goes with the process that holds it, but where the
+    file system has no locks (some NFS mounts) the file ``.lock`` is the lock and stays after a kill. Raises OSError
+    where the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -295,9 +267,8 @@ def locked(path: Path) -> Iterator[None]:
             print(f"waiting for run {path.name}, held by {_holder(path)}", file=sys.stderr)
             lock.acquire()
     except OSError as error:
-        raise OSError(
-            f"run {path.name} cannot be trained in {path.parent}: {error}; give another runs_dir"
-        ) from error
+        place = f"run {path.name} cannot be trained in {path.parent}"
+        raise OSError(f"{place}: {error}; give another runs_dir") from error
     try:
         for part in path.rglob(".*.part"):
             part.unlink(missing_ok=True)
@@ -322,65 +293,53 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     """One row per run under `root`: id, name, status, role, plan, code, parameters and metrics by name (nested ones
     dotted), error, note and path.
 
-    `code` is ``present`` for runs that the library as it is now has trained, else ``other``. A folder without
-    run.json is not a run. A broken record is a row with status ``unreadable``. Where nothing has run yet, the frame
-    is empty. What was read is kept in ``.index.json``, where `root` can be written: a listing reads the records that
-    have changed since. Raises NotADirectoryError for a file.
+    `code` is ``present`` for runs that the library as it is now has trained, else ``other``. A broken record is a row
+    with status ``unreadable``. What was read is kept in ``.index.json``, where `root` can be written: a listing reads
+    only the records that have changed since. Raises NotADirectoryError for a file.
     """
     import pandas as pd
 
     root = Path(root)
     if root.is_file():
         raise NotADirectoryError(f"{root} is a file; give the folder that holds the runs")
-    known = _read_index(root / ".index.json")
+    index = root / ".index.json"
+    try:
+        known = dict(json.loads(index.read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}
     found: dict[str, Any] = {}
     for folder in os.scandir(root) if root.is_dir() else ():
         with contextlib.suppress(OSError):
             told = os.stat(f"{folder.path}/run.json")
-            stamp = [told.st_mtime_ns, told.st_size, told.st_ino]
-            old = known.get(folder.name)
-            same = isinstance(old, list) and len(old) == 2 and old[0] == stamp and isinstance(old[1], dict)
-            found[folder.name] = old if same else [stamp, _row(Path(folder.path))]
+            stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {folder.name}"
+            row = known.get(stamp)
+            found[stamp] = row if isinstance(row, dict) else _row(Path(folder.path))
     if found != known:
         with contextlib.suppress(OSError):
-            write_text(root / ".index.json", json.dumps([_INDEX, found], default=str))
-    present = code_identity()
-    rows = []
-    for name in sorted(found):
-        row = found[name][1]
-        code = "present" if row.get("code") == present else "other"
-        rows.append({**row, "code": code, "path": str(root / name)})
+            write_text(index, json.dumps(found, default=str))
+    rows = sorted(found.values(), key=lambda row: row["id"])
+    for row in rows:
+        row["code"] = "present" if row["code"] == code_identity() else "other"
+        row["path"] = str(root / row["id"])
     return pd.DataFrame(rows)
 
 
-_INDEX = "rows of runs, 1"  # another number for another form of rows
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        form, rows = json.loads(path.read_bytes())
-        return dict(rows) if form == _INDEX else {}
-    except (OSError, ValueError, TypeError, RecursionError):
-        return {}
+_FORM = 2  # another number for another form of rows
 
 
 def _row(path: Path) -> dict[str, Any]:
     try:
         run = Run._read(path)
     except ValueError as error:
-        return {"id": path.name, "status": "unreadable", "error": str(error)}
-    own = {"id": run.id, "name": run.name, "status": run.status, "role": run.role, "plan": run.plan or None}
-    own |= {"code": run.code}
+        return {"id": path.name, "status": "unreadable", "code": None, "error": str(error)}
+    own = {name: getattr(run, name) or None for name in ("id", "name", "status", "role", "plan", "code")}
     rest = {"error": run.error, "note": run.note or None}
-    told = {k: v for k, v in _flat({**run.params, **run.metrics}).items() if k not in own | rest}
-    return {**own, **told, **rest}
+    return own | {k: v for k, v in _flat(run.params | run.metrics).items() if k not in own | rest} | rest
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and depth:
-            flat |= _flat(value, f"{prefix}{key}.", depth - 1)
-        else:
-            flat[f"{prefix}{key}"] = value
+        nested = isinstance(value, dict) and depth
+        flat |= _flat(value, f"{prefix}{key}.", depth - 1) if nested else {f"{prefix}{key}": value}
     return flat

@@ -1,8 +1,6 @@
-"""Run notebooks strictly with papermill: what can be seen to be wrong stops it all beforehand.
+"""Run notebooks with papermill, alone or at every point of a grid: all that can be checked is, beforehand. No torch.
 
-Parameters go in only through the cell tagged `parameters`, which holds nothing but `NAME = literal`.
 A run leaves the executed notebook, an HTML page and a small status JSON, also when a cell failed half-way.
-This module never imports torch, so queueing a sweep is instant.
 """
 
 from __future__ import annotations
@@ -14,21 +12,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from redistill_lib.parameters import check_parameters, with_parameters
 from redistill_lib.runs import write_text
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-# For the kernel: figures that survive in .ipynb and .html without a network (plotly.js is in the page, 5 MB), or as
-# images where the file is to be committed; and that nobody is there to move a slider.
-KERNEL_ENVIRONMENT = {"PLOTLY_RENDERER": "plotly_mimetype+notebook", "REDISTILL_BATCH": "1"}
-PNG_RENDERER = "plotly_mimetype+png"
 
 
 @dataclass(frozen=True)
@@ -46,11 +36,7 @@ class NotebookError:
 
 @dataclass(frozen=True)
 class NotebookResult:
-    """One execution of one notebook and the files it left.
-
-    >>> NotebookResult("00_tour", "ok", 3.2, None, {}, Path("00_tour.ipynb"), None).ok
-    True
-    """
+    """One execution of one notebook and the files it left."""
 
     name: str
     status: str  # "ok" | "failed"
@@ -62,26 +48,11 @@ class NotebookResult:
 
     @property
     def ok(self) -> bool:
-        return self.status == "ok"
+        return self.error is None
 
     @property
     def interrupted(self) -> bool:
         return self.error is not None and self.error.ename == "KeyboardInterrupt"
-
-    def to_frame(self) -> pd.DataFrame:
-        """One row: name, status, seconds, error, then the parameters."""
-        import pandas as pd
-
-        row = {
-            "name": self.name,
-            "status": self.status,
-            "seconds": self.seconds,
-            "error": str(self.error or ""),
-        }
-        return pd.DataFrame([row | self.parameters])
-
-
-# ----------------------------------------------------------------------------------------------- execution
 
 
 def run_notebook(
@@ -97,9 +68,8 @@ def run_notebook(
     """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
 
     `png` shows figures as images, beside their data, for a notebook to be committed; it needs Chrome or Chromium.
-    A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept.
-    Different names can run at the same time, in processes or threads. Raises ValueError or FileNotFoundError,
-    before any kernel starts, for whatever is wrong with the notebook, the parameters or the folder.
+    A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept. Raises
+    ValueError or FileNotFoundError, before a kernel starts, for a wrong notebook, parameter or folder.
     """
     path = Path(path).resolve()
     given = check_parameters(path, parameters or {})
@@ -111,15 +81,8 @@ def run_notebook(
 
     started = time.monotonic()
     error = _execute(target, path.parent, progress, png)
-    result = NotebookResult(
-        name=target.stem,
-        status="failed" if error else "ok",
-        seconds=round(time.monotonic() - started, 2),
-        error=error,
-        parameters=given,
-        notebook=target,
-        html=page if html else None,
-    )
+    seconds, outcome = round(time.monotonic() - started, 2), "failed" if error else "ok"
+    result = NotebookResult(target.stem, outcome, seconds, error, given, target, page if html else None)
     if html:
         write_text(page, _html(target))
     record = asdict(result) | {"notebook": target.name, "html": page.name if html else None}
@@ -131,23 +94,35 @@ def run_notebooks(
     paths: Iterable[str | Path],
     parameters: Mapping[str, Any] | None = None,
     output_dir: str | Path = "runs/notebooks",
-    *,
-    html: bool = True,
-    png: bool = False,
-    progress: bool = False,
+    **options: bool,
 ) -> list[NotebookResult]:
-    """Run each notebook in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
+    """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
+    given = parameters or {}
     sources = [Path(path).resolve() for path in paths]
     for source in sources:
-        check_parameters(source, parameters or {})
+        check_parameters(source, given)
         _output_folder(output_dir, source)
     twins = sorted({source.stem for source in sources if [other.stem for other in sources].count(source.stem) > 1})
     if twins:
         raise ValueError(f"several notebooks are named {', '.join(twins)}: run them into different output folders")
+    return _in_turn([(source, given, Path(output_dir), _point_name(source, given)) for source in sources], options)
+
+
+def run_grids(
+    paths: Iterable[str | Path], output_dir: str | Path = "runs/sweeps", **options: bool
+) -> list[NotebookResult]:
+    """`run_notebook` for every point of every sweep file into `output_dir/<file>/`, all checked beforehand."""
+    grids = [(Path(output_dir) / Path(path).stem, *read_grid(path)) for path in paths]
+    points = [(book, point, folder, name) for folder, book, grid in grids for name, point in grid.items()]
+    return _in_turn(points, options)
+
+
+def _in_turn(
+    points: Iterable[tuple[Path, Mapping[str, Any], Path, str]], options: Mapping[str, bool]
+) -> list[NotebookResult]:
     results: list[NotebookResult] = []
-    for source in sources:
-        name = _point_name(source, parameters or {})
-        results.append(run_notebook(source, parameters, output_dir, name=name, html=html, png=png, progress=progress))
+    for source, given, folder, name in points:
+        results.append(run_notebook(source, given, folder, name=name, **options))
         if results[-1].interrupted:
             break
     return results
@@ -166,7 +141,10 @@ def _execute(notebook: Path, folder: Path, progress: bool, png: bool = False) ->
     """Execute the file where it is, the kernel working in `folder`; None when every cell succeeded."""
     import papermill
 
-    manager = _kernel_manager(KERNEL_ENVIRONMENT | ({"PLOTLY_RENDERER": PNG_RENDERER} if png else {}))
+    # Figures that survive in .ipynb and .html without a network (plotly.js is in the page, 5 MB), or as images where
+    # the file is to be committed; and nobody is there to move a slider.
+    renderer = "plotly_mimetype+png" if png else "plotly_mimetype+notebook"
+    manager = _kernel_manager({"PLOTLY_RENDERER": renderer, "REDISTILL_BATCH": "1"})
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -201,7 +179,7 @@ def _kernel_manager(environment: Mapping[str, str]) -> Any:
         def _kernel_spec_manager_default(self) -> KernelSpecManager:
             return KernelSpecManager(parent=self, kernel_dirs=[])  # no folder: this interpreter's ipykernel
 
-        def _transport_encryption_default(self) -> str:
+        def _transport_encryption_default(self) -> str:  # the kernel warns of an open one
             return "auto" if zmq.has("curve") else "disabled"
 
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
@@ -227,14 +205,10 @@ def _html(notebook: Path) -> str:
     return pages.replace('href="README.md"', 'href="../index.html"')
 
 
-# --------------------------------------------------------------------------------------------------- grids
-
-
 def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """A sweep file's notebook and its points: name → parameters, one for each combination in `grid`.
+    """A sweep file's notebook and its points, name → parameters, one for each combination of values in its `grid`.
 
-    Keys: `notebook` (relative to the file), `grid` (NAME: list of values) and, optionally, `parameters` that
-    are the same at every point.
+    Its `notebook` is relative to the file; `parameters` (optional) are the same at every point.
     """
     import yaml
 
@@ -265,22 +239,3 @@ def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
 def _point_name(notebook: Path, given: Mapping[str, Any]) -> str:
     """``04_distill_student-FACTOR=8``: what was given is in the name, so that no run hides another."""
     return re.sub(r"[^\w.=+-]+", "_", "-".join([notebook.stem, *(f"{key}={value}" for key, value in given.items())]))
-
-
-def run_grids(
-    paths: Sequence[str | Path],
-    output_dir: str | Path = "runs/sweeps",
-    *,
-    html: bool = True,
-    progress: bool = False,
-) -> list[NotebookResult]:
-    """Run every point of every sweep file into `output_dir/<file>/`, all checked before any kernel starts."""
-    grids = [(Path(path).stem, *read_grid(path)) for path in paths]
-    results: list[NotebookResult] = []
-    for stem, notebook, points in grids:
-        for name, point in points.items():
-            folder = Path(output_dir) / stem
-            results.append(run_notebook(notebook, point, folder, name=name, html=html, progress=progress))
-            if results[-1].interrupted:
-                return results
-    return results

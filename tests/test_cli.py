@@ -65,7 +65,7 @@ def test_in_place(make_notebook: MakeNotebook, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "a.ipynb", "-p", "EPOCH", "1"], "a.ipynb has no parameter EPOCH; did you mean EPOCHS?"),
+        (["run", "a.ipynb", "-p", "EPOCH", "1"], "a.ipynb has no parameter EPOCH; did you mean 'EPOCHS'?"),
         (["run", "a.ipynb", "-p", "EPOCHS", "many"], "a.ipynb: EPOCHS wants int, got 'many'"),
         (["run", "a.ipynb", "-p", "LR", "1", "-p", "LR", "2"], "parameter LR is given more than once"),
         (["run", "b.ipynb"], "no notebook at"),

@@ -44,12 +44,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_model(
     run: Run | str | Path, model: nn.Module | None = None, weights: Literal["best", "last"] = "best"
 ) -> nn.Module:
-    """The trained network of a complete run, in eval mode, RED blocks included.
+    """The trained network of a complete run, in eval mode, RED blocks included; it expects images through `to_float`.
 
     Built-in networks are built from the run's record. For a network of your own, pass a `model` of the same
-    architecture, without blocks; a copy of it is returned. It expects what it was trained on: images through
-    `to_float`, −1…1. `weights` are the run's result (``best``: a classifier's best epoch on validation, a denoiser's
-    average) or those after its last step (``last``).
+    architecture, without blocks; a copy of it is returned. `weights` are the run's result (``best``: a classifier's
+    best epoch on validation, a denoiser's average) or those after its last step (``last``).
 
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished one, for damaged
     weights, and for a network that is built otherwise than the one that was trained.
@@ -58,22 +57,20 @@ def load_model(
         raise ValueError(f"weights is 'best' or 'last', not {weights!r}{hint(weights, FILES)}")
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
-        raise ValueError(
-            f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters first"
-        )
+        raise ValueError(f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters")
     spec = run.params["model"]
     if model is None and "weights" in spec:
         raise ValueError(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
             "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
         )
-    if model is not None and not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | None):
         raise TypeError(f"load_model takes a run and, for a network of your own, that network, not {model!r}")
     if model is not None and structure(model) != spec.get("structure", structure(model)):
         raise ValueError(
-            f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: "
-            "give the same class with the same code and options, frozen and derived in the same way, as newly built "
-            "and without RED blocks"
+            f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: give the same "
+            "class with the same code and options under the same release of Python, frozen and derived in the same "
+            "way, as newly built and without RED blocks"
         )
     file = run.path / FILES[weights]
     if weights == "last" and not file.exists():
@@ -81,8 +78,7 @@ def load_model(
     tensors = read_tensors(file)[0]
     with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
         model = create_model(**spec) if model is None else copy.deepcopy(model)
-        blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
-    insert_blocks(model, blocks)
+        insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks])
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
 from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.runs import damaged
@@ -27,14 +28,14 @@ def save_state(
 ) -> None:
     """Write modules (by names without dots), optimizer, scheduler, scaler and a JSON record to one file.
 
-    Teachers (``teachers.`` in a module's state) do not change and are left out. The record may not use the keys
-    ``optimizer``, ``scheduler`` and ``scaler``.
+    Teachers (``teachers.`` in a module's state) do not change and are left out.
     """
-    tensors, packed = pack_optimizer(optimizer)
-    for name, module in modules.items():
-        tensors |= {f"{name}.{k}": v for k, v in module.state_dict().items() if not k.startswith("teachers.")}
-    own = {"optimizer": packed, "scheduler": scheduler.state_dict(), "scaler": scaler.state_dict() if scaler else {}}
-    save_tensors(path, tensors, {**record, **own})
+    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in _trained(module, True).items()}
+    states = [optimizer.state_dict(), scheduler.state_dict(), scaler.state_dict() if scaler else {}]
+    leaves, spec = tree_flatten(states)
+    tensors |= {f"states.{n}": leaf for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+    plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    save_tensors(path, tensors, {"record": record, "states": plain, "tree": treespec_dumps(spec)})
 
 
 def load_state(
@@ -48,42 +49,22 @@ def load_state(
 
     Raises ValueError with what to delete for a file that is cut short, of another training or not a state.
     """
-    tensors, record = read_tensors(path)
+    tensors, told = read_tensors(path)
     try:
         for name, module in modules.items():
             weights = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            teachers = {k: v for k, v in module.state_dict().items() if k.startswith("teachers.")}
-            module.load_state_dict(weights | teachers)
-        unpack_optimizer(optimizer, tensors, record.pop("optimizer"))
-        scheduler.load_state_dict(record.pop("scheduler"))
-        scaling = record.pop("scaler")
+            module.load_state_dict(weights | _trained(module, False))
+        leaves = [tensors.get(f"states.{n}", leaf) for n, leaf in enumerate(told["states"])]
+        optimizing, scheduling, scaling = tree_unflatten(leaves, treespec_loads(told["tree"]))
+        optimizer.load_state_dict(optimizing)
+        scheduler.load_state_dict(scheduling)
         if scaler:
             scaler.load_state_dict(scaling)
+        return dict(told["record"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(damaged(path, error)) from None
-    return record
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors and a JSON record; `unpack_optimizer` is its inverse."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    scalars: dict[str, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                scalars.setdefault(str(index), {})[key] = value
-    return tensors, {"param_groups": state["param_groups"], "scalars": scalars}
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
-) -> None:
-    state: dict[int, dict[str, Any]] = {int(i): dict(values) for i, values in record["scalars"].items()}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": record["param_groups"]})
+def _trained(module: nn.Module, trained: bool) -> dict[str, Tensor]:
+    """The part of a module's state that a training changes, or its teachers'."""
+    return {k: v for k, v in module.state_dict().items() if k.startswith("teachers.") != trained}
