@@ -210,7 +210,7 @@ def test_a_network_that_cannot_pool_harder_has_no_students() -> None:
 
 
 def test_names_and_networks_are_told_apart() -> None:
-    with pytest.raises(ValueError, match="did you mean resnext18"):
+    with pytest.raises(ValueError, match="did you mean 'resnext18'"):
         MemorySource("resnext-18")
     for model, example in ((own(), None), (TEACHER, torch.zeros(1))):
         with pytest.raises(ValueError, match="together with example="):

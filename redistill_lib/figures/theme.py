@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
-from redistill_lib.results import role_key
+from redistill_lib.results import label, role_key
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
@@ -33,6 +35,7 @@ _SYMBOLS = {
     "red-blocks": "hexagon", "red-blocks+kd": "pentagon", "red+mse": "cross",
 }  # fmt: skip
 
+_AXIS = {"gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
@@ -47,13 +50,8 @@ TEMPLATE = go.layout.Template(
             "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 0, "yanchor": "bottom",
             "yref": "container", "font": {"size": 13}, "itemsizing": "constant",
         },
-        "xaxis": {
-            "gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8},
-        },
-        "yaxis": {
-            "gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8},
-            "automargin": "left+width",
-        },
+        "xaxis": _AXIS,
+        "yaxis": _AXIS | {"automargin": "left+width"},
         "modebar": {"orientation": "h"},
         "annotationdefaults": {"font": {"size": 13, "color": INK}, "showarrow": False},
     }
@@ -86,6 +84,32 @@ def faint(color: str, opacity: float = 0.35) -> str:
     return f"rgba({r},{g},{b},{opacity:g})"
 
 
+def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
+    """Lines or markers in the look of a role; the hover text is its name, followed by `hover`.
+
+    `settings` as of `plotly.graph_objects.Scatter`; they may change a part of the look.
+
+    >>> role_trace("red", ": %{y}", x=[1], y=[2], marker={"size": 14}).marker.symbol
+    'diamond'
+    """
+    tone, name = color(role), label(role)
+    trace = go.Scatter(
+        name=name, legendgroup=name, line={"color": tone, "width": 2.5},
+        marker={"color": tone, "symbol": symbol(role), "size": 9},
+        error_x={"color": tone, "thickness": 1.5, "width": 4},
+        error_y={"color": tone, "thickness": 1.5, "width": 4},
+        hovertemplate=f"<b>{name}</b>{hover}<extra></extra>",
+    )  # fmt: skip
+    return trace.update(settings)
+
+
+def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
+    """Give the y axis one row per name, at 0, 1, … from the top."""
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False
+    )
+
+
 def finish(
     figure: go.Figure,
     title: str,
@@ -94,12 +118,12 @@ def finish(
     plot: int,
     width: int = WIDTH,
     margins: tuple[int, int, int, int] = (64, 8, 24, 56),
-    legend: int = 0,
+    legend: bool = False,
 ) -> go.Figure:
     """Give a figure the template, its size, and its title: the finding, and below it what one has to know to read it.
 
     `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
-    and legend, all in pixels; `legend` is the number of rows it needs.
+    and legend, all in pixels.
     """
     # No line break before a number, % or a bracket, nor around +.
     joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+])|(?<=\+) ", NBSP, title)
@@ -108,22 +132,22 @@ def finish(
     left, above, right, below = margins
     # The note is part of the title's text: plotly misplaces a title's own subtitle when the title has several lines.
     note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
-    text = "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])])
-    count = len(lines) + len(small)
-    top = 26 + LINE * count + above
-    bottom = below + 26 * legend
+    top = 26 + LINE * (len(lines) + len(small)) + above
+    bottom = below + (26 * _legend_rows(figure, width) if legend else 0)
     height = top + plot + bottom
     figure.update_layout(
-        template=TEMPLATE,
-        width=width,
-        height=height,
+        template=TEMPLATE, width=width, height=height, showlegend=legend,
         margin={"l": left, "t": top, "r": right, "b": bottom},
-        showlegend=legend > 0,
-        title={"text": text, "y": 1 - 20 / height, "yref": "container"},
-    )
+        title={
+            "text": "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])]),
+            "y": 1 - 20 / height, "yref": "container",
+        },
+    )  # fmt: skip
     return figure
 
 
-def rows_of_legend(names: Iterable[str], width: int = WIDTH) -> int:
-    """How many rows the names take, side by side."""
-    return max(1, -(-sum(48 + 8 * len(name) for name in names) // (width - 64)))
+def _legend_rows(figure: go.Figure, width: int) -> int:
+    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
+    if share := figure.layout.legend.entrywidth:
+        return math.ceil(len(names) * share)
+    return max(1, math.ceil(sum(48 + 8 * len(name) for name in names) / (width - 64)))
