@@ -37,7 +37,7 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
     teacher, student = (RNG.random((s, s), dtype=np.float32) for s in (side, ours))
     image = RNG.integers(0, 256, (40, 40, 1), dtype=np.uint8)
     place = "layer1 output"
-    known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
+    known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, 4)
     return replace(known, **changes)  # type: ignore[arg-type]
 
 

@@ -110,7 +110,7 @@ def test_areas_add_up_to_live_bytes(case: str, convention: str) -> None:
     figure = memory_timeline(profile)
     scale = 2**20 if profile.peak_bytes >= 2**20 else 2**10
     longest = max((trace for trace in figure.data if trace.stackgroup), key=lambda trace: len(trace.x))
-    steps = np.asarray(longest.x)
+    steps = np.asarray(longest.x, float)
     assert len(steps) == len(profile.rows) + 1  # where each begins, and the last one's end
     height = stacked(figure, steps) * scale
     assert height[:-1].tolist() == [row.live_bytes for row in profile.rows]

@@ -36,7 +36,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
 
     >>> from redistill_lib.maps import MapComparison
     >>> m = np.ones((4, 4), np.float32)
-    >>> c = MapComparison(np.zeros((8, 8, 1), np.uint8), m, m, "a output", "b output", 1.0, None, 4, 4, "T", "S", 2)
+    >>> c = MapComparison(np.zeros((8, 8, 1), np.uint8), m, m, "a output", "b output", 1.0, None, 4, 4, 2)
     >>> len(feature_maps(c).data)
     3
     """
