@@ -25,12 +25,7 @@ HINT = "No student is trained at this stride yet: only the untrained one can be 
 
 
 class MapSource:
-    """Networks, images, and what is computed of them, each once: an explorer's memory, free of widgets.
-
-    >>> import torch
-    >>> len(MapSource({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).images)
-    1
-    """
+    """Networks, images, and what is computed of them, each once: an explorer's memory, free of widgets."""
 
     def __init__(self, networks: Networks, images: Tensor):
         self.networks, self.images = networks, images

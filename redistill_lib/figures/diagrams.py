@@ -19,11 +19,7 @@ if TYPE_CHECKING:
 
 
 def map_sides(plan: StridePlan, image_size: int) -> list[int]:
-    """Side in pixels of the image and of the map after each place, as padded convolutions give it.
-
-    >>> map_sides(StridePlan.parse("4-11221"), 40)
-    [40, 10, 10, 10, 5, 3, 3]
-    """
+    """Side in pixels of the image and of the map after each place, as padded convolutions give it."""
     sides = [image_size]
     for stride in plan.places:
         sides.append(math.ceil(sides[-1] / stride))

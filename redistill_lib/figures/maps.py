@@ -126,8 +126,8 @@ def _finding(rows: Sequence[Sequence[MapComparison]]) -> str:
     at = f"At stride ×{first.stride} " if first.stride else ""
     if len(every) == 1:
         t, s = ("×".join(map(str, m.shape)) for m in (first.teacher, first.student))
-        who = _label(first.label).partition(",")[0].removesuffix(" student").replace("student", "")
-        who = f"{who} student".strip()
+        who = _label(first.label).partition(",")[0]
+        who = who if who.endswith("student") else f"{who} student"
         return capital(f"{at}the {who}'s map has {s} pixels, the teacher's {t}: similarity {number(first.score)}")
     roles = dict.fromkeys(_label(c.label) for c in every)
     means = {role: float(np.mean([c.score for c in every if _label(c.label) == role])) for role in roles}

@@ -11,11 +11,12 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import INK, MUTED, WIDTH, color, faint, finish
+from redistill_lib.figures.theme import INK, MUTED, WIDTH, color, finish
 from redistill_lib.memory import Bounds, Profile, Row, format_size
 from redistill_lib.memory.schedule import Buffer
 
 _PLOT = 330  # pixels
+_VEIL = "rgba(255,255,255,0.75)"  # behind texts over areas
 _TICK = 16  # characters of a name on an axis
 _COLOURED = 8  # tensors at most
 ROLES = {  # of a tensor at the peak, each with its colours; the largest has the first
@@ -72,7 +73,7 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
     figure.add_annotation(
         x=at, y=profile.peak_bytes / scale, showarrow=True, arrowhead=0, arrowcolor=INK, arrowwidth=1.5, standoff=1,
         text=f"<b>peak {format_size(profile.peak_bytes)}</b> at {place_of(profile.peak_op)}", ay=-16,
-        ax=14 if side == "left" else -14, xanchor=side, yanchor="bottom", bgcolor=faint("#FFFFFF", 0.8),
+        ax=14 if side == "left" else -14, xanchor=side, yanchor="bottom", bgcolor=_VEIL,
     )  # fmt: skip
     lines = _lines(profile, bounds, reference)
     highest = max([profile.peak_bytes, *lines])
@@ -83,7 +84,7 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
         lift, free = max(0, free - height), max(free, height) + 17
         figure.add_hline(
             value / scale, line={"color": tone, "width": width, "dash": dash}, annotation_position=f"top {other}",
-            annotation={"text": text, "yshift": lift + 2, "font": {"color": tone, "size": 12}},
+            annotation={"text": text, "yshift": lift + 2, "font": {"color": tone, "size": 12}, "bgcolor": _VEIL},
         )  # fmt: skip
     figure.update_yaxes(range=[0, highest / scale * 1.16], title=f"alive ({unit})")
     below = slanted(figure, _ticks(profile, edges), "step of the forward pass, from input to output")
@@ -246,10 +247,6 @@ def block_names(rows: Sequence[Row]) -> list[str]:
     """The layer of the network that each row belongs to: ``layer1.0`` for ``layer1.0.conv2`` and its RED blocks.
 
     What is computed outside any module, as the concatenations of a U-Net, belongs to the layer that follows.
-
-    >>> rows = [Row("op", path, (), 0, 0, 0, 0) for path in ("conv1", "", "up.0.a", "tail.2")]
-    >>> block_names(rows)
-    ['conv1', 'up.0', 'up.0', 'tail']
     """
     inside: dict[str, list[list[str]]] = {}
     for row in rows:
@@ -277,21 +274,13 @@ def layer_name(path: str) -> str:
 
 
 def place_of(row: Row) -> str:
-    """What a reader calls the place of a step: its module, or the RED block that it belongs to.
-
-    >>> place_of(Row("conv", "conv1.after.logit.0", (), 0, 0, 0, 0))
-    'the RED block after conv1'
-    """
+    """What a reader calls the place of a step: its module, or the RED block that it belongs to."""
     layer, side = red_place(row)
     return f"the RED block {side} {layer}" if side else layer_name(short(row.name, 36))
 
 
 def short(name: str, most: int) -> str:
-    """A module's path with its middle left out where it is too long.
-
-    >>> short("conv1.after.residual_encoder.0", 20)
-    'conv1.af…l_encoder.0'
-    """
+    """A module's path with its middle left out where it is too long."""
     return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"
 
 
@@ -311,11 +300,7 @@ def setting(profile: Profile) -> str:
 
 
 def ratio(reference: float, value: float) -> str:
-    """How much less, or more, than a reference.
-
-    >>> ratio(10, 4), ratio(4, 5), ratio(1000, 999)
-    ('2.5× less than', '1.25× more than', 'about as much as')
-    """
+    """How much less, or more, than a reference."""
     times = max(reference, value) / min(reference, value)
     if times < 1.005:
         return "about as much as"

@@ -27,11 +27,7 @@ _BOUNDS = {  # attribute → (what a reader calls it, marker)
 
 
 def role_name(role: str) -> str:
-    """What a reader calls the role where memory is concerned: RED is blocks in the student.
-
-    >>> role_name("red"), role_name("student")
-    ('student + RED', 'naive student')
-    """
+    """What a reader calls the role where memory is concerned: RED is blocks in the student."""
     return {"red": "student + RED", "red in place": "student + RED in place"}.get(role_key(role), label(role))
 
 
@@ -39,12 +35,6 @@ def layers_of(profile: Profile) -> dict[str, int]:
     """The most bytes that are alive in each layer of the network and in the RED blocks on it, in order of execution.
 
     Under the ``paper`` convention these are the authors' entries.
-
-    >>> import torch
-    >>> from redistill_lib.memory import profile_memory
-    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
-    >>> layers_of(profile_memory(net, torch.zeros(1, 3, 32, 32)))
-    {'0': 45056}
     """
     paper = profile.convention == "paper"
     names = [row.module for row in profile.rows] if paper else block_names(profile.rows)
@@ -96,7 +86,13 @@ def memory_by_layer(
     profile = next(iter(profiles.values()))
     layers = {role_key(role): layers_of(each) for role, each in profiles.items()}
     values = {role_key(role): row for role, row in (published or {}).items() if role_key(role) in layers}
-    _check_published(values, layers, profile.convention)
+    if values and profile.convention != "paper":
+        found = f"profile with convention='paper', not {profile.convention!r}"
+        raise ValueError(f"published values are the authors' estimates: {found}")
+    for role, row in values.items():
+        if len(row) != len(layers[role]):
+            found = f"{len(row)} published values for the {len(layers[role])} layers"
+            raise ValueError(f"{found} of the {role_name(role)}")
     highest = max(each.peak_bytes for each in profiles.values())
     unit, scale = unit_of(highest)
     names = list(dict.fromkeys(itertools.chain(*sorted(layers.values(), key=len, reverse=True))))
@@ -109,7 +105,12 @@ def memory_by_layer(
         if role == "teacher":
             _add_silhouette(figure, {name: live.get(name) for name in names}, scale)
         else:
-            _add_bars(figure, role, live, layers.get("student", live), at[role], wide, scale)
+            _add_bars(figure, role, live, layers.get("student", live), at[role], scale)
+        layer, size = _peak(live)
+        figure.add_annotation(
+            x=at[role][layer], y=size / scale, text=f"<b>{format_size(size)}</b>", font_color=color(role),
+            textangle=0 if role == "teacher" else -90, yanchor="bottom", yshift=4, showarrow=False,
+        )  # fmt: skip
     for role, row in values.items():
         sizes = {name: value * 2**20 for name, value in zip(layers[role], row, strict=True)}
         figure.add_scatter(
@@ -117,29 +118,16 @@ def memory_by_layer(
             marker={"symbol": f"{symbol(role)}-open", "size": 9, "color": color(role), "line": {"width": 1.5}},
             name=f"{role_name(role)}, published", **_told(f"{role_name(role)} as published", sizes.items()),
         )  # fmt: skip
-    _mark_peaks(figure, layers, at, scale)
     below = slanted(figure, {k: short(name, 16) for k, name in enumerate(names)}, "layer, from input to output")
     figure.update_xaxes(range=[-0.6, len(names) - 0.4])
     figure.update_yaxes(title=f"most alive in the layer ({unit})", range=[0, highest / scale * 1.14])
+    figure.update_traces(width=wide, textposition="none", selector={"type": "bar"})
     figure.update_layout(barmode="overlay", hovermode="closest")
     note = f"{listed(dict.fromkeys(p.model for p in profiles.values()))} {setting(profile)}; weights not included."
     if values:
         equal = [b == v * 2**20 for r, row in values.items() for b, v in zip(layers[r].values(), row, strict=True)]
         note += f" Open markers: the authors' values, {sum(equal)} of {len(equal)} equal to ours to the byte."
     return finish(figure, _finding(layers), note, plot=340, margins=(64, 0, 12, below), legend=True)
-
-
-def _check_published(
-    values: Mapping[str, Sequence[float]], layers: Mapping[str, Mapping[str, int]], convention: str
-) -> None:
-    for role, row in values.items():
-        if convention != "paper":
-            raise ValueError(
-                f"published values are the authors' estimates: profile with convention='paper', not {convention!r}"
-            )
-        if len(row) != len(layers[role]):
-            count = f"{len(row)} published values for the {len(layers[role])} layers"
-            raise ValueError(f"{count} of the {role_name(role)}")
 
 
 def _told(role: str, sizes: Iterable[tuple[str, float]]) -> dict[str, Any]:
@@ -164,7 +152,6 @@ def _add_bars(
     live: Mapping[str, int],
     bare: Mapping[str, int],
     at: Mapping[str, float],
-    width: float,
     scale: int,
 ) -> None:
     """A bar per layer; what is more than in the `bare` student is hatched."""
@@ -172,47 +159,21 @@ def _add_bars(
     more = {layer: size for layer, size in live.items() if size > own[layer]}
     name, tone = role_name(role), color(role)
     figure.add_bar(
-        x=[*at.values()], y=[size / scale for size in own.values()], width=width, name=name, textposition="none",
+        x=[*at.values()], y=[size / scale for size in own.values()], name=name,
         marker={"color": tone, "line": {"width": 0}}, **_told(name, own.items()),
     )  # fmt: skip
     if more:
         pattern = {"shape": "/", "fgcolor": tone, "bgcolor": "white", "size": 5, "solidity": 0.45}
         figure.add_bar(
-            x=[at[layer] for layer in more], base=[own[layer] / scale for layer in more], width=width,
+            x=[at[layer] for layer in more], base=[own[layer] / scale for layer in more],
             y=[(size - own[layer]) / scale for layer, size in more.items()], name="what its RED block adds",
-            marker={"pattern": pattern, "color": tone, "line": {"width": 1, "color": tone}}, textposition="none",
+            marker={"pattern": pattern, "color": tone, "line": {"width": 1, "color": tone}},
             **_told(f"{name}, RED block", more.items()),
         )  # fmt: skip
 
 
 def _peak(live: Mapping[str, int]) -> tuple[str, int]:
     return max(live.items(), key=lambda item: item[1])
-
-
-def _mark_peaks(
-    figure: go.Figure, layers: Mapping[str, Mapping[str, int]], at: Mapping[str, Mapping[str, float]], scale: int
-) -> None:
-    """Each network's peak, written above its bar; one text where several have the same, and none over another."""
-    same: dict[tuple[str, int], list[str]] = {}
-    for role, live in layers.items():
-        same.setdefault(_peak(live), []).append(role)
-    line = max(size for _, size in same) * 0.075
-    count = max(map(len, layers.values()))
-    slots = count * 72 / (WIDTH - 80)  # layers that a text covers
-    placed: list[tuple[float, float]] = []
-    for (layer, size), roles in sorted(same.items(), key=lambda item: item[0][1]):
-        x = sum(at[role][layer] for role in roles) / len(roles)
-        x = min(max(x, slots / 2 - 0.5), count - 0.5 - slots / 2)
-        y = float(size)
-        for other_x, other_y in sorted(placed, key=lambda p: p[1]):
-            if abs(other_x - x) < slots and abs(other_y - y) < line:
-                y = other_y + line
-        placed.append((x, y))
-        tone = color(roles[0]) if len(roles) == 1 and roles[0] != "student" else INK
-        figure.add_annotation(
-            x=x, y=y / scale, yanchor="bottom", yshift=4, text=f"<b>{format_size(size)}</b>", font={"color": tone},
-            showarrow=False, bgcolor=faint("#FFFFFF", 0.7), borderpad=0,
-        )  # fmt: skip
 
 
 def _finding(layers: Mapping[str, Mapping[str, int]]) -> str:

@@ -59,11 +59,7 @@ TEMPLATE = go.layout.Template(
 
 
 def color(role: str) -> str:
-    """The role's colour, the same in every figure; a role without one of its own gets one that follows from its name.
-
-    >>> color("kd+red") == color("red+kd") != color("red")
-    True
-    """
+    """The role's colour, the same in every figure; where it has none, one that follows from its name."""
     key = role_key(role)
     return _COLORS.get(key) or _FACTORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
 
@@ -75,11 +71,7 @@ def symbol(role: str) -> str:
 
 
 def faint(color: str, opacity: float = 0.35) -> str:
-    """The same colour, see-through.
-
-    >>> faint("#FF0000", 0.5)
-    'rgba(255,0,0,0.5)'
-    """
+    """The same colour, see-through."""
     r, g, b = (int(color[k : k + 2], 16) for k in (1, 3, 5))
     return f"rgba({r},{g},{b},{opacity:g})"
 
@@ -88,9 +80,6 @@ def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
     """Lines or markers in the look of a role; the hover text is its name, followed by `hover`.
 
     `settings` as of `plotly.graph_objects.Scatter`; they may change a part of the look.
-
-    >>> role_trace("red", ": %{y}", x=[1], y=[2], marker={"size": 14}).marker.symbol
-    'diamond'
     """
     tone, name = color(role), label(role)
     trace = go.Scatter(
