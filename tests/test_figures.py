@@ -67,10 +67,9 @@ def seen_by(hex_color: str, blindness: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
-@pytest.mark.parametrize("roles", [ROLES, ["×1", "×2", "×4", "×8"]], ids=["roles", "factors"])
-def test_colours_stay_apart(roles: list[str], blindness: str) -> None:
-    colors = {role: seen_by(theme.color(role), blindness) for role in roles}
-    near = {pair: np.linalg.norm(colors[pair[0]] - colors[pair[1]]) for pair in itertools.combinations(roles, 2)}
+def test_colours_stay_apart(blindness: str) -> None:
+    colors = {role: seen_by(theme.color(role), blindness) for role in ROLES}
+    near = {pair: np.linalg.norm(colors[pair[0]] - colors[pair[1]]) for pair in itertools.combinations(ROLES, 2)}
     assert min(near.values()) > 18, min(near, key=lambda pair: near[pair])
     assert all(value[0] < 80 for value in colors.values())  # against white
 

@@ -14,14 +14,19 @@ if TYPE_CHECKING:
 
 
 class LiveCurves:
-    """A figure of `figures.curves` that `update` redraws; without a viewer it only collects."""
+    """A figure of `figures.curves` that `update` redraws; in a batch it only collects."""
 
-    def __init__(self, roles: Iterable[str], shown: go.FigureWidget | None = None):
-        import pandas as pd
+    def __init__(self, roles: Iterable[str]):
+        self.histories: dict[str, pd.DataFrame] = {}
+        self.shown: go.FigureWidget | None = None
+        for role in roles:
+            self.update(role, [])
+        if is_live():
+            from IPython.display import display
 
-        self.histories = {role: pd.DataFrame() for role in roles}
-        self.shown = shown
-        self._draw()
+            self.shown = empty_figure()
+            self._draw()
+            display(self.shown)
 
     def update(self, role: str, history: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
         """The history of a role so far: the rows that ``on_log`` is given, or a frame from `Run.history`."""
@@ -47,10 +52,4 @@ def live_curves(roles: Iterable[str]) -> LiveCurves:
     >>> len(live.histories["teacher"])
     1
     """
-    if not is_live():
-        return LiveCurves(roles)
-    from IPython.display import display
-
-    live = LiveCurves(roles, empty_figure())
-    display(live.shown)
-    return live
+    return LiveCurves(roles)

@@ -141,9 +141,11 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
     >>> figure.layout.title.text.partition("<br>")[0]
     "<b>Difference from the teacher's images: 0.25 (RED) and 0.50 (naive student)</b>"
     """
-    if len({tuple(images.shape) for images in samples.values()}) != 1:
-        shapes = ", ".join("×".join(map(str, images.shape)) for images in samples.values())
-        raise ValueError(f"the samples need one shape, as many of each role, not {shapes or 'none at all'}")
+    shapes = ["×".join(map(str, images.shape)) for images in samples.values()]
+    if len(set(shapes)) != 1:
+        raise ValueError(
+            f"the samples need one shape, as many of each role, not {', '.join(shapes) or 'none at all'}"
+        )
     total = len(next(iter(samples.values())))
     if not total or count < 1:
         raise ValueError(f"there is nothing to show: count={count} of {total} samples")

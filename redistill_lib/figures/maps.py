@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from redistill_lib.figures.samples import image_trace
-from redistill_lib.figures.theme import GRID, INK, MUTED, WIDTH, finish, name_rows, role_trace
+from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, finish, name_rows, role_trace
 from redistill_lib.maps import MapComparison
 from redistill_lib.results import capital, label, listed, number
 
@@ -48,7 +48,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
         raise ValueError("feature_maps needs at least one comparison")
     rows = _rows(comparisons)
     columns = 2 + max(len(row) for row in rows)
-    side = max(110, min(250, (WIDTH - 88) // columns, 800 // len(rows)))
+    side = max(110, min(250, (PAGE - 88) // columns, 800 // len(rows)))
     high = len(rows) * (side + _HEAD) - _HEAD
     figure = make_subplots(
         len(rows), columns, horizontal_spacing=8 / (side * columns), vertical_spacing=_HEAD / high,

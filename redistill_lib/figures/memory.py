@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import INK, MUTED, WIDTH, color, finish
+from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish
 from redistill_lib.memory import Bounds, Profile, Row, format_size
 from redistill_lib.memory.schedule import Buffer
 
@@ -189,7 +189,7 @@ def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
     names = block_names(profile.rows)
     starts = [k for k, name in enumerate(names) if not k or name != names[k - 1]]
     peak = max(k for k in starts if k <= profile.peak_index)
-    room, kept = 20 * edges[-1] / (WIDTH - 90), [peak]
+    room, kept = 20 * edges[-1] / (PAGE - 90), [peak]
     for k in starts:
         if all(abs(edges[k] - edges[other]) >= room for other in kept):
             kept.append(k)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from redistill_lib.figures.memory import block_names, layer_name, place_of, ratio, setting, short, slanted, unit_of
-from redistill_lib.figures.theme import INK, MUTED, WIDTH, color, faint, finish, name_rows, symbol
+from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, name_rows, symbol
 from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.results import capital, label, listed, role_key, the
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torchinfo import ModelStatistics
 
-_ROOM = WIDTH - 310  # pixels for the longest bar and the text beside it
+_ROOM = PAGE - 310  # pixels for the longest bar and the text beside it
 _BOUNDS = {  # attribute → (what a reader calls it, marker)
     "op_bytes": ("largest step: its input and output", "circle"),
     "order_bytes": ("best order of execution", "diamond"),

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import WIDTH, finish
+from redistill_lib.figures.theme import PAGE, finish
 
 SIDE = 96  # pixels an image is reduced to when it is larger
 
@@ -65,7 +65,7 @@ def add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str = "ce
 
 def fit(figure: go.Figure, width: float, heights: tuple[float, float], names: int = 0) -> int:
     """Show so many units across, right of so many pixels for names; the height in pixels that this takes."""
-    scale = (WIDTH - 24 - names) / width
+    scale = (PAGE - 24 - names) / width
     figure.update_xaxes(visible=False, range=[-names / scale, width], constrain="domain")
     figure.update_yaxes(visible=False, range=heights[::-1], scaleanchor="x", constrain="domain")
     return round(scale * (heights[1] - heights[0]))

@@ -15,7 +15,7 @@ from redistill_lib.results import label, role_key
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
-WIDTH = 860  # pixels: fits a notebook's output cell with the side bar open
+PAGE = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
 # Kept apart by lightness as well as hue, so that they hold under the common colour blindnesses and in grey.
@@ -29,7 +29,6 @@ _COLORS = {
     "red-blocks+kd": "#56B4E9",
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
-_FACTORS = {"×1": "#1F2328", "×2": "#8CC084", "×4": "#3C9154", "×8": "#12522D"}
 _SYMBOLS = {
     "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
     "red-blocks": "hexagon", "red-blocks+kd": "pentagon", "red+mse": "cross",
@@ -61,13 +60,12 @@ TEMPLATE = go.layout.Template(
 def color(role: str) -> str:
     """The role's colour, the same in every figure; where it has none, one that follows from its name."""
     key = role_key(role)
-    return _COLORS.get(key) or _FACTORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
+    return _COLORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
 
 
 def symbol(role: str) -> str:
     """The role's marker, so that colour is never alone."""
-    key = role_key(role)
-    return "circle" if key in _FACTORS else _SYMBOLS.get(key, "triangle-up")
+    return _SYMBOLS.get(role_key(role), "triangle-up")
 
 
 def faint(color: str, opacity: float = 0.35) -> str:
@@ -105,7 +103,7 @@ def finish(
     subtitle: str = "",
     *,
     plot: int,
-    width: int = WIDTH,
+    width: int = PAGE,
     margins: tuple[int, int, int, int] = (64, 8, 24, 56),
     legend: bool = False,
 ) -> go.Figure:
