@@ -86,18 +86,14 @@ def _rows(comparisons: Sequence[MapComparison]) -> list[list[MapComparison]]:
 
 def _heads(row: Sequence[MapComparison], columns: int) -> list[str]:
     """What stands above each panel of a row."""
-    first = row[0]
-    told: list[tuple[str, NDArray[Any], str, str]] = [
-        ("image", first.image, "", ""),
-        ("teacher", first.teacher, first.teacher_place, ""),
+    told: list[tuple[str, NDArray[Any], str]] = [
+        ("image", row[0].image, " <br> "),
+        ("teacher", row[0].teacher, f"{row[0].teacher_place}<br> "),
     ]
     for c in row:
-        score = f"similarity <b>{number(c.score)}</b>"
-        told.append((_label(c.label).partition(",")[0], c.student, c.student_place, score))
-    texts = [
-        f'<b style="color:{INK}">{name}</b> {values.shape[0]}×{values.shape[1]}<br>{place or " "}<br>{score or " "}'
-        for name, values, place, score in told
-    ]
+        place = f"{c.student_place}<br>similarity <b>{number(c.score)}</b>"
+        told.append((_label(c.label).partition(",")[0], c.student, place))
+    texts = [f'<b style="color:{INK}">{name}</b> {m.shape[0]}×{m.shape[1]}<br>{place}' for name, m, place in told]
     return texts + [""] * (columns - len(texts))
 
 
