@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from redistill_lib.results import interval
 if TYPE_CHECKING:
     import pandas as pd
 
-BATCH = 64
+_BATCH = 64
 
 
 def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[tuple[str, tuple[int, int, int]]]:
@@ -77,8 +77,6 @@ class MapComparison:
     channel: int | None
     teacher_channels: int
     student_channels: int
-    teacher_name: str
-    student_name: str
     stride: int | None  # of the student's stem over the teacher's, where both networks have a stride plan
     label: str | None = None  # the student's role: "naive", "red", …
 
@@ -92,22 +90,20 @@ class MapComparison:
         if self.channel is None:
             return "mean over channels"
         t, s = self.channel % self.teacher_channels, self.channel % self.student_channels
-        if t == s:
-            return f"channel {t}"
-        return f"channel {t} of the teacher's {self.teacher_channels}, {s} of the student's {self.student_channels}"
+        both = f"{t} of the teacher's {self.teacher_channels}, {s} of the student's {self.student_channels}"
+        return f"channel {t if t == s else both}"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per map: role, model, place, channels, size, least, mean and greatest value, score."""
+        """One row per map: role, place, channels, size, least, mean and greatest value, score."""
         import pandas as pd
 
-        role = self.label or "student"
-        rows = [
-            ("teacher", self.teacher_name, self.teacher_place, self.teacher_channels, self.teacher, 1.0),
-            (role, self.student_name, self.student_place, self.student_channels, self.student, self.score),
-        ]
-        columns = ["role", "model", "place", "channels", "height", "width", "least", "mean", "greatest", "score"]
-        found = [(*told, *m.shape, m.min(), m.mean(), m.max(), score) for *told, m, score in rows]
-        return pd.DataFrame(found, columns=columns)
+        maps = (
+            ("teacher", self.teacher_place, self.teacher_channels, self.teacher, 1.0),
+            (self.label or "student", self.student_place, self.student_channels, self.student, self.score),
+        )
+        columns = ["role", "place", "channels", "height", "width", "least", "mean", "greatest", "score"]
+        rows = [(*told, *m.shape, m.min(), m.mean(), m.max(), score) for *told, m, score in maps]
+        return pd.DataFrame(rows, columns=columns)
 
     def __repr__(self) -> str:
         ours, theirs = (f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher))
@@ -139,20 +135,19 @@ def compare_maps(
     """
     if image.ndim != 3:
         raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
+    student_place, teacher_place = _places(tap)
     [ours] = _read(student, [tap.place], *(inputs or _batch(student, image[None])))
     [theirs] = _read(teacher, [tap.source], *(inputs or _batch(teacher, image[None])))
     return MapComparison(
         image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
         student=_one_map(ours, channel),
-        teacher_place=f"{tap.teacher_layer} {tap.teacher_side}",
-        student_place=f"{tap.layer} {tap.side}",
+        teacher_place=teacher_place,
+        student_place=student_place,
         score=float(_scores(ours, theirs)[0]),
         channel=channel,
         teacher_channels=theirs.shape[1],
         student_channels=ours.shape[1],
-        teacher_name=_name(teacher),
-        student_name=_name(student),
         stride=_stride(teacher, student),
         label=label,
     )
@@ -206,7 +201,7 @@ def compare_denoisers(
     ]
 
 
-def tap_scores(
+def score_taps(
     teacher: nn.Module, students: Mapping[str, nn.Module], taps: Sequence[Tap], images: Tensor
 ) -> pd.DataFrame:
     """How alike each student's maps are to the teacher's, tap by tap.
@@ -217,32 +212,30 @@ def tap_scores(
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
     >>> images = torch.randint(0, 255, (3, 1, 8, 8), dtype=torch.uint8)
-    >>> round(tap_scores(net, {"naive": net}, [Tap("0", "output", "0", "output")], images).score.item(), 4)
+    >>> round(score_taps(net, {"naive": net}, [Tap("0", "output", "0", "output")], images).score.item(), 4)
     1.0
     """
     import pandas as pd
 
-    found: dict[tuple[str, int], list[Tensor]] = {(role, k): [] for role in students for k in range(len(taps))}
-    resized = dict.fromkeys(found, False)
-    for batch in images.split(BATCH):
+    found: dict[tuple[str, Tap], list[float]] = {(role, tap): [] for role in students for tap in taps}
+    resized = {}
+    for batch in images.split(_BATCH):
         theirs = _read(teacher, [tap.source for tap in taps], *_batch(teacher, batch))
         for role, student in students.items():
             ours = _read(student, [tap.place for tap in taps], *_batch(student, batch))
-            for k, (s, t) in enumerate(zip(ours, theirs, strict=True)):
-                found[role, k].append(_scores(s, t))
-                resized[role, k] = s.shape[-2:] != t.shape[-2:]
-    rows: list[dict[str, Any]] = []
-    for (role, k), parts in found.items():
-        values, tap = torch.cat(parts), taps[k]
-        mean = interval(values.tolist())
-        rows.append(
-            {
-                "tap": f"{tap.layer} {tap.side}", "teacher_tap": f"{tap.teacher_layer} {tap.teacher_side}",
-                "student": role, "score": mean.value, "low": mean.low, "high": mean.high, "n": len(values),
-                "resized": resized[role, k],
-            }
-        )  # fmt: skip
-    return pd.DataFrame(rows)
+            for tap, s, t in zip(taps, ours, theirs, strict=True):
+                found[role, tap] += _scores(s, t).tolist()
+                resized[role, tap] = s.shape[-2:] != t.shape[-2:]
+    rows = []
+    for (role, tap), values in found.items():
+        mean = interval(values)
+        numbers = (mean.value, mean.low, mean.high, len(values), resized[role, tap])
+        rows.append((*_places(tap), role, *numbers))
+    return pd.DataFrame(rows, columns=["tap", "teacher_tap", "student", "score", "low", "high", "n", "resized"])
+
+
+def _places(tap: Tap) -> tuple[str, str]:
+    return f"{tap.layer} {tap.side}", f"{tap.teacher_layer} {tap.teacher_side}"
 
 
 def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:

@@ -22,7 +22,7 @@ from redistill_lib.explorers import diffusion
 from redistill_lib.explorers.diffusion import TrajectoryExplorer, TrajectorySource
 from redistill_lib.maps import compare_denoisers
 from redistill_lib.models import create_model
-from redistill_lib.network import feature_maps
+from redistill_lib.network import record_maps
 
 ROOT = Path(__file__).parents[1]
 TIMES = (999, 599, 199)
@@ -121,7 +121,7 @@ def test_the_nearest_samples_are_named_only_where_the_images_tell() -> None:
     assert headline(clear) == "Difference from the teacher's images: 0.40 (RED) and 0.50 (naive student)"
     assert len(clear.data) == 3  # a grid each
     large = figures.sample_grids(dict.fromkeys(("teacher", "red"), torch.zeros(9, 1, 40, 40)))
-    assert len(large.data) == 2 * 9  # not made smaller
+    assert {(trace.dx, trace.dy) for trace in large.data} == {(1, 1)}  # not made smaller
     unclear = figures.sample_grids({"teacher": teacher, "student": noisy(0.42, 0), "red": noisy(0.4, 0.1)})
     assert headline(unclear).endswith("; these images cannot tell RED from the naive student")
 
@@ -164,7 +164,7 @@ def test_maps_are_those_at_the_noisy_image_and_time(networks: dict[str, nn.Modul
         ("teacher", (taps[0].teacher_layer, taps[0].teacher_side)),
         ("student", (taps[0].layer, taps[0].side)),
     ):
-        one = feature_maps(networks[role], [place], x[None], torch.tensor([700]))[place]
+        one = record_maps(networks[role], [place], x[None], torch.tensor([700]))[place]
         maps.append(one[0].mean(0).flatten())
     score = float(nn.functional.cosine_similarity(*maps, dim=0))
     assert any(f"similarity  {score:.2f}".replace("-", "−") in text for text in words(figure))

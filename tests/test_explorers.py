@@ -72,7 +72,7 @@ def title(figure: Any) -> str:
 def test_nothing_is_shown_or_imported_in_a_batch() -> None:
     code = (
         "import sys, torch\nfrom redistill_lib import explorers\n"
-        "assert explorers.feature_maps({}, torch.zeros(1)) is None\n"
+        "assert explorers.feature_map_explorer({}, torch.zeros(1)) is None\n"
         "assert explorers.stride_plan('resnet18', 32) is None\n"
         "explorers.live_curves(['teacher']).update('teacher', [{'epoch': 1}])\n"
         "assert not {'ipywidgets', 'plotly'} & set(sys.modules)"
@@ -158,7 +158,7 @@ def test_a_stride_that_cannot_be_is_explained(calls: list[int]) -> None:
 
 def test_labels_go_with_images(live: None) -> None:
     with pytest.raises(ValueError, match="3 images but 1 labels"):
-        explorers.feature_maps({"r": family("resnet18-1-21222", [])}, IMAGES, ["cat"])
+        explorers.feature_map_explorer({"r": family("resnet18-1-21222", [])}, IMAGES, ["cat"])
 
 
 def test_every_control_is_described(explorer: MapExplorer, live: None) -> None:
@@ -208,7 +208,7 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from redistill_lib import explorers
 from test_explorers import IMAGES, family
-explorers.feature_maps({{"ResNet": family("resnet18-1-21222", [])}}, IMAGES)
+explorers.feature_map_explorer({{"ResNet": family("resnet18-1-21222", [])}}, IMAGES)
 """
 FLAGS = (
     "--no-sandbox --headless --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -37,7 +37,7 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
     teacher, student = (RNG.random((s, s), dtype=np.float32) for s in (side, ours))
     image = RNG.integers(0, 256, (40, 40, 1), dtype=np.uint8)
     place = "layer1 output"
-    known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, "T", "S", 4)
+    known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, 4)
     return replace(known, **changes)  # type: ignore[arg-type]
 
 
@@ -67,10 +67,9 @@ def seen_by(hex_color: str, blindness: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
-@pytest.mark.parametrize("roles", [ROLES, ["×1", "×2", "×4", "×8"]], ids=["roles", "factors"])
-def test_colours_stay_apart(roles: list[str], blindness: str) -> None:
-    colors = {role: seen_by(theme.color(role), blindness) for role in roles}
-    near = {pair: np.linalg.norm(colors[pair[0]] - colors[pair[1]]) for pair in itertools.combinations(roles, 2)}
+def test_colours_stay_apart(blindness: str) -> None:
+    colors = {role: seen_by(theme.color(role), blindness) for role in ROLES}
+    near = {pair: np.linalg.norm(colors[pair[0]] - colors[pair[1]]) for pair in itertools.combinations(ROLES, 2)}
     assert min(near.values()) > 18, min(near, key=lambda pair: near[pair])
     assert all(value[0] < 80 for value in colors.values())  # against white
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from redistill_lib import maps
 from redistill_lib.data.augment import to_float
 from redistill_lib.distill import Distillation, Tap, match_taps
-from redistill_lib.maps import compare_layer, compare_maps, layer_maps, tap_scores
+from redistill_lib.maps import compare_layer, compare_maps, layer_maps, score_taps
 from redistill_lib.models import create_model
 from redistill_lib.network import MapRef, locate, record_maps
 from redistill_lib.red import RedBlock, alignment_loss, insert_blocks
@@ -75,7 +75,7 @@ def test_graduated_student_shows_the_maps_that_distillation_compared(teacher: nn
         torch.testing.assert_close(ours, seen[tap.name])
     with torch.no_grad():
         _, losses = distillation(to_float(images))
-    frame = tap_scores(teacher, {"red": graduated}, taps, images)
+    frame = score_taps(teacher, {"red": graduated}, taps, images)
     expected = [1 - losses[f"red/{tap.name}"].item() for tap in taps]
     np.testing.assert_allclose(frame["score"], expected, atol=1e-5)
 
@@ -181,13 +181,15 @@ def test_what_is_no_map_is_refused(teacher: nn.Module, student: nn.Module) -> No
         compare_layer(teacher, student, "layer1", random_images(1)[0].float())
 
 
-def test_tap_scores_average_images(teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_of_taps_average_images(
+    teacher: nn.Module, student: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, taps = (
         random_images(5),
         [Tap("conv1", "output", "layer2.0", "output"), Tap("layer1", "output", "layer1", "output")],
     )
-    monkeypatch.setattr(maps, "BATCH", 2)
-    frame = tap_scores(teacher, {"naive": student, "teacher": teacher}, taps, images)
+    monkeypatch.setattr(maps, "_BATCH", 2)
+    frame = score_taps(teacher, {"naive": student, "teacher": teacher}, taps, images)
     single = [compare_maps(teacher, student, taps[0], image).score for image in images]
     row = frame.iloc[0]
     assert (row["tap"], row["teacher_tap"], row["student"], row["n"]) == (
@@ -201,7 +203,7 @@ def test_tap_scores_average_images(teacher: nn.Module, student: nn.Module, monke
     assert (row["low"], row["high"]) == pytest.approx((np.mean(single) - half, np.mean(single) + half), abs=1e-5)
     assert frame["resized"].tolist() == [False, True, True, False]
     assert frame["score"].iloc[3] == pytest.approx(1)
-    assert tap_scores(teacher, {"naive": student}, taps[:1], images[:1])["low"].isna().all()
+    assert score_taps(teacher, {"naive": student}, taps[:1], images[:1])["low"].isna().all()
 
 
 def test_layers_worth_seeing(student: nn.Module, teacher: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from redistill_lib import explorers
 from redistill_lib.explorers import memory
-from redistill_lib.explorers.memory import IN_PLACE, NONE, PLAIN, Choice, MemoryExplorer, MemorySource
+from redistill_lib.explorers.memory import IN_PLACE, NONE, PLAIN, MemoryChoice, MemoryExplorer, MemorySource
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.models import create_model
 
@@ -76,7 +76,7 @@ def test_moving_the_slider_redraws(explorer: MemoryExplorer) -> None:
     peaks = []
     for factor in (1, 2, 4, 8):
         explorer.student.value = factor
-        peaks.append(explorer.source.profile(Choice(TEACHER, factor)).peak_bytes)
+        peaks.append(explorer.source.profile(MemoryChoice(TEACHER, factor)).peak_bytes)
         assert title(explorer).startswith(f"The peak is {format_size(peaks[-1])} at")
         assert lines(explorer) == ([] if factor == 1 else [peaks[0] / 2**20])
         assert explorer.table.value.count("<tr") == (2 if factor == 1 else 3)
@@ -118,7 +118,7 @@ def test_only_legal_students_are_offered(explorer: MemoryExplorer) -> None:
     with torch.device("meta"):
         net, x = create_model("unet-2-221"), torch.zeros(1, 3, 128, 128)
         t = torch.zeros(1, dtype=torch.int64)
-    assert explorer.source.profile(Choice("unet", 2)).peak_bytes == profile_memory(net, x, t).peak_bytes
+    assert explorer.source.profile(MemoryChoice("unet", 2)).peak_bytes == profile_memory(net, x, t).peak_bytes
     assert MemorySource("resnet18-1-11112").factors("resnet18-1-11112") == (1, 2)
 
 
@@ -149,7 +149,7 @@ def test_bounds_are_lines_on_request(explorer: MemoryExplorer) -> None:
     explorer.model.value = "mobilenetv2"
     explorer.student.value = 1
     explorer.lines.value = "bounds"
-    bounds = explorer.source.bounds(Choice("mobilenetv2"))
+    bounds = explorer.source.bounds(MemoryChoice("mobilenetv2"))
     assert bounds.in_place_depthwise_bytes < bounds.peak_bytes
     scale = 2**20 if bounds.peak_bytes >= 2**20 else 2**10
     assert bounds.in_place_depthwise_bytes / scale in lines(explorer)
@@ -210,7 +210,7 @@ def test_a_network_that_cannot_pool_harder_has_no_students() -> None:
 
 
 def test_names_and_networks_are_told_apart() -> None:
-    with pytest.raises(ValueError, match="did you mean resnext18"):
+    with pytest.raises(ValueError, match="did you mean 'resnext18'"):
         MemorySource("resnext-18")
     for model, example in ((own(), None), (TEACHER, torch.zeros(1))):
         with pytest.raises(ValueError, match="together with example="):

@@ -16,7 +16,6 @@ from redistill_lib.results import (
     paired_difference,
     run_difference,
     summarize,
-    summary_table,
 )
 
 A, B = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9], [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8]
@@ -117,14 +116,14 @@ def test_a_lead_that_every_teacher_repeats_is_told() -> None:
 
 
 def test_summary_counts_seeds_and_the_gap() -> None:
-    table = summary_table(runs(teacher=0.9, student=[0.7, 0.8], kd=[0.80, 0.81, 0.82])).set_index("role")
+    table = summarize(runs(teacher=0.9, student=[0.7, 0.8], kd=[0.80, 0.81, 0.82])).to_frame().set_index("role")
     assert table["n"].to_dict() == {"teacher": 1, "student": 2, "kd": 3}
     assert table.loc["kd", "gap_recovered"] == pytest.approx(40)
     assert table.loc["kd", "mean"] - table.loc["kd", "low"] == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)
     assert np.isnan(table.loc["teacher", "low"])
-    assert summary_table(runs(student=0.7, kd=0.8))["gap_recovered"].isna().all()
-    assert summary_table(runs(student=0.7, teacher=0.6))["gap_recovered"].isna().all()
+    assert summarize(runs(student=0.7, kd=0.8)).table["gap_recovered"].isna().all()
+    assert summarize(runs(student=0.7, teacher=0.6)).table["gap_recovered"].isna().all()
     with pytest.raises(ValueError, match="lacks test_accuracy; it has role, accuracy"):
-        summary_table(pd.DataFrame({"role": ["kd"], "accuracy": [1.0]}))
+        summarize(pd.DataFrame({"role": ["kd"], "accuracy": [1.0]}))
     with pytest.raises(ValueError, match="no run"):
-        summary_table(runs(kd=float("nan")))
+        summarize(runs(kd=float("nan")))

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-LABEL_WIDTH = "72px"
-WIDTH = "420px"
-
 
 def empty_figure() -> go.FigureWidget:
     """A figure to be drawn into, in the look of all figures."""
@@ -60,17 +57,15 @@ def dropdown(description: str, options: Sequence[tuple[str, Any]]) -> widgets.Dr
     return widgets.Dropdown(options=options, description=description, **_look())
 
 
+def _look() -> dict[str, Any]:
+    return {"layout": {"width": "420px"}, "style": {"description_width": "88px"}}
+
+
 def rows(*controls: Any) -> widgets.Box:
     """Controls side by side as far as there is room."""
     import ipywidgets as widgets
 
-    return widgets.Box(controls, layout=widgets.Layout(display="flex", flex_flow="row wrap", max_width="900px"))
-
-
-def _look() -> dict[str, Any]:
-    import ipywidgets as widgets
-
-    return {"layout": widgets.Layout(width=WIDTH), "style": {"description_width": LABEL_WIDTH}}
+    return widgets.Box(controls, layout={"display": "flex", "flex_flow": "row wrap", "max_width": "900px"})
 
 
 def as_html(table: pd.DataFrame) -> str:

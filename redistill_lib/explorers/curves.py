@@ -14,45 +14,42 @@ if TYPE_CHECKING:
 
 
 class LiveCurves:
-    """A figure of `figures.curves` that `update` redraws; without a viewer it only collects."""
+    """A figure of `figures.curves` that `update` redraws; in a batch it only collects."""
 
-    def __init__(self, roles: Iterable[str], shown: go.FigureWidget | None = None):
-        import pandas as pd
+    def __init__(self, roles: Iterable[str]):
+        self.histories: dict[str, pd.DataFrame] = {}
+        self.shown: go.FigureWidget | None = None
+        for role in roles:
+            self.update(role, [])
+        if is_live():
+            from IPython.display import display
 
-        self.histories: dict[str, pd.DataFrame] = {role: pd.DataFrame() for role in roles}
-        self.shown = shown
-        if shown is not None:
+            self.shown = empty_figure()
             self._draw()
+            display(self.shown)
 
     def update(self, role: str, history: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
-        """The history of a role so far: the rows that ``on_epoch`` is given, or a frame from `Run.history`."""
+        """The history of a role so far: the rows that ``on_log`` is given, or a frame from `Run.history`."""
         import pandas as pd
 
         self.histories[role] = pd.DataFrame(history)
-        if self.shown is not None:
-            self._draw()
+        self._draw()
 
     def _draw(self) -> None:
-        from redistill_lib.figures import curves
+        if self.shown is not None:
+            from redistill_lib.figures import curves
 
-        assert self.shown is not None
-        redraw(self.shown, curves(self.histories))
+            redraw(self.shown, curves(self.histories))
 
 
 def live_curves(roles: Iterable[str]) -> LiveCurves:
     """Show training curves that grow with every call of ``.update(role, history)``; in a batch, show nothing.
 
+    As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``.
+
     >>> live = live_curves(["teacher", "student"])
     >>> live.update("teacher", [{"epoch": 1, "validation_accuracy": 0.5, "train_task": 1.2}])
     >>> len(live.histories["teacher"])
     1
-
-    As a callback: ``train_classifier(…, on_epoch=functools.partial(live.update, "teacher"))``.
     """
-    if not is_live():
-        return LiveCurves(roles)
-    from IPython.display import display
-
-    live = LiveCurves(roles, empty_figure())
-    display(live.shown)
-    return live
+    return LiveCurves(roles)

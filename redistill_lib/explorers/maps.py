@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -16,70 +17,51 @@ from redistill_lib.results import label
 if TYPE_CHECKING:
     import ipywidgets as widgets
 
-Pair = tuple[nn.Module, nn.Module, Sequence[Tap]]  # teacher, student, taps
-Networks = Mapping[str, Callable[[int], Mapping[str, Pair]]]
-Place = tuple[str, str, str]  # "both" or "tap", the student's layer, its side
+Compared = tuple[nn.Module, nn.Module, Sequence[Tap]]  # teacher, student, taps
+Networks = Mapping[str, Callable[[int], Mapping[str, Compared]]]
+Spot = tuple[str, str, str]  # "both" or "tap", the student's layer, its side
 UNTRAINED, MEAN = "untrained", "mean"
 HINT = "No student is trained at this stride yet: only the untrained one can be shown."
 
 
 class MapSource:
-    """Networks, images, and what has been computed of them: an explorer's memory, free of widgets.
-
-    >>> import torch
-    >>> MapSource({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)).comparisons
-    {}
-    """
+    """Networks, images, and what is computed of them, each once: an explorer's memory, free of widgets."""
 
     def __init__(self, networks: Networks, images: Tensor):
         self.networks, self.images = networks, images
-        self.pairs: dict[tuple[str, int], Mapping[str, Pair]] = {}
-        self.lists: dict[tuple[str, int, str], dict[Place, tuple[str, Tap]]] = {}
-        self.comparisons: dict[tuple[Any, ...], MapComparison] = {}
+        self.states = functools.cache(self._states)
+        self.spots = functools.cache(self._spots)
+        self.compare = functools.cache(self._compare)
 
-    def states(self, model: str, factor: int) -> Mapping[str, Pair]:
-        """The pairs of networks there are, by state. Raises what the caller's function raises."""
-        if (model, factor) not in self.pairs:
-            self.pairs[model, factor] = self.networks[model](factor)
-        return self.pairs[model, factor]
+    def _states(self, model: str, factor: int) -> Mapping[str, Compared]:
+        """The networks there are, by state. Raises what the caller's function raises."""
+        return self.networks[model](factor)
 
-    def places(self, model: str, factor: int, state: str) -> dict[Place, tuple[str, Tap]]:
+    def _spots(self, model: str, factor: int, state: str) -> dict[Spot, tuple[str, Tap]]:
         """Where to look: every layer that both networks have, then the taps, each with its text."""
-        if (model, factor, state) not in self.lists:
-            teacher, student, taps = self.states(model, factor)[state]
-            theirs = [name for name, _ in layer_maps(teacher, self.images[0])]
-            ours = {name for name, _ in layer_maps(student, self.images[0])}
-            both: dict[Place, tuple[str, Tap]] = {
-                ("both", name, "output"): (f"{name} of both", Tap(name, "output", name, "output"))
-                for name in theirs
-                if name in ours
-            }
-            tapped: dict[Place, tuple[str, Tap]] = {
-                ("tap", t.layer, t.side): (f"{t.layer} {t.side} ← teacher's {t.teacher_layer} {t.teacher_side}", t)
-                for t in taps
-            }
-            if not (both or tapped):
-                raise ValueError(f"{model}, {state}: no taps, and no layer with a feature map in both networks")
-            self.lists[model, factor, state] = {**both, **tapped}
-        return self.lists[model, factor, state]
+        teacher, student, taps = self.states(model, factor)[state]
+        ours = dict(layer_maps(student, self.images[0]))
+        found: dict[Spot, tuple[str, Tap]] = {
+            ("both", name, "output"): (f"{name} of both", Tap(name, "output", name, "output"))
+            for name, _ in layer_maps(teacher, self.images[0])
+            if name in ours
+        }
+        for t in taps:
+            text = f"{t.layer} {t.side} ← teacher's {t.teacher_layer} {t.teacher_side}"
+            found["tap", t.layer, t.side] = text, t
+        if not found:
+            raise ValueError(f"{model}, {state}: no taps, and no layer with a feature map in both networks")
+        return found
 
-    def compare(
-        self, model: str, factor: int, state: str, tap: Tap, image: int, channel: int | None
+    def _compare(
+        self, model: str, factor: int, state: str, spot: Spot, image: int, channel: int | None = None
     ) -> MapComparison:
-        key = (model, factor, state, tap, image, channel)
-        if key not in self.comparisons:
-            teacher, student, _ = self.states(model, factor)[state]
-            self.comparisons[key] = compare_maps(teacher, student, tap, self.images[image], channel, label=state)
-        return self.comparisons[key]
+        teacher, student, _ = self.states(model, factor)[state]
+        tap = self.spots(model, factor, state)[spot][1]
+        return compare_maps(teacher, student, tap, self.images[image], channel, label=state)
 
 
-def first_place(places: Mapping[Place, Any]) -> Place:
-    """The first block that both networks have; where they share no layer, the first tap."""
-    names = [layer for kind, layer, _ in places if kind == "both"]
-    return ("both", first_block(names), "output") if names else next(iter(places))
-
-
-def feature_maps(
+def feature_map_explorer(
     networks: Networks,
     images: Tensor,
     labels: Sequence[object] | None = None,
@@ -93,10 +75,10 @@ def feature_maps(
     `networks` gives, by the name of a model family, a function from pooling factor to the pairs there are: state
     (``untrained``, ``naive``, ``red``, …) → (teacher, student, taps). It is called once per factor; it may raise
     ValueError, whose text is shown. `images` are uint8, N×C×H×W, `labels` their classes. `hint` is shown where
-    nothing but ``untrained`` is there: say which notebook trains. None where nobody is looking.
+    nothing but ``untrained`` is there: say which notebook trains. None in a batch.
 
     >>> import torch
-    >>> feature_maps({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
+    >>> feature_map_explorer({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
     True
     """
     if not is_live():
@@ -135,20 +117,22 @@ class MapExplorer(Explorer):
             self.say(text, bold=f"×{self.stride.value} cannot be shown here.")
 
     def _show(self, model: str, factor: int) -> None:
-        from redistill_lib.figures import feature_maps as figure_of
+        from redistill_lib.figures import feature_maps
 
         states = self.source.states(model, factor)
         if not states:
             raise ValueError(self.hint)
         trained = [state for state in states if state != UNTRAINED]
         state = self.choose(self.state, [(label(s), s) for s in states], (trained or [UNTRAINED])[0])
-        places = self.source.places(model, factor, state)
-        place = self.choose(self.place, [(text, key) for key, (text, _) in places.items()], first_place(places))
-        where = (model, factor, state, places[place][1], self.image.value)
-        comparison = self.source.compare(*where, None)
+        spots = self.source.spots(model, factor, state)
+        shared = [layer for kind, layer, _ in spots if kind == "both"]
+        first = ("both", first_block(shared), "output") if shared else next(iter(spots))
+        spot = self.choose(self.place, [(text, key) for key, (text, _) in spots.items()], first)
+        where = (model, factor, state, spot, self.image.value)
+        comparison = self.source.compare(*where)
         most = max(comparison.teacher_channels, comparison.student_channels)
         channel = self.choose(self.channel, [(MEAN, MEAN), *((str(c), c) for c in range(most))], MEAN)
         if channel != MEAN:
             comparison = self.source.compare(*where, channel)
-        redraw(self.figure, figure_of(comparison))
+        redraw(self.figure, feature_maps(comparison))
         self.say("" if trained else self.hint)

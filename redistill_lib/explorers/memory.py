@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,16 +25,16 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-FACTORS = (1, 2, 4, 8)
-SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256)
-BATCHES = (1, 2, 4, 8, 16, 32)
-DTYPES = ("fp32", "fp16", "int8")
 NONE, PLAIN, IN_PLACE = "none", "as published", "in place"
-OWN = "own network"
+_FACTORS = (1, 2, 4, 8)
+_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256)
+_BATCHES = (1, 2, 4, 8, 16, 32)
+_DTYPES = ("fp32", "fp16", "int8")
+_OWN = "own network"
 
 
 @dataclass(frozen=True)
-class Choice:
+class MemoryChoice:
     """What the controls say."""
 
     model: str
@@ -43,20 +45,17 @@ class Choice:
     dtype: str = "fp32"
     convention: Convention = "fused"
 
-    @property
-    def teacher(self) -> Choice:
-        return replace(self, factor=1, blocks=NONE)
-
 
 class MemorySource:
     """Networks and their profiles by choice, each computed once: an explorer's memory, free of widgets.
 
     Built-in networks are on the meta device: they have shapes and no weights. A network of one's own stays as it is.
+    `profile` and `bounds` raise ValueError in one sentence where the network cannot be run or counted like that.
 
     >>> source = MemorySource("resnext18-1-21222")
     >>> source.factors("resnext18-1-21222")
     (1, 2, 4, 8)
-    >>> source.profile(Choice("resnext18-1-21222", factor=4)).peak_bytes
+    >>> source.profile(MemoryChoice("resnext18-1-21222", factor=4)).peak_bytes
     786432
     """
 
@@ -65,56 +64,53 @@ class MemorySource:
             raise ValueError("give a network of your own together with example=, a batch for it, and a name without")
         self.own = model if isinstance(model, nn.Module) else None
         self.example = example if isinstance(example, tuple) else (example,)
+        self.models = [_OWN]
         if isinstance(model, str):
             student_name(model, 1)  # a name that is none is told here
-            names = [*list_models("classifier"), "unet"]
-            self.models = [model, *(name for name in names if name != model)]
-        else:
-            self.models = [OWN]
-        self.computed: dict[tuple[Any, ...], Any] = {}
+            self.models = list(dict.fromkeys([model, *list_models("classifier"), "unet"]))
+        self.factors = functools.cache(self._factors)
+        self.network = functools.cache(self._network)
+        self.taps = functools.cache(self._taps)
+        self.profile = functools.cache(self._profile)
+        self.bounds = functools.cache(self._bounds)
 
-    def _once(self, compute: Callable[..., Any], *arguments: Any) -> Any:
-        if (compute.__name__, *arguments) not in self.computed:
-            self.computed[compute.__name__, *arguments] = compute(*arguments)
-        return self.computed[compute.__name__, *arguments]
-
-    def factors(self, model: str) -> tuple[int, ...]:
+    def _factors(self, model: str) -> tuple[int, ...]:
         """The pooling factors that this network's stride allows; 1 is the teacher itself."""
-        return tuple(factor for factor in FACTORS if factor == 1 or self._once(self._allows, model, factor))
+        found = [1]
+        for factor in _FACTORS[1:]:
+            with contextlib.suppress(ValueError, RuntimeError):
+                if self.own:
+                    self.network(model, factor)
+                else:
+                    student_name(model, factor)
+                found.append(factor)
+        return tuple(found)
 
-    def _allows(self, model: str, factor: int) -> bool:
-        try:
-            if self.own:
-                self._once(self._own_student, factor)
-            else:
-                student_name(model, factor)
-        except (ValueError, RuntimeError):
-            return False
-        return True
-
-    def _own_student(self, factor: int) -> nn.Module:
+    def _network(self, model: str, factor: int) -> nn.Module:
         from redistill_lib.student import derive_student
 
-        assert self.own is not None
-        return self.own if factor == 1 else derive_student(self.own, factor, example=self.example)[0]
-
-    def inputs(self, choice: Choice) -> tuple[Any, ...]:
-        """What the network is called with; a U-Net also takes time steps."""
         if self.own:
-            return self.example
-        return example_inputs(choice.model, choice.size, batch=choice.batch, device="meta")
+            return self.own if factor == 1 else derive_student(self.own, factor, example=self.example)[0]
+        with torch.device("meta"):
+            return create_model(student_name(model, factor))
 
-    def network(self, choice: Choice) -> nn.Module:
-        """The network of this choice, RED blocks included. Raises ValueError where there is none."""
-        plain = self._plain(choice)
+    def _inputs(self, model: str, size: int, batch: int) -> tuple[Any, ...]:
+        return self.example if self.own else example_inputs(model, size, batch=batch, device="meta")
+
+    def _taps(self, model: str, factor: int, size: int) -> list[Tap]:
+        return match_taps(self.network(model, factor), self.network(model, 1), self._inputs(model, size, 1))
+
+    def _with_blocks(self, choice: MemoryChoice, inputs: tuple[Any, ...]) -> nn.Module:
+        plain = self.network(choice.model, choice.factor)
         if choice.blocks == NONE:
             return plain
-        inputs = self.inputs(choice)
-        taps = self._once(self._taps, Choice(choice.model, choice.factor, size=choice.size))
         like = next(plain.parameters())
         with torch.device(like.device):
-            blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
-        model = insert_blocks(copy.deepcopy(plain) if self.own else plain, blocks)
+            blocks = [
+                (tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype))
+                for tap in self.taps(choice.model, choice.factor, choice.size)
+            ]
+        model = insert_blocks(copy.deepcopy(plain), blocks)
         if choice.blocks == IN_PLACE:
             if choice.convention == "paper":
                 raise ValueError("The authors' estimate knows no blocks in place: choose fused or eager for them.")
@@ -123,29 +119,16 @@ class MemorySource:
                 raise ValueError(f"No RED block can work in place here: {next(iter(reasons.values()))}.")
         return model
 
-    def _taps(self, place: Choice) -> list[Tap]:
-        return match_taps(self._plain(place), self._plain(place.teacher), self.inputs(place))
+    def _profile(self, choice: MemoryChoice) -> Profile:
+        return cast("Profile", self._run(choice, profile_memory, convention=choice.convention))
 
-    def _plain(self, choice: Choice) -> nn.Module:
-        if self.own:
-            return cast("nn.Module", self._once(self._own_student, choice.factor))
-        with torch.device("meta"):
-            return create_model(student_name(choice.model, choice.factor))
+    def _bounds(self, choice: MemoryChoice) -> Bounds:
+        return cast("Bounds", self._run(choice, memory_bounds))
 
-    def profile(self, choice: Choice) -> Profile:
-        """Raises ValueError in one sentence where the network cannot be run or counted like that."""
-        return cast("Profile", self._once(self._run, "profile", choice))
-
-    def bounds(self, choice: Choice) -> Bounds:
-        """The same for the bounds, which are those of the ``fused`` convention."""
-        return cast("Bounds", self._once(self._run, "bounds", choice))
-
-    def _run(self, what: str, choice: Choice) -> Profile | Bounds:
+    def _run(self, choice: MemoryChoice, count: Callable[..., Any], **settings: Any) -> Any:
+        inputs = self._inputs(choice.model, choice.size, choice.batch)
         try:
-            network, inputs = self.network(choice), self.inputs(choice)
-            if what == "bounds":
-                return memory_bounds(network, *inputs, dtype=choice.dtype)
-            return profile_memory(network, *inputs, convention=choice.convention, dtype=choice.dtype)
+            return count(self._with_blocks(choice, inputs), *inputs, dtype=choice.dtype, **settings)
         except RuntimeError as error:  # PyTorch's own, from some layer inside
             reason = str(error).splitlines()[0]
             where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
@@ -162,7 +145,7 @@ def memory_explorer(
 
     `model` is the name of a built-in teacher, or a network of your own together with `example`, a batch that it can
     be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights. None
-    where nobody is looking.
+    in a batch.
 
     >>> memory_explorer("resnet18", image_size=224) is None
     True
@@ -180,24 +163,27 @@ class MemoryExplorer(Explorer):
 
         super().__init__()
         self.source = source
-        sizes = sorted({*SIZES, image_size})
-        self.model = dropdown("model", [(name, name) for name in source.models])
+
+        def same(values: Iterable[str]) -> list[tuple[str, str]]:
+            return [(value, value) for value in values]
+
+        sizes = sorted({*_SIZES, image_size})
+        self.model = dropdown("model", same(source.models))
         self.student = slider("student", [("×1", 1)])
-        self.blocks = dropdown("RED blocks", [(NONE, NONE)])
+        self.blocks = dropdown("RED blocks", same([NONE]))
         self.size = slider("input", [(f"{size}×{size}", size) for size in sizes], image_size)
-        self.batch = slider("batch", [(str(batch), batch) for batch in BATCHES])
-        self.dtype = dropdown("dtype", [(dtype, dtype) for dtype in DTYPES])
-        self.convention = dropdown("convention", [(name, name) for name in ("fused", "eager", "paper")])
-        lines = [
-            ("the teacher's peak", "teacher"),
-            ("bounds (takes a second or two)", "bounds"),
-            ("none, own scale", "none"),
-        ]
-        self.lines = dropdown("lines", lines)
-        built_in = (self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention)
-        controls = built_in if source.own is None else (self.student, self.blocks, self.dtype, self.convention)
-        for control in (*controls, self.lines):
-            control.style.description_width = "88px"
+        self.batch = slider("batch", [(str(batch), batch) for batch in _BATCHES])
+        self.dtype = dropdown("dtype", same(_DTYPES))
+        self.convention = dropdown("convention", same(["fused", "eager", "paper"]))
+        lines = {
+            "the teacher's peak": "teacher",
+            "bounds (takes a second or two)": "bounds",
+            "none, own scale": "none",
+        }
+        self.lines = dropdown("lines", [*lines.items()])
+        controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
+        if source.own:
+            controls = [self.student, self.blocks, self.dtype, self.convention]
         self.table = widgets.HTML()
         self.place = widgets.VBox([self.figure, self.table])
         self.view = widgets.VBox([self.watch(*controls, self.lines), self.status, self.place])
@@ -214,29 +200,29 @@ class MemoryExplorer(Explorer):
         self.table.value = as_html(table)
         self.place.layout.display = ""
 
-    def _choice(self) -> Choice:
+    def _choice(self) -> MemoryChoice:
         """What the controls say, after those that depend on others have been given what is possible."""
         model = self.model.value
         factors = self.source.factors(model)
         factor = self.choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
         names = (NONE,) if factor == 1 else (NONE, PLAIN, IN_PLACE)  # blocks go into students
         blocks = self.choose(self.blocks, [(name, name) for name in names], NONE)
-        return Choice(
+        return MemoryChoice(
             model, factor, blocks, self.size.value, self.batch.value, self.dtype.value, self.convention.value
         )
 
-    def _views(self, choice: Choice) -> tuple[go.Figure, pd.DataFrame]:
+    def _views(self, choice: MemoryChoice) -> tuple[go.Figure, pd.DataFrame]:
         from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
 
         role = {NONE: "student", PLAIN: "red", IN_PLACE: "red in place"}[choice.blocks]
-        profiles = {"teacher": self.source.profile(choice.teacher)}
+        profiles = {"teacher": self.source.profile(replace(choice, factor=1, blocks=NONE))}
         if choice.factor > 1:
             profiles[role] = self.source.profile(choice)
         *_, shown = profiles.values()
         if choice.convention == "paper":
             if role == "red":  # what the blocks add shows beside the student without them
-                profiles = {"student": self.source.profile(replace(choice, blocks=NONE)), **profiles}
-                profiles = {name: profiles[name] for name in ("teacher", "student", "red")}
+                bare = self.source.profile(replace(choice, blocks=NONE))
+                profiles = {"teacher": profiles["teacher"], "student": bare, "red": shown}
             return memory_by_layer(profiles), memory_table(profiles)
         lines = self.lines.value
         if lines == "bounds" and choice.convention != "fused":

@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import WIDTH, finish
+from redistill_lib.figures.theme import PAGE, finish
 
 SIDE = 96  # pixels an image is reduced to when it is larger
 
@@ -39,28 +39,36 @@ def images(
     across, down = 1.12 * width, (1.32 if captions is not None else 1.12) * height
     figure = go.Figure()
     for index, image in enumerate(array):
-        row, column = divmod(index, columns)
-        trace = image_trace(image.transpose(1, 2, 0), (height, width), x=column * across, y=row * down)
-        trace.update(hovertemplate=f"image {index}: {words[index]}<extra></extra>", name=words[index])
-        figure.add_trace(trace)
+        x, y = index % columns * across, index // columns * down
+        figure.add_trace(image_trace(image.transpose(1, 2, 0), f"image {index}: {words[index]}", x, y))
         if words[index]:
-            x, y = column * across + width / 2, row * down + 1.02 * height
-            figure.add_annotation(x=x, y=y, text=words[index], yanchor="top", showarrow=False)
+            add_text(figure, words[index], x + width / 2, y + 1.12 * height)
+    plot = fit(figure, max(columns, 4) * across, (-0.02 * height, rows * down))
     shape = f"{height}×{width} pixels, {'grey' if array.shape[1] == 1 else 'colour'}"
-    figure.update_xaxes(visible=False, range=[-0.02 * width, columns * across], constrain="domain")
-    figure.update_yaxes(visible=False, range=[rows * down, -0.02 * height], scaleanchor="x", constrain="domain")
-    tall = rows * down * (WIDTH - 24) / max(columns * across, 4 * across)
-    note = shape if title else ""
-    title = title or f"{len(array)} images of {shape}"
-    return finish(figure, title, note, plot=round(tall), margins=(12, 0, 12, 8))
+    found = title or f"{len(array)} images of {shape}"
+    return finish(figure, found, shape if title else "", plot=plot, margins=(12, 0, 12, 8))
 
 
-def image_trace(image: NDArray[np.uint8], extent: tuple[int, int], x: float = 0, y: float = 0) -> go.Image:
-    """One image (H×W×C) as a trace that covers `extent` (height, width) from the corner (x, y)."""
-    step = math.ceil(max(image.shape[:2]) / SIDE)
-    shown = image[::step, ::step] if step > 1 else image
-    dy, dx = extent[0] / shown.shape[0], extent[1] / shown.shape[1]
-    return go.Image(source=_uri(shown), x0=x + dx / 2, y0=y + dy / 2, dx=dx, dy=dy)
+def image_trace(image: NDArray[np.uint8], name: str, x: float = 0, y: float = 0, most: int = SIDE) -> go.Image:
+    """An image (H×W×C) with its corner at (x, y), a unit per pixel; reduced to `most` pixels a side."""
+    step = math.ceil(max(image.shape[:2]) / most)
+    shown = image[::step, ::step]
+    dy, dx = (whole / part for whole, part in zip(image.shape[:2], shown.shape[:2], strict=True))
+    place = {"x0": x + dx / 2, "y0": y + dy / 2, "dx": dx, "dy": dy}
+    return go.Image(source=_uri(shown), name=name, hovertemplate=f"{name}<extra></extra>", **place)
+
+
+def add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str = "center") -> None:
+    """Text beside or below images."""
+    figure.add_annotation(text=text, x=x, y=y, xanchor=anchor, yanchor="middle", align=anchor, showarrow=False)
+
+
+def fit(figure: go.Figure, width: float, heights: tuple[float, float], names: int = 0) -> int:
+    """Show so many units across, right of so many pixels for names; the height in pixels that this takes."""
+    scale = (PAGE - 24 - names) / width
+    figure.update_xaxes(visible=False, range=[-names / scale, width], constrain="domain")
+    figure.update_yaxes(visible=False, range=heights[::-1], scaleanchor="x", constrain="domain")
+    return round(scale * (heights[1] - heights[0]))
 
 
 def _uri(image: NDArray[np.uint8]) -> str:

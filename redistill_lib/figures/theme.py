@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 import zlib
-from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
-from redistill_lib.results import role_key
+from redistill_lib.results import label, role_key
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
-WIDTH = 860  # pixels: fits a notebook's output cell with the side bar open
+PAGE = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
 # Kept apart by lightness as well as hue, so that they hold under the common colour blindnesses and in grey.
@@ -27,12 +29,12 @@ _COLORS = {
     "red-blocks+kd": "#56B4E9",
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
-_FACTORS = {"×1": "#1F2328", "×2": "#8CC084", "×4": "#3C9154", "×8": "#12522D"}
 _SYMBOLS = {
     "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
     "red-blocks": "hexagon", "red-blocks+kd": "pentagon", "red+mse": "cross",
 }  # fmt: skip
 
+_AXIS = {"gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
@@ -47,13 +49,8 @@ TEMPLATE = go.layout.Template(
             "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 0, "yanchor": "bottom",
             "yref": "container", "font": {"size": 13}, "itemsizing": "constant",
         },
-        "xaxis": {
-            "gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8},
-        },
-        "yaxis": {
-            "gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8},
-            "automargin": "left+width",
-        },
+        "xaxis": _AXIS,
+        "yaxis": _AXIS | {"automargin": "left+width"},
         "modebar": {"orientation": "h"},
         "annotationdefaults": {"font": {"size": 13, "color": INK}, "showarrow": False},
     }
@@ -61,29 +58,43 @@ TEMPLATE = go.layout.Template(
 
 
 def color(role: str) -> str:
-    """The role's colour, the same in every figure; a role without one of its own gets one that follows from its name.
-
-    >>> color("kd+red") == color("red+kd") != color("red")
-    True
-    """
+    """The role's colour, the same in every figure; where it has none, one that follows from its name."""
     key = role_key(role)
-    return _COLORS.get(key) or _FACTORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
+    return _COLORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
 
 
 def symbol(role: str) -> str:
     """The role's marker, so that colour is never alone."""
-    key = role_key(role)
-    return "circle" if key in _FACTORS else _SYMBOLS.get(key, "triangle-up")
+    return _SYMBOLS.get(role_key(role), "triangle-up")
 
 
 def faint(color: str, opacity: float = 0.35) -> str:
-    """The same colour, see-through.
-
-    >>> faint("#FF0000", 0.5)
-    'rgba(255,0,0,0.5)'
-    """
+    """The same colour, see-through."""
     r, g, b = (int(color[k : k + 2], 16) for k in (1, 3, 5))
     return f"rgba({r},{g},{b},{opacity:g})"
+
+
+def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
+    """Lines or markers in the look of a role; the hover text is its name, followed by `hover`.
+
+    `settings` as of `plotly.graph_objects.Scatter`; they may change a part of the look.
+    """
+    tone, name = color(role), label(role)
+    trace = go.Scatter(
+        name=name, legendgroup=name, line={"color": tone, "width": 2.5},
+        marker={"color": tone, "symbol": symbol(role), "size": 9},
+        error_x={"color": tone, "thickness": 1.5, "width": 4},
+        error_y={"color": tone, "thickness": 1.5, "width": 4},
+        hovertemplate=f"<b>{name}</b>{hover}<extra></extra>",
+    )  # fmt: skip
+    return trace.update(settings)
+
+
+def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
+    """Give the y axis one row per name, at 0, 1, … from the top."""
+    figure.update_yaxes(
+        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False
+    )
 
 
 def finish(
@@ -92,14 +103,14 @@ def finish(
     subtitle: str = "",
     *,
     plot: int,
-    width: int = WIDTH,
+    width: int = PAGE,
     margins: tuple[int, int, int, int] = (64, 8, 24, 56),
-    legend: int = 0,
+    legend: bool = False,
 ) -> go.Figure:
     """Give a figure the template, its size, and its title: the finding, and below it what one has to know to read it.
 
     `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
-    and legend, all in pixels; `legend` is the number of rows it needs.
+    and legend, all in pixels.
     """
     # No line break before a number, % or a bracket, nor around +.
     joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+])|(?<=\+) ", NBSP, title)
@@ -108,22 +119,22 @@ def finish(
     left, above, right, below = margins
     # The note is part of the title's text: plotly misplaces a title's own subtitle when the title has several lines.
     note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
-    text = "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])])
-    count = len(lines) + len(small)
-    top = 26 + LINE * count + above
-    bottom = below + 26 * legend
+    top = 26 + LINE * (len(lines) + len(small)) + above
+    bottom = below + (26 * _legend_rows(figure, width) if legend else 0)
     height = top + plot + bottom
     figure.update_layout(
-        template=TEMPLATE,
-        width=width,
-        height=height,
+        template=TEMPLATE, width=width, height=height, showlegend=legend,
         margin={"l": left, "t": top, "r": right, "b": bottom},
-        showlegend=legend > 0,
-        title={"text": text, "y": 1 - 20 / height, "yref": "container"},
-    )
+        title={
+            "text": "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])]),
+            "y": 1 - 20 / height, "yref": "container",
+        },
+    )  # fmt: skip
     return figure
 
 
-def rows_of_legend(names: Iterable[str], width: int = WIDTH) -> int:
-    """How many rows the names take, side by side."""
-    return max(1, -(-sum(48 + 8 * len(name) for name in names) // (width - 64)))
+def _legend_rows(figure: go.Figure, width: int) -> int:
+    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
+    if share := figure.layout.legend.entrywidth:
+        return math.ceil(len(names) * share)
+    return max(1, math.ceil(sum(48 + 8 * len(name) for name in names) / (width - 64)))

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import color, finish, rows_of_legend, symbol
+from redistill_lib.figures.theme import finish, role_trace
 from redistill_lib.results import label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ["epoch", "validation_accuracy", "train_task"]
+_COLUMNS = ["epoch", "validation_accuracy", "train_task"]
 
 
 def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -32,31 +32,24 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure = make_subplots(1, 2, horizontal_spacing=0.11)
     longest, best = 1, []
     for role, history in histories.items():
-        rows = history.reindex(columns=COLUMNS)
+        rows = history.reindex(columns=_COLUMNS)
         kept = rows.nlargest(1, "validation_accuracy") if len(rows) else rows
         if len(rows):
             longest = max(longest, int(rows["epoch"].max()))
             best.append((kept["validation_accuracy"].item(), label(role)))
-        name, hover = label(role), f"<b>{label(role)}</b>, epoch %{{x}}<br>"
-        shared = {"name": name, "legendgroup": name}
-        line = {"mode": "lines", "line": {"color": color(role), "width": 2.5}} | shared
-        marker = {"color": color(role), "size": 11, "symbol": symbol(role), "line": {"color": "white"}}
-        figure.add_scatter(
-            x=rows["epoch"], y=100 * rows["validation_accuracy"], row=1, col=1,
-            hovertemplate=hover + "validation %{y:.1f} %<extra></extra>", **line,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=kept["epoch"], y=100 * kept["validation_accuracy"], row=1, col=1, mode="markers", showlegend=False,
-            marker=marker, hovertemplate=hover + "kept: best on validation, %{y:.1f} %<extra></extra>", **shared,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=rows["epoch"], y=rows["train_task"], row=1, col=2, showlegend=False,
-            hovertemplate=hover + "task loss %{y:.3f}<extra></extra>", **line,
-        )  # fmt: skip
+        at, reached = ", epoch %{x}<br>", {"x": kept["epoch"], "y": 100 * kept["validation_accuracy"]}
+        accuracy = {"x": rows["epoch"], "y": 100 * rows["validation_accuracy"]}
+        loss = {"x": rows["epoch"], "y": rows["train_task"], "showlegend": False}
+        traces = [
+            role_trace(role, at + "validation %{y:.1f} %", mode="lines", **accuracy),
+            role_trace(role, at + "kept: %{y:.1f} %", mode="markers", marker_size=11, showlegend=False, **reached),
+            role_trace(role, at + "task loss %{y:.3f}", mode="lines", **loss),
+        ]
+        figure.add_traces(traces, rows=[1, 1, 1], cols=[1, 1, 2])
     figure.update_xaxes(title="epoch", range=[0.5, longest + 0.5], dtick=1 if longest <= 10 else None)
     figure.update_yaxes(title="validation accuracy (%)", row=1, col=1)
     figure.update_yaxes(title="training loss (task, nats)", rangemode="tozero", row=1, col=2)
-    reached = ", ".join(f"{name} {100 * accuracy:.1f} %" for accuracy, name in sorted(best, reverse=True))
-    found = f"Best on validation: {reached}" if best else "Waiting for the first epoch"
+    told = ", ".join(f"{name} {100 * accuracy:.1f} %" for accuracy, name in sorted(best, reverse=True))
+    found = f"Best on validation: {told}" if best else "Waiting for the first epoch"
     note = "Marker: the epoch that is kept, the best on validation. One run each."
-    return finish(figure, found, note, plot=280, legend=rows_of_legend(map(label, histories)))
+    return finish(figure, found, note, plot=280, legend=True)

@@ -13,10 +13,10 @@ from redistill_lib.memory import format_size
 from redistill_lib.quality.scores import Quality, check_comparable
 from redistill_lib.results import interval, label, listed, role_key, run_difference, the
 
-NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
-COSTS = ("peak_bytes", "parameters")
-ERRORS = {"fid": "fid_error", "kid": "kid_std"}  # what the error of a score is where there is one run
-BUDGET = 1.15  # peaks within this factor are the same memory: RED blocks need a little
+_NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
+_COSTS = ("peak_bytes", "parameters")
+_ERRORS = {"fid": "fid_error", "kid": "kid_std"}  # what the error of a score is where there is one run
+_BUDGET = 1.15  # peaks within this factor are the same memory: RED blocks need a little
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -69,37 +69,31 @@ def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> Qualit
     >>> compare_quality(frame).headline()
     'The lowest FID in one run: RED 12.0 (naive student 15.0) at 2.00 MiB; teacher 9.0 at 8.00 MiB'
     """
-    if missing := [name for name in NEEDED if name not in frame.columns]:
+    import pandas as pd
+
+    if missing := [name for name in _NEEDED if name not in frame.columns]:
         raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise ValueError("the frame has no row: there is no score to show")
-    _check_values(frame)
-    check_comparable(frame)
-    told = [str(name) for name in frame.columns if str(name).startswith("settings.")]
-    settings = {name.removeprefix("settings."): frame[name].iloc[0] for name in told}
-    if floor is not None:
-        _check_floor(frame, floor, settings)
-    return QualityComparison(_table(frame), settings, floor)
-
-
-def _check_values(frame: pd.DataFrame) -> None:
     lacking = []
-    for name in ("fid", "kid", *COSTS):
-        least = 0 if name in COSTS else -math.inf
+    for name in ("fid", "kid", *_COSTS):
+        least = 0 if name in _COSTS else -math.inf
         good = pd.to_numeric(frame[name], errors="coerce").between(least, math.inf, inclusive="neither")
         if roles := list(dict.fromkeys(frame["role"][~good].map(label))):
-            lacking.append(f"{name}{' above 0' * (name in COSTS)} for {listed(roles)}")
+            lacking.append(f"{name}{' above 0' * (name in _COSTS)} for {listed(roles)}")
     if lacking:
         raise ValueError(f"the frame has no {', no '.join(lacking)}; give the value or leave the row out")
-
-
-def _check_floor(frame: pd.DataFrame, floor: Quality, settings: Mapping[str, Any]) -> None:
-    sampled = [name for name, value in floor.settings.items() if value == "real images"]
-    ignore = [*sampled, *(name for name in settings if name not in floor.settings)]
-    try:
-        check_comparable(pd.concat([frame.head(1), floor.to_frame()]), ignore=ignore)
-    except ValueError as error:
-        raise ValueError(f"this floor does not belong to these scores: {error}") from None
+    check_comparable(frame)
+    first = frame.iloc[0].to_dict()
+    settings = {str(n).removeprefix("settings."): v for n, v in first.items() if str(n).startswith("settings.")}
+    if floor is not None:
+        ignore = [name for name, value in floor.settings.items() if value == "real images"]
+        ignore += settings.keys() - floor.settings.keys()
+        try:
+            check_comparable(pd.concat([frame.head(1), floor.to_frame()]), ignore=ignore)
+        except ValueError as error:
+            raise ValueError(f"this floor does not belong to these scores: {error}") from None
+    return QualityComparison(_table(frame), settings, floor)
 
 
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
@@ -110,7 +104,7 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
         runs = runs.set_index("seed") if "seed" in runs else runs
         row: dict[str, Any] = {"role": role, "n": len(runs)}
         row |= {"peak": float(runs["peak_bytes"].mean()), "parameters": float(runs["parameters"].mean())}
-        for score, error in ERRORS.items():
+        for score, error in _ERRORS.items():
             found = interval(runs[score].tolist())
             row |= {score: found.value, f"{score}_runs": runs[score]}
             row[f"{score}_error"] = found.half if len(runs) > 1 else float(runs[error].iloc[0])
@@ -123,7 +117,7 @@ def _budgets(peaks: pd.Series[float]) -> pd.Series[int]:
     """Which of them have about the same memory: equal numbers, 0 for the least."""
     found, first = {}, math.nan
     for index, peak in peaks.sort_values().items():
-        if not peak <= BUDGET * first:
+        if not peak <= _BUDGET * first:
             first = peak
         found[index] = first
     return pd.Series(found, dtype=float).rank(method="dense").sub(1).reindex(peaks.index)

@@ -1,6 +1,6 @@
 """Results in numbers and words: intervals, differences between methods, tables and headlines, without torch."""
 
-from redistill_lib.results.accuracy import Summary, summarize, summary_table
+from redistill_lib.results.accuracy import Summary, summarize
 from redistill_lib.results.statistics import Estimate, difference, interval, paired_difference, run_difference
 from redistill_lib.results.words import capital, label, listed, number, role_key, the
 
@@ -17,6 +17,5 @@ __all__ = [
     "role_key",
     "run_difference",
     "summarize",
-    "summary_table",
     "the",
 ]

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Summary:
-    """`table` has a row per role, as `summary_table`; `runs` the accuracies in % by role, indexed by seed if told."""
+    """`runs` are the accuracies in % by role, indexed by seed if told; `table` has a row per role.
+
+    Its ``gap_recovered`` is (mean − naive) / (teacher − naive), in %: NaN without a teacher better than the naive
+    student. With one run there is no interval (``low`` and ``high`` are NaN).
+    """
 
     table: pd.DataFrame
     runs: dict[str, pd.Series[float]]
@@ -36,25 +40,20 @@ class Summary:
 
     def headline(self) -> str:
         """Who is best, by how much, and from whom the runs cannot tell it."""
-        students = self.students
-        if students.empty:
+        if self.students.empty:
             return f"The teacher reaches {self.teacher:.1f} %"
         end = "" if math.isnan(self.teacher) else f"; teacher {self.teacher:.1f} %"
-        (_, best), *others = students.iterrows()
+        best, *others = self.students.to_dict("records")
         name, reached = capital(best["label"]), f"{best['mean']:.1f} %"
         if not others:
             return f"{name} reaches {reached}{end}"
-        rival = next((row for _, row in others if row["role"] == "student"), others[0][1])
-        gaps = {
-            the(row["role"]): run_difference(self.runs[best["role"]], self.runs[row["role"]]) for _, row in others
-        }
-        lead = gaps[the(rival["role"])]
-        spread = "" if math.isnan(lead.half) else f" ± {number(lead.half, 1)}"
-        text = f"{reached}, {number(lead.value, 1)}{spread} points above {the(rival['role'])}"
-        if students["n"].max() == 1:
+        gaps = {row["role"]: run_difference(self.runs[best["role"]], self.runs[row["role"]]) for row in others}
+        rival = "student" if "student" in gaps else others[0]["role"]
+        spread = "" if math.isnan(gaps[rival].half) else f" ± {number(gaps[rival].half, 1)}"
+        text = f"{reached}, {number(gaps[rival].value, 1)}{spread} points above {the(rival)}"
+        if self.students["n"].max() == 1:
             return f"{name} does best in one run: {text}{end}"
-        near = [who for who, gap in gaps.items() if not gap.decided]
-        if near:
+        if near := [the(role) for role, gap in gaps.items() if not gap.decided]:
             return f"{name} leads: {text}; the seeds cannot tell it from {listed(near)}{end}"
         return f"{name} is the best student: {text}{end}"
 
@@ -63,7 +62,7 @@ class Summary:
 
 
 def summarize(frame: pd.DataFrame) -> Summary:
-    """Test accuracies by role, with intervals over runs.
+    """Test accuracies by role, with 95 % t-intervals over runs and the share of the gap that each recovers.
 
     `frame` has a row per run with ``role`` and ``test_accuracy`` (0…1). With a column ``seed``, two roles that have
     the same seeds are compared in pairs. Raises ValueError for a missing column or a frame without runs.
@@ -81,27 +80,10 @@ def summarize(frame: pd.DataFrame) -> Summary:
         raise ValueError("no run in the frame has a test_accuracy")
     indexed = frame.set_index("seed") if "seed" in frame else frame.reset_index(drop=True)
     parts = (100 * indexed["test_accuracy"]).groupby(indexed["role"].map(role_key), sort=False)
-    runs, rows = {str(role): part for role, part in parts}, []
-    for role, part in runs.items():
-        found = interval(part.tolist())
-        row = {"role": role, "label": label(role), "mean": found.value, "low": found.low, "high": found.high}
-        rows.append(row | {"n": len(part)})
-    table = pd.DataFrame(rows)
-    means = dict(zip(table["role"], table["mean"], strict=True))
-    naive, teacher = means.get("student", math.nan), means.get("teacher", math.nan)
+    runs = {str(role): part for role, part in parts}
+    found = {role: interval(part.tolist()) for role, part in runs.items()}
+    rows = [(role, label(role), mean.value, mean.low, mean.high, len(runs[role])) for role, mean in found.items()]
+    table = pd.DataFrame(rows, columns=["role", "label", "mean", "low", "high", "n"])
+    naive, teacher = (found[role].value if role in found else math.nan for role in ("student", "teacher"))
     gap = teacher - naive if teacher > naive else math.nan
     return Summary(table.assign(gap_recovered=100 * (table["mean"] - naive) / gap), runs)
-
-
-def summary_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Per role: mean test accuracy in %, its 95 % t-interval over runs, n, and the share of the gap it recovers.
-
-    `frame` as for `summarize`. ``gap_recovered`` is (mean − naive) / (teacher − naive), in %: NaN without a teacher
-    better than the naive student. With one run there is no interval (NaN).
-
-    >>> import pandas as pd
-    >>> runs = pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]})
-    >>> summary_table(runs)[["label", "mean", "gap_recovered"]].round(1).values.tolist()
-    [['teacher', 90.0, 100.0], ['naive student', 80.0, 0.0], ['RED', 85.0, 50.0]]
-    """
-    return summarize(frame).table

@@ -6,9 +6,11 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import stats
 
 from redistill_lib.results.words import number
 
@@ -44,17 +46,12 @@ def interval(values: Sequence[float]) -> Estimate:
     >>> print(interval([1.0, 2.0, 3.0]))
     2.00 ± 2.48
     """
-    from scipy import stats
-
-    return _estimate(float(np.mean(values)), [values], lambda: stats.ttest_1samp(values, 0.0))
+    return _estimate(float(np.mean(values)), stats.ttest_1samp, values, 0.0)
 
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """mean(a) − mean(b) with Welch's interval, for runs that have nothing in common."""
-    from scipy import stats
-
-    mean = float(np.mean(a) - np.mean(b))
-    return _estimate(mean, [a, b], lambda: stats.ttest_ind(a, b, equal_var=False))
+    return _estimate(float(np.mean(a) - np.mean(b)), partial(stats.ttest_ind, equal_var=False), a, b)
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
@@ -84,12 +81,8 @@ def run_difference(a: pd.Series[float], b: pd.Series[float]) -> Estimate:
     return difference(a.tolist(), b.tolist())
 
 
-def _estimate(value: float, samples: Sequence[Sequence[float]], test: Callable[[], Any]) -> Estimate:
-    if min(map(len, samples)) < 2:
-        return Estimate(value, math.nan, math.nan)
-    if not any(map(np.ptp, samples)):  # equal values have no variance, by which scipy would divide
-        return Estimate(value, value, value)
+def _estimate(value: float, test: Callable[..., Any], *samples: Any) -> Estimate:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, about samples whose values are nearly equal
-        found = test().confidence_interval()
-    return Estimate(value, float(found.low), float(found.high))
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, about too few or nearly equal values
+        low, high = test(*samples).confidence_interval()
+    return Estimate(value, float(low), float(high))

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from redistill_lib.network import check_float
-from redistill_lib.network.dtypes import dtype_of
+from redistill_lib.network import check_float, dtype_of
 from redistill_lib.network.fakes import Source, follow, tensors_in
 from redistill_lib.plans import StridePlan
 
