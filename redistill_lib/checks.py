@@ -8,7 +8,7 @@ import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from types import NoneType, UnionType
+from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
@@ -70,31 +70,22 @@ def check_type(label: str, value: Any, *kinds: Any) -> Any:
         value = value.item()
     words: list[Any] = []  # of Literals
     classes: list[type] = []
-    for kind in _flattened(kinds):
+    for kind in get_args(Union[(*kinds, Literal[()])]):  # typing flattens unions; the empty Literal makes one of any
         if get_origin(kind) is Literal:
             words += get_args(kind)
         elif kind is Any or not isinstance(kind := get_origin(kind) or kind, type):
             return value  # nothing to hold it against
         else:
             classes.append(kind)
-    fits = any(value == word and type(value) is type(word) for word in words)
-    if fits or (isinstance(value, tuple(classes)) and (not isinstance(value, int | float) or type(value) in classes)):
-        if not isinstance(value, float) or math.isfinite(value):
-            return value
-    elif float in classes and is_number(value):
+    fits = type(value) in classes if isinstance(value, int) else isinstance(value, tuple(classes))
+    fits |= any(value == word and type(value) is type(word) for word in words)
+    if fits and (not isinstance(value, float) or math.isfinite(value)):
+        return value
+    if float in classes and is_number(value):
         return float(value)
     allowed = [*map(repr, words), *(_WORDS.get(kind, kind.__name__) for kind in classes)]
     close = hint(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else ""
     raise ValueError(f"{label}={reprlib.repr(value)} is not {' or '.join(allowed)}{close or '.'}")
-
-
-def _flattened(kinds: Iterable[Any]) -> list[Any]:
-    """The members of unions one by one, None as its class."""
-    flat: list[Any] = []
-    for kind in kinds:
-        union = isinstance(kind, UnionType) or get_origin(kind) is Union
-        flat += get_args(kind) if union else [NoneType if kind is None else kind]
-    return flat
 
 
 def check_fields(record: Any) -> None:

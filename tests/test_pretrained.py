@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.diffusion import DiffusionProcess, load_pretrained, sample, save_pretrained
-from redistill_lib.diffusion.noise import noise_of
 from redistill_lib.diffusion.pretrained import as_student
+from redistill_lib.network import output_of
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks, make_in_place
 from redistill_lib.student import derive_student
 
@@ -47,7 +47,7 @@ def student(teacher: Any) -> Any:
 
 def outputs(model: nn.Module) -> Tensor:
     with torch.no_grad():
-        return noise_of(model(X, T))
+        return output_of(model(X, T))
 
 
 def pipeline(model: nn.Module) -> Any:

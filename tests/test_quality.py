@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import scipy.linalg
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from redistill_lib.data import DataSplits, load_data
@@ -23,7 +22,6 @@ from redistill_lib.quality import (
     Quality,
     check_comparable,
     classifier_extractor,
-    extractors,
     features,
     floor,
     halves,
@@ -253,7 +251,7 @@ def test_scores_do_not_depend_on_batch_size(digits: DataSplits, teacher: Extract
     one, other = (
         score_images(fake, real, teacher, settings=SAMPLING, batch_size=size, progress=False) for size in (7, 256)
     )
-    assert one.settings == other.settings and one.comparable(other)
+    assert one.settings == other.settings
     a, b = ({k: v for k, v in vars(s).items() if k != "settings"} for s in (one, other))
     assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
 
@@ -355,7 +353,7 @@ def test_one_bright_batch_of_a_split_is_no_reason() -> None:
 def test_what_is_no_set_of_images(digits: DataSplits) -> None:
     wanted: list[tuple[Any, int, type[Exception], str]] = [
         (GREY.numpy(), 8, TypeError, "not a ndarray; torch.from_numpy makes it a tensor"),
-        (digits, 8, TypeError, "not a DataSplits; give one split of it, such as data.train"),
+        (digits, 8, TypeError, "not a DataSplits; give one split, such as data.train"),
         ([GREY], 8, TypeError, "a tensor or a split of load_data, not a list"),
         (GREY, 0, ValueError, "batch_size=0 is not a whole number of 1 or more"),
         (digits.test, -1, ValueError, "batch_size=-1 is not a whole number of 1 or more"),
@@ -384,7 +382,7 @@ def test_extractors_of_any_precision(dtype: torch.dtype, apart: float) -> None:
         return classifier_extractor(network, "c", None, image_size=(8, 8))
 
     seen, expected = (features(GREY, one, progress=False) for one in (eye().to(dtype), eye()))
-    assert seen.values.dtype == torch.float32 and str(dtype).removeprefix("torch.") in eye().to(dtype).input_range
+    assert seen.values.dtype == torch.float32
     torch.testing.assert_close(seen.values, expected.values, atol=apart, rtol=0.02)
 
 
@@ -478,50 +476,16 @@ def test_inception_from_a_script(tmp_path: Path) -> None:
     assert eye.settings["extractor"] == "inception-v3-2015-12-05" and eye.settings["extractor_accuracy"] is None
 
 
-def test_inception_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="gives 64 features, the Inception of FID 2048"):
         inception_extractor(script(tmp_path / "small.pt", 64))
     with pytest.raises(
         FileNotFoundError, match=r"no Inception weights at .*nowhere.pt: fetch https://.*pass its path"
     ):
         inception_extractor(tmp_path / "nowhere.pt")
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="weights-inception-2015-12-05-6726825d"):
-        inception_extractor()
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "weights.pth")
-    monkeypatch.setattr(extractors, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install torch-fidelity, or fetch https"):
+    with pytest.raises(ValueError, match=r"weights.pth is no TorchScript of uint8 images .*: fetch https"):
         inception_extractor(tmp_path / "weights.pth")
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_inception_from_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    class Fidelity(nn.Module):
-        """Stands for torch-fidelity's network, as torchmetrics wraps it."""
-
-        def __init__(self, name: str, features_list: list[str], path: str) -> None:
-            super().__init__()
-            assert (name, features_list) == ("inception-v3-compat", ["2048"])
-            self.use_antialias = True
-            self.fc = nn.Linear(2048, 1008)
-            self.load_state_dict(torch.load(path))
-
-        def forward(self, images: Tensor) -> Tensor:
-            return images.float().flatten(1)[:, :2048]
-
-    weights = nn.Linear(2048, 1008).state_dict()
-    tensors = {f"fc.{key}": value for key, value in weights.items()}
-    if name.endswith(".pth"):
-        torch.save(tensors, tmp_path / name)
-    else:
-        save_file(tensors, tmp_path / name)
-    monkeypatch.setattr(extractors, "find_spec", lambda name: object())
-    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Fidelity)
-    eye = inception_extractor(tmp_path / name)
-    assert eye.get_submodule("network.network").use_antialias is False
-    seen = features(torch.full((2, 3, 32, 32), 7, dtype=torch.uint8), eye, progress=False)
-    assert seen.logits is not None
-    torch.testing.assert_close(seen.logits, seen.values @ weights["weight"].T)
 
 
 # ---------------------------------------------------------------------------------------------------------- scores
@@ -543,7 +507,6 @@ def test_worse_images_score_worse(digits: DataSplits, teacher: Extractor, real: 
         score_images(noisy(digits, amount), real, teacher, settings=SAMPLING, progress=False) for amount in (0.2, 0.8)
     )
     assert few.fid < many.fid and few.kid < many.kid and few.fid_limit < many.fid_limit
-    assert few.comparable(many)
     check_comparable([few, many])
     check_comparable(pd.concat([few.to_frame(), many.to_frame()]))
     s = few.settings
@@ -576,8 +539,10 @@ def scored(**settings: Any) -> Quality:
 
 
 def test_unlike_scores_are_not_compared() -> None:
-    assert scored().comparable(scored(seed=1)) and scored(steps=None).comparable(scored())
-    assert not scored(steps=20).comparable(scored())
+    check_comparable([scored(), scored(seed=1)])
+    check_comparable([scored(steps=None), scored()])
+    with pytest.raises(ValueError, match=r"steps is 20(\.0)? and None"):
+        check_comparable([scored(steps=20), scored()])
     for scores in ([scored(steps=20), scored(steps=20), scored(steps=50)],):
         message = r"scores 0 and 2 cannot be compared: steps is 20(\.0)? and 50(\.0)?\. Score both in the same way"
         with pytest.raises(ValueError, match=message):
@@ -644,10 +609,11 @@ def test_settings_of_one_s_own(teacher: Extractor, real: Features) -> None:
     assert {name: score.settings[name] for name in own} == own
 
 
-def test_scoring_leaves_the_global_generator_alone(teacher: Extractor, real: Features) -> None:
+def test_scoring_leaves_the_global_generator_alone(digits: DataSplits, teacher: Extractor, real: Features) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
+    features(digits.test, teacher, progress=False)
     a = score_images(real, real, teacher, progress=False)
     assert torch.equal(torch.rand(2), expected)
     assert a == score_images(real, real, teacher, progress=False)

@@ -1,12 +1,11 @@
 """Augmented images that have names: each is a function of (data, index, view) alone.
 
 `index` is a row of the training split, `view` a number, usually the epoch. Batch size, order, worker, process and
-the training's seed do not matter, so students of several seeds see the same images, and what a teacher makes of
-them can be kept under (index, view).
+the training's seed do not matter, so students of several seeds see the same images, and a teacher's maps of them can
+be kept under (index, view).
 
 A recipe names the operations in order: ``"crop+flip"``, ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one of
-the two for each image. Nothing is implicit: the mirror image of a digit is another sign, so nothing is flipped
-unless the recipe says so. The operations, of which `none` does nothing:
+the two for each image. Nothing is implicit, not even the mirror image, which of a digit is another sign.
 
 - `flip`: mirrored left to right, every second image.
 - `crop`: shifted by up to an eighth of the height in both directions, the rest black.
@@ -18,8 +17,7 @@ unless the recipe says so. The operations, of which `none` does nothing:
   border; the label's weight is the area really left (Yun et al., 2019, arXiv 1905.04899).
 
 The partner is another row of the split, in its own view of the same number before mixing. The authors of ReDistill
-draw CutMix or MixUp, λ and the rectangle once per batch and take partners from the batch; here each image draws its
-own, because an image that depends on its batch has no name. Each image's distribution is the same either way.
+draw all of it once per batch and take partners from the batch; here each image draws its own, of equal distribution.
 """
 
 from __future__ import annotations
@@ -119,9 +117,9 @@ def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: i
     ((2, 1, 8, 8), (2, 10))
     """
     steps = parse_recipe(recipe)
-    wrong = ((index < 0) | (index >= len(split)) | (view < 0)).nonzero().flatten().tolist()
-    if wrong:
-        asked = int(index[wrong[0]]), int(view[wrong[0]])
+    wrong = (index < 0) | (index >= len(split)) | (view < 0)
+    if wrong.any():
+        asked = int(index[wrong][0]), int(view[wrong][0])
         raise ValueError(f"there is no (index, view) {asked}: index is 0 to {len(split) - 1}, view 0 or more")
     numbers = _draw(index, view)
     if not any(word in MIXING for word in steps[-1]):

@@ -1,17 +1,15 @@
 """The two data sets that need no network: handwritten digits, and the same digits small among clutter.
 
-``cluttered`` is the built-in case in which aggressive pooling costs accuracy: the strokes that tell one digit
-from another are one or two pixels wide, the digit may be anywhere, and fragments of other digits lie around
-it, so a network that throws resolution away in its first layer has to guess.
-
-Every random number comes from integer draws of a CPU ``torch.Generator``, so a seed gives the same bytes on
-any machine.
+``cluttered`` is the built-in case in which aggressive pooling costs accuracy: strokes are one or two pixels wide, the
+digit may be anywhere, and fragments of others lie around it. Every random number comes from integer draws of a CPU
+``torch.Generator``, so a seed gives the same bytes on any machine.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,18 +43,12 @@ class Clutter:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("canvas", "digit_size", "fragment_size", "train_size", "validation_size", "test_size"):
-            whole(f"cluttered: {name}", getattr(self, name))
-        whole("cluttered: distractors", self.distractors, 0)
-        if self.digit_size > self.canvas:
+        for name in vars(self).keys() - {"noise"}:
+            whole(f"cluttered: {name}", getattr(self, name), least=int(name != "distractors"))
+        if not self.fragment_size <= self.digit_size <= self.canvas:
             raise ValueError(
-                f"cluttered: a digit of {self.digit_size} px does not fit a canvas of {self.canvas} px; "
-                f"choose digit_size ≤ {self.canvas} or a larger image_size."
-            )
-        if self.fragment_size > self.digit_size:
-            raise ValueError(
-                f"cluttered: fragments are cut from digits, so fragment_size ({self.fragment_size}) "
-                f"can be at most digit_size ({self.digit_size})."
+                f"cluttered: fragments are cut from digits, which have to fit the canvas, but fragment_size is "
+                f"{self.fragment_size}, digit_size {self.digit_size} and canvas (image_size) {self.canvas} px."
             )
         if not 0 <= self.noise <= 1:
             raise ValueError(f"cluttered: noise is {self.noise}; it is a fraction of full scale, from 0 to 1.")
@@ -90,36 +82,26 @@ def compose(
     so parts composed from disjoint sources share nothing. Where things overlap the brighter pixel wins.
     """
     n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
-
-    def draw(high: int, *shape: int) -> Tensor:
-        return torch.randint(high, shape, generator=generator)
-
+    draw = partial(torch.randint, generator=generator)
     rounds = -(-count // n)
     chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:count]
     images = torch.zeros(count, canvas * canvas, dtype=torch.uint8)
-    _paste(images, digits[chosen, 0], draw(canvas - side + 1, 2, count), canvas)
+    _paste(images, digits[chosen, 0], draw(canvas - side + 1, (2, count)), canvas)
     for _ in range(clutter.distractors):
-        other = (chosen + 1 + draw(max(n - 1, 1), count)) % n
-        pieces = _crop(digits[other, 0], piece, draw(side - piece + 1, 2, count))
-        _paste(images, pieces, draw(canvas - piece + 1, 2, count), canvas)
+        other = (chosen + 1 + draw(max(n - 1, 1), (count,))) % n
+        top, left = draw(side - piece + 1, (2, count))
+        pieces = digits[:, 0].unfold(1, piece, 1).unfold(2, piece, 1)[other, top, left]
+        _paste(images, pieces, draw(canvas - piece + 1, (2, count)), canvas)
     if clutter.noise:
         images = _add_noise(images, clutter.noise, generator)
     return images.view(count, 1, canvas, canvas), labels[chosen]
 
 
-def _grid(corners: Tensor, side: int, width: int) -> Tensor:
-    """Flat indices, N×side², of squares with upper-left ``corners`` (2×N: y, x) in images ``width`` wide."""
-    step = torch.arange(side)
-    square = (step[:, None] * width + step).flatten()
-    return (corners[0] * width + corners[1])[:, None] + square
-
-
-def _crop(images: Tensor, side: int, corners: Tensor) -> Tensor:
-    return images.flatten(1).gather(1, _grid(corners, side, images.shape[-1])).view(-1, side, side)
-
-
 def _paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> None:
-    index = _grid(corners, patches.shape[-1], canvas)
+    """Squares into images (N×canvas², uint8) with their upper left at ``corners`` (2×N: y, x)."""
+    step = torch.arange(patches.shape[-1])
+    square = (step[:, None] * canvas + step).flatten()
+    index = (corners[0] * canvas + corners[1])[:, None] + square
     images.scatter_(1, index, torch.maximum(images.gather(1, index), patches.flatten(1)))
 
 

@@ -6,28 +6,33 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from redistill_lib.checks import check_type
+from redistill_lib.checks import check_fields
 from redistill_lib.progress import progress_bar
 
-__all__ = ["EncodedImages", "LazyImages", "TensorImages", "as_batch", "decode_image"]
+__all__ = ["LazyImages", "TensorImages", "as_batch", "decode_image"]
 
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 PROBED = 100_000  # larger sets have only a thousand of their headers read beforehand
-GREY = ("1", "L", "LA", "La")
 DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
+Result = TypeVar("Result")
 Failures = dict[str, dict[int, str]]  # part → index of an image that cannot be read → why
 
 
@@ -51,6 +56,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
         return self.__getitems__(range(min(count, len(self))))
 
 
+@dataclass(eq=False, repr=False)
 class TensorImages(Images):
     """Images in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
 
@@ -60,22 +66,23 @@ class TensorImages(Images):
     ((2, 1, 8, 8), [4, 0])
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        check_type("images", images, Tensor)
-        check_type("labels", labels, Tensor)
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        images, labels = self.images, self.labels
         right = images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64
         if not right or len(labels) != len(images):
-            raise ValueError(
-                f"images are uint8 N×C×H×W and labels int64 N, not {images.dtype} {tuple(images.shape)} "
-                f"and {labels.dtype} {tuple(labels.shape)}."
-            )
-        self.images, self.labels = images, labels
+            found = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in (images, labels))
+            raise ValueError(f"images are uint8 N×C×H×W and labels int64 N, not {found}.")
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return self.images[chosen], self.labels[chosen]
 
-    def fingerprint(self) -> bytes:
+    @property
+    def digest(self) -> bytes:
         return hashlib.sha256(self.images.contiguous().numpy().data).digest()
 
     def take(self, rows: Tensor) -> TensorImages:
@@ -85,68 +92,86 @@ class TensorImages(Images):
         return f"TensorImages({len(self):,} × {'×'.join(str(n) for n in self.images.shape[1:])} uint8)"
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedImages:
-    """One part of a data set before decoding.
+@dataclass(frozen=True, eq=False, repr=False)
+class LazyImages(Images):
+    """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
-    ``items`` is a list of file paths, or a Hugging Face ``Dataset`` whose ``column`` holds ``{"bytes",
-    "path"}``; ``rows`` are the numbers of the images in use, ``labels`` theirs; ``origin`` names the part
-    in errors.
+    ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the numbers of the
+    images in use, ``labels``: theirs; ``origin`` names the table in errors. ``size`` (the side in pixels) and
+    ``channels`` are needed for decoding only.
     """
 
-    items: Any
-    column: str
+    table: Any
     labels: Tensor
     rows: Tensor
     origin: str
+    size: int = 0
+    channels: int = 0
 
-    def __len__(self) -> int:
-        return len(self.rows)
+    def take(self, rows: Tensor) -> LazyImages:
+        return replace(self, labels=self.labels[rows], rows=self.rows[rows])
 
-    def take(self, rows: Tensor) -> EncodedImages:
-        return EncodedImages(self.items, self.column, self.labels[rows], self.rows[rows], self.origin)
+    def each(
+        self, function: Callable[..., Any], failures: dict[int, str], indices: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """The index and ``function(encoded bytes or path, its name in errors)`` of these images, on all cores.
 
-    def read(self, indices: Sequence[int]) -> list[tuple[bytes | str | None, str]]:
-        """The encoded images at ``indices`` (bytes, a path, or None) and how an error should call each."""
-        rows = self.rows[torch.as_tensor(indices, dtype=torch.int64)].tolist()
-        if not self.column:
-            return [(self.items[row], str(self.items[row])) for row in rows]
-        return [
-            (item and (item.get("bytes") or item.get("path")), f"row {row} of {self.origin}, column '{self.column}',")
-            for row, item in zip(rows, self.items[rows][self.column], strict=True)
-        ]
+        Images for which it raises a ValueError are missing, and in ``failures`` instead.
+        """
+        # Pillow refuses what is really too large; its warning before that is ignored, unless a caller has a filter.
+        if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        (column,) = self.table.column_names
 
+        def attempt(item: dict[str, Any] | None, row: int) -> Any:
+            raw = item and (item["bytes"] or item["path"])
+            where = raw if isinstance(raw, str) else f"row {row} of {self.origin}, column '{column}',"
+            try:
+                return function(raw, where)
+            except ValueError as error:
+                return error
 
-class LazyImages(Images):
-    """Images decoded when asked for: TensorImages' interface, at the price of decoding every time."""
+        indices = range(len(self)) if indices is None else indices
+        for start in range(0, len(indices), 256):
+            chunk = indices[start : start + 256]
+            rows = self.rows[list(chunk)].tolist()
+            results = _threads(os.getpid()).map(attempt, self.table[rows][column], rows)
+            for index, result in zip(chunk, results, strict=True):
+                if isinstance(result, ValueError):
+                    failures[index] = str(result)
+                else:
+                    yield index, result
 
-    def __init__(self, encoded: EncodedImages, size: int, channels: int) -> None:
-        self.encoded, self.labels, self.size, self.channels = encoded, encoded.labels, size, channels
+    def decoded(self, failures: dict[int, str], indices: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
+        return self.each(partial(decode_image, size=self.size, channels=self.channels), failures, indices)
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        decode = partial(decode_image, size=self.size, channels=self.channels)
-        with _decoding() as pool:
-            images = list(pool.map(decode, *zip(*self.encoded.read(chosen.tolist()), strict=True)))
+        failures: dict[int, str] = {}
+        images = [image for _, image in self.decoded(failures, chosen.tolist())]
+        check_readable({"": failures}, self.origin)
         return torch.stack(images), self.labels[chosen]
 
-    def fingerprint(self) -> bytes:
-        """A hash of what decides the pixels: side, channels and every encoded byte, which are all read for it."""
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of what decides the pixels: side, channels and every encoded byte, read for it once."""
 
         def hashed(raw: bytes | str, where: str) -> bytes:
             return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
 
-        digest = hashlib.sha256(repr((self.size, self.channels)).encode())
-        with ThreadPoolExecutor() as pool:
-            for _, found in _each(pool, hashed, self.encoded):
-                digest.update(found)
-        return digest.digest()
-
-    def take(self, rows: Tensor) -> LazyImages:
-        return LazyImages(self.encoded.take(rows), self.size, self.channels)
+        total = hashlib.sha256(repr((self.size, self.channels)).encode())
+        for _, found in self.each(hashed, {}):
+            total.update(found)
+        return total.digest()
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """On all cores (Pillow frees the GIL), but one beside a DataLoader's other workers; anew in a forked process."""
+    return ThreadPoolExecutor(1 if get_worker_info() else os.cpu_count())
 
 
 def as_batch(batch: Any) -> Any:
@@ -166,8 +191,6 @@ def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) 
     It is turned as its EXIF says, whatever its format, and what is transparent shows white. ``raw`` is the encoded
     bytes or a path. Raises ValueError, naming ``where``, for anything that does not decode.
     """
-    from PIL import Image, ImageOps
-
     with _opened(raw, where) as image:
         image.load()
         with suppress(SyntaxError):  # an EXIF block that cannot be parsed turns nothing
@@ -176,20 +199,14 @@ def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) 
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB" if channels == 3 else "L")
-        side, (width, height) = min(image.size), image.size
-        if (width, height) != (size, size):
-            left, top = (width - side) / 2, (height - side) / 2
-            # Cut out first, or a long thin image would be resized to a huge one. Pillow filters when it shrinks.
-            box = (left, top, left + side, top + side)
-            image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+        # It cuts out first: a long thin image is not resized to a huge one. Pillow filters when it shrinks.
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).view(size, size, channels).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
 def _opened(raw: bytes | str | None, where: str) -> Iterator[Any]:
     """Open an image; whatever goes wrong with it becomes a ValueError that names ``where``."""
-    from PIL import Image
-
     if not raw:
         raise ValueError(f"{where} holds no image")
     try:
@@ -201,44 +218,14 @@ def _opened(raw: bytes | str | None, where: str) -> Iterator[Any]:
         raise ValueError(f"{where} cannot be read as an 8-bit image ({error})") from error
 
 
-@contextmanager
-def _decoding() -> Iterator[Executor]:
-    """Threads to decode on all cores (Pillow frees the GIL), without its warnings of large images that do decode.
-
-    One thread in a DataLoader's worker, beside which others work.
-    """
-    from PIL import Image
-
-    threads = 1 if get_worker_info() else os.cpu_count()
-    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield pool
-
-
-def _each(
-    pool: Executor, function: Callable[..., Any], encoded: EncodedImages, step: int = 1
-) -> Iterator[tuple[int, Any]]:
-    """The index and ``function(raw, where)`` of every ``step``-th image, or the ValueError it raises."""
-
-    def attempt(raw: bytes | str | None, where: str) -> Any:
-        try:
-            return function(raw, where)
-        except ValueError as error:
-            return error
-
-    for chunk in _chunks(range(0, len(encoded), step)):
-        yield from zip(chunk, pool.map(attempt, *zip(*encoded.read(chunk), strict=True)), strict=True)
-
-
 def _header(raw: bytes | str | None, where: str) -> tuple[tuple[int, int], bool, str]:
     with _opened(raw, where) as image:
-        return image.size, image.mode in GREY, where
+        return image.size, image.mode in ("1", "L", "LA", "La"), where
 
 
 def check_readable(failures: Failures, name: str) -> None:
-    """Raise one ValueError for all images that cannot be read; ``failures``: part → index → why."""
-    reasons = [reason for found in failures.values() for reason in found.values()]
-    if reasons:
+    """Raise one ValueError for all images that cannot be read."""
+    if reasons := [reason for found in failures.values() for reason in found.values()]:
         more = f"; and {len(reasons) - 10:,} more" if len(reasons) > 10 else ""
         raise ValueError(
             f"{len(reasons):,} of the images of {name} cannot be read; replace or remove them, or leave them out "
@@ -247,78 +234,94 @@ def check_readable(failures: Failures, name: str) -> None:
 
 
 def probe(
-    parts: dict[str, EncodedImages], name: str, size: int | None, channels: int | None, every: bool
+    parts: Mapping[str, LazyImages], name: str, size: int | None, channels: int | None, every: bool
 ) -> tuple[int, int, Failures]:
     """The common side and channel number of all images, from their headers alone, and which cannot be read.
 
     One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of a
     part with more than ``PROBED`` images a thousand are looked at unless ``every``, and it counts as colour.
     """
-    grey, first = True, None
+    grey, shapes = True, dict[tuple[int, int], str]()  # shape → the first image of it
     failures: Failures = {part: {} for part in parts}
-    with _decoding() as pool:
-        for part, encoded in parts.items():
-            few = len(encoded) <= PROBED
-            grey &= few
-            step = 1 if few or every else max(1, len(encoded) // 1000)
-            for index, header in _each(pool, _header, encoded, step):
-                if isinstance(header, ValueError):
-                    failures[part][index] = str(header)
-                    continue
-                shape, is_grey, where = header
-                grey &= is_grey
-                first = first or (shape, where)
-                if size is None and shape != first[0]:
-                    raise ValueError(
-                        f"The images of {name} differ in size: {first[1]} is {_by(first[0])}, {where} is "
-                        f"{_by(shape)}; pass image_size=, for example image_size={min(*shape, *first[0])}."
-                    )
-    if first is None:
+    for part, encoded in parts.items():
+        few = len(encoded) <= PROBED
+        grey &= few
+        indices = range(0, len(encoded), 1 if few or every else len(encoded) // 1000 or 1)
+        for _, (shape, is_grey, where) in encoded.each(_header, failures[part], indices):
+            grey &= is_grey
+            shapes.setdefault(shape, where)
+    if not shapes:
         check_readable(failures, name)
-        raise ValueError(f"{name} holds no images.")
-    if size is None and first[0][0] != first[0][1]:
+    if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
+        seen = ", ".join(f"{where} is {shape[0]}×{shape[1]}" for shape, where in islice(shapes.items(), 2))
         raise ValueError(
-            f"The images of {name} are {_by(first[0])}, not square; pass image_size= (the square at their centre "
-            f"is resized to it), for example image_size={min(first[0])}."
+            f"The images of {name} are not squares of one size: {seen}; pass image_size= (the square at their centre "
+            f"is resized to it), for example image_size={min(map(min, shapes))}."
         )
-    return size or first[0][0], channels or (1 if grey else 3), failures
+    return size or next(iter(shapes))[0], channels or (1 if grey else 3), failures
 
 
-def _by(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}×{shape[1]}"
-
-
-def _chunks(indices: range, length: int = 256) -> Iterable[range]:
-    return (indices[start : start + length] for start in range(0, len(indices), length))
-
-
-def decode_all(
-    parts: dict[str, EncodedImages], name: str, size: int, channels: int
-) -> tuple[dict[str, TensorImages], Failures]:
+def decode_all(parts: Mapping[str, LazyImages], name: str) -> tuple[dict[str, TensorImages], Failures]:
     """Decode whole parts on all cores, and say which images cannot be read and why: they stay black."""
     images, failures = {}, {part: dict[int, str]() for part in parts}
-    decode = partial(decode_image, size=size, channels=channels)
-    with progress_bar(sum(map(len, parts.values())), f"decoding {name}") as bar, _decoding() as pool:
-        for part, encoded in parts.items():
-            images[part] = TensorImages(
-                torch.zeros(len(encoded), channels, size, size, dtype=torch.uint8), encoded.labels
-            )
-            for index, image in _each(pool, decode, encoded):
-                if isinstance(image, ValueError):
-                    failures[part][index] = str(image)
-                else:
-                    images[part].images[index] = image
+    with progress_bar(sum(map(len, parts.values())), f"decoding {name}") as bar:
+        for part, lazy in parts.items():
+            pixels = torch.zeros(len(lazy), lazy.channels, lazy.size, lazy.size, dtype=torch.uint8)
+            for index, image in lazy.decoded(failures[part]):
+                pixels[index] = image
                 bar.update()
+            images[part] = TensorImages(pixels, lazy.labels)
     return images, failures
 
 
 def warn_of_flat(splits: Mapping[str, Any], name: str) -> None:
     """One warning with the number of images in memory that are of one colour throughout: mostly a decoding fault."""
-    flat, total = 0, 0
-    for images in (split.images.flatten(2) for split in splits.values() if isinstance(split, TensorImages)):
-        flat += int((images.amax(-1) == images.amin(-1)).all(1).sum())
-        total += len(images)
-    if flat:
-        warnings.warn(
-            f"{flat:,} of {total:,} images of {name} are of one flat colour at this size; look at them.", stacklevel=2
-        )
+    loaded = [split.images.flatten(2) for split in splits.values() if isinstance(split, TensorImages)]
+    if flat := sum(int((images.amax(2) == images.amin(2)).all(1).sum()) for images in loaded):
+        what = f"{flat:,} of {sum(map(len, loaded)):,} images of {name}"
+        warnings.warn(f"{what} are of one flat colour at this size; look at them.", stacklevel=2)
+
+
+def fingerprint(*facts: object) -> str:
+    """A short name for whatever determines the bytes of a cache."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
+    """``write()``, which writes into the cache ``folder``; one warning and None where that is full or read-only.
+
+    The folder is made, with a .gitignore of its own: caches lie wherever a notebook runs.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitignore").write_text("*\n")
+        return write()
+    except Exception as error:
+        reason = error.__cause__ or error  # `datasets` hides it
+        if not isinstance(reason, OSError | SafetensorError):
+            raise
+        warnings.warn(f"Nothing is kept in the cache {folder} ({reason}); give another cache_dir=.", stacklevel=2)
+        return None
+
+
+def read_cache(path: Path, parts: Mapping[str, LazyImages]) -> tuple[dict[str, TensorImages], Failures] | None:
+    """What `decode_all` gave; None where the file is missing, damaged, or of other parts: it is then rebuilt."""
+    try:
+        found = load_file(path)
+        failures = {part: dict.fromkeys(found[f"{part}.unreadable"].tolist(), "") for part in parts}
+        images = {part: TensorImages(found[part], encoded.labels) for part, encoded in parts.items()}
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return None
+    return images, failures
+
+
+def write_cache(path: Path, images: Mapping[str, TensorImages], failures: Failures) -> None:
+    tensors = {part: split.images for part, split in images.items()}
+    tensors |= {f"{part}.unreadable": torch.tensor(list(bad), dtype=torch.int64) for part, bad in failures.items()}
+
+    def write() -> None:
+        with TemporaryDirectory(dir=path.parent) as scratch:  # a reader never sees half a file
+            save_file(tensors, Path(scratch) / path.name)
+            os.replace(Path(scratch) / path.name, path)
+
+    kept_in(path.parent, write)

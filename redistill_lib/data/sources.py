@@ -5,27 +5,29 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from PIL import Image
 
 from redistill_lib.checks import check_fields, hint
-from redistill_lib.data.cache import fingerprint, write_file
-from redistill_lib.data.images import EncodedImages
+from redistill_lib.data.images import LazyImages, fingerprint, kept_in
 
-__all__ = ["Source", "find_parts", "number_labels"]
+if TYPE_CHECKING:
+    import pandas as pd
 
-BUILT_IN = ("cluttered", "digits")
+__all__ = ["Source", "find_parts"]
+
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
-LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "float")
+LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "halffloat", "float", "double")
 NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows, but hardly decodes
-IN_MEMORY_BYTES = 2**28  # parquet files that unpack to more are read through a memory map
 # Short names people type, and where the hub keeps them.
 HUB_NAMES = {
     "cifar10": "hf:uoft-cs/cifar10",
@@ -37,6 +39,7 @@ HUB_NAMES = {
     "imagenet": "hf:ILSVRC/imagenet-1k",
 }
 _SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?![a-z])", re.IGNORECASE)
+Tables = dict[str, Any]  # split → `datasets.Dataset`
 
 
 @dataclass(frozen=True)
@@ -52,43 +55,62 @@ class Source:
     """
 
     image_column: str | None = None
-    label_column: str | bool | None = None
+    label_column: str | Literal[False] | None = None
     lazy: bool | None = None
-    channels: int | None = None
+    channels: Literal[1, 3] | None = None
     skip_unreadable: bool = False
     cache_dir: str | os.PathLike[str] | None = "data/cache"
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.channels not in (None, 1, 3):
-            raise ValueError(
-                f"channels is {self.channels}; it has to be 1 (grey), 3 (RGB) or None (as the images are)."
-            )
-        if self.label_column is True:
-            raise ValueError("label_column is True; give the column's name, None to find it, or False for no labels.")
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part as the source stores it: ``items``, ``column`` as in EncodedImages; ``labels`` not numbered yet.
+def find_parts(name: str, source: Source) -> tuple[dict[str, LazyImages], tuple[str, ...], str]:
+    """The parts of data set ``name`` (train, perhaps validation and test), the class names, and a fingerprint.
 
-    ``classes``: the names behind integer labels, where the source has them.
+    Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class. A part that has only −1 is
+    left out. Where that is the test (ImageNet's labels are not published), the source's validation part, on which
+    such sets are reported, takes its place.
     """
+    import pandas as pd
 
-    items: Any
-    column: str
-    labels: Sequence[Any]
-    classes: tuple[str, ...] | None = None
+    tables, stamp = _find_tables(name, source)
+    columns = {split: _read_columns(table, source, f"{split} of {name}") for split, table in tables.items()}
+    _, train, names = columns["train"]
+    if source.label_column is not False and train.nunique() < 2:
+        raise ValueError(
+            f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()}); "
+            f"a classifier needs two, and a diffusion model none: pass label_column=False."
+        )
+    known = range(len(names)) if names else sorted(set(train) - {-1})
+    classes = tuple(names or map(str, known))
+    parts = {}
+    for split, (images, labels, _) in columns.items():
+        if split != "train" and (labels == -1).all():
+            continue
+        numbers = torch.from_numpy(pd.Index(known).get_indexer(labels))
+        for row in (numbers < 0).nonzero().flatten().tolist():
+            few = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
+            raise ValueError(
+                f"Row {row} of {split} of {name} has the label {labels[row]}, "
+                f"outside the {len(classes)} classes of train ({few})."
+            )
+        parts[split] = LazyImages(images, numbers, torch.arange(len(numbers)), f"{split} of {name}")
+    if "test" in tables and "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    return parts, classes, fingerprint(stamp, [part.table.column_names for part in parts.values()])
 
 
-def find_parts(name: str, source: Source) -> tuple[dict[str, Part], str]:
-    """The parts of data set ``name``: train, perhaps validation and test; and a fingerprint of them."""
+def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
+    """The table of each split, with encoded images or their paths, and a fingerprint."""
     if name.startswith("hf:"):
-        return _from_hub(name, source)
+        return _from_hub(name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
-        tables = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
-        return _from_parquet(folder, tables, source) if tables else _from_images(folder, source)
+        files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
+        if files:
+            return _from_parquet(folder, files, source.cache_dir)
+        return _from_images(folder, source.label_column is not False)
     if name and folder.exists():
         raise ValueError(f"{name} is a file; give the folder it lies in.")
     if re.search(r"[/\\]|^[.~]", name):
@@ -97,95 +119,30 @@ def find_parts(name: str, source: Source) -> tuple[dict[str, Part], str]:
         raise ValueError(f"Unknown data set '{name}'; it is on the Hugging Face hub, as '{HUB_NAMES[name.lower()]}'.")
     raise ValueError(
         f"Unknown data set '{name}'; give cluttered, digits, hf:<repository> or the path of an existing folder"
-        f"{hint(name, [*BUILT_IN, *HUB_NAMES]) or '.'}"
+        f"{hint(name, ['cluttered', 'digits', *HUB_NAMES]) or '.'}"
     )
 
 
-def number_labels(
-    parts: dict[str, Part], name: str, labelled: bool
-) -> tuple[dict[str, EncodedImages], tuple[str, ...]]:
-    """Labels as 0…K−1, and the K class names.
+def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, list[str]]:
+    """The names of files, folders or hub splits that belong to train and, where there are any, validation and test.
 
-    A part whose labels are all −1 is left out. Where that is the test (ImageNet's are not published), the source's
-    validation part, on which such sets are reported, takes its place.
+    A ValueError for two words for one split, such as val and valid, and for several names that are no shards of a
+    table, unless one of them is exactly the split's.
     """
-    for split, part in parts.items():
-        if not part.labels:
-            raise ValueError(f"The {split} part of {name} is empty.")
-    roles = {split: split for split, part in parts.items() if split == "train" or set(part.labels) != {-1}}
-    if "test" in parts and "test" not in roles and "validation" in roles:
-        roles["test"] = roles.pop("validation")
-    values = parts["train"].labels
-    classes = parts["train"].classes
-    if not labelled:
-        classes = ("unlabelled",)
-    elif classes is None and all(type(value) is int for value in values):
-        if min(values) != 0:
-            raise ValueError(
-                f"The labels of {name} run from {min(values)} to {max(values)}; number the classes from 0, "
-                f"or store them as a ClassLabel or as text."
-            )
-        if max(values) >= 10 * (different := len(set(values))):
-            raise ValueError(
-                f"The labels of {name} run to {max(values)}, but only {different} different ones occur; number the "
-                f"classes from 0 without large gaps, or store them as text."
-            )
-        classes = tuple(str(number) for number in range(max(values) + 1))
-    elif classes is None:
-        classes = tuple(str(value) for value in sorted(set(values)))
-    if labelled and len(set(values)) < 2:
-        raise ValueError(
-            f"All {len(values):,} training images of {name} are of one class ('{values[0]}'); "
-            f"a classifier needs two, and a diffusion model none: pass label_column=False."
-        )
-    numbered = {}
-    for role, split in roles.items():
-        part, origin = parts[split], f"{split} of {name}"
-        labels = _number(part.labels, classes, origin) if labelled else torch.zeros(len(part.labels)).long()
-        numbered[role] = EncodedImages(part.items, part.column, labels, torch.arange(len(labels)), origin)
-    return numbered, classes
-
-
-def _number(values: Sequence[Any], classes: tuple[str, ...], origin: str) -> Tensor:
-    index = {label: number for number, label in enumerate(classes)}
-    numbers = [value if type(value) is int else index.get(str(value), -1) for value in values]
-    for row, number in enumerate(numbers):
-        if not 0 <= number < len(classes):
-            few = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
-            raise ValueError(
-                f"Row {row} of {origin} has the label {values[row]!r}, "
-                f"outside the {len(classes)} classes of train ({few})."
-            )
-    return torch.tensor(numbers, dtype=torch.int64)
-
-
-def _split_of(name: str) -> str | None:
-    """train, validation or test, from the name of a file, folder or hub split; None for any other."""
-    match = _SPLIT.match(name)
-    word = match.group(1).lower() if match else ""
-    return {"train": "train", "test": "test", "": None}.get(word, "validation")
-
-
-def _by_split(names: Iterable[str], where: str) -> dict[str, list[str]]:
-    """The names that belong to each split; a ValueError for two words for one, such as val and valid."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, dict[str, str]] = defaultdict(dict)  # split → name → its word for the split
     for name in names:
-        if split := _split_of(name):
-            found.setdefault(split, []).append(name)
-    for split, several in found.items():
-        words = {match.group().lower(): name for name in several if (match := _SPLIT.match(name))}
-        if len(words) > 1:
-            raise ValueError(f"{where} has several for {split}: {', '.join(words.values())}; keep one of them.")
-    return found
+        if match := _SPLIT.match(name):
+            split = match[1].lower()
+            found[split if split in ("train", "test") else "validation"][name] = match[0].lower()
+    if "train" not in found:
+        raise ValueError(f"{where} has no train split; it has {', '.join(names)}.")
+    for split, words in found.items():
+        if len(set(words.values())) > 1 or (len(words) > 1 and not shards and split not in words):
+            raise ValueError(f"{where} has several for {split}: {', '.join(words)}; keep one of them.")
+    return {split: [split] if split in words and not shards else list(words) for split, words in found.items()}
 
 
-def _only(names: list[str], split: str, where: str) -> str:
-    if len(names) > 1:
-        raise ValueError(f"{where} has several for {split}: {', '.join(names)}; keep one of them, or merge them.")
-    return names[0]
-
-
-def _from_hub(name: str, source: Source) -> tuple[dict[str, Part], str]:
+def _from_hub(name: str) -> tuple[Tables, str]:
     import datasets
 
     repository, _, configuration = name.removeprefix("hf:").partition(":")
@@ -197,157 +154,89 @@ def _from_hub(name: str, source: Source) -> tuple[dict[str, Part], str]:
             f"{name} could not be loaded from the Hugging Face hub: {detail} "
             f"Check the spelling and the network; a configuration is named hf:<repository>:<configuration>."
         ) from error
-    names = _by_split(map(str, found), name)
-    # The split that has exactly the usual name is meant, whatever others a set on the hub has beside it.
-    tables = {split: found[split if split in keys else _only(keys, split, name)] for split, keys in names.items()}
-    if "train" not in tables:
-        raise ValueError(f"{name} has no train split; it has {', '.join(str(key) for key in found)}.")
-    parts = {split: _from_table(table, source, f"{split} of {name}") for split, table in tables.items()}
-    return parts, fingerprint(*[(split, parts[split].column, tables[split]._fingerprint) for split in sorted(parts)])
+    tables = {split: found[key] for split, (key,) in _by_split([str(key) for key in found], name).items()}
+    return tables, fingerprint([(split, table._fingerprint) for split, table in tables.items()])
 
 
-def _stamp(path: Path, root: Path) -> tuple[object, ...]:
-    """What tells a changed file. The inode's time is among it, since copies may keep the time of writing."""
-    try:
-        found = path.stat()
-    except OSError:  # a link to nowhere, which decoding will name
-        return (path.relative_to(root).as_posix(),)
-    return path.relative_to(root).as_posix(), found.st_size, found.st_mtime_ns, found.st_ctime_ns
+def _stamp(paths: Iterable[Path], root: Path) -> str:
+    """What tells changed files. The inode's time is among it, since copies may keep the time of writing."""
+    stats = [(path, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may lead nowhere
+    return fingerprint([(str(p.relative_to(root)), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
 
 
-def _from_parquet(folder: Path, tables: list[Path], source: Source) -> tuple[dict[str, Part], str]:
+def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None) -> tuple[Tables, str]:
+    """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
     import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    files = _by_split([path.name for path in tables], str(folder))
-    if "train" not in files:
-        raise ValueError(
-            f"{folder} has no train*.parquet (it has {', '.join(path.name for path in tables[:5])}); "
-            f"name the files train…, test… and, where there is one, validation…"
-        )
-    parts = {}
-    for split, names in files.items():
-        paths, origin = [path for path in tables if path.name in names], f"{split} of {folder}"
+    tables = {}
+    for split, names in _by_split([path.name for path in files], str(folder), shards=True).items():
+        paths = [path for path in files if path.name in names]
+        # In small batches, since a small file may unpack to one image in a million rows.
+        read = partial(datasets.Dataset.from_parquet, [str(path) for path in paths], batch_size=256)
         try:
-            features = datasets.Features.from_arrow_schema(pq.read_schema(paths[0]))
-            columns = [column for column in _columns(features, source, origin) if column]
-            stamp = fingerprint([_stamp(path, folder) for path in paths], columns)
-            table = _read_tables(paths, columns, stamp, source.cache_dir)
-        except pa.ArrowException as error:
+            if cache_dir is not None:
+                unpacked = str(Path(cache_dir) / "arrow" / _stamp(paths, folder))
+                tables[split] = kept_in(Path(cache_dir), partial(read, cache_dir=unpacked))
+            if tables.get(split) is None:
+                with TemporaryDirectory() as scratch:
+                    tables[split] = read(cache_dir=scratch, keep_in_memory=True)
+        except Exception as error:  # `datasets` and pyarrow have many
             raise ValueError(
-                f"The {split} files of {folder} cannot be read as one parquet table ({error})."
+                f"The {split} files of {folder} cannot be read as one parquet table ({error.__cause__ or error})."
             ) from error
-        parts[split] = _from_table(table, source, origin)
-    return parts, fingerprint([_stamp(path, folder) for path in tables], parts["train"].column)
+    return tables, _stamp(files, folder)
 
 
-def _read_tables(paths: list[Path], columns: list[str], stamp: str, cache_dir: str | os.PathLike[str] | None) -> Any:
-    """A ``datasets.Dataset`` of these columns, in memory up to IN_MEMORY_BYTES, else in a memory-mapped file.
-
-    It is unpacked in small batches and measured on the way: neither a file's size nor its metadata tell how much a
-    dictionary-encoded column unpacks to. Without a cache to write to, all of it stays in memory.
-    """
+def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Series, list[str] | None]:
+    """The table with encoded images alone, the labels, and the classes' names if the table has them."""
     import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pandas as pd
 
-    def batches() -> Iterator[Any]:
-        for path in paths:
-            with pq.ParquetFile(path, memory_map=True) as file:
-                yield from (batch.cast(schema) for batch in file.iter_batches(256, columns=columns))
-
-    def write(file: Path) -> None:
-        with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, schema) as writer:
-            for batch in batches():
-                writer.write_batch(batch)
-
-    first = pq.read_schema(paths[0])
-    schema = pa.schema([first.field(column) for column in columns], first.metadata)
-    held, size = [], 0
-    for batch in batches():
-        held.append(batch)
-        size += batch.nbytes
-        if size > IN_MEMORY_BYTES and cache_dir is not None:
-            held.clear()
-            target = Path(cache_dir) / "arrow" / f"{stamp}.arrow"
-            if target.exists() or write_file(target, write):
-                return datasets.Dataset.from_file(str(target))
-            return _read_tables(paths, columns, stamp, None)
-    # With a fingerprint of its own, or `datasets` would hash a second copy of the table.
-    empty = pa.RecordBatch.from_pylist([], schema)  # `datasets` cannot select from a table without any batch
-    return datasets.Dataset(pa.Table.from_batches(held or [empty], schema), fingerprint=stamp)
-
-
-def _columns(features: Any, source: Source, origin: str) -> tuple[str, str | None]:
-    """The image and the label column (None without labels)."""
-    import datasets
-
-    kinds = {column: getattr(feature, "dtype", "") for column, feature in features.items()}
-    encoded = [
-        c for c, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)
-    ]
-    image = _column("image", source.image_column, encoded, IMAGE_NAMES, list(features), origin)
-    if image not in encoded and kinds[image] not in ("binary", "large_binary", "string"):
-        raise ValueError(f"Column '{image}' of {origin} holds no encoded images, but {kinds[image] or 'lists'}.")
+    kinds = {field.name: str(field.type) for field in table.features.arrow_schema}
+    encoded = [name for name, kind in kinds.items() if kind.startswith("struct<") and "bytes: " in kind]
+    allowed = [*encoded, *(name for name, kind in kinds.items() if kind in ("binary", "large_binary", "string"))]
+    likely = [name for name in IMAGE_NAMES if name in encoded][:1] or encoded
+    image = _column("image", source.image_column, likely, allowed, kinds, origin)
+    images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
     if source.label_column is False:
-        return image, None
-    named = [c for c in LABEL_NAMES if kinds.get(c, "").startswith(LABEL_TYPES)]
-    others = [c for c, f in features.items() if isinstance(f, datasets.ClassLabel) and c not in named]
-    label = _column("label", source.label_column or None, [*named, *others], LABEL_NAMES, list(features), origin)
-    if not kinds[label].startswith(LABEL_TYPES):
-        raise ValueError(f"Column '{label}' of {origin} holds no labels, which are whole numbers or text.")
-    return image, label
-
-
-def _from_table(table: Any, source: Source, origin: str) -> Part:
-    import datasets
-
-    image, label = _columns(table.features, source, origin)
-    labels: Sequence[Any] = [0] * len(table)
-    classes = None
-    if label is not None:
-        if isinstance(table.features[label], datasets.ClassLabel):
-            classes = tuple(table.features[label].names)
-        labels = table.select_columns([label]).with_format("arrow")[:].column(label).to_pylist()
-        for row, value in enumerate(labels):
-            # pandas keeps a missing whole number as NaN, and the others of its column as floats
-            if value is None or value != value:
-                raise ValueError(f"Row {row} of {origin} has no label in column '{label}'; remove the row.")
-            if isinstance(value, float) and not value.is_integer():
-                raise ValueError(f"Row {row} of {origin} has the label {value}; labels are whole numbers or text.")
-        labels = [int(value) if isinstance(value, float) else value for value in labels]
-    table = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return Part(table, image, labels, classes)
+        return images, pd.Series(0, range(len(table))), ["unlabelled"]
+    classes = {name: feature.names for name, feature in table.features.items() if hasattr(feature, "names")}
+    allowed = [name for name, kind in kinds.items() if kind.startswith(LABEL_TYPES)]
+    likely = [name for name in LABEL_NAMES if name in allowed][:1] or list(classes)
+    label = _column("label", source.label_column, likely, allowed, kinds, origin)
+    labels = table.select_columns([label]).to_pandas()[label]
+    wrong = labels.isna()
+    if labels.dtype.kind == "f":  # pandas keeps a missing whole number as NaN, and the others of its column as floats
+        wrong |= labels % 1 != 0
+    if wrong.any():
+        raise ValueError(
+            f"Row {wrong.argmax()} of {origin} has the label {labels[wrong.argmax()]} in column '{label}'; "
+            f"labels are whole numbers or text. Mend or remove the row."
+        )
+    labels = labels.astype("int64") if labels.dtype.kind == "f" else labels
+    return images, labels, classes.get(label)
 
 
 def _column(
-    role: str,
-    wanted: str | bool | None,
-    candidates: list[str],
-    preferred: Sequence[str],
-    columns: list[str],
-    origin: str,
+    role: str, wanted: str | None, likely: list[str], allowed: list[str], columns: Iterable[str], origin: str
 ) -> str:
-    if isinstance(wanted, str):
-        if wanted not in columns:
-            raise ValueError(
-                f"{origin} has no column '{wanted}'; it has {', '.join(columns)}{hint(wanted, columns) or '.'}"
-            )
+    if wanted in allowed:
         return wanted
-    ranked = [name for name in preferred if name in candidates] or candidates
-    if len(ranked) == 1 or (ranked and ranked[0] in preferred):
-        return ranked[0]
-    found = (
-        f"has several possible {role} columns ({', '.join(ranked)})"
-        if ranked
-        else f"has no {role} column that I know"
-    )
+    if wanted is not None:
+        known = f"it has {', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
+        raise ValueError(f"{origin} has no {role} column '{wanted}'; {known}")
+    if len(likely) == 1:
+        return likely[0]
+    found = f"several possible {role} columns ({', '.join(likely)})" if likely else f"no {role} column that I know"
     without = ", or label_column=False for images without labels" if role == "label" else ""
-    raise ValueError(f"{origin} {found}; pass {role}_column= one of {', '.join(columns)}{without}.")
+    raise ValueError(f"{origin} has {found}; pass {role}_column= one of {', '.join(columns)}{without}.")
 
 
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+def _folders(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+
+
+def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """The files below, sorted, without what is hidden. Links are followed, but not back to where they lie in."""
     above |= {os.path.realpath(folder)}
     for path in sorted(folder.iterdir()):
@@ -356,59 +245,51 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
         if not path.is_dir():
             yield path
         elif os.path.realpath(path) not in above:
-            yield from _walk(path, above)
-
-
-def _folders(root: Path) -> list[Path]:
-    return [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+            yield from _files(path, above)
 
 
 def _roots(folder: Path, labelled: bool) -> dict[str, Path]:
     """The folder of each split: ``train`` and others, or the whole folder where its folders are the classes."""
     inside = _folders(folder)
-    names = _by_split([path.name for path in inside], str(folder))
-    others = [path for path in inside if not _split_of(path.name)]
-    if names and "train" not in names and not others:
-        raise ValueError(f"{folder} has no folder train (it has {', '.join(path.name for path in inside)}).")
-    if "train" in names and len(names) == 1 and others:  # a split, or one more class?
-        train = folder / names["train"][0]
-        if not _folders(train):
-            names = {}
-        elif labelled and any(map(_folders, others)):
-            raise ValueError(
-                f"{folder} holds {train.name}, which may be a split or a class beside {others[0].name}; "
-                f"move the other folders away, or rename it."
-            )
-    if "train" not in names:
+    others = [path for path in inside if not _SPLIT.match(path.name)]
+    only_images = labelled and not any(map(_folders, inside))
+    if not inside or (others and (only_images or not any(path.name.lower().startswith("train") for path in inside))):
         return {"train": folder}
-    return {split: folder / _only(found, split, str(folder)) for split, found in names.items()}
+    splits = {split: folder / name for split, (name,) in _by_split([p.name for p in inside], str(folder)).items()}
+    if len(splits) == 1 and others and (not labelled or any(map(_folders, others))):
+        raise ValueError(
+            f"{folder} holds {splits['train'].name}, which may be a split or a class beside {others[0].name}; "
+            f"move the other folders away, or rename it."
+        )
+    return splits
 
 
-def _from_images(folder: Path, source: Source) -> tuple[dict[str, Part], str]:
-    from PIL import Image
+def _from_images(folder: Path, labelled: bool) -> tuple[Tables, str]:
+    import datasets
 
     known = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in known if kind in Image.OPEN and kind not in NO_IMAGES}
-    labelled = source.label_column is not False
-    parts, stamps, skipped = {}, [], Counter[str]()
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.Value("string"))
+    tables, used, skipped = {}, list[Path](), Counter[str]()
     for split, root in _roots(folder, labelled).items():
-        found = [path for path in _walk(root) if not labelled or path.parent != root]
+        found = [path for path in _files(root) if not labelled or path.parent != root]
         files = [path for path in found if path.suffix.lower() in suffixes]
         skipped.update(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in suffixes)
         if not files:
             raise ValueError(
                 f"{root} holds no images; expected train*.parquet, <split>/<class>/*.png or <class>/*.png."
             )
-        labels = [path.relative_to(root).parts[0] if labelled else "" for path in files]
+        labels = [path.relative_to(root).parts[0] for path in files]
         empty = sorted({path.name for path in _folders(root)} - set(labels))
         if labelled and split == "train" and empty:
             raise ValueError(f"The class folders {', '.join(empty)} of {root} hold no images; fill or remove them.")
-        parts[split] = Part([str(path) for path in files], "", labels)
-        stamps += [_stamp(path, folder) for path in files]
+        images = [{"path": str(path), "bytes": None} for path in files]
+        tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
+        used += files
     if skipped:
         what = ", ".join(f"{suffix} ({count:,})" for suffix, count in skipped.most_common(5))
         warnings.warn(
             f"{skipped.total():,} files of {folder} are left out, being no images that Pillow reads: {what}.",
             stacklevel=2,
         )
-    return parts, fingerprint(stamps)
+    return tables, _stamp(used, folder)

@@ -7,29 +7,30 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from redistill_lib.checks import check_fields, check_type, hint, whole
-from redistill_lib.data.cache import fingerprint, read_cache, write_cache
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import (
     DECODING,
     EAGER_BYTES,
-    EncodedImages,
     Failures,
     LazyImages,
     TensorImages,
     check_readable,
     decode_all,
+    fingerprint,
     probe,
+    read_cache,
     warn_of_flat,
+    write_cache,
 )
-from redistill_lib.data.sources import Source, find_parts, number_labels
+from redistill_lib.data.sources import Source, find_parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["DataSplits", "load_data"]
 
 SPLITS = ("train", "validation", "test")
-Options = TypeVar("Options")
 Split = TensorImages | LazyImages
+Loaded = tuple[dict[str, Split], tuple[str, ...], str]  # splits, class names, origin
 Choice = dict[str, tuple[str, Tensor]]  # split → (part of the source, rows of it)
 
 
@@ -47,10 +48,9 @@ class DataSplits:
     """Three splits of one data set.
 
     Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` →
-    (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled.
-    ``origin`` says in words where validation and test come from, and how many images were
-    left out. ``params`` are JSON and load the same images
-    again: ``load_data(**splits.params)``. Both belong into a run's record.
+    (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled. ``origin`` says in
+    words where validation and test come from, and how many images were left out. ``params`` are JSON and load the
+    same images again: ``load_data(**splits.params)``. Both belong into a run's record.
     """
 
     train: Split
@@ -65,11 +65,9 @@ class DataSplits:
     params: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, split in ((name, getattr(self, name)) for name in SPLITS):
-            if not hasattr(split, "labels") or not hasattr(split, "__getitems__"):
-                raise ValueError(f"{name} is a {type(split).__name__}, not images with labels, such as TensorImages.")
+        check_fields(self)
         for name in ("num_classes", "in_channels", "image_size"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+            whole(name, getattr(self, name))
 
     def __repr__(self) -> str:
         sizes = " · ".join(f"{len(getattr(self, split)):,} {split}" for split in SPLITS)
@@ -81,7 +79,7 @@ class DataSplits:
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             digest.update(split.labels.contiguous().numpy().tobytes())
-            digest.update(split.fingerprint())
+            digest.update(split.digest)
         return digest.hexdigest()[:8]
 
     def to_frame(self) -> pd.DataFrame:
@@ -105,7 +103,7 @@ def load_data(
     """Load a data set by name as train, validation and test.
 
     Args:
-        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or
+        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or of
             images.
         image_size: side in pixels; the square at an image's centre is resized to it. None keeps the size
             (``digits``: 32, ``cluttered``: a canvas of 40).
@@ -127,17 +125,42 @@ def load_data(
     """
     name = str(os.fspath(check_type("name", name, str, os.PathLike)))
     request = _Request(name, image_size, validation, test, seed, limit)
-    if name in ("digits", "cluttered"):
+    kind = {"digits": Digits, "cluttered": Clutter}.get(name, Source)
+    if kind is not Source:
         options.pop("cache_dir", None)
-    if name == "digits":
-        if options:
-            raise ValueError(f"'digits' has no option '{next(iter(options))}'; 'cluttered' has options.")
-        return _digits(request)
-    if name == "cluttered":
-        if image_size is not None and options.setdefault("canvas", image_size) != image_size:
-            raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
-        return _cluttered(request, _options(Clutter, name, options))
-    return _from_source(request, _options(Source, name, options))
+    if name == "cluttered" and image_size is not None and options.setdefault("canvas", image_size) != image_size:
+        raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
+    known = [option.name for option in fields(kind)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"'{name}' has no option '{option}'; it has {', '.join([*known, 'image_size'])} and the like"
+                f"{hint(option, known) or '.'}"
+            )
+    settings = kind(**options)
+    images, classes, origin = (_from_source if kind is Source else _built_in)(request, settings)
+    channels, size, _ = images["train"][0][0].shape
+    present = set(images["train"].labels.tolist())
+    if limit is not None and (absent := [word for number, word in enumerate(classes) if number not in present]):
+        warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
+    changed = {key: value for key, value in vars(settings).items() if value != getattr(kind, key)}
+    for same_images in ("canvas", "lazy", "cache_dir"):  # image_size, and what only says when and where to keep them
+        changed.pop(same_images, None)
+    return DataSplits(
+        **images,
+        num_classes=len(classes),
+        in_channels=channels,
+        image_size=size,
+        classes=classes,
+        name=name,
+        origin=origin,
+        params={**asdict(request), "image_size": size, **changed},
+    )
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The options of ``digits``: none."""
 
 
 @dataclass(frozen=True)
@@ -152,104 +175,40 @@ class _Request:
     limit: int | None
 
     def __post_init__(self) -> None:
-        if isinstance(self.image_size, tuple | list):
-            raise ValueError(f"image_size={self.image_size} has to be one number: the side of a square in pixels.")
         check_fields(self)
         for argument, value in (("validation", self.validation), ("test", self.test)):
             if not 0 < value < 1:
                 raise ValueError(f"{argument} is {value}; it is a fraction of train, between 0 and 1.")
-        if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation ({self.validation}) and test ({self.test}) leave nothing to train on; lower one."
-            )
         for argument in ("image_size", "limit"):
             if getattr(self, argument) is not None:
                 whole(argument, getattr(self, argument))
         whole("seed", self.seed, 0, 2**48)
 
-    def splits(
-        self, images: dict[str, Split], classes: tuple[str, ...], origin: str, options: Clutter | Source | None
-    ) -> DataSplits:
-        channels, size, _ = images["train"][0][0].shape
-        present = set(images["train"].labels.tolist())
-        if self.limit is not None and (absent := [name for k, name in enumerate(classes) if k not in present]):
-            warnings.warn(
-                f"limit={self.limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=5
-            )
-        changed = {}
-        if options is not None:
-            default = asdict(type(options)())
-            changed = {key: value for key, value in asdict(options).items() if value != default[key]}
-        for same_images in (
-            "canvas",
-            "lazy",
-            "cache_dir",
-        ):  # canvas is image_size, the others when and where they are kept
-            changed.pop(same_images, None)
-        return DataSplits(
-            **images,
-            num_classes=len(classes),
-            in_channels=channels,
-            image_size=size,
-            classes=classes,
-            name=self.name,
-            origin=origin,
-            params={**asdict(self), "image_size": size, **changed},
-        )
 
-
-def _options(kind: type[Options], name: str, options: Mapping[str, Any]) -> Options:
-    known = [option.name for option in fields(kind)]  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"'{name}' has no option '{option}'; it has {', '.join(known)}, besides image_size and the like"
-                f"{hint(option, known) or '.'}"
-            )
-    return kind(**options)
-
-
-def _digits(request: _Request) -> DataSplits:
-    images, labels = read_digits(request.image_size or 32)
+def _built_in(request: _Request, options: Digits | Clutter) -> Loaded:
+    clutter = options if isinstance(options, Clutter) else None
+    digits, labels = read_digits(clutter.digit_size if clutter else request.image_size or 32)
     chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
-    kept = {
-        split: rows[_spread(labels[rows], request.limit, request.seed, each=1)] for split, (_, rows) in chosen.items()
-    }
-    splits: dict[str, Split] = {split: TensorImages(images[rows], labels[rows]) for split, rows in kept.items()}
-    return request.splits(splits, tuple("0123456789"), origin, None)
-
-
-def _cluttered(request: _Request, clutter: Clutter) -> DataSplits:
-    digits, labels = read_digits(clutter.digit_size)
-    chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
-    counts = {"train": clutter.train_size, "validation": clutter.validation_size, "test": clutter.test_size}
     splits: dict[str, Split] = {}
-    for stream, split in enumerate(SPLITS):
-        rows, generator = chosen[split][1], _generator(request.seed, 10 + stream)
-        composed, numbers = compose(digits[rows], labels[rows], counts[split], clutter, generator)
+    for stream, (split, (_, rows)) in enumerate(chosen.items()):
+        images, numbers = digits[rows], labels[rows]
+        if clutter:
+            generator = _generator(request.seed, 10 + stream)
+            images, numbers = compose(images, numbers, getattr(clutter, f"{split}_size"), clutter, generator)
         kept = _spread(numbers, request.limit, request.seed, each=1)
-        splits[split] = TensorImages(composed[kept], numbers[kept])
-    origin = f"each split composed from its own digits, {origin}"
-    return request.splits(splits, tuple("0123456789"), origin, clutter)
+        splits[split] = TensorImages(images[kept], numbers[kept])
+    return splits, tuple("0123456789"), f"each split composed from its own digits, {origin}" if clutter else origin
 
 
-def _from_source(request: _Request, source: Source) -> DataSplits:
-    raw, key = find_parts(request.name, source)
-    parts, classes = number_labels(raw, request.name, source.label_column is not False)
-    labels = {part: images.labels for part, images in parts.items()}
-    chosen, origin = _divide(labels, {part: images.origin for part, images in parts.items()}, request)
+def _from_source(request: _Request, source: Source) -> Loaded:
+    parts, classes, key = find_parts(request.name, source)
+    labels = {part: encoded.labels for part, encoded in parts.items()}
+    chosen, origin = _divide(labels, {part: encoded.origin for part, encoded in parts.items()}, request)
     for split, (part, rows) in chosen.items():
         chosen[split] = part, rows[_spread(labels[part][rows], request.limit, request.seed, each=1)]
-    cache = None
-    if source.cache_dir is not None:
-        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])
-        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels, source.skip_unreadable, DECODING)
-        cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
-    splits, left_out = _read(parts, chosen, request, source, cache)
+    splits, left_out = _read(parts, chosen, request, source, key)
     warn_of_flat(splits, request.name)
-    return request.splits(
-        splits, classes, origin + (f"; {left_out:,} unreadable left out" if left_out else ""), source
-    )
+    return splits, classes, f"{origin}; {left_out:,} unreadable left out" if left_out else origin
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
@@ -272,60 +231,58 @@ def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0, each:
 
 def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Request) -> tuple[Choice, str]:
     """Which rows of which part make up each split, and that in words; ``origins`` names the parts."""
-    whole = len(labels["train"])
-    left = torch.arange(whole)
+    train, origin = labels["train"], origins["train"]
+    left, words = torch.arange(len(train)), []
     chosen: Choice = {}
-    words = []
     for stream, split, fraction in ((1, "test", request.test), (2, "validation", request.validation)):
         if split in labels:
             chosen[split] = split, torch.arange(len(labels[split]))
             words.append(f"{split}: {origins[split]}")
             continue
-        held = _spread(labels["train"][left], round(fraction * whole), request.seed, stream)
+        held = _spread(train[left], round(fraction * len(train)), request.seed, stream)
         if not len(held):
-            raise ValueError(
-                f"{split}={fraction} of {whole} images ({origins['train']}) is an empty split; raise the fraction."
-            )
+            raise ValueError(f"{split}={fraction} of {len(train)} images ({origin}) is an empty split; raise it.")
         chosen[split] = "train", left[held]
-        words.append(f"{split}: {fraction:.0%} of {origins['train']}")
+        words.append(f"{split}: {fraction:.0%} of {origin}")
         left = left[~torch.isin(torch.arange(len(left)), held)]
     chosen["train"] = "train", left
-    missing = set(labels["train"].tolist()) - set(labels["train"][left].tolist())
-    if missing:
+    if missing := set(train.tolist()) - set(train[left].tolist()):
         raise ValueError(
-            f"Class {min(missing)} has too few images in {origins['train']} to be split: none is left; "
+            f"Class {min(missing)} has too few images in {origin} to be split: none is left; "
             f"lower validation= and test=, or add images."
         )
     return {split: chosen[split] for split in SPLITS}, f"{', '.join(reversed(words))} (seed {request.seed})"
 
 
 def _read(
-    parts: dict[str, EncodedImages], chosen: Choice, request: _Request, source: Source, cache: Path | None
+    parts: dict[str, LazyImages], chosen: Choice, request: _Request, source: Source, key: str
 ) -> tuple[dict[str, Split], int]:
-    """Each split as tensors, from the cache if it has them, or lazily where they would be too large.
-
-    And how many unreadable images were left out of them.
-    """
-    lazy = source.lazy
-    if cache is not None and lazy is not True and (cached := read_cache(cache, parts)):
-        return _pick(*cached, chosen)
+    """Each split: from the cache, decoded, or lazy where that is too large; and how many images were left out."""
+    cache = None
+    if source.cache_dir is not None and source.lazy is not True:
+        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])
+        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels, source.skip_unreadable, DECODING)
+        cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
+        if cached := read_cache(cache, parts):
+            return _pick(*cached, chosen)
     used = {split: parts[part].take(rows) for split, (part, rows) in chosen.items()}
-    everything: Choice = {split: (split, torch.arange(len(encoded))) for split, encoded in used.items()}
-    size, channels = request.image_size, source.channels
+    size, lazy = request.image_size, source.lazy
+    channels: int | None = source.channels
     if size is None or channels is None or lazy is not False:
         size, channels, failures = probe(used, request.name, size, channels, source.skip_unreadable)
-    decoded = sum(len(encoded) for encoded in used.values()) * channels * size * size
-    if lazy or (lazy is None and decoded > EAGER_BYTES):
-        if not source.skip_unreadable:
-            check_readable(failures, request.name)
-        return _pick({split: LazyImages(part, size, channels) for split, part in used.items()}, failures, everything)
-    keep = cache is not None and request.limit is None  # part of a data set is not worth keeping
-    images, failures = decode_all(parts if keep else used, request.name, size, channels)
+    if lazy is None:
+        lazy = sum(map(len, used.values())) * channels * size * size > EAGER_BYTES
+    keep = cache is not None and not lazy and request.limit is None  # part of a data set is not worth keeping
+    if not keep:
+        parts, chosen = used, {split: (split, torch.arange(len(part))) for split, part in used.items()}
+    images: dict[str, Any] = {part: replace(encoded, size=size, channels=channels) for part, encoded in parts.items()}
+    if not lazy:
+        images, failures = decode_all(images, request.name)
     if not source.skip_unreadable:
         check_readable(failures, request.name)
     if cache is not None and keep:
         write_cache(cache, images, failures)
-    return _pick(images, failures, chosen if keep else everything)
+    return _pick(images, failures, chosen)
 
 
 def _pick(images: Mapping[str, Split], failures: Failures, chosen: Choice) -> tuple[dict[str, Split], int]:

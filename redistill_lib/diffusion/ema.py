@@ -20,9 +20,8 @@ def decay_at(step: int, decay: float) -> float:
 def average_of(network: nn.Module, decay: float) -> AveragedModel:
     """An average that starts as a copy of `network`; ``update_parameters(network)`` after each step keeps it.
 
-    Parameters and floating-point buffers are averaged, integer buffers copied. Averaged statistics of batch norm fit
-    the averaged weights: statistics computed anew (`update_bn`) give the same loss. The averaged network is its
-    ``module``; its ``state_dict`` holds all it needs to go on.
+    Parameters and floating-point buffers are averaged (statistics of batch norm then fit the averaged weights),
+    integer buffers copied. The averaged network is its ``module``; its ``state_dict`` holds all it needs to go on.
 
     >>> net = nn.Linear(1, 1, bias=False)
     >>> average = average_of(net, 0.5)

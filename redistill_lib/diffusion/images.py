@@ -29,12 +29,10 @@ def image_grid(images: Tensor, columns: int = 10, gap: int = 2) -> Tensor:
     count, channels, height, width = images.shape
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    size = (channels, rows * (height + gap) - gap, columns * (width + gap) - gap)
-    grid = torch.full(size, 255, dtype=torch.uint8)
-    for index, image in enumerate(images):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        grid[:, top : top + height, left : left + width] = image
-    return grid
+    grid = torch.full((rows * columns, channels, height + gap, width + gap), 255, dtype=torch.uint8)
+    grid[:count, :, :height, :width] = images
+    grid = grid.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return grid[:, : grid.shape[1] - gap, : grid.shape[2] - gap]
 
 
 def save_grid(path: Path, images: Tensor) -> None:

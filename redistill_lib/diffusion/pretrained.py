@@ -20,9 +20,7 @@ PREFIX = "Student"
 def save_pretrained(model: nn.Module, folder: str | Path, variant: str | None = None) -> None:
     """Write a diffusers network, derived or not, with RED blocks or without, as its own `save_pretrained` does.
 
-    The config also says how the student was derived and where its blocks are, and names the student's own class (see
-    `as_student`), which diffusers' pipelines find again.
-
+    The config also says how the student was derived and where its blocks are, and names the class of `as_student`.
     Raises TypeError for a network that is not of diffusers, ValueError for blocks in place.
 
     >>> save_pretrained(model, "student/unet"); model = load_pretrained("student/unet")        # doctest: +SKIP
@@ -33,32 +31,28 @@ def save_pretrained(model: nn.Module, folder: str | Path, variant: str | None = 
 def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module:
     """A diffusers network in eval mode, a student or not, from its folder or that of its pipeline.
 
-    `variant`: of the weights' files, such as "fp16". Raises FileNotFoundError where there are no such weights as
-    safetensors, with what there is instead, and ValueError where they are not those of the network.
+    `variant`: of the weights' files, such as "fp16". Raises FileNotFoundError where there are no such safetensors and
+    ValueError where they are not those of the network.
     """
     import diffusers
 
     folder = Path(folder)
     folder = folder / "unet" if (folder / "model_index.json").is_file() else folder
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} has no config.json; name the folder that save_pretrained wrote "
-            "(networks on the hub: UNet2DModel.from_pretrained)"
-        )
+        fix = "name the folder that save_pretrained wrote (networks on the hub: UNet2DModel.from_pretrained)"
+        raise FileNotFoundError(f"{folder} has no config.json; {fix}")
     config: dict[str, Any] = dict(diffusers.UNet2DModel.load_config(folder))
     base = getattr(diffusers, config["_class_name"].removeprefix(PREFIX))
     student = config["_class_name"].startswith(PREFIX) or config.get("derived") or config.get("red_blocks")
     kind = _student_of(base) if student else base
+    options = {"use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        model, found = kind.from_pretrained(
-            folder, variant=variant, use_safetensors=True, output_loading_info=True, local_files_only=True
-        )
+        model, found = kind.from_pretrained(folder, variant=variant, **options)
     except OSError as error:
         there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
-        if not any(name.endswith(".safetensors") for name in there):
+        fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
+        if not any(folder.glob("*.safetensors")):
             fix = "pickled weights are not read: UNet2DModel.from_pretrained(folder).save_pretrained(folder) converts"
-        else:
-            fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
         raise FileNotFoundError(f"no such weights in {folder}, but {', '.join(there) or 'none'}; {fix}") from error
     _check_loaded(found, folder)
     return model.eval()
@@ -69,19 +63,15 @@ def as_student(model: nn.Module) -> Any:
 
     What `load_pretrained` returns is of that class already; any other student needs it before a pipeline saves it:
     ``DDPMPipeline(as_student(model), scheduler).save_pretrained(folder)``. A network without moved strides and blocks
-    comes back as it is.
-
-    Raises TypeError for a network that is not of diffusers.
+    comes back as it is. Raises TypeError for a network that is not of diffusers.
     """
+    kind: Any = type(model)
     if not callable(getattr(model, "save_pretrained", None)):
-        raise TypeError(
-            f"{type(model).__name__} is not a network of diffusers; for any other load_model(run) is the way back"
-        )
+        raise TypeError(f"{kind.__name__} is not a network of diffusers; load_model(run) reads any other")
     if isinstance(model, _Student) or not (inserted_blocks(model) or model.config.get("derived")):  # type: ignore
         return model
-    twin: Any = copy.copy(model)
-    base: Any = type(model)
-    twin.__class__ = _student_of(base)
+    twin = copy.copy(model)
+    twin.__class__ = _student_of(kind)
     return twin
 
 
@@ -95,13 +85,12 @@ class _Student:
         if other := [type(block).__name__ for _, _, block in blocks if type(block) is not RedBlock]:
             raise ValueError(f"{other[0]} cannot be saved; save the network first and work in place after loading")
         named = copy.copy(self)  # the config is exchanged as a whole, so the caller's stays as it is
-        named.register_to_config(
-            red_blocks=[
-                {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
-                for layer, side, block in blocks
-                if isinstance(block, RedBlock)
-            ]
-        )
+        records = [
+            {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
+            for layer, side, block in blocks
+            if isinstance(block, RedBlock)
+        ]
+        named.register_to_config(red_blocks=records)
         self.base.save_pretrained(named, folder, variant=_own(variant), **kwargs)
 
     @classmethod
@@ -151,7 +140,6 @@ def _own(variant: str | None) -> str:
 
 
 def _check_loaded(found: dict[str, Any], folder: Any) -> None:
-    if wrong := [
-        str(name) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for name in found[kind]
-    ]:
+    kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")
+    if wrong := [str(name) for kind in kinds for name in found[kind]]:
         raise ValueError(f"the weights in {folder} are not those of its config.json: {', '.join(wrong[:3])} differ")

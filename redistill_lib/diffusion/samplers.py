@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Seen:
-    """A step's x_t, the noise and the image (clipped) that the network sees in it, and ᾱ_t."""
+class Step(NamedTuple):
+    """x_t, the noise and the image (clipped) that the network sees in it, ᾱ_t, and ᾱ to go to (1 at the end)."""
 
     x: Tensor
     noise: Tensor
     start: Tensor
     kept: float
+    after: float
 
 
-# A sampler takes what is seen now, the image seen a step before with its ᾱ (where it is kept), ᾱ of the time step to
-# go to (1 at the end) and a source of noise.
-Before = tuple[Tensor, float] | None
+Before = tuple[Tensor, float] | None  # the image seen a step before with its ᾱ, where it is kept
+Draw = Callable[[], Tensor]  # new noise
 
 
-def ddim(now: Seen, before: Before, after: float, draw: Callable[[], Tensor]) -> Tensor:
+def ddim(now: Step, before: Before, draw: Draw) -> Tensor:
     """DDIM (arXiv 2010.02502, equation 12) with σ = 0."""
-    return math.sqrt(after) * now.start + math.sqrt(1 - after) * now.noise
+    return math.sqrt(now.after) * now.start + math.sqrt(1 - now.after) * now.noise
 
 
-def ddpm(now: Seen, before: Before, after: float, draw: Callable[[], Tensor]) -> Tensor:
+def ddpm(now: Step, before: Before, draw: Draw) -> Tensor:
     """DDPM (arXiv 2006.11239, equations 6 and 7), where a step over several time steps has the α of them together."""
-    alpha = now.kept / after
-    mean = math.sqrt(after) * (1 - alpha) * now.start + math.sqrt(alpha) * (1 - after) * now.x
-    return mean / (1 - now.kept) + math.sqrt((1 - after) * (1 - alpha) / (1 - now.kept)) * draw()
+    x, _, start, kept, after = now
+    alpha = kept / after
+    mean = (math.sqrt(after) * (1 - alpha) * start + math.sqrt(alpha) * (1 - after) * x) / (1 - kept)
+    return mean + math.sqrt((1 - after) * (1 - alpha) / (1 - kept)) * draw()
 
 
-def dpm_solver(now: Seen, before: Before, after: float, draw: Callable[[], Tensor]) -> Tensor:
+def dpm_solver(now: Step, before: Before, draw: Draw) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step and the last are of first order."""
-    data, noise = now.start, math.sqrt((1 - after) / (1 - now.kept))
+    x, _, data, kept, after = now
+    noise = math.sqrt((1 - after) / (1 - kept))
     if before is not None and after < 1:
-        first, middle, end = (0.5 * math.log(kept / (1 - kept)) for kept in (before[1], now.kept, after))
+        first, middle, end = (0.5 * math.log(level / (1 - level)) for level in (before[1], kept, after))
         r = (middle - first) / (end - middle)
         data = data + (data - before[0]) / (2 * r)
-    return noise * now.x + (math.sqrt(after) - noise * math.sqrt(now.kept)) * data
+    return noise * x + (math.sqrt(after) - noise * math.sqrt(kept)) * data
 
 
 STEPS = {"ddim": ddim, "ddpm": ddpm, "dpm++": dpm_solver}

@@ -9,38 +9,38 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion.noise import (
+    SAMPLERS,
     DiffusionProcess,
-    channels_of,
-    check_sampler,
+    check_known,
     check_times,
     conditioning_of,
-    noise_of,
+    told,
 )
-from redistill_lib.diffusion.samplers import STEPS, Before, Seen, time_steps
+from redistill_lib.diffusion.samplers import STEPS, Before, Step, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
-from redistill_lib.network import evaluating
-from redistill_lib.network.dtypes import dtype_of
+from redistill_lib.network import dtype_of, evaluating, output_of
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
 
-#: Called in each step with its number from 0, the time step t, x_t (the noisy images it starts from, N×C×H×W) and
-#: the images the network sees in them, clipped to −1…1 where the process says so.
+#: Called in each step with its number from 0, the time step t, x_t (N×C×H×W) and the images the network sees in
+#: them, clipped to −1…1 where the process says so.
 OnStep = Callable[[int, int, Tensor, Tensor], None]
 MOST = 256  # images at once; more would only take more memory
-FEW = 16  # where the memory is not known
+FEW = 16  # where the memory that they take is not known
 
 
 class Guided(nn.Module):
     """A prediction with classifier-free guidance (arXiv 2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x).
 
-    Both come from one pass over a doubled batch. With w = 0 it is the network itself.
+    Both come from one pass over a doubled batch.
     """
 
     def __init__(self, model: nn.Module, guidance: float = 0.0):
@@ -48,24 +48,20 @@ class Guided(nn.Module):
         self.model, self.guidance = model, guidance
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        conditioning = conditioning_of(self.model)
-        if conditioning is None or conditioning.null is None or labels is None or not self.guidance:
-            return noise_of(self.model(x, t) if labels is None else self.model(x, t, labels))
-        nothing = torch.full_like(labels, conditioning.null)
+        known = conditioning_of(self.model)
+        if known is None or known.null is None or labels is None or not self.guidance:
+            return output_of(self.model(x, t) if labels is None else self.model(x, t, labels))
+        nothing = torch.full_like(labels, known.null)
         doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nothing))
-        given, free = noise_of(self.model(*doubled)).chunk(2)
+        given, free = output_of(self.model(*doubled)).chunk(2)
         return (1 + self.guidance) * given - self.guidance * free
 
 
-class _Step(nn.Module):
+class _Step(Guided):
     """One step of DDIM as the memory sees it: what is held beside the denoiser, and the arithmetic after it."""
 
-    def __init__(self, predict: Guided):
-        super().__init__()
-        self.predict = predict
-
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        noise = self.predict(x, t, labels)
+        noise = super().forward(x, t, labels)
         start = ((x - 0.6 * noise) / 0.8).clamp(-1, 1)
         return 0.9 * start + 0.4 * noise
 
@@ -73,7 +69,7 @@ class _Step(nn.Module):
 def peak_of_sampling(
     model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused", dtype: str | None = None
 ) -> int:
-    """Peak bytes of activations over a whole step of sampling, for `example` images B×C×H×W; weights are beside it.
+    """Peak bytes of activations over a step of sampling, for `example` images B×C×H×W.
 
     Beside the denoiser's own maps these are the images, which DDIM and DDPM need again after it (DPM++ holds one
     more copy), and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
@@ -85,8 +81,7 @@ def peak_of_sampling(
     """
     t = torch.zeros(len(example), dtype=torch.int64, device=example.device)
     inputs = (example, t) if conditioning_of(model) is None else (example, t, t.clone())
-    profile = profile_memory(_Step(Guided(model, guidance)), *inputs, convention=convention, dtype=dtype)
-    return profile.peak_bytes
+    return profile_memory(_Step(model, guidance), *inputs, convention=convention, dtype=dtype).peak_bytes
 
 
 @dataclass(frozen=True)
@@ -94,8 +89,7 @@ class Sampling:
     """How images are drawn: the options of `sample` and `trajectory`.
 
     Arguments:
-        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2, with as many of the time steps
-            as `steps` says) or ``dpm++`` (2M, 2211.01095).
+        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2) or ``dpm++`` (2M, 2211.01095).
         seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
         guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
         batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
@@ -110,7 +104,7 @@ class Sampling:
     process: DiffusionProcess | None = None
 
     def __post_init__(self) -> None:
-        check_sampler(self.sampler)
+        check_known("sampler", self.sampler, SAMPLERS)
         whole("steps", self.steps), whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
@@ -120,10 +114,8 @@ class Sampling:
     @classmethod
     def of(cls, options: dict[str, Any]) -> Sampling:
         known = [field.name for field in fields(cls)]
-        if wrong := next((name for name in options if name not in known), None):
-            raise TypeError(
-                f"there is no option {wrong!r} of sampling{hint(wrong, known)} (known: {', '.join(known)})"
-            )
+        for name in options.keys() - known:
+            raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
         return cls(**options)
 
 
@@ -144,8 +136,8 @@ def sample(
             of diffusers that has a `unet` and a `scheduler`.
         shape: (C, H, W), or the side in pixels where the network knows its channels; known for a run.
         labels: a class for all or one for each, of a network trained with classes; left out, no class.
-        on_step: looks on; with several batches it sees the steps of each in turn.
-        options: `sampler`, `steps`, `seed`, `guidance`, `batch_size` and `process`, see `Sampling`.
+        on_step: see `OnStep`; with several batches it is called for the steps of each in turn.
+        options: the fields of `Sampling`.
 
     Raises ValueError for what does not fit the network, with what would.
 
@@ -163,14 +155,14 @@ def sample(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = how.batch_size or _batch_that_fits(model, size, how.guidance, device)
     network, how = Guided(model, how.guidance), replace(how, process=process)
-    images = []
-
-    def look(k: int, t: int, seen: Seen) -> None:
-        if on_step is not None:
-            on_step(k, t, seen.x, seen.start)
-        bar.update()
-
     bar = progress_bar(how.steps * -(-n // batch), f"{how.sampler}, {n} images", enabled=progress)
+
+    def look(*seen: Any) -> None:
+        bar.update()
+        if on_step is not None:
+            on_step(*seen)
+
+    images = []
     with evaluating(network), bar:
         for rows in torch.arange(n).split(batch):
             draws = [torch.Generator().manual_seed(derive_seed(how.seed, int(row))) for row in rows]
@@ -186,32 +178,24 @@ def _noise(size: tuple[int, ...], draws: Sequence[torch.Generator], device: torc
 
 
 def _draw(
-    network: Callable[..., Tensor],
-    draw: Callable[[], Tensor],
-    how: Sampling,
-    dtype: torch.dtype,
-    look: Callable[[int, int, Seen], None],
+    network: Callable[..., Tensor], draw: Callable[[], Tensor], how: Sampling, dtype: torch.dtype, look: OnStep
 ) -> Tensor:
     process = how.process or DiffusionProcess()
     times = time_steps(how.steps, process.num_train_timesteps)
     levels = [*process.alphas_cumprod[times].tolist(), 1.0]
 
-    def step(
-        k: int, x: Tensor, before: Before
-    ) -> tuple[Tensor, Before]:  # what it makes is freed before the next one
+    def step(k: int, x: Tensor, before: Before) -> tuple[Tensor, Before]:  # frees what it makes before the next one
         t = torch.full((len(x),), times[k], device=x.device)
         prediction = network(x.to(dtype), t).float()
         if prediction.shape != x.shape:
             raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
         start = process.start_from(prediction, x, t)
         start = start.clamp(-1, 1) if process.clip_sample else start
-        seen = Seen(x, process.noise_from(prediction, x, t), start, levels[k])
-        look(k, times[k], seen)
-        kept = (start, levels[k]) if how.sampler == "dpm++" else None
-        return STEPS[how.sampler](seen, before, levels[k + 1], draw), kept
+        look(k, times[k], x, start)
+        now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1])
+        return STEPS[how.sampler](now, before, draw), (start, levels[k]) if how.sampler == "dpm++" else None
 
-    before: Before = None
-    x = draw()
+    x, before = draw(), None
     for k in range(how.steps):
         x, before = step(k, x, before)
     return x
@@ -219,10 +203,8 @@ def _draw(
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A few images on their way out of the noise. K shots of N images each.
-
-    `t` are the K time steps; `noisy` is x_t and `seen` what the network sees in it, both K×N×C×H×W; `final` the
-    images it ends in, N×C×H×W.
+    """N images on their way out of the noise: `noisy`, x_t, and `seen`, what the network sees in it, both K×N×C×H×W
+    at the K time steps `t`; `final`, the images it ends in, N×C×H×W.
     """
 
     t: tuple[int, ...]
@@ -257,14 +239,6 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
     return Trajectory(times, torch.stack(noisy), torch.stack(starts), final)
 
 
-# ---------------------------------------------------------------------------------------------- what a call may leave
-
-
-def process_of(run: Run) -> DiffusionProcess:
-    """What a run was trained on, by its record; DDPM's own process where that says nothing."""
-    return DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
-
-
 def _opened(
     model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
 ) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
@@ -278,19 +252,18 @@ def _opened(
     run = model if isinstance(model, Run) else Run.load(model)
     if "diffus" not in run.params.get("task", "diffuse"):
         raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
-    return load_model(run), shape or run.params["data"].get("image_size"), process or process_of(run)
+    process = process or DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
+    return load_model(run), shape or run.params["data"].get("image_size"), process
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
-    shape = shape or getattr(getattr(model, "config", None), "sample_size", None)
+    shape, channels = shape or told(model, "sample_size"), told(model, "in_channels")
     if shape is None:
         raise ValueError("the network does not tell the size of its images; give shape=(channels, height, width)")
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
-    channels = channels_of(model)
-    if len(sides) == 2:
-        if channels is None:
-            raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
-        sides = (channels, *sides)
+    if len(sides) == 2 and channels is None:
+        raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
+    sides = (channels, *sides) if channels and len(sides) == 2 else sides
     if len(sides) != 3:
         raise ValueError(f"the shape of the images is (channels, height, width), not {shape}")
     if channels not in (None, sides[0]):
@@ -299,15 +272,15 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
 
 
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
-    conditioning = conditioning_of(model)
-    if conditioning is None:
-        if labels is not None or guidance:
-            what = "labels" if labels is not None else "guidance"
-            raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
-        return None
-    classes, null = conditioning.classes, conditioning.null
+    known = conditioning_of(model)
+    if known is None:
+        if labels is None and not guidance:
+            return None
+        what = "guidance" if labels is None else "labels"
+        raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
     if labels is None and guidance:
         raise ValueError("guidance needs labels to guide to; give labels=")
+    classes, null = known.classes, known.null
     if labels is None and null is not None:
         return torch.full((n,), null)
     if labels is None or (guidance and null is None):
@@ -317,10 +290,10 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
             + f", or where its last one does, say so: model.register_to_config(num_classes={classes - 1})"
         )
     chosen = torch.as_tensor(labels)
-    if chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool:
+    if chosen.dtype == torch.bool or not torch.can_cast(chosen.dtype, torch.int64):
         raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))
     chosen = chosen.to("cpu", torch.int64)
-    chosen = chosen.expand(n) if chosen.ndim == 0 else chosen
+    chosen = chosen if chosen.ndim else chosen.expand(n)
     if chosen.shape != (n,):
         raise ValueError(f"labels are one class for all or one for each of {n} images, not {tuple(chosen.shape)}")
     if not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
@@ -329,25 +302,16 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
 
 
 def _batch_that_fits(model: nn.Module, size: tuple[int, ...], guidance: float, device: torch.device) -> int:
-    free = _free_bytes(device)
-    if free is None:
-        return FEW
+    image = torch.zeros(1, *size, device=device, dtype=dtype_of(model))
     try:
-        peak = peak_of_sampling(
-            model, torch.zeros(1, *size, device=device, dtype=dtype_of(model)), guidance, convention="eager"
-        )
+        peak = peak_of_sampling(model, image, guidance, convention="eager")
     except Exception:  # not every network can be profiled; what is wrong with its inputs, drawing will say
         return FEW
-    return max(1, min(MOST, free // 2 // peak))
+    return max(1, min(MOST, _free_bytes(device) // 2 // peak))
 
 
-def _free_bytes(device: torch.device) -> int | None:
-    """Free memory of the device; None where the system does not tell."""
+def _free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return psutil.virtual_memory().available

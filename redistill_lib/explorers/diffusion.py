@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from redistill_lib.diffusion import Trajectory, trajectory
-from redistill_lib.diffusion.sampling import process_of
 from redistill_lib.explorers.controls import Explorer, redraw, slider
-from redistill_lib.models.saved import load_model
 from redistill_lib.progress import is_live
 from redistill_lib.runs import Run
 
@@ -23,6 +22,7 @@ STEPS = (5, 10, 25, 50, 100)
 SEEDS = 8
 
 
+@dataclass(frozen=True)
 class TrajectorySource:
     """Denoisers and the ways of their images, each drawn once: an explorer's memory, free of widgets.
 
@@ -32,32 +32,22 @@ class TrajectorySource:
     {'teacher': Trajectory(2 images at t = 999, 666, 332)}
     """
 
-    def __init__(self, models: Mapping[str, Drawn], *, shape: int | Sequence[int] | None = None, n: int = 9):
-        if not models:
+    models: Mapping[str, Drawn]
+    shape: int | Sequence[int] | None = None
+    n: int = 9
+    drawn: dict[tuple[int, int], dict[str, Trajectory]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.models:
             raise ValueError("give at least one denoiser, by its role")
-        self.models, self.shape, self.n = dict(models), shape, n
-        self.options: dict[str, dict[str, Any]] = {role: {"progress": False} for role in models}
-        self.drawn: dict[tuple[int, int], dict[str, Trajectory]] = {}
 
     def paths(self, steps: int, seed: int) -> dict[str, Trajectory]:
         """Every step of every role's DDIM sampling from the noise of that seed."""
         if (steps, seed) not in self.drawn:
-            self.drawn[steps, seed] = {
-                role: trajectory(
-                    self._model(role), self.n, steps, shape=self.shape, steps=steps, seed=seed, **self.options[role]
-                )
-                for role in self.models
-            }
+            options = {"shape": self.shape, "steps": steps, "seed": seed, "progress": False}
+            found = {role: trajectory(model, self.n, steps, **options) for role, model in self.models.items()}
+            self.drawn[steps, seed] = found
         return self.drawn[steps, seed]
-
-    def _model(self, role: str) -> nn.Module:
-        model = self.models[role]
-        if not isinstance(model, nn.Module):  # read once
-            run = model if isinstance(model, Run) else Run.load(model)
-            self.shape = self.shape or run.params["data"].get("image_size")
-            self.options[role]["process"] = process_of(run)
-            self.models[role] = model = load_model(run)
-        return model
 
 
 def sampling_trajectories(
@@ -72,7 +62,7 @@ def sampling_trajectories(
 
     `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` images per role
     are drawn by DDIM, all roles from the same noise. `steps` is what it opens with, `choices` what else there is.
-    None where nobody is looking.
+    None outside a live notebook.
 
     >>> sampling_trajectories({}) is None
     True

@@ -144,6 +144,15 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of float inputs that a network takes: that of its weights; float32 where it has none.
+
+    >>> dtype_of(nn.Linear(2, 2).half())
+    torch.float16
+    """
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
 def check_float(inputs: Sequence[object]) -> None:
     """Raise TypeError for images as they are stored, which no network takes."""
     if inputs and isinstance(inputs[0], Tensor) and inputs[0].dtype == torch.uint8:

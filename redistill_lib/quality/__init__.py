@@ -1,11 +1,8 @@
 """How good generated images are: FID, KID, Inception Score, precision and recall, each with what it was made with.
 
-    real = features(splits.train, extractor)          # once, for every model
-    score = score_images(samples, real, extractor, settings={"sampler": "ddim", "steps": 50, "ema": True})
-    check_comparable([score, other])                  # raises unless only the model differs
-
-A score is a number of a network that looks at images, so that network, the extractor, is always named: Inception
-from a file of yours (`inception_extractor`), or a classifier trained on the same data (`classifier_extractor`).
+real = features(splits.train, extractor)          # once, for every model
+score = score_images(samples, real, extractor, settings={"sampler": "ddim", "steps": 50, "ema": True})
+check_comparable([score, other])                  # raises unless only the model differs
 """
 
 from redistill_lib.quality.comparison import QualityComparison, compare_quality

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from redistill_lib.memory import format_size
 from redistill_lib.quality.scores import Quality, check_comparable
 from redistill_lib.results import interval, label, listed, role_key, run_difference, the
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
 COSTS = ("peak_bytes", "parameters")
@@ -57,8 +56,8 @@ def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> Qualit
     interval over draws of images, or its KID's spread over subsets. `floor` is what `redistill_lib.quality.floor`
     gives.
 
-    Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, scores that are not
-    made in the same way, and a floor of other numbers of images or another extractor.
+    Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, and scores or a floor
+    that are not made in the same way.
 
     >>> import pandas as pd
     >>> by = {"n_fake": 900, "n_real": 900, "image": "1×16×16", "extractor": "teacher", "num_features": 64}
@@ -84,8 +83,6 @@ def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> Qualit
 
 
 def _check_values(frame: pd.DataFrame) -> None:
-    import pandas as pd
-
     lacking = []
     for name in ("fid", "kid", *COSTS):
         least = 0 if name in COSTS else -math.inf
@@ -97,8 +94,6 @@ def _check_values(frame: pd.DataFrame) -> None:
 
 
 def _check_floor(frame: pd.DataFrame, floor: Quality, settings: Mapping[str, Any]) -> None:
-    import pandas as pd
-
     sampled = [name for name, value in floor.settings.items() if value == "real images"]
     ignore = [*sampled, *(name for name in settings if name not in floor.settings)]
     try:
@@ -108,8 +103,6 @@ def _check_floor(frame: pd.DataFrame, floor: Quality, settings: Mapping[str, Any
 
 
 def _table(frame: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
     frame = frame.assign(role=frame["role"].map(role_key)).reset_index(drop=True)
     alike = frame.groupby("role")["peak_bytes"].transform(_budgets)
     rows = []
@@ -128,8 +121,6 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _budgets(peaks: pd.Series[float]) -> pd.Series[int]:
     """Which of them have about the same memory: equal numbers, 0 for the least."""
-    import pandas as pd
-
     found, first = {}, math.nan
     for index, peak in peaks.sort_values().items():
         if not peak <= BUDGET * first:

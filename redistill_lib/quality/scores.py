@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from redistill_lib.checks import hint, whole
 from redistill_lib.quality import metrics
-from redistill_lib.quality.extractors import Extractor, check_extractor
+from redistill_lib.quality.extractors import Extractor, by, check_extractor
 from redistill_lib.quality.images import Features, features, halves
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+Images = Tensor | Dataset[Any] | Features
 STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
 FREE = ("seed",)  # scores may differ in it and be compared
 
@@ -27,13 +25,13 @@ class Quality:
     """How like the real ones generated images are, as one extractor sees it.
 
     `fid` (lower is better) is biased upwards at finite N; `fid_limit` is its value for N → ∞; `fid_error` is half the
-    width of the 95 % interval of either, over draws of images, not over trainings. `kid` (lower is better) is
-    unbiased, `kid_std` its spread over subsets. `inception_score` (higher is better, from 1 to the number
-    of classes) knows no real images. `precision` and `recall` (0…1): the share of fakes that look real, and of
-    reals that the fakes reach. NaN: not defined here, see `redistill_lib.quality.metrics`.
+    95 % interval of either, over draws of images, not over trainings. `kid` (lower is better) is unbiased, `kid_std`
+    its spread over subsets. `inception_score` (higher is better, 1 to the number of classes) knows no real images.
+    `precision` and `recall` (0…1): the share of fakes that look real, and of reals that the fakes reach. NaN: not
+    defined here, see `redistill_lib.quality.metrics`.
 
-    `settings` say with what: n_fake, n_real, real (a hash of the real images), image, those of the extractor
-    and of each metric, ema, sampler, steps, seed, and whatever else `score_images` was told.
+    `settings` say with what: numbers and a hash of images, their size, the extractor, the options of each metric,
+    ema, sampler, steps, seed, and whatever else `score_images` was told.
     """
 
     fid: float
@@ -49,28 +47,21 @@ class Quality:
 
     def to_frame(self) -> pd.DataFrame:
         """One row: every score by its name, every setting as ``settings.<name>``."""
-        import pandas as pd
-
         scores = {name: value for name, value in vars(self).items() if name != "settings"}
         return pd.DataFrame([scores | {f"settings.{name}": value for name, value in self.settings.items()}])
 
-    def comparable(self, other: Quality) -> bool:
-        """Whether nothing but the model (and the seed of the scoring) differs."""
-        return not _differences(self.settings, other.settings)
-
     def __repr__(self) -> str:
         s = self.settings
-        limit = "" if math.isnan(self.fid_limit) else f" (N → ∞: {self.fid_limit:.4g})"
         return (
-            f"Quality(FID {self.fid:.4g} ± {self.fid_error:.2g}{limit}, KID {self.kid:.3g} ± {self.kid_std:.1g}, "
+            f"Quality(FID {self.fid:.4g} ± {self.fid_error:.2g}, KID {self.kid:.3g} ± {self.kid_std:.1g}, "
             f"IS {self.inception_score:.3g}, precision {self.precision:.2f}, recall {self.recall:.2f}; "
             f"{s['n_fake']:,} fake, {s['n_real']:,} real, by {s['extractor']})"
         )
 
 
 def score_images(
-    fake: Tensor | Dataset[Any] | Features,
-    real: Tensor | Dataset[Any] | Features,
+    fake: Images,
+    real: Images,
     extractor: Extractor,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -81,8 +72,7 @@ def score_images(
     """FID, KID, Inception Score, precision and recall of generated images.
 
     Args:
-        fake, real: N×C×H×W, uint8 or float −1…1; a split of `load_data`; or their `features`, which are worth
-            keeping for the real ones.
+        fake, real: N×C×H×W, uint8 or float −1…1; a split of `load_data`; or their `features`.
         settings: how the fakes were made: ``sampler``, ``steps``, ``ema`` and whatever else has to agree between
             scores that are compared. It is not the place for what tells models apart.
         seed: of the subsets that KID, Inception Score, precision, recall and the interval of FID draw.
@@ -99,32 +89,27 @@ def score_images(
     (True, 120, 50)
     """
     whole("seed", seed, least=0)
-    check_extractor(extractor)
-    _check_settings(settings or {})
+    settings = {} if settings is None else settings
+    _check_settings(settings)
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
-        shapes = " and ".join("×".join(map(str, which.shape)) for which in (a, b))
+        shapes = f"{by(a.shape)} and {by(b.shape)}"
         raise ValueError(f"fake and real images differ in shape, {shapes}: bring both to one size and channels")
     distance = metrics.fid(a, b)
-    limit = metrics.extrapolate(a, b, seed=seed, progress=progress)
+    found = metrics.extrapolate(a, b, seed=seed)
     return Quality(
         distance,
-        limit.limit,
-        limit.error,
+        found.limit,
+        found.error,
         *metrics.kid(a, b, seed=seed),
         *metrics.inception_score(a, seed=seed),
         *metrics.precision_recall(a, b, seed=seed),
-        settings=_settings(a, b, settings or {}, seed),
+        settings=_settings(a, b, settings, seed),
     )
 
 
 def floor(
-    real: Tensor | Dataset[Any] | Features,
-    extractor: Extractor,
-    *,
-    seed: int = 0,
-    batch_size: int = 256,
-    progress: bool = True,
+    real: Images, extractor: Extractor, *, seed: int = 0, batch_size: int = 256, progress: bool = True
 ) -> Quality:
     """The scores of one half of the real images against the other: what no generator can be expected to beat.
 
@@ -138,22 +123,19 @@ def floor(
     True
     """
     whole("seed", seed, least=0)
-    check_extractor(extractor)
     one, other = halves(_seen(real, extractor, batch_size, progress), seed)
     settings = dict.fromkeys(STATED, "real images")
     return score_images(other, one, extractor, seed=seed, progress=progress, settings=settings)
 
 
-def _seen(
-    images: Tensor | Dataset[Any] | Features, extractor: Extractor, batch_size: int, progress: bool
-) -> Features:
+def _seen(images: Images, extractor: Extractor, batch_size: int, progress: bool) -> Features:
     if not isinstance(images, Features):
         return features(images, extractor, batch_size=batch_size, progress=progress)
+    check_extractor(extractor)
     if images.extractor != extractor.settings:
         was = f"{images.extractor['extractor']} ({images.extractor['extractor_weights']})"
-        raise ValueError(
-            f"these features are by {was}, not by {extractor.name} ({extractor.weights}): make them again"
-        )
+        now = f"{extractor.name} ({extractor.weights})"
+        raise ValueError(f"these features are by {was}, not by {now}: make them again")
     return images
 
 
@@ -165,26 +147,17 @@ def check_comparable(scores: Sequence[Quality] | pd.DataFrame, *, ignore: Sequen
     if isinstance(scores, Quality):
         raise TypeError("check_comparable takes a list of scores, this is a single one: check_comparable([a, b])")
     if isinstance(scores, Sequence):
-        found = [score.settings for score in scores]
+        told = pd.DataFrame([score.settings for score in scores])
     else:
-        columns = [str(name) for name in scores.columns if str(name).startswith("settings.")]
-        if not columns:
+        told = scores.filter(regex=r"^settings\.").rename(columns=lambda name: name.removeprefix("settings."))
+        if not len(told.columns):
             raise ValueError("the frame has no settings.* columns; concatenate Quality.to_frame() of each score")
-        found = [{name.removeprefix("settings."): row[name] for name in columns} for _, row in scores.iterrows()]
-    for k, settings in enumerate(found[1:], 1):
-        if names := [name for name in _differences(found[0], settings) if name not in ignore]:
-            text = "; ".join(f"{name} is {found[0].get(name)} and {settings.get(name)}" for name in names)
+    told = told.drop(columns=[*FREE, *ignore], errors="ignore").astype(object)
+    rows = told.where(told.notna(), None).to_dict("records")
+    for k, row in enumerate(rows[1:], 1):
+        if names := [name for name in row if row[name] != rows[0][name]]:
+            text = "; ".join(f"{name} is {rows[0][name]} and {row[name]}" for name in names)
             raise ValueError(f"scores 0 and {k} cannot be compared: {text}. Score both in the same way")
-
-
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    names = [name for name in dict.fromkeys([*a, *b]) if name not in FREE]
-    return [name for name in names if not _same(a.get(name), b.get(name))]
-
-
-def _same(a: Any, b: Any) -> bool:
-    missing = [value is None or (isinstance(value, float) and math.isnan(value)) for value in (a, b)]
-    return all(missing) or (not any(missing) and bool(a == b))  # a frame makes NaN of None
 
 
 def _check_settings(given: Mapping[str, Any]) -> None:
@@ -203,7 +176,7 @@ def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: in
         "n_fake": len(fake),
         "n_real": len(real),
         "real": real.fingerprint,
-        "image": "×".join(map(str, real.shape)),
+        "image": by(real.shape),
         **real.extractor,
         "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
         "is_splits": metrics.SPLITS,

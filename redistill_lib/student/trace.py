@@ -14,8 +14,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from redistill_lib.network import evaluating
-from redistill_lib.network.dtypes import dtype_of
+from redistill_lib.network import dtype_of, evaluating
 from redistill_lib.network.fakes import quiet_fakes, tensors_in
 
 Size = tuple[int, int]
