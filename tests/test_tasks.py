@@ -226,14 +226,14 @@ def test_the_average_by_hand(denoiser: Run, tmp_path: Path) -> None:
 
 def test_no_decay_is_the_network_itself(denoiser: Run, tmp_path: Path) -> None:
     for decay in (0.0, None):
-        run = distill("denoiser", tmp_path, denoiser, recipe=recipe_of("denoiser", ema_decay=decay))
+        run = distill("denoiser", tmp_path, denoiser, recipe=recipe_of("denoiser", ema_decay=decay, steps=1))
         assert all(torch.equal(value, weights(run, "last")[key]) for key, value in weights(run).items())
 
 
 @pytest.mark.parametrize("process", PROCESSES[1:], ids=lambda process: process.prediction_type)
 def test_other_processes_all_the_way(process: DiffusionProcess, tmp_path: Path) -> None:
     """Train, distil, load and draw, by what the run's record says."""
-    recipe = recipe_of("denoiser", process=process)
+    recipe = recipe_of("denoiser", process=process, steps=2)
     unet = {**UNET, "T": process.num_train_timesteps}
     teacher = train("denoiser", tmp_path, recipe=recipe, unet=unet)
     assert teacher.params["recipe"]["process"]["prediction_type"] == process.prediction_type
@@ -279,7 +279,8 @@ def test_the_two_published_ways_of_weighing(denoiser: Run, tmp_path: Path) -> No
     taps = [Tap(*end, method=RED(alpha=1.0, distance="mse")) for end in ends]  # type: ignore[arg-type]
     for weight in (None, 0.25):
         objective = Objective(distill_weight=weight)
-        run = distill("denoiser", tmp_path, denoiser, taps=taps, methods=None, objective=objective)
+        recipe = recipe_of("denoiser", steps=1)
+        run = distill("denoiser", tmp_path, denoiser, taps=taps, methods=None, objective=objective, recipe=recipe)
         row = run.history().iloc[0]
         shares = (1, 1) if weight is None else (1 - weight, weight)
         total = shares[0] * row.train_task + shares[1] * row.train_distill

@@ -278,14 +278,14 @@ def test_workers_change_no_bit(tmp_path: Path) -> None:
 def test_equal_parameters_are_one_run(teachers: dict[str, Run], task: str, tmp_path: Path) -> None:
     other = {"classifier": "kd", "denoiser": "mse"}[task]
     forms: list[dict[str, Any]] = [
-        {"methods": f"red+{other}"},
-        {"methods": f"{other} + red"},
-        {"methods": [other, "red"], "seed": np.int64(0)},
-        {"methods": f"red+{other}", "recipe": recipe_of(task, learning_rate=np.float64(1), warmup=np.float32(1))},
-        {"methods": f"red+{other}", "recipe": recipe_of(task, learning_rate=1, warmup=1.0)},
+        {"methods": f"red+{other}", "recipe": recipe_of(task, learning_rate=1.0, warmup=1)},
+        {"methods": f"{other} + red", "recipe": recipe_of(task, learning_rate=1, warmup=1.0)},
+        {
+            "methods": [other, "red"],
+            "recipe": recipe_of(task, learning_rate=np.float64(1), warmup=np.float32(1)),
+            "seed": np.int64(0),
+        },
     ]
-    for form in forms:
-        form.setdefault("recipe", recipe_of(task, learning_rate=1.0, warmup=1))
     ids = {distill(task, tmp_path, teachers[task], **form).id for form in forms}
     assert len(ids) == 1 and len(load_runs(tmp_path)) == 1
 

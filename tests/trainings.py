@@ -61,7 +61,7 @@ def quick_looks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "profile_memory", profile)
         patch.setattr(tasks, "denoising_loss", partial(denoising_loss, count=COUNT))
-        patch.setattr(tasks, "sample", partial(sample, steps=2))
+        patch.setattr(tasks, "sample", partial(sample, steps=2, batch_size=8))
         yield
 
 
