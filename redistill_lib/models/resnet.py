@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -38,37 +39,58 @@ def place_paths(arch: str) -> tuple[str, ...]:
     return ("conv1", "maxpool", *(f"layer{stage}.0.{conv}" for stage in range(1, 5)))
 
 
-class Block(nn.Module):
-    """Two 3×3 convolutions, or a bottleneck of 1×1, 3×3 and 1×1 to 4·planes, and a shortcut.
+def _groups(grouped: bool, channels: int) -> int:
+    # 32 groups as in ResNeXt; the gcd keeps narrow networks (width < 1) buildable.
+    return math.gcd(32, channels) if grouped else 1
 
-    Of a ResNeXt the last 3×3 is grouped, as in the authors' checkpoints, and a bottleneck twice as wide inside.
-    """
 
-    def __init__(self, inputs: int, planes: int, stride: int, layout: Layout) -> None:
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions; of a ResNeXt only the second is grouped, as in the authors' checkpoints."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, stride: int, grouped: bool) -> None:
         super().__init__()
-        inner = planes * (2 if layout.bottleneck and layout.grouped else 1)
-        # 32 groups as in ResNeXt; the gcd keeps narrow networks (width < 1) buildable.
-        groups = math.gcd(32, inner) if layout.grouped else 1
-        self.outputs = planes * (4 if layout.bottleneck else 1)
-        convs = [(inputs, planes, 3, stride, 1), (planes, planes, 3, 1, groups)]
-        if layout.bottleneck:
-            convs = [(inputs, inner, 1, 1, 1), (inner, inner, 3, stride, groups), (inner, self.outputs, 1, 1, 1)]
-        self.depth = len(convs)
-        for k, (taken, made, kernel, step, parts) in enumerate(convs, 1):
-            conv = nn.Conv2d(taken, made, kernel, step, kernel // 2, groups=parts, bias=False)
-            self.add_module(f"conv{k}", conv)
-            self.add_module(f"bn{k}", nn.BatchNorm2d(made))
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU()
-        self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != self.outputs:
-            conv = nn.Conv2d(inputs, self.outputs, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(self.outputs))
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, groups=_groups(grouped, planes), bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.downsample = _shortcut(inputs, planes, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = x
-        for k in range(1, self.depth + 1):
-            out = getattr(self, f"bn{k}")(getattr(self, f"conv{k}")(out))
-            out = self.relu(out) if k < self.depth else out
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 (strided, and grouped in a ResNeXt, which is also twice as wide there), 1×1 to 4·planes."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, stride: int, grouped: bool) -> None:
+        super().__init__()
+        inner, outputs = planes * (2 if grouped else 1), planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=_groups(grouped, inner), bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU()
+        self.downsample = _shortcut(inputs, outputs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
@@ -88,6 +110,7 @@ class ResNet(nn.Module):
         super().__init__()
         self.name, self.plan = f"{arch}-{plan}", plan
         layout = LAYOUTS[arch]
+        block = Bottleneck if layout.bottleneck else BasicBlock
         pool, *stages = plan.stages
         base = 8 * int(8 * width + 0.5)
         self.conv1 = nn.Conv2d(in_channels, base, 7, plan.stem, 3, bias=False)
@@ -97,11 +120,12 @@ class ResNet(nn.Module):
         self.maxpool = nn.MaxPool2d(3, pool, 1)
         channels, layers = base, []
         for stage, (depth, stride) in enumerate(zip(layout.depths, stages, strict=True)):
-            blocks: list[Block] = []
+            blocks = OrderedDict[str, nn.Module]()
+            planes = base * 2**stage
             for index in range(depth):
-                blocks.append(Block(channels, base * 2**stage, stride if index == 0 else 1, layout))
-                channels = blocks[-1].outputs
-            layers.append(nn.Sequential(*blocks))
+                blocks[str(index)] = block(channels, planes, stride if index == 0 else 1, layout.grouped)
+                channels = planes * block.expansion
+            layers.append(nn.Sequential(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
