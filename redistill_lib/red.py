@@ -1,14 +1,11 @@
-"""The residual encoded distillation (RED) block, its alignment loss, and putting blocks into a network for good.
-
-For inference there is a second form of the block, which overwrites its input map slab by slab: `InPlaceRedBlock`;
-`make_in_place` chooses it wherever a network allows it.
-"""
+"""The residual encoded distillation (RED) block, its in-place form for inference, its loss, and inserting blocks."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -53,16 +50,13 @@ class RedBlock(nn.Module):
 class InPlaceRedBlock(nn.Module):
     """A trained RED block for inference that overwrites its input map, B×C×H×W, and returns that same tensor.
 
-    `RedBlock` holds three maps or more at once: input, gated input and encoding. Here the map is worked through in
-    slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms folded into convolutions,
-    so that beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder. The price is time: a CPU takes
-    two to three times as long for maps of 32² and smaller. More rows make it faster and the slab larger.
-    Equal to the plain form up to rounding. It takes maps of any strides and asks that no one else reads them
-    afterwards; `make_in_place` sees to that.
+    The map is worked through in slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms
+    folded into convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where
+    `RedBlock` holds two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as
+    `RedBlock`. Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`).
 
     Raises ValueError for a map that requires a gradient or whose elements share memory, and in `from_block` for a
-    block in train mode; RuntimeError when put into train mode, or run with gradients on after its weights were
-    unfrozen.
+    block in train mode; RuntimeError in train mode, or when run with gradients on after its weights were unfrozen.
 
     >>> block = RedBlock(8).eval()
     >>> x = torch.rand(1, 8, 20, 20)
@@ -114,8 +108,8 @@ class InPlaceRedBlock(nn.Module):
         batch, channels, height, width = x.shape
         edge = self.kernel_size // 2
         rows = min(self.rows or max(1, height // 16), max(1, height))
-        # The slab holds the original rows from `edge` above to `edge` below those at work, and slides down: what it
-        # has in common with the next one it keeps, the rest is still untouched in x.
+        # The slab holds the original rows, from `edge` above to `edge` below those at work. It slides down and keeps
+        # the rows that the next one shares with it, as x has been overwritten there.
         shape = batch, channels, rows + 2 * edge, width
         slab = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
         slab.narrow(2, edge, min(edge, height)).copy_(x.narrow(2, 0, min(edge, height)))
@@ -159,10 +153,10 @@ def _overlaps(x: Tensor) -> bool:
 
 
 def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -> Tensor:
-    """How far two feature maps point away from each other, whatever their channels.
+    """The distance of two feature maps, B×C×H×W and B×C'×H×W, after averaging each over its channels.
 
-    Both maps (B×C×H×W and B×C'×H×W) are first averaged over channels to B×H×W. ``cosine``: mean over the batch
-    of 1 − cos between the flattened maps, from 0 (same pattern) to 2 (opposite). ``mse``: mean squared difference.
+    ``cosine``: mean over the batch of 1 − cos between the flattened maps, from 0 (same pattern) to 2 (opposite).
+    ``mse``: mean squared difference.
     Source: arXiv 2406.03744, section 3 (loss on the RED block's output).
 
     >>> import torch
@@ -196,7 +190,7 @@ class BlockedLayer(nn.Module):
         self.before.train(layer.training), self.after.train(layer.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Take the map by position, by whatever name the network gives it to the layer."""
+        """Accept the map as a keyword too, under the name that the layer gives it."""
         if not args and (name := first_parameter(self.layer)) in kwargs:
             args = (kwargs.pop(name),)
         return super().__call__(*args, **kwargs)
@@ -209,7 +203,7 @@ class BlockedLayer(nn.Module):
         return result
 
     def __getattr__(self, name: str) -> Any:
-        """What the network asks of the layer itself, such as the dtype of its weight."""
+        """Attributes of the layer itself, such as its weight."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -264,11 +258,16 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
         layer = layers[path]
         kind = BlockedLayer if len(inspect.signature(layer.forward).parameters) == 1 else BlockedCall
         wrapped = kind(layer, sides[path].get("input"), sides[path].get("output"))
-        for module in list(model.modules()):  # everywhere, since a layer may be known under several names
-            for name, child in module._modules.items():
-                if child is layer and module is not wrapped:
-                    module._modules[name] = wrapped
+        _replace(model, layer, wrapped)
     return model
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` everywhere in place of `old`, which may be known under several names."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new
 
 
 def original_paths(model: nn.Module) -> dict[int, str]:
@@ -302,12 +301,11 @@ def inserted_blocks(model: nn.Module) -> list[tuple[str, Side, nn.Module]]:
 
 
 class _MapWatch(TorchDispatchMode):
-    """Watches one pass with plain blocks and finds whose input map no one needs once the block has run.
+    """Watches one pass with plain blocks and finds whose input map is not needed once the block has run.
 
-    A plain block writes its output elsewhere, so whatever touches the memory of its input map afterwards wants the
-    old values: a skip connection, a shortcut, a returned map. Unlike a comparison of outputs, this cannot be fooled
-    by values. Memory is known by weak references, which also tell what outlives the pass. What leaves PyTorch, such
-    as `.numpy()` of a map, is not seen.
+    A plain block writes its output elsewhere, so any later access to its input map wants the old values: a skip
+    connection, a shortcut, a returned map. Memory is known by weak references, which also tell what outlives the
+    pass. What leaves PyTorch, such as `.numpy()` of a map, is not seen.
     """
 
     def __init__(self) -> None:
@@ -354,11 +352,11 @@ def _storages(*trees: object) -> set[StorageWeakRef]:
 
 
 def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, str]:
-    """Exchange each RED block that may overwrite its input map for an `InPlaceRedBlock`; returns why the others stay.
+    """Exchange each RED block that may overwrite its input map for an `InPlaceRedBlock`.
 
-    `model(*inputs, **kwargs)` is run once to see who else reads the maps, which holds for all inputs of that size,
+    `model(*inputs, **kwargs)` is run once to see what else reads the maps, which holds for all inputs of that size,
     dtype and layout that take the same path through the network. The model itself is changed, put into eval mode
-    and frozen: from now on it is for inference. Returns path → reason for each block that stays plain.
+    and frozen. Returns path → reason for each block that stays plain.
 
     >>> net, (first, second) = nn.Sequential(nn.Conv2d(3, 8, 3)), (RedBlock(3), RedBlock(8))
     >>> net = insert_blocks(net, [("0", "input", first), ("0", "output", second)])
@@ -375,22 +373,15 @@ def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, st
             watch.reasons[block] = "it is of a class of its own, whose forward may be another"
         elif block._forward_hooks or block._forward_pre_hooks:
             watch.reasons[block] = "it has hooks, which would be lost"
-    hooks = [
-        hook
-        for b in blocks
-        for hook in (b.register_forward_pre_hook(watch.before), b.register_forward_hook(watch.after))
-    ]
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_pre_hook(watch.before))
+            hooks.enter_context(block.register_forward_hook(watch.after))
         with torch.no_grad(), watch:
             outputs = model(*inputs, **kwargs)
         watch.finish(blocks)  # while the outputs are held
         del outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
-    forms = {block: InPlaceRedBlock.from_block(block) for block in blocks if block not in watch.reasons}
-    for module in list(model.modules()):  # everywhere, since a block may be known under several names
-        for name, child in module._modules.items():
-            if isinstance(child, RedBlock) and child in forms:
-                module._modules[name] = forms[child]
+    for block in blocks:
+        if block not in watch.reasons:
+            _replace(model, block, InPlaceRedBlock.from_block(block))
     return {path: watch.reasons[block] for block, path in blocks.items() if block in watch.reasons}

@@ -9,6 +9,7 @@ import weakref
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -428,12 +429,27 @@ def test_nothing_may_silently_do_nothing() -> None:
         Distillation(student, teacher, [replace(tap, method=RED()), replace(tap, method=Stage(kernel_size=5))])
 
 
-@pytest.mark.parametrize("share", [2, -0.1, math.nan, "0.5", True])
-def test_the_objective_is_checked(share: Any) -> None:
-    with pytest.raises(ValueError, match="distill_weight is a share from 0 to 1, or None"):
-        Objective(share)
-    with pytest.raises(ValueError, match=r"reduction is 'mean' \(over all terms\) or 'sum'"):
-        Objective(reduction="max")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"distill_weight": 2}, "distill_weight is a share from 0 to 1, or None for a plain sum, not 2"),
+        ({"distill_weight": -0.1}, "distill_weight is a share from 0 to 1, or None"),
+        ({"distill_weight": math.nan}, "distill_weight=nan is not a number or None"),
+        ({"distill_weight": "0.5"}, "distill_weight='0.5' is not a number or None"),
+        ({"distill_weight": True}, "distill_weight=True is not a number or None"),
+        ({"reduction": "max"}, "reduction='max' is not 'mean' or 'sum'"),
+        ({"task_loss": "mse"}, "task_loss='mse' is not Callable"),
+        ({"task_loss": None}, "task_loss=None is not Callable"),
+    ],
+)
+def test_the_objective_is_checked(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective(**given)
+
+
+def test_an_objective_takes_numpys_numbers() -> None:
+    assert type(Objective(np.float32(0.25)).distill_weight) is float  # type: ignore[arg-type]
+    assert Objective(np.int64(1)) == Objective(1.0)  # type: ignore[arg-type]
 
 
 def test_without_a_teacher_there_is_nothing_to_compare_with() -> None:

@@ -1,10 +1,9 @@
-"""A student, its teachers, their taps and the methods, as one trainable module; and the way out of it."""
+"""A student, its teachers, their taps and the methods, as one trainable module."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.checks import is_number, whole
+from redistill_lib.checks import check_fields, whole
 from redistill_lib.distill.taps import Tap
 from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, parse_methods
@@ -33,7 +32,7 @@ Inputs = tuple[Tensor, ...]
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """Cross-entropy of a classifier's outputs, whatever form they have, and class numbers or probabilities."""
+    """Cross-entropy of a classifier's outputs (see `output_of`) and class numbers or probabilities."""
     return F.cross_entropy(output_of(outputs), targets)
 
 
@@ -42,8 +41,7 @@ class Objective:
     """How the losses add up: ``(1 − w) · task + w · D`` with ``w = distill_weight``; None is the sum ``task + D``.
 
     D is, by `reduction`, the ``mean`` of ``alpha · loss`` over all terms, input and output taps counted apart and KD
-    as one more (arXiv 2406.03744, section 3), or the ``sum`` over the methods of each one's mean over its own taps:
-    then a method keeps its weight whatever the number of taps.
+    as one more (arXiv 2406.03744, section 3), or the ``sum`` over the methods of each one's mean over its own taps.
     """
 
     distill_weight: float | None = 0.5
@@ -51,11 +49,10 @@ class Objective:
     task_loss: Callable[[Any, Any], Tensor] = field(default=cross_entropy, repr=False)  # (outputs, targets) → scalar
 
     def __post_init__(self) -> None:
+        check_fields(self)
         w = self.distill_weight
-        if w is not None and not (is_number(w) and 0 <= w <= 1):
+        if w is not None and not 0 <= w <= 1:
             raise ValueError(f"distill_weight is a share from 0 to 1, or None for a plain sum, not {w!r}")
-        if self.reduction not in ("mean", "sum"):
-            raise ValueError(f"reduction is 'mean' (over all terms) or 'sum' (over methods), not {self.reduction!r}")
 
 
 @dataclass(frozen=True)
@@ -77,10 +74,10 @@ class Term:
 
 
 def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1) -> list[Term]:
-    """Which method acts at which tap. Raises where a tap or a method would have no effect.
+    """Which method acts at which tap. Raises ValueError where a tap or a method would have no effect.
 
-    A tap that carries a method keeps it, except that ``red-blocks`` among `methods` takes the loss off RED taps.
-    A method on the networks' outputs is added for every teacher, unless a tap carries it already.
+    A tap keeps its own method, except that ``red-blocks`` among `methods` removes the loss of RED taps. A method on
+    the networks' outputs is added for every teacher, unless a tap carries it already.
     """
     control = any(isinstance(method, REDBlocks) for method in methods)
     at_taps = [method for method in methods if method.reads == "maps"]
@@ -113,22 +110,19 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
 class Distillation(nn.Module):
     """Student and frozen teachers, distilled at taps. Without a teacher it is plain training: the task loss alone.
 
-    Blocks are built into the student itself (one per tapped place); what methods train beside it (projectors) are
-    parameters of this module only. So make the optimizer afterwards, over ``distillation.parameters()``. Call
-    ``distillation.train()`` before training and ``eval()`` before evaluating, as for any module; teachers stay in
-    eval mode whatever is called.
+    Blocks are built into the student itself, one per tapped place; projectors are parameters of this module only. So
+    make the optimizer afterwards, over ``distillation.parameters()``. Teachers always stay in eval mode.
 
     Arguments:
-        student: the network to train; any module whose tapped layers take and give tensors. It is changed, as it
-            gets the blocks: give a copy to keep the plain one.
-        teacher: a network or several; `Tap.teacher` says which one a tap means. Their parameters stop
-            requiring gradients. None of them may share layers or weights with the student.
+        student: the network to train; its tapped layers take and give tensors. It gets the blocks: give a copy to
+            keep the plain one.
+        teacher: a network or several, counted by `Tap.teacher`. They are frozen, and may not share layers or weights
+            with the student.
         taps: from `match_taps`, `read_taps` or by hand.
         methods: ``"red"``, ``"red+kd(temperature=4.0)"``, ``"red-blocks"`` (the control: blocks, no loss), … or
-            method objects. A tap that carries its own method keeps it. Left out: what the taps carry, or else RED.
+            method objects. A tap keeps its own method. Left out: what the taps carry, or else RED.
         objective: how task and distillation losses add up.
-        example: a batch (or tuple of inputs) that tells the shapes of maps, so that they are checked at once.
-            Methods with projectors need it.
+        example: a batch (or tuple of inputs), to check the shapes of maps at once. Methods with projectors need it.
         samples: number of training images, for methods that remember each of them.
 
     >>> def net(*strides): return nn.Sequential(*(nn.Conv2d(3 if i == 0 else 8, 8, 3, s, 1) for i, s in
@@ -165,8 +159,10 @@ class Distillation(nn.Module):
         self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
         inputs = example if isinstance(example, tuple) or example is None else (example,)
         ours, theirs = self._shapes(inputs)
-        criteria = [self._criterion(term, ours, theirs, inputs, samples) for term in self.active]
-        self.criteria = nn.ModuleList(criteria)  # of the active terms, in their order
+        self.criteria = nn.ModuleList()  # of the active terms, in their order
+        for term in self.active:
+            shape, other = ours.get(term.tap.place, ()), theirs.get(term.source, ())
+            self.criteria.append(self._criterion(term, shape, other, inputs, samples))
         self._build_blocks(ours)  # last, so that a student that is refused stays as it was
         like = next(student.parameters(), None)
         if like is not None:
@@ -204,20 +200,20 @@ class Distillation(nn.Module):
         return replace(tap, layer=layer, teacher_layer=find_layer(teacher, teacher_layer, "teacher"))
 
     def _shapes(self, inputs: Inputs | None) -> tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]]:
-        """The shapes of the student's and the teachers' maps that are compared; none where there is no example."""
+        """The shapes of the student's and the teachers' maps; empty without an example."""
         if inputs is None or not self.terms:
             return {}, {}
         check_float(inputs)
         maps = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
         ours = {ref: tuple(x.shape[1:]) for ref, x in maps.items()}
         for tap in self.taps:
-            _check_channels(tap, ours.get(tap.place, ()))
-        theirs = {}
-        for k, teacher in enumerate(self._teachers):
-            refs = [term.tap.source for term in self.active if term.tap.teacher == k]
-            read = teacher.maps(Batch(inputs), refs) if refs else {}
-            theirs.update({(k, ref): tuple(x.shape[1:]) for ref, x in read.items()})
-        return ours, theirs
+            shape = ours.get(tap.place)
+            if tap.channels is not None and shape and tap.channels != shape[0]:
+                raise ValueError(
+                    f"tap {tap.name} is set up for {tap.channels} channels, but the student's map there is {shape}; "
+                    f"set its channels (cs) to {shape[0]}"
+                )
+        return ours, {source: tuple(x.shape[1:]) for source, x in self.teacher_maps(Batch(inputs)).items()}
 
     def _build_blocks(self, shapes: dict[MapRef, Shape]) -> None:
         built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
@@ -242,20 +238,12 @@ class Distillation(nn.Module):
                 raise ValueError(f"two taps want different blocks on {tap.name}; one place takes one block")
         insert_blocks(self.student, [(*place, block) for place, block in new.items()])
 
-    def _criterion(
-        self,
-        term: Term,
-        ours: dict[MapRef, Shape],
-        theirs: dict[tuple[int, MapRef], Shape],
-        inputs: Inputs | None,
-        samples: int,
-    ) -> nn.Module:
-        tap, method = term.tap, term.method
-        shape, other = ours.get(tap.place, ()), theirs.get(term.source, ())
+    def _criterion(self, term: Term, shape: Shape, other: Shape, inputs: Inputs | None, samples: int) -> nn.Module:
         try:
-            return method.criterion(shape, other, samples)
+            return term.method.criterion(shape, other, samples)
         except IndexError:
-            raise ValueError(f"{method.name} needs the shapes of its maps; give Distillation an example=") from None
+            why = f"{term.method.name} needs the shapes of its maps; give Distillation an example="
+            raise ValueError(why) from None
         except ValueError as error:
             raise self._explained(term, error, inputs, shape, other) from None
 
@@ -268,16 +256,13 @@ class Distillation(nn.Module):
         hint = _near_layer(teacher, inputs, shape, tap.source) if shape[1:] != other[1:] else ""
         return ValueError(f"tap {tap.name} ← {tap.source}: {error}{hint}")
 
-    # ------------------------------------------------------------------------------------------------ running
-
     def forward(
         self, *inputs: Tensor, targets: Any = None, index: Tensor | None = None, view: Tensor | None = None
     ) -> tuple[Any, dict[str, Tensor]]:
         """One pass of the student and its teachers.
 
-        `index` and `view` name the images (see `Batch`), for methods and teachers that remember them. Returns the
-        student's outputs and the losses by name: one per term (before its alpha), ``distill`` (D), ``task`` (absent
-        without targets) and ``total``, the one to minimise.
+        `index` and `view` are as in `Batch`. Returns the student's outputs and the losses by name: one per term
+        (before its alpha), ``distill`` (D), ``task`` (absent without targets) and ``total``, the one to minimise.
         """
         check_float(inputs)
         if self.training and torch.is_grad_enabled() and not self.student.training:
@@ -308,7 +293,7 @@ class Distillation(nn.Module):
         return found
 
     def _compare(self, term: Term, criterion: nn.Module, x: Tensor, other: Tensor, batch: Batch) -> Tensor:
-        """A term's loss, in the precision of what its criterion trains, or else at least in single precision."""
+        """A term's loss, in the precision of its criterion's parameters, or else at least in single precision."""
         if self.training and torch.is_grad_enabled() and not x.requires_grad:
             raise RuntimeError(
                 f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
@@ -334,25 +319,21 @@ class Distillation(nn.Module):
         return torch.stack([loss for parts in weighted.values() for loss in parts]).sum() / len(self.terms)
 
     def settings(self) -> dict[str, Any]:
-        """What a run's record says about the distillation: its terms with all their options, and their weights."""
+        """For a run's record: the terms with all their options, and how they add up."""
         terms = [
             {"at": t.name, "from": str(t.tap.source), "method": t.method.name, **asdict(t.method)}
             for t in sorted(self.terms, key=lambda term: term.name)
         ]
-        return {
-            "terms": terms,
-            "distill_weight": self.objective.distill_weight,
-            "reduction": self.objective.reduction,
-        }
+        rule = self.objective
+        return {"terms": terms, "distill_weight": rule.distill_weight, "reduction": rule.reduction}
 
     def graduate(self, *, in_place: bool = False, example: Tensor | Inputs | None = None) -> nn.Module:
         """The student as a plain module: a copy with its blocks, without teachers, criteria and hooks.
 
-        It can be copied, exported, trained on and saved. With ``in_place=True`` it is for inference only (in eval
-        mode, frozen), and its blocks overwrite their input maps slab by slab instead of holding two more maps
-        (`red.InPlaceRedBlock`). One pass of `example`, a batch or tuple of inputs, shows who else reads a map: a
-        block on a skip connection or on the network's own input stays plain, and `repr` shows which did. Applied to
-        a plain graduate, `red.make_in_place` also says why. Raises ValueError if no block can work in place.
+        With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
+        maps (`red.InPlaceRedBlock`). One pass of `example`, a batch or tuple of inputs, shows what else reads a map:
+        a block on a skip connection or on the network's own input stays plain; `red.make_in_place` on a plain
+        graduate says why. Raises ValueError if no block can work in place.
         """
         model = copy.deepcopy(self.student)
         if in_place != (example is not None):
@@ -371,29 +352,19 @@ class Distillation(nn.Module):
 
 
 def _check_apart(student: nn.Module, teachers: Sequence[nn.Module]) -> None:
-    """Refuse what a student has in common with a teacher: it would be frozen, kept in eval mode, or change both."""
+    """Refuse shared parts: they would be frozen, kept in eval mode, or change both networks."""
     for teacher in teachers:
-        theirs = {_identity(part) for _, part in _parts(teacher)}
-        if teacher is student or (shared := [name for name, part in _parts(student) if _identity(part) in theirs]):
+        theirs = {part for _, part in _parts(teacher)}
+        if teacher is student or (shared := [name for name, part in _parts(student) if part in theirs]):
             what = "are the same object" if teacher is student else f"share {', '.join(shared[:3])}"
             raise ValueError(f"student and teacher {what}; give each its own, by copy.deepcopy")
 
 
-def _parts(model: nn.Module) -> Iterator[tuple[str, nn.Module | Tensor]]:
-    return itertools.chain(model.named_modules(), model.named_parameters(), model.named_buffers())
-
-
-def _identity(part: nn.Module | Tensor) -> int:
-    """Equal for tensors of one memory, which may be two objects."""
-    return part.untyped_storage()._cdata if isinstance(part, Tensor) else id(part)
-
-
-def _check_channels(tap: Tap, shape: Shape) -> None:
-    if tap.channels is not None and shape and tap.channels != shape[0]:
-        raise ValueError(
-            f"tap {tap.name} is set up for {tap.channels} channels, but the student's map there is {shape}; set its "
-            f"channels (cs) to {shape[0]}"
-        )
+def _parts(model: nn.Module) -> list[tuple[str, int]]:
+    """Name and identity of modules, parameters and buffers; tensors are the same where their memory is."""
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    modules = [(name, id(module)) for name, module in model.named_modules()]
+    return modules + [(name, tensor.untyped_storage()._cdata) for name, tensor in tensors]
 
 
 def _near_layer(teacher: nn.Module, inputs: Inputs | None, shape: Shape, source: MapRef) -> str:

@@ -14,11 +14,10 @@ from redistill_lib.network import MapRef, Resize, check_float, find_layer, find_
 def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[Tensor, ...]) -> list[Tap]:
     """Pair student and teacher wherever they change resolution in the same way, from the earliest to the deepest.
 
-    The student's first downsampling layer gives its output (its input is the image); each later one gives input and
-    output, paired with the teacher's layer that goes from and to the same height × width. A network that ends in
-    upsampling to the image gives the input of that last step alone. A pool right after a tapped layer is not tapped,
-    as it adds nothing learnt, nor is a map of 1×1, which holds no pattern. For the paper's pairs these are the
-    paper's taps (arXiv 2406.03744, and the configurations published with it).
+    The student's first downsampling layer gives its output; each later one gives input and output, paired with the
+    teacher's layer that goes from and to the same height × width. Upsampling to the image at the end gives its input
+    alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs these are the
+    paper's taps (arXiv 2406.03744 and its published configurations). Raises ValueError where nothing matches.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
     >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))

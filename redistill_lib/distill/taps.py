@@ -17,9 +17,8 @@ from redistill_lib.red import Side
 class Tap:
     """A student layer's input or output, paired with a teacher's.
 
-    `layer` and `teacher_layer` are module paths (an empty path is the whole network), `teacher` says which of several
-    teachers. A tap without a `method` takes part in all methods that compare maps; `channels` (of the student's map)
-    are found where `Distillation` has an example.
+    `layer` and `teacher_layer` are module paths (empty: the whole network), `teacher` is the teacher's number. A tap
+    without a `method` takes part in all methods that compare maps; `channels` are those of the student's map.
 
     >>> Tap("conv1", "output", "layer2.0", "output", channels=64)
     Tap(conv1 output ← layer2.0 output, channels=64)
@@ -73,9 +72,9 @@ def read_taps(source: str | Path | Mapping[str, Any]) -> list[Tap]:
     """Taps from a configuration in the authors' YAML schema, in file order, input before output.
 
     Each entry is ``<student layer>: {t_layers: [for its input, for its output], modules: [RED | KD | … | null, …],
-    kwargs: [{cs, alpha, …}, …]}`` with teacher layers written ``tid_<teacher>=<layer>``. A module is the name of any
-    method, in letters of either case; beside ``cs`` (the student's channels), its options are the method's. A
-    ``net.`` prefix is accepted on both sides and dropped.
+    kwargs: [{cs, alpha, …}, …]}`` with teacher layers written ``tid_<teacher>=<layer>``. A module is the name of a
+    method in upper or lower case; ``cs`` are the student's channels, the other options are the method's. A ``net.``
+    prefix is dropped on both sides.
 
     >>> read_taps({"net.conv1": {"t_layers": [None, "tid_0=layer2.0"], "modules": [None, "RED"],
     ...                          "kwargs": [None, {"cs": 64, "alpha": 5.0, "distance": "mse", "res_ks": 3}]}})

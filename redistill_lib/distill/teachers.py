@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +11,10 @@ from redistill_lib.methods import Batch
 from redistill_lib.network import MapRef, locate, run_and_read
 
 
-class Teacher(Protocol):
-    """What answers with its maps for a batch: a network that is run, or a store of what it said before."""
-
-    def maps(self, batch: Batch, refs: Sequence[MapRef]) -> dict[MapRef, Tensor]: ...
-
-
 class LiveTeacher(nn.Module):
     """A frozen network in eval mode that is run for every batch, no further than the last map that is wanted.
 
-    What follows the last map, often the widest maps of all, need not run. A network that carries hooks of its owner
-    is always run to its end, so that they fire.
+    A network with hooks of its owner is always run to its end, so that they fire.
 
     >>> teacher = LiveTeacher(nn.Sequential(nn.ReLU(), nn.Flatten()))
     >>> teacher.maps(Batch((torch.ones(1, 2),)), [MapRef("0", "output")])

@@ -1,6 +1,6 @@
 """Distillation methods: a small class each, and their names.
 
-Another method of one's own is a frozen dataclass with the members of `Method`; nothing has to be registered.
+A new method is a frozen dataclass with the members of `Method`; it needs no registration.
 """
 
 from __future__ import annotations
@@ -83,12 +83,10 @@ def _parse(text: str) -> Method:
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text)
     try:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body if match else None
-        if not match or not isinstance(call, ast.Call) or call.args:
+        if not match or not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
         options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError):
-        example = "red(alpha=1.0, distance='mse')"
-        raise ValueError(
-            f"{text.strip()!r} is not a method; write its name, or name and options: {example}"
-        ) from None
+    except (SyntaxError, TypeError, ValueError):
+        why = f"{text.strip()!r} is not a method; write its name, or name and options: "
+        raise ValueError(why + "red(alpha=1.0, distance='mse')") from None
     return make_method(match[1], **options)

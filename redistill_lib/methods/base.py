@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,10 +17,9 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's data. (index, view) name each augmented image for good: its row in the training split, and which
-    of its augmentations it is.
+    """One step's data: the networks' inputs, and targets (class numbers B, probabilities B×classes, or noise).
 
-    `inputs` are what the networks are called with; `targets` class numbers B, probabilities B×classes, or noise.
+    `index` is each image's row in the training split, `view` which of its augmentations it is.
     """
 
     inputs: tuple[Tensor, ...]
@@ -52,6 +50,8 @@ class Method(Protocol):
 class Weighted:
     """What the methods here have in common: a checked weight, and no block."""
 
+    name: ClassVar[str]
+    reads: ClassVar[Literal["maps", "outputs"]] = "maps"
     alpha: float
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ def check_equal(method: str, student: Shape, teacher: Shape, advice: str) -> Non
 
 
 def class_probabilities(batch: Batch, classes: int, method: str) -> Tensor:
-    """The batch's targets as probabilities, B×classes, whether they are class numbers or already probabilities."""
+    """The batch's targets, class numbers or probabilities, as probabilities B×classes."""
     targets = batch.targets
     if not isinstance(targets, Tensor):
         raise ValueError(f"{method} needs the targets of each batch; call the distillation with targets=")
@@ -92,15 +92,3 @@ def class_probabilities(batch: Batch, classes: int, method: str) -> Tensor:
     if targets.is_floating_point() or targets.ndim != 1:
         raise ValueError(f"{method} needs targets B or B×{classes}, not {targets.dtype} {tuple(targets.shape)}")
     return F.one_hot(targets.long(), classes).float()
-
-
-def sample_index(batch: Batch, method: str, samples: int) -> Tensor:
-    """The rows of the batch's images in the training split of that many `samples`, B."""
-    if batch.index is None:
-        raise ValueError(f"{method} keeps a memory of each image; call the distillation with index=, their rows")
-    index = torch.as_tensor(batch.index)
-    if not 0 <= index.min() <= index.max() < samples:
-        raise ValueError(
-            f"{method} remembers images 0 to {samples - 1}, but the batch's index holds {index.tolist()}"
-        )
-    return index

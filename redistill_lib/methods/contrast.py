@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.checks import check_above_zero, whole
-from redistill_lib.methods.base import Batch, Shape, Weighted, sample_index
+from redistill_lib.methods.base import Batch, Shape, Weighted
 
 
 @dataclass(frozen=True)
@@ -19,15 +18,14 @@ class CRD(Weighted):
     other images, and the teacher's from the student's, by noise-contrastive estimation.
 
     Maps are averaged over space, then embedded linearly in `dim` dimensions on the unit sphere. `negatives` other
-    images are drawn evenly from the training split, whatever their class. Source: Tian et al., arXiv 1910.10699,
+    images of any class are drawn evenly from the training split. Source: Tian et al., arXiv 1910.10699,
     equations 17 to 19; defaults and weight 0.8 as in RepDistiller.
 
     >>> CRD(dim=4).criterion((8, 2, 2), (16, 2, 2), samples=10).banks.shape
     torch.Size([2, 10, 4])
     """
 
-    name: ClassVar[str] = "crd"
-    reads: ClassVar[Literal["maps"]] = "maps"
+    name = "crd"
     dim: int = 128
     negatives: int = 16384
     temperature: float = 0.07
@@ -56,7 +54,17 @@ class _Contrast(nn.Module):
         self.scales = nn.Buffer(torch.zeros(2))  # Z of equation 18, set by the first batch
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        index = sample_index(batch, self.method.name, self.samples).to(student.device)
+        if batch.index is None:
+            raise ValueError(
+                f"{self.method.name} keeps a memory of each image; call the distillation with index=, their rows"
+            )
+        index = torch.as_tensor(batch.index)
+        if not 0 <= index.min() <= index.max() < self.samples:
+            raise ValueError(
+                f"{self.method.name} remembers images 0 to {self.samples - 1}, but the batch's index holds "
+                f"{index.tolist()}"
+            )
+        index = index.to(student.device)
         pairs = zip(self.heads, (student, teacher), strict=True)
         ours, theirs = (F.normalize(head(x.flatten(2).mean(2) if x.ndim > 2 else x), dim=1) for head, x in pairs)
         count = min(self.method.negatives, self.samples - 1)

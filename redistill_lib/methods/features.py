@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,8 +20,7 @@ class FitNet(Weighted):
     torch.Size([16, 8, 1, 1])
     """
 
-    name: ClassVar[str] = "fitnet"
-    reads: ClassVar[Literal["maps"]] = "maps"
+    name = "fitnet"
     alpha: float = 100.0
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:

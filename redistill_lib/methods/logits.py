@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ _SAME_CLASSES = "train both on the same classes"
 
 @dataclass(frozen=True)
 class KD(Weighted):
-    """Soft-label distillation: ``T² · KL(softmax(t/T) ‖ softmax(s/T))`` over dimension 1, mean over everything else,
-    so that dense logits B×classes×H×W weigh as much as those of one image.
+    """Soft-label distillation: ``T² · KL(softmax(t/T) ‖ softmax(s/T))`` over dimension 1, mean over all others.
 
     Source: Hinton et al., arXiv 1503.02531; temperature 2 as in the ReDistill configurations.
 
@@ -26,8 +24,7 @@ class KD(Weighted):
     0.0
     """
 
-    name: ClassVar[str] = "kd"
-    reads: ClassVar[Literal["outputs"]] = "outputs"
+    name, reads = "kd", "outputs"
     temperature: float = 2.0
     alpha: float = 1.0
 
@@ -63,7 +60,7 @@ class DKD(KD):
     0.0
     """
 
-    name: ClassVar[str] = "dkd"
+    name = "dkd"
     temperature: float = 4.0
     target: float = 1.0
     others: float = 8.0
@@ -104,8 +101,7 @@ class MSE(Weighted):
     Source: the output distillation of the DDPM configurations published with arXiv 2406.03744.
     """
 
-    name: ClassVar[str] = "mse"
-    reads: ClassVar[Literal["outputs"]] = "outputs"
+    name, reads = "mse", "outputs"
     alpha: float = 1.0
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:

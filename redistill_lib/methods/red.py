@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,8 +21,7 @@ class RED(Weighted):
     Compare()
     """
 
-    name: ClassVar[str] = "red"
-    reads: ClassVar[Literal["maps"]] = "maps"
+    name = "red"
     kernel_size: int = 3
     distance: str = "cosine"
     alpha: float = 50.0
@@ -62,7 +60,7 @@ class RED(Weighted):
 class REDBlocks(RED):
     """The control ("Student+" in the paper's terms): RED blocks in the student, their loss weighted 0."""
 
-    name: ClassVar[str] = "red-blocks"
+    name = "red-blocks"
     alpha: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,7 +73,7 @@ class REDBlocks(RED):
 class Stage(RED):
     """The paper's ablation: the same block, but only spatial means (B×C) are compared. Needs equal channels."""
 
-    name: ClassVar[str] = "stage"
+    name = "stage"
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
         check_equal(self.name, student[:1], teacher[:1], "it compares channel by channel, so use red")

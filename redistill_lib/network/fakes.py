@@ -1,4 +1,4 @@
-"""Following a network without computing: on a copy that holds tensors without contents."""
+"""Following a network without computing: on a copy whose tensors have no contents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tensors_in(values: Any) -> list[Tensor]:
 
 
 def held_tensors(model: nn.Module) -> list[Tensor]:
-    """Each tensor that a network keeps: parameters, buffers, and attributes, also in lists and dicts."""
+    """Each tensor of a network: parameters, buffers, and attributes, also in lists and dicts."""
     attributes = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
     return list({id(t): t for t in (*model.parameters(), *model.buffers(), *attributes)}.values())
 

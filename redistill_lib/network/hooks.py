@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,10 +47,9 @@ def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
 
 
 def locate(model: nn.Module, ref: MapRef, role: str = "network") -> MapRef:
-    """Where the map of `ref` is found, for a bare network and for one with RED blocks alike.
+    """Where the map of `ref` is found in a network with or without RED blocks.
 
-    A RED block belongs to its place: an output is what leaves the block behind the layer, an input is what enters
-    the layer after the block before it.
+    Blocks belong to their place: an output is taken behind the layer's block, an input behind the block before it.
 
     >>> from redistill_lib.red import RedBlock, insert_blocks
     >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "input", RedBlock(3))])
@@ -68,10 +67,9 @@ def locate(model: nn.Module, ref: MapRef, role: str = "network") -> MapRef:
 
 @contextmanager
 def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
-    """While open, call each visitor with the tensor at its place, for passes of this thread; nothing stays behind.
+    """While open, call each visitor with the tensor at its place (see `locate`) in passes of this thread.
 
-    Places are as `locate` gives them. An input is the layer's first argument; of an output that is no
-    tensor, `output_of` is meant.
+    An input is the layer's first argument; an output that is no tensor goes through `output_of`.
 
     >>> net, seen = nn.Sequential(nn.ReLU()), []
     >>> with reading(net, {MapRef("0", "output"): seen.append}):
@@ -79,7 +77,7 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
     >>> seen
     [tensor([0., 2.])]
     """
-    thread, handles = threading.get_ident(), []
+    thread = threading.get_ident()
 
     def on_input(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != thread:
@@ -93,24 +91,22 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
         if threading.get_ident() == thread:
             visit(output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
 
-    try:
+    with ExitStack() as hooks:
         for ref, visit in visits.items():
             module = model.get_submodule(ref.layer)
             if ref.side == "input":
-                handles.append(module.register_forward_pre_hook(partial(on_input, ref, visit), with_kwargs=True))
+                hook = module.register_forward_pre_hook(partial(on_input, ref, visit), with_kwargs=True)
             else:
-                handles.append(module.register_forward_hook(partial(on_output, ref, visit)))
+                hook = module.register_forward_hook(partial(on_output, ref, visit))
+            hooks.enter_context(hook)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def output_of(outputs: Any, source: str = "the network") -> Tensor:
-    """The main tensor in what a network or a layer returns.
+    """The main tensor of what a network or a layer returns, or a TypeError that names `source`.
 
-    That is the tensor itself; ``logits``, ``sample``, ``prediction`` or ``out`` of a result object or dict; of a
-    tuple or list, the first entry. Raises TypeError that names `source` for anything else.
+    That is the tensor itself; ``logits``, ``sample``, ``prediction`` or ``out`` of a result object or dict; or the
+    first entry of a tuple or list.
 
     >>> output_of({"logits": torch.zeros(2, 3), "maps": []}).shape, output_of((torch.zeros(1), None)).shape
     (torch.Size([2, 3]), torch.Size([1]))
@@ -132,7 +128,7 @@ def output_of(outputs: Any, source: str = "the network") -> Tensor:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; on leaving, every single module is back in the mode it was in."""
+    """Eval mode without gradients; on leaving, each module returns to its own mode."""
     modes = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
@@ -145,7 +141,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of float inputs that a network takes: that of its weights; float32 where it has none.
+    """The dtype of a network's float weights; float32 where it has none.
 
     >>> dtype_of(nn.Linear(2, 2).half())
     torch.float16
@@ -154,13 +150,13 @@ def dtype_of(model: nn.Module) -> torch.dtype:
 
 
 def check_float(inputs: Sequence[object]) -> None:
-    """Raise TypeError for images as they are stored, which no network takes."""
+    """Raise TypeError for uint8 images."""
     if inputs and isinstance(inputs[0], Tensor) and inputs[0].dtype == torch.uint8:
         raise TypeError("the network wants float images, not uint8; redistill_lib.to_float makes them")
 
 
 class _AllRead(BaseException):
-    """Every map that is wanted is there. No Exception, so that a network's own ``except Exception`` lets it pass."""
+    """All wanted maps are read. Not an Exception, so that a network's own ``except Exception`` does not catch it."""
 
 
 def run_and_read(
@@ -214,7 +210,7 @@ def record_maps(model: nn.Module, refs: Sequence[MapRef | tuple[str, Side]], *in
 
 
 def check_followable(model: nn.Module, role: str) -> None:
-    """Raise ValueError for a compiled network: its maps cannot be reached."""
+    """Raise ValueError for a compiled network, whose maps cannot be read."""
     if why := _compiled(model):
         raise ValueError(f"the {role}'s feature maps cannot be read{why}")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -35,21 +37,16 @@ def map_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, torch.Size,
     A module that runs more than once per pass has no shape of its own and is left out.
     """
     seen: list[tuple[str, torch.Size, torch.Size]] = []
-    handles = []
 
     def note(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if args and all(isinstance(v, Tensor) and v.ndim == 4 for v in (args[0], output)):
             seen.append((path, args[0].shape, output.shape))
 
-    for path, module in model.named_modules():
-        if path and not isinstance(module, nn.Linear):  # works on the last axis: its 4-d tensors are B×H×W×C
-            handles.append(module.register_forward_hook(partial(note, path)))
-    try:
-        with evaluating(model):
-            model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, evaluating(model):
+        for path, module in model.named_modules():
+            if path and not isinstance(module, nn.Linear):  # works on the last axis: its 4-d tensors are B×H×W×C
+                hooks.enter_context(module.register_forward_hook(partial(note, path)))
+        model(*inputs)
     calls = Counter(path for path, _, _ in seen)
     return [entry for entry in seen if calls[entry[0]] == 1]
 
@@ -72,26 +69,15 @@ def find_resizes(model: nn.Module, *inputs: Tensor) -> list[Resize]:
     for path, i, o in smallest:
         before, after = (i[-2], i[-1]), (o[-2], o[-1])
         if steps and (steps[-1].before, steps[-1].after) == (before, after):
-            both = _common_parent(steps[-1].path, path)
+            names = zip(steps[-1].path.split("."), path.split("."), strict=False)
+            both = ".".join(name for name, _ in takewhile(lambda pair: pair[0] == pair[1], names))
             path = both if both in order else path  # branches of the network itself: the last one stands for all
             steps.pop()
         whole = next(c for c in seen if c[0] == path)
         while (parent := path.rpartition(".")[0]) in order and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
         since = order.get(steps[-1].path, -1) if steps else -1
-        learns = any(_convolves(model.get_submodule(p)) for p, _, _ in seen[since + 1 : order[whole[0]] + 1])
+        modules = [model.get_submodule(p) for p, _, _ in seen[since + 1 : order[whole[0]] + 1]]
+        learns = any(weight.ndim > 2 for module in modules for weight in module.parameters())
         steps.append(Resize(path, before, after, whole[1][1], whole[2][1], learns))
     return steps
-
-
-def _convolves(module: nn.Module) -> bool:
-    return any(p.ndim > 2 for p in module.parameters())
-
-
-def _common_parent(a: str, b: str) -> str:
-    shared = []
-    for x, y in zip(a.split("."), b.split("."), strict=False):
-        if x != y:
-            break
-        shared.append(x)
-    return ".".join(shared)
