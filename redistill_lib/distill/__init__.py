@@ -3,6 +3,6 @@
 from redistill_lib.distill.distillation import Distillation, Objective
 from redistill_lib.distill.pairing import match_taps
 from redistill_lib.distill.taps import Tap, read_taps
-from redistill_lib.distill.teachers import LiveTeacher
+from redistill_lib.distill.teachers import LiveTeacher, Teacher
 
-__all__ = ["Distillation", "LiveTeacher", "Objective", "Tap", "match_taps", "read_taps"]
+__all__ = ["Distillation", "LiveTeacher", "Objective", "Tap", "Teacher", "match_taps", "read_taps"]

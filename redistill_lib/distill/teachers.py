@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from redistill_lib.methods import Batch
 from redistill_lib.network import MapRef, locate, run_and_read
+
+
+class Teacher(Protocol):
+    """What answers with its maps for a batch: a network that is run, or a store of what it said before."""
+
+    def maps(self, batch: Batch, refs: Sequence[MapRef]) -> dict[MapRef, Tensor]: ...
 
 
 class LiveTeacher(nn.Module):
