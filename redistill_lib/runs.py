@@ -256,7 +256,12 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            print(f"waiting for run {path.name}, held by {_holder(path)}", file=sys.stderr)
+            try:
+                holder = (path / ".holder").read_text(errors="replace")
+            except OSError:
+                holder = "another process"
+            told = f"waiting for run {path.name}, held by {holder}; if that is gone, delete {path / '.lock'}"
+            print(told, file=sys.stderr)
             lock.acquire()
     except OSError as error:
         place = f"run {path.name} cannot be trained in {path.parent}"
@@ -271,14 +276,6 @@ def locked(path: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             (path / ".holder").unlink()
         lock.release()
-
-
-def _holder(path: Path) -> str:
-    try:
-        known = (path / ".holder").read_text(errors="replace")
-    except OSError:
-        known = "another process"
-    return f"{known}; if that is gone, delete {path / '.lock'}"
 
 
 def load_runs(root: str | Path = "runs") -> pd.DataFrame:

@@ -99,7 +99,6 @@ def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
 
 
 def _answer(model: nn.Module, setup: Setup[Recipe], role: str) -> Tensor:
-    """The network's logits for two images. Raises ValueError where it fails on them."""
     (images,) = _task(setup).example(setup.data, 2)
     with evaluating(model):
         try:

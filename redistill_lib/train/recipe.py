@@ -68,11 +68,18 @@ class Recipe:
     def total_steps(self, per_epoch: int) -> int:
         return self.steps if self.epochs is None else self.epochs * per_epoch  # type: ignore[return-value]
 
-    def warm_steps(self, total: int) -> int:
-        return max(1, round(self.warmup * total)) if self.warmup < 1 else int(self.warmup)
-
     def learning_rate_at(self, step: int, per_epoch: int) -> float:
-        return self.learning_rate * SCHEDULES[self.schedule](self, step, per_epoch)
+        total = self.total_steps(per_epoch)
+        warm = max(1, round(self.warmup * total)) if self.warmup < 1 else int(self.warmup)
+        if self.schedule == "step":
+            share = float(self.divide_by ** -sum(step // per_epoch >= m for m in self.milestones))
+        elif self.schedule == "constant":
+            share = min(1.0, (step + 1) / self.warmup) if self.warmup >= 1 else 1.0
+        elif step >= warm:
+            share = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        else:
+            share = 0.04 + 0.96 * step / warm if self.schedule == "onecycle" else (step + 1) / warm
+        return self.learning_rate * share
 
 
 def check_shares(**values: float | None) -> None:
@@ -81,29 +88,6 @@ def check_shares(**values: float | None) -> None:
             raise ValueError(f"{name} is a share from 0 to below 1, not {value!r}")
 
 
-def _cosine(recipe: Recipe, step: int, per_epoch: int) -> float:
-    total = recipe.total_steps(per_epoch)
-    warm = recipe.warm_steps(total)
-    if step >= warm:
-        return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-    return 0.04 + 0.96 * step / warm if recipe.schedule == "onecycle" else (step + 1) / warm
-
-
-def _constant(recipe: Recipe, step: int, per_epoch: int) -> float:
-    return min(1.0, (step + 1) / recipe.warmup) if recipe.warmup >= 1 else 1.0
-
-
-def _steps(recipe: Recipe, step: int, per_epoch: int) -> float:
-    return float(recipe.divide_by ** -sum(step // per_epoch >= m for m in recipe.milestones))
-
-
-#: (recipe, step, steps per epoch) → the share of the learning rate.
-SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
-    "onecycle": _cosine,
-    "cosine": _cosine,
-    "step": _steps,
-    "constant": _constant,
-}
 OPTIMIZERS: dict[str, Callable[[Recipe, list[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw": lambda r, p: torch.optim.AdamW(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
     "adam": lambda r, p: torch.optim.Adam(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
