@@ -138,12 +138,16 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         distillation = Distillation(network.module, objective=objective)
     else:
         example = task.example(setup.data, 2)
+        taps = lesson.taps
+        if taps is None:
+            wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
+            taps = match_taps(network.module, lesson.teachers[0], example) if wanted else []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed + 1)  # for the blocks and projectors
             distillation = Distillation(
                 network.module,
                 lesson.teachers,
-                _taps(lesson, network.module, example),
+                taps,
                 lesson.methods,
                 objective=objective,
                 example=example,
@@ -157,13 +161,6 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
     params |= {"data": setup.data.params, "recipe": asdict(setup.recipe), "seed": setup.seed}
     runs = [run.id for run in lesson.runs if run] if lesson else []
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
-
-
-def _taps(lesson: Lesson, student: nn.Module, example: tuple[torch.Tensor, ...]) -> list[Tap]:
-    if lesson.taps is not None:
-        return lesson.taps
-    wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
-    return match_taps(student, lesson.teachers[0], example) if wanted else []
 
 
 def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[Run | None]]:
