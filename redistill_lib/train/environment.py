@@ -33,7 +33,6 @@ def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
 
 @contextlib.contextmanager
 def main_holds(accelerator: Accelerator, path: Path) -> Iterator[None]:
-    """Lock the run in the main process; the others wait for that."""
     with locked(path) if accelerator.is_main_process else contextlib.nullcontext():
         accelerator.wait_for_everyone()
         yield

@@ -69,8 +69,6 @@ R = TypeVar("R", bound=Recipe)
 
 @dataclass(frozen=True)
 class Setup(Generic[R]):
-    """A training's checked arguments."""
-
     data: DataSplits
     recipe: R
     seed: int

@@ -239,7 +239,6 @@ class Trainer:
         return self.task.scores(a.reduce(sums, "sum"))
 
     def _show(self) -> None:
-        """Draw images if they are due, and call `on_log`."""
         every = self.options.sample_every
         images = None
         if (every and self.step % every == 0) or self.step == self.total:
