@@ -1,4 +1,4 @@
-"""What a network or a method is, as short hashes: nothing that computes otherwise has the same."""
+"""Networks and methods as short hashes; those that compute something else differ."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from torch.utils.hooks import RemovableHandle
 from redistill_lib.source import bytecode, distribution, syntax
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-#: Attributes that every module has, and names that follow from where a network was loaded from.
+#: Attributes of every module, and where a network was loaded from.
 _COMMON = vars(nn.Module()).keys() | {"_compiled_call_impl", "name_or_path"}
 
 
 def network_identity(model: nn.Module) -> dict[str, str]:
     """What decides what a network computes and learns, the same in every process and on every device.
 
-    ``structure`` (eight hex digits) is everything but the values that a ``state_dict`` brings back: modules and their
-    attributes, whatever these hold; names, shapes and dtypes of tensors, which of them are shared or frozen; hooks;
-    and the user's own classes and functions with all that they call, as the running release of Python compiles them.
-    ``weights`` (eight hex digits) is the values of all parameters and buffers. ``packages``, where there are some,
-    names the installed ones that the network is made of. Train or eval mode, comments and docstrings do not count.
+    ``structure`` (eight hex digits) is all but the values in the ``state_dict``: modules and their attributes; names,
+    shapes and dtypes of tensors, which are shared or frozen; hooks; the user's classes and functions with all that
+    they call, as this release of Python compiles them. ``weights`` (eight hex digits) is the values of all parameters
+    and buffers. ``packages`` names the installed ones in use, if any. Mode, comments and docstrings do not count.
 
     >>> relu, tanh = nn.Sequential(nn.ReLU()), nn.Sequential(nn.Tanh())
     >>> network_identity(relu) == network_identity(relu.eval()), network_identity(relu) == network_identity(tanh)
@@ -43,7 +42,7 @@ def network_identity(model: nn.Module) -> dict[str, str]:
 
 
 def structure(model: nn.Module) -> str:
-    """Only the ``structure`` of `network_identity`: whether a trained network's weights belong into this one."""
+    """The ``structure`` of `network_identity` alone."""
     return _walk(model).short()
 
 
@@ -74,7 +73,7 @@ def _values(tensor: Tensor) -> str:
 
 
 class _Walk:
-    """A digest over values and all they refer to, each object once; `held` are tensors whose values do not count."""
+    """A digest over values and all they refer to; the values of the tensors in `held` do not count."""
 
     def __init__(self, held: Collection[int] = ()):
         self.digest, self.held = hashlib.sha256(), held
@@ -103,7 +102,7 @@ class _Walk:
             self.add(part)
 
     def _parts(self, value: Any) -> Iterable[Any]:
-        """Simpler values that tell all of this one but the name of its class."""
+        """What a value consists of, apart from its class's name."""
         match value:
             case Tensor():
                 shape = "lazy" if is_lazy(value) else tuple(value.shape)
@@ -194,7 +193,7 @@ def _lasting(value: Any, attributes: Mapping[str, Any]) -> list[tuple[str, Any]]
 
 
 def _counts(kind: type, name: str, member: Any) -> bool:
-    """Whether a class's member is the user's: not an annotation, a slot or what `dataclass` wrote."""
+    """Whether the user wrote a class's member: it is no annotation, no slot and not by `dataclass`."""
     if isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType) or name.startswith("__annotate"):
         return False
     if isinstance(member, types.FunctionType):

@@ -1,8 +1,7 @@
 """The run store: one folder per training, readable without torch.
 
-``runs/<id>/`` holds ``run.json`` (parameters, environment, status, metrics), ``history.csv`` (one row per epoch),
-``model.safetensors`` and, until the run is complete, ``state/`` to resume from. The id is a readable prefix, a hash
-of the parameters and the identity of the code that trained, so the same call finds the same run and no other.
+``runs/<id>/`` holds ``run.json`` (parameters, environment, status, metrics), ``history.csv``, ``model.safetensors``
+and, until the run is complete, ``state/`` to resume from.
 """
 
 from __future__ import annotations
@@ -58,7 +57,7 @@ class Run:
 
     @property
     def plan(self) -> str:
-        """Where its network downsamples: as recorded for a derived student, by name for a built-in network."""
+        """Where the network downsamples: as recorded, or by a built-in network's name."""
         model = self.params.get("model")
         model = model if isinstance(model, dict) else {}
         name = "" if "structure" in model else str(model.get("name"))  # a class's name is no plan
@@ -67,12 +66,16 @@ class Run:
 
     @property
     def role(self) -> str:
-        """``student`` with teachers; without them ``naive`` where a plan says that it was derived, else ``plain``."""
-        return "student" if self.params.get("teachers") else "naive" if self.params.get("plan") else "plain"
+        """``student`` with teachers; else ``naive`` for a network of the user's with a plan, else ``plain``."""
+        if self.params.get("teachers"):
+            return "student"
+        model = self.params.get("model")
+        derived = isinstance(model, dict) and "structure" in model and model.get("plan")
+        return "naive" if derived or self.params.get("plan") else "plain"
 
     @property
     def note(self) -> str:
-        """What a reader has to know of a record that a newer version has written."""
+        """Which fields of a newer version's record are ignored."""
         if not self.unknown:
             return ""
         names = ", ".join(self.unknown)
@@ -86,13 +89,13 @@ class Run:
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
     def save(self) -> Run:
-        """Write ``run.json`` in one step: a reader sees the old record or the new one, never half of it."""
+        """Write ``run.json``, replacing the old one in one step."""
         record = {k: v for k, v in vars(self).items() if k not in ("path", "unknown")} | self.unknown
         write_text(self.path / "run.json", json.dumps(record, indent=1, ensure_ascii=False, default=str) + "\n")
         return self
 
     def finished(self, metrics: Mapping[str, Any], blocks: Sequence[dict[str, Any]] = ()) -> Run:
-        """This run with its results, not saved yet: complete, or failed where a metric is NaN or infinite."""
+        """This run with its results, not saved: failed where a metric is NaN or infinite, else complete."""
         wrong = [f"{k} is {v}" for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
         status = "failed" if wrong else "complete"
         error = f"the trained network cannot be evaluated: {', '.join(wrong)}" if wrong else None
@@ -110,7 +113,7 @@ class Run:
         return run
 
     def reused(self, code: str) -> Run:
-        """Record that a caller with other code took this run as it is; in a read-only store nothing is recorded."""
+        """Record that other code took this run; a read-only store stays as it is."""
         run = replace(self, reused_by=list(dict.fromkeys([*self.reused_by, code])))
         with contextlib.suppress(OSError):
             run.save()
@@ -118,10 +121,7 @@ class Run:
 
     @classmethod
     def load(cls, path: str | Path) -> Run:
-        """The run in that folder. Warns of a record with more in it than this version knows.
-
-        Raises FileNotFoundError where there is none, ValueError for a broken record.
-        """
+        """The run in that folder; warns of unknown fields. FileNotFoundError or, for a bad record, ValueError."""
         run = cls._read(Path(path))
         if run.note:
             warnings.warn(f"{run.path}/run.json was {run.note}", stacklevel=2)
@@ -171,7 +171,7 @@ def canonical(value: Any, where: str = "params") -> Any:
 
 
 def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
-    """A folder name: the prefix made safe, eight hex digits of the parameters' SHA-256, and the code's identity.
+    """A folder name: the safe prefix, eight hex digits of the parameters' SHA-256, and the code's identity.
 
     >>> run_id("resnet18 ×4", {"seed": 0}, "1f3a9c02")
     'resnet18-4-de7d7744-1f3a9c02'
@@ -182,10 +182,7 @@ def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
 
 
 def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str) -> tuple[Path, list[Run]]:
-    """The folder of exactly these parameters and this code, and complete runs of the same parameters by other code.
-
-    The others come oldest first, those with damaged records or weights left out.
-    """
+    """The folder of these parameters and this code, and undamaged complete runs by other code, oldest first."""
     folder = Path(root) / run_id(prefix, params, code)
     others = []
     for record in sorted(folder.parent.glob(f"*{run_id('', params)}*/run.json"), key=os.path.getmtime):
@@ -196,10 +193,7 @@ def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str
 
 
 def complete_run(path: str | Path) -> Run | None:
-    """The complete run in that folder; None where there is none or an unfinished one. Needs no lock, writes nothing.
-
-    Raises ValueError for a damaged record, and for a complete run whose weights are missing or cut short.
-    """
+    """The complete run in that folder, else None; ValueError for a damaged record, missing or damaged weights."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -213,7 +207,6 @@ def complete_run(path: str | Path) -> Run | None:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    """What to say of a file of a run that cannot be used."""
     reason = " ".join(str(error).split())
     return f"{path} is cut short or not what this library wrote ({reason}); delete {path.parent} to train again"
 
@@ -250,11 +243,10 @@ def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a run's folder; a second process that wants the same run waits, says for whom, and then finds it complete.
+    """Lock a run's folder and remove what a killed process left half-written; a second process waits and says so.
 
-    What a killed process left half-written is removed. The lock goes with the process that holds it, but where the
-    file system has no locks (some NFS mounts) the file ``.lock`` is the lock and stays after a kill. Raises OSError
-    where the folder cannot be written.
+    On file systems without locks (some NFS mounts) the file ``.lock`` stays after a kill. Raises OSError where the
+    folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
@@ -264,7 +256,12 @@ def locked(path: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            print(f"waiting for run {path.name}, held by {_holder(path)}", file=sys.stderr)
+            try:
+                holder = (path / ".holder").read_text(errors="replace")
+            except OSError:
+                holder = "another process"
+            told = f"waiting for run {path.name}, held by {holder}; if that is gone, delete {path / '.lock'}"
+            print(told, file=sys.stderr)
             lock.acquire()
     except OSError as error:
         place = f"run {path.name} cannot be trained in {path.parent}"
@@ -281,21 +278,13 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _holder(path: Path) -> str:
-    try:
-        known = (path / ".holder").read_text(errors="replace")
-    except OSError:
-        known = "another process"
-    return f"{known}; if that is gone, delete {path / '.lock'}"
-
-
 def load_runs(root: str | Path = "runs") -> pd.DataFrame:
-    """One row per run under `root`: id, name, status, role, plan, code, parameters and metrics by name (nested ones
+    """One row per run under `root`: id, name, status, role, plan, code, parameters and metrics (nested names are
     dotted), error, note and path.
 
-    `code` is ``present`` for runs that the library as it is now has trained, else ``other``. A broken record is a row
-    with status ``unreadable``. What was read is kept in ``.index.json``, where `root` can be written: a listing reads
-    only the records that have changed since. Raises NotADirectoryError for a file.
+    `code` is ``present`` for runs of the library's present code, else ``other``. A broken record has the status
+    ``unreadable``. ``.index.json`` keeps what was read, so that only changed records are read again. Raises
+    NotADirectoryError for a file.
     """
     import pandas as pd
 
@@ -324,7 +313,7 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_FORM = 2  # another number for another form of rows
+_FORM = 3  # another number for another form of rows
 
 
 def _row(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Code as part of what a run is: what it does, whatever its comments, docstrings and formatting. No torch."""
+"""Code as part of a run's identity, without comments, docstrings and formatting. No torch."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ OBSERVING = (
 def code_identity() -> str:
     """Eight hex digits over the code that decides a training's weights: that of `DECIDING`, and torch's release.
 
-    Of torch the first two numbers count (2.6): a release may change an initialisation or the stream of random
-    numbers, a patch or a build for another device does neither.
+    Of torch the first two numbers count (2.6): a patch or another build changes no initialisation or random numbers.
     """
     root = Path(__file__).parent
     files = [file for room in DECIDING for file in (*root.glob(f"{room}.py"), *root.glob(f"{room}/**/*.py"))]
@@ -52,10 +51,9 @@ def syntax(file: str | Path) -> str:
 
 
 def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
-    """What a function does, step by step, with the values of the globals (`outside`) that it uses.
+    """A function's steps, those of functions inside it, and the values of the globals (`outside`) that it uses.
 
-    Functions defined in it are included. No step knows of comments, docstrings or line numbers. Of a module only
-    what the code takes from it counts; one that is used otherwise, or imported by the code itself, counts as a whole.
+    Of a module only what the code takes from it counts; one used otherwise, or imported by the code, counts whole.
 
     >>> def twice(x):
     ...     'A docstring.'
@@ -88,9 +86,7 @@ _distributions = functools.cache(importlib.metadata.packages_distributions)
 
 @functools.cache
 def distribution(module: str) -> str | None:
-    """Where a module comes from: None for the user's own code, else the installed distribution and its version.
-
-    An empty string for Python, torch and this library, which `code_identity` and each run's environment tell.
+    """A module's installed distribution and version; None for the user's code, "" for Python, torch, this library.
 
     >>> distribution("torch.nn"), distribution("__main__")
     ('', None)

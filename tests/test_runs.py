@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from trainings import WIDTH, recipe_of, train
 
 from redistill_lib.cli import main
+from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model, read_tensors, save_tensors
 from redistill_lib.report import write_index
 from redistill_lib.runs import (
@@ -32,6 +34,7 @@ from redistill_lib.runs import (
     write_text,
 )
 from redistill_lib.source import code_identity
+from redistill_lib.student import derive_student
 from redistill_lib.train.state import load_state, save_state
 
 ROOT = Path(__file__).parents[1]
@@ -339,3 +342,13 @@ def test_plans_by_name() -> None:
     built = Run(Path("r"), {"model": {"name": "resnet18-4-11221"}})
     own = Run(Path("r"), {"model": {"name": "Net-4-1", "structure": "0"}, "plan": "stem 4"})
     assert (built.plan, built.role, own.plan, own.role) == ("4-11221", "plain", "stem 4", "naive")
+
+
+def test_derived_students_without_teachers_are_naive(tmp_path: Path) -> None:
+    usual = create_model("resnet18-1-21222", num_classes=10, in_channels=1, width=WIDTH)
+    student, _ = derive_student(usual, 2, example=torch.zeros(1, 1, 16, 16))
+    derived = train("classifier", tmp_path, student, recipe=recipe_of("classifier", epochs=1))
+    assert (derived.role, derived.plan) == ("naive", str(student.plan))
+    assert list(load_runs(tmp_path).role) == ["naive"]
+    named = train("classifier", tmp_path, recipe=recipe_of("classifier", epochs=1))
+    assert named.role == "plain"

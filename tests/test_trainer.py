@@ -510,14 +510,26 @@ def test_a_network_of_ones_own_starts_from_its_weights_or_from_new_ones(tmp_path
 
 
 def test_layers_that_reset_what_is_inside_them_start_as_when_made() -> None:
-    from redistill_lib.train.setup import draw_weights
+    from redistill_lib.student import draw_weights
 
     net = nn.MultiheadAttention(8, 2)
     with torch.no_grad():
         net.out_proj.bias.fill_(3)
         net.in_proj_weight.zero_()
-    draw_weights(net)
+    assert draw_weights(net) == []
     assert not net.out_proj.bias.any() and net.in_proj_weight.all()
+
+
+class Tuned(nn.Linear):
+    def _init_weights(self) -> None:
+        nn.init.constant_(self.weight, 7)
+
+
+def test_a_network_that_initialises_itself_has_the_last_word() -> None:
+    from redistill_lib.student import draw_weights
+
+    net = Tuned(2, 2)
+    assert draw_weights(net) == [] and (net.weight == 7).all() and draw_weights(Scaled()) != []
 
 
 # ------------------------------------------------------------------------------------------------------- distillation

@@ -245,12 +245,16 @@ def check_prediction(
     process: DiffusionProcess | None = None,
     *,
     role: str = "network",
+    count: int = 512,
     device: torch.device | str = "cpu",
 ) -> float:
-    """The denoising loss of a trained network; warns above 1, or where another prediction explains it far better."""
+    """The denoising loss of a trained network on `count` images.
+
+    Warns above 1, or where another prediction explains it far better.
+    """
     process = process or DiffusionProcess()
     losses = {
-        kind: denoising_loss(model, split, process=replace(process, prediction_type=kind), device=device)
+        kind: denoising_loss(model, split, process=replace(process, prediction_type=kind), count=count, device=device)
         for kind in PREDICTIONS
     }
     loss, best = losses[process.prediction_type], min(losses, key=losses.__getitem__)

@@ -44,14 +44,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def load_model(
     run: Run | str | Path, model: nn.Module | None = None, weights: Literal["best", "last"] = "best"
 ) -> nn.Module:
-    """The trained network of a complete run, in eval mode, RED blocks included; it expects images through `to_float`.
+    """The trained network of a complete run, in eval mode, with its RED blocks; it expects images through `to_float`.
 
-    Built-in networks are built from the run's record. For a network of your own, pass a `model` of the same
-    architecture, without blocks; a copy of it is returned. `weights` are the run's result (``best``: a classifier's
-    best epoch on validation, a denoiser's average) or those after its last step (``last``).
+    For a network of your own, pass a `model` of the same architecture without blocks; a copy is returned. `weights`:
+    ``best`` (a classifier's best epoch on validation, a denoiser's average) or ``last`` (after the last step).
 
-    Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished one, for damaged
-    weights, and for a network that is built otherwise than the one that was trained.
+    Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished run, damaged weights
+    or a network that is built otherwise.
     """
     if weights not in FILES:
         raise ValueError(f"weights is 'best' or 'last', not {weights!r}{hint(weights, FILES)}")
@@ -76,7 +75,7 @@ def load_model(
     if weights == "last" and not file.exists():
         raise FileNotFoundError(f"run {run.id} kept no last weights; load_model(run) gives its result")
     tensors = read_tensors(file)[0]
-    with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         model = create_model(**spec) if model is None else copy.deepcopy(model)
         insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks])
     try:

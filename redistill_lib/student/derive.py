@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 import warnings
@@ -74,8 +75,12 @@ def derive_student(
     _settle(student, inputs, layout, target, changes)
     _rename(student, layout, target, downsampler)
     _record(student, target, downsampler, image)
-    if weights == "init":
-        _initialise(student)
+    if weights == "init" and (left := draw_weights(student)):
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        warnings.warn(
+            f"no reset_parameters reaches {', '.join(left[:3])}{more}: the student keeps the teacher's values there",
+            stacklevel=2,
+        )
     return student, tuple(changes.values())
 
 
@@ -224,17 +229,21 @@ def _record(student: nn.Module, target: StridePlan, downsampler: Downsampler, im
         register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
 
 
-def _initialise(student: nn.Module) -> None:
+def draw_weights(network: nn.Module) -> list[str]:
+    """Draw new weights in place, by each module's `reset_parameters` and then the network's `_init_weights`.
+
+    Returns the names of the parameters that neither reaches, which keep their values. Inner modules come first, as
+    when a network is made, so that an outer one has the last word.
+
+    >>> draw_weights(nn.Sequential(nn.Linear(2, 2), nn.PReLU()))
+    []
+    """
     reached: set[int] = set()
-    for module in student.modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
+    for module in reversed(list(network.modules())):
+        if callable(reset := getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))):
             reset()
             reached.update(id(p) for p in module.parameters(recurse=False))
-    if callable(init := getattr(student, "_init_weights", None)):
-        student.apply(init)
-    elif left := [name for name, p in student.named_parameters() if id(p) not in reached]:
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        warnings.warn(
-            f"no reset_parameters reaches {', '.join(left[:3])}{more}: the student keeps the teacher's values there",
-            stacklevel=3,
-        )
+    if callable(init := getattr(network, "_init_weights", None)):
+        network.apply(init) if inspect.signature(init).parameters else init()
+        return []
+    return [name for name, p in network.named_parameters() if id(p) not in reached]

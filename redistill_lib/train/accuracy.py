@@ -1,11 +1,11 @@
-"""Reading a classifier's accuracy off a split."""
+"""Accuracy of classifiers."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
@@ -35,19 +35,16 @@ def count_correct(
     batch_size: int = 256,
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[float, float, float]:
-    """Right answers, summed cross-entropy and number of images: every n-th from the k-th on, for shard (k, n)."""
+    """Right answers, summed cross-entropy and number of images; shard (k, n) is every n-th image from the k-th."""
     rank, world = shard
     indices = list(range(rank, len(split), world))  # type: ignore[arg-type]
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     correct, loss = 0.0, 0.0
     with evaluating(model):
         for images, labels in DataLoader(split, batch_sampler=batches, collate_fn=as_batch):
-            logits = output_of(model(on_device(images, device))).float()
+            images = to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
+            logits = output_of(model(images)).float()
             labels = labels.to(device)
             correct += float((logits.argmax(1) == labels).sum())
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
     return correct, loss, float(len(indices))
-
-
-def on_device(images: Tensor, device: torch.device | str) -> Tensor:
-    return to_float(images.to(device)).contiguous(memory_format=torch.channels_last)

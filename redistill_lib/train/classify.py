@@ -17,7 +17,7 @@ from redistill_lib.network import evaluating, output_of
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import Recipe
-from redistill_lib.train.setup import Lesson, Network, Setup, Teacher, train
+from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, train
 from redistill_lib.train.tasks import Classification
 
 
@@ -30,20 +30,19 @@ def train_classifier(
     seed: int = 0,
     options: RunOptions | None = None,
 ) -> Run:
-    """Train a classifier, choose its epoch on validation, read test once. The same call finds its run again.
+    """Train a classifier, choose its epoch on validation, read test once. The same call finds the same run.
 
     Arguments:
         model: a name such as ``"resnet18-1-21222"``, built under `seed` for the data's classes and channels at
-            `width`, or a network of your own, of which a copy is trained from the weights it has (see
-            `Recipe.init`); `load_model(run, network)` then gives the result.
+            `width`, or a network of your own, of which a copy is trained; `load_model(run, network)` gives it back.
         data: what `load_data` returns, or its name.
-        seed: of new weights, the order of images, dropout. Augmented images do not depend on it (`data.augment`).
+        seed: of new weights, the order of images and dropout, not of augmentations.
         options: where and how to run.
 
-    Returns the complete `Run`: metrics ``validation_accuracy``, ``test_accuracy`` (both at the best epoch on
-    validation), ``test_accuracy_last``, ``best_epoch``, ``parameters``, ``seconds``, ``peak_bytes`` (activations of
-    one image in fp32, ``fused`` convention; ``peak_bytes_eager`` is PyTorch's) and ``peak_at``. Under ``torchrun``
-    or ``accelerate.notebook_launcher`` the batch is shared among the processes.
+    Returns the complete `Run`. Metrics: ``validation_accuracy`` and ``test_accuracy`` of the best epoch on
+    validation, ``test_accuracy_last``, ``best_epoch``, ``parameters``, ``seconds``, ``peak_bytes`` (activations of
+    one image in fp32, ``fused`` convention; ``peak_bytes_eager`` is PyTorch's), ``peak_at``. Under ``torchrun`` the
+    batch is shared among the processes.
 
     >>> run = train_classifier("mobilenetv3_small", load_data("digits"), Recipe(epochs=1))    # doctest: +SKIP
     """
@@ -53,7 +52,7 @@ def train_classifier(
 
 def distill_classifier(
     student: str | nn.Module,
-    teacher: Teacher | Sequence[Teacher],
+    teacher: TeacherLike | Sequence[TeacherLike],
     data: DataSplits | str | Path = "cluttered",
     recipe: Recipe | None = None,
     *,
@@ -100,7 +99,6 @@ def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
 
 
 def _answer(model: nn.Module, setup: Setup[Recipe], role: str) -> Tensor:
-    """What a network says about two images; whatever it raises becomes a ValueError."""
     (images,) = _task(setup).example(setup.data, 2)
     with evaluating(model):
         try:

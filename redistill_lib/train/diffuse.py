@@ -19,8 +19,8 @@ from redistill_lib.models import create_model
 from redistill_lib.runs import Run, canonical
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import DIGITS_UNET, DiffusionRecipe
-from redistill_lib.train.setup import Lesson, Network, Setup, Teacher, train
-from redistill_lib.train.tasks import Denoising, denoising_task
+from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, train
+from redistill_lib.train.tasks import Denoising
 
 
 def train_diffusion(
@@ -32,24 +32,23 @@ def train_diffusion(
     seed: int = 0,
     options: RunOptions | None = None,
 ) -> Run:
-    """Train a denoiser to predict the noise in images (DDPM, arXiv 2006.11239). The same call finds its run again.
+    """Train a denoiser (DDPM, arXiv 2006.11239). The same call finds the same run.
 
     Arguments:
         model: a name such as ``"unet-1-22"``, built under `seed` for the data's channels with the options `unet`
             (of `create_model`; ``{}`` is the paper's network, ``{**DIGITS_UNET, "num_classes": 10}`` one that
-            learns classes), or a network of your own, called as ``model(x, t)`` and returning the noise or something
-            with ``.sample``, such as diffusers' UNet2DModel. With classes it is called ``model(x, t, labels)``, and
-            says so by `num_classes` or diffusers' ``num_class_embeds``. A copy of it is trained.
+            learns classes), or a network of your own, of which a copy is trained: ``model(x, t)`` returns the noise
+            or something with ``.sample``, as diffusers' UNet2DModel does. One with `num_classes` or diffusers'
+            ``num_class_embeds`` is called ``model(x, t, labels)``.
         data: what `load_data` returns, or its name; left out, the built-in digits at 16 px.
-        recipe: also says which schedule of noise and which prediction are learnt (`DiffusionRecipe.process`).
-        options: where and how to run; see there for drawing images on the way.
+        recipe: its `process` is the noise schedule and the kind of prediction.
+        options: where and how to run.
 
-    Returns the complete `Run`, which holds the averaged network (`load_model(run, weights="last")` gives the last
-    weights) and ``samples.png``; its metrics are ``validation_loss`` (see `denoising_loss`) of it and, as
-    ``validation_loss_raw``, of the last weights, ``parameters``, ``model_bytes``, ``seconds``, ``peak_bytes``,
-    ``peak_at`` and ``peak_bytes_eager`` of one denoising pass. A network of your own comes back by
-    `load_model(run, network)`, and one of diffusers can then be written in its own format
-    (`redistill_lib.diffusion.save_pretrained`).
+    Returns the complete `Run` with the averaged network and ``samples.png``. Metrics: ``validation_loss`` (see
+    `denoising_loss`) and, of the last weights, ``validation_loss_raw``; ``parameters``, ``model_bytes``,
+    ``seconds``; ``peak_bytes``, ``peak_at`` and ``peak_bytes_eager`` of one denoising pass.
+    `load_model(run, network)` gives a network of your own back; `redistill_lib.diffusion.save_pretrained` writes one
+    of diffusers in its format.
 
     >>> run = train_diffusion("unet-1-22", recipe=DiffusionRecipe(steps=100))                  # doctest: +SKIP
     """
@@ -59,7 +58,7 @@ def train_diffusion(
 
 def distill_diffusion(
     student: str | nn.Module,
-    teacher: Teacher | Sequence[Teacher],
+    teacher: TeacherLike | Sequence[TeacherLike],
     data: DataSplits | str | Path | None = None,
     recipe: DiffusionRecipe | None = None,
     *,
@@ -74,10 +73,8 @@ def distill_diffusion(
 
     Arguments:
         teacher: one or several of: a run, its folder, a network (frozen and put into eval mode).
-        methods: as for `Distillation`, without those that compare classes; a plain ``red`` has an alpha of 1 here.
-            ``mse`` is the distance of the predictions.
+        methods, objective: as for `Distillation`, without methods that compare classes; ``red`` has an alpha of 1.
         taps: taps, or a YAML file of them; left out, `match_taps` pairs the student with the first teacher.
-        objective: as for `Distillation`.
 
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
@@ -90,7 +87,7 @@ def distill_diffusion(
     for model, run in zip(lesson.teachers, lesson.runs, strict=True):
         check_denoiser(model, setup.data, "teacher", setup.recipe.process)
         if run is None:  # nothing says what it has learnt
-            check_prediction(model, setup.data.validation, setup.recipe.process, role="teacher")
+            check_prediction(model, setup.data.validation, setup.recipe.process, role="teacher", count=64)
         else:
             _check_process(run, setup.recipe.process)
         if (theirs := conditioning_of(model, setup.data.num_classes)) != ours:
@@ -102,7 +99,7 @@ def distill_diffusion(
 
 
 def _check_process(teacher: Run, process: DiffusionProcess) -> None:
-    """Raise ValueError where a teacher's run says that it learnt another process; samplers' clipping aside."""
+    """Raise ValueError for a teacher that learnt another process; clipping concerns samplers alone."""
     theirs = canonical(teacher.params.get("recipe", {}).get("process", {}))
     ours = canonical(asdict(process))
     if other := [key for key in theirs.keys() & ours.keys() - {"clip_sample"} if theirs[key] != ours[key]]:
@@ -135,4 +132,9 @@ def _begin(
 
 
 def _task(setup: Setup[DiffusionRecipe], network: Network) -> Denoising:
-    return denoising_task(network.module, setup.data, setup.recipe.process, setup.recipe.label_dropout)
+    data, recipe = setup.data, setup.recipe
+    shape = (data.in_channels, data.image_size, data.image_size)
+    labels = conditioning_of(network.module, data.num_classes)
+    if labels is None:
+        return Denoising(recipe.process, shape)
+    return Denoising(recipe.process, shape, labels.classes, labels.null, recipe.label_dropout)

@@ -33,14 +33,12 @@ def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
 
 @contextlib.contextmanager
 def main_holds(accelerator: Accelerator, path: Path) -> Iterator[None]:
-    """The main process locks the run; the others start reading once it has."""
     with locked(path) if accelerator.is_main_process else contextlib.nullcontext():
         accelerator.wait_for_everyone()
         yield
 
 
 def describe(accelerator: Accelerator) -> dict[str, Any]:
-    """What a run's record says about where it was trained."""
     import accelerate
 
     device = accelerator.device

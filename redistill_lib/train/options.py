@@ -1,4 +1,4 @@
-"""What concerns running a training rather than what it learns."""
+"""Where and how a training runs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class RunOptions:
         runs_dir: the run store; an unfinished run there with the same parameters is resumed.
         mixed_precision: ``no``, ``bf16`` or, on a GPU, ``fp16``.
         cpu: stay on the CPU where there is a GPU.
-        workers: processes that read and augment images beside the training. As they are spawned, a script that uses
-            them keeps its calls under ``if __name__ == "__main__":``.
+        workers: processes that read and augment images; a script that uses them keeps its calls under
+            ``if __name__ == "__main__":``.
         log_every: steps between two rows of a denoiser's history; a classifier's has a row for each epoch.
         sample_every: steps between two drawings of `samples` images, a multiple of `log_every`; 0: only at the end.
-        on_log: looks on (`OnLog`).
+        on_log: called after each row of the history (`OnLog`).
         progress: show a bar.
         name: what listings call the run.
-        reuse: take a complete run of the same parameters that other code of this library has made, and record that.
+        reuse: take a complete run of the same parameters by other code of this library, and record that.
 
     >>> RunOptions(runs_dir="store").progress
     True

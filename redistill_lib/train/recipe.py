@@ -1,4 +1,4 @@
-"""What decides how a network is trained, apart from the network and the data."""
+"""How a network is trained: length, optimizer, schedule, augmentation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ class Recipe:
 
     The length is a number of `epochs` or, with ``epochs=None``, of `steps`. `schedule` is ``onecycle`` (warm up, then
     anneal to 0 along a cosine), ``cosine`` (the same, but the warm-up starts near 0), ``step`` (divide by `divide_by`
-    after each epoch in `milestones`) or ``constant``. `warmup` is a share of all steps, or from 1 up a
-    number of steps. `augmentation` is read by `data.augment`. With `ema_decay` the result is the moving average of
-    the weights. `init` says where a network of your own starts: from the weights it has (``given``; a student derived
-    from a trained teacher is then fine-tuned) or from new ones drawn under the seed (``scratch``).
+    after each epoch in `milestones`) or ``constant``. `warmup` is a share of all steps, or from 1 up their number.
+    `augmentation` is read by `data.augment`. With `ema_decay` the result is the moving average of the weights. A
+    network of your own starts by `init`: from its weights (``given``) or from new ones under the seed (``scratch``).
 
     >>> Recipe(epochs=3).epochs
     3
@@ -69,12 +68,18 @@ class Recipe:
     def total_steps(self, per_epoch: int) -> int:
         return self.steps if self.epochs is None else self.epochs * per_epoch  # type: ignore[return-value]
 
-    def warm_steps(self, total: int) -> int:
-        return max(1, round(self.warmup * total)) if self.warmup < 1 else int(self.warmup)
-
     def learning_rate_at(self, step: int, per_epoch: int) -> float:
-        """The learning rate of a step, from 0 up."""
-        return self.learning_rate * SCHEDULES[self.schedule](self, step, per_epoch)
+        total = self.total_steps(per_epoch)
+        warm = max(1, round(self.warmup * total)) if self.warmup < 1 else int(self.warmup)
+        if self.schedule == "step":
+            share = float(self.divide_by ** -sum(step // per_epoch >= m for m in self.milestones))
+        elif self.schedule == "constant":
+            share = min(1.0, (step + 1) / self.warmup) if self.warmup >= 1 else 1.0
+        elif step >= warm:
+            share = 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        else:
+            share = 0.04 + 0.96 * step / warm if self.schedule == "onecycle" else (step + 1) / warm
+        return self.learning_rate * share
 
 
 def check_shares(**values: float | None) -> None:
@@ -83,37 +88,6 @@ def check_shares(**values: float | None) -> None:
             raise ValueError(f"{name} is a share from 0 to below 1, not {value!r}")
 
 
-def _falling(recipe: Recipe, step: int, per_epoch: int) -> float:
-    total = recipe.total_steps(per_epoch)
-    warm = recipe.warm_steps(total)
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _onecycle(recipe: Recipe, step: int, per_epoch: int) -> float:
-    warm = recipe.warm_steps(recipe.total_steps(per_epoch))
-    return 0.04 + 0.96 * step / warm if step < warm else _falling(recipe, step, per_epoch)
-
-
-def _cosine(recipe: Recipe, step: int, per_epoch: int) -> float:
-    warm = recipe.warm_steps(recipe.total_steps(per_epoch))
-    return (step + 1) / warm if step < warm else _falling(recipe, step, per_epoch)
-
-
-def _constant(recipe: Recipe, step: int, per_epoch: int) -> float:
-    return min(1.0, (step + 1) / recipe.warmup) if recipe.warmup >= 1 else 1.0
-
-
-def _steps(recipe: Recipe, step: int, per_epoch: int) -> float:
-    return float(recipe.divide_by ** -sum(step // per_epoch >= m for m in recipe.milestones))
-
-
-#: (recipe, step, steps per epoch) → the share of the learning rate.
-SCHEDULES: dict[str, Callable[[Recipe, int, int], float]] = {
-    "onecycle": _onecycle,
-    "cosine": _cosine,
-    "step": _steps,
-    "constant": _constant,
-}
 OPTIMIZERS: dict[str, Callable[[Recipe, list[nn.Parameter]], torch.optim.Optimizer]] = {
     "adamw": lambda r, p: torch.optim.AdamW(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
     "adam": lambda r, p: torch.optim.Adam(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
@@ -126,9 +100,8 @@ class DiffusionRecipe(Recipe):
     """How a denoiser is trained: Adam on the mean squared error of what `process` asks for (DDPM, arXiv 2006.11239,
     algorithm 1). The defaults are the quick scale: digits at 16 px in minutes on two CPU cores.
 
-    The averaged weights are the result; early on `ema_decay` is lower, (1 + k) / (10 + k) at step k, so that short
-    trainings are not held back by their start. `label_dropout` is how often a network with classes learns without
-    its label.
+    The averaged weights are the result; `ema_decay` is at most (1 + k) / (10 + k) at step k, for short trainings.
+    `label_dropout` is how often a network with classes learns without its label.
 
     >>> DiffusionRecipe(steps=200).steps
     200

@@ -1,4 +1,4 @@
-"""What all trainings begin with: their arguments checked before any work, networks built, teachers opened."""
+"""What all trainings begin with: arguments checked, networks built, teachers loaded."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ from redistill_lib.identity import network_identity, object_identity
 from redistill_lib.methods import Method, parse_methods
 from redistill_lib.models.saved import load_model
 from redistill_lib.runs import Run
+from redistill_lib.student import draw_weights
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import Recipe
 from redistill_lib.train.tasks import Task
 from redistill_lib.train.trainer import fit
 
-Teacher = Run | str | Path | nn.Module
-Data = DataSplits | str | Path
-Methods = str | Method | Sequence[str | Method] | None
+TeacherLike = Run | str | Path | nn.Module
 TASKS = {"classify": "classifier", "distill": "classifier", "diffuse": "denoiser", "distill diffusion": "denoiser"}
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a student is taught: by whom (and in which run each was trained, where that is known), with which methods,
-    at which taps, and how the losses add up."""
+    """Teachers (with the run of each, if known), methods, taps, and how the losses add up."""
 
     teachers: list[nn.Module]
     runs: list[Run | None]
@@ -44,7 +42,6 @@ class Lesson:
 
     @classmethod
     def check(cls, setup: Setup[Any], kind: str, teacher: Any, methods: Any, taps: Any, objective: Any) -> Lesson:
-        """Raises TypeError or ValueError, in one sentence, for anything but a lesson from teachers of this `kind`."""
         objective = Objective() if objective is None else objective
         if not isinstance(objective, Objective):
             raise TypeError(f"objective is an Objective, not {reprlib.repr(objective)}")
@@ -72,8 +69,6 @@ R = TypeVar("R", bound=Recipe)
 
 @dataclass(frozen=True)
 class Setup(Generic[R]):
-    """A training's data, recipe, seed and options, each checked."""
-
     data: DataSplits
     recipe: R
     seed: int
@@ -83,7 +78,6 @@ class Setup(Generic[R]):
     def check(
         cls, data: Any, recipe: Any, seed: Any, options: Any, *, kind: type[R], splits: Sequence[str]
     ) -> Setup[R]:
-        """Raises TypeError or ValueError, in one sentence, for anything but what a training takes."""
         recipe, options = kind() if recipe is None else recipe, RunOptions() if options is None else options
         for label, value, wanted in (("recipe", recipe, kind), ("options", options, RunOptions)):
             if type(value) is not wanted:
@@ -110,8 +104,13 @@ class Setup(Generic[R]):
                 network = build(model)
                 return Network(network, {**record, "name": network.name})
             network = copy.deepcopy(model).cpu()
-            if self.recipe.init == "scratch":
-                draw_weights(network)
+            if self.recipe.init == "scratch" and (left := draw_weights(network)):
+                owner = left[0].rpartition(".")[0]
+                raise ValueError(
+                    f"{owner or 'the network'} ({type(network.get_submodule(owner)).__name__}) has parameters of its "
+                    "own and no reset_parameters(), so it cannot start from scratch; add that, or build the network "
+                    "anew"
+                )
         if any(p.is_floating_point() and p.dtype != torch.float32 for p in network.parameters()):
             raise ValueError(
                 "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
@@ -130,32 +129,23 @@ class Network:
     record: dict[str, Any]
 
 
-def draw_weights(network: nn.Module) -> None:
-    """New weights for every layer, as PyTorch draws them when a layer is made: what is inside it first."""
-    for name, module in reversed(list(network.named_modules())):
-        if callable(reset := getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))):
-            reset()
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise ValueError(
-                f"{name or 'the network'} ({type(module).__name__}) has parameters of its own and no "
-                "reset_parameters(), so it cannot start from scratch; add that, or build the network anew"
-            )
-
-
 def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Lesson | None = None) -> Run:
-    """Train a network for a task, with a lesson from teachers or without one."""
     params: dict[str, Any] = {"task": kind, "model": network.record}
     objective = replace(lesson.objective if lesson else Objective(), task_loss=task.loss)
     if lesson is None:
         distillation = Distillation(network.module, objective=objective)
     else:
         example = task.example(setup.data, 2)
+        taps = lesson.taps
+        if taps is None:
+            wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
+            taps = match_taps(network.module, lesson.teachers[0], example) if wanted else []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setup.seed + 1)  # the blocks' and projectors' weights, whatever was drawn before
+            torch.manual_seed(setup.seed + 1)  # for the blocks and projectors
             distillation = Distillation(
                 network.module,
                 lesson.teachers,
-                _taps(lesson, network.module, example),
+                taps,
                 lesson.methods,
                 objective=objective,
                 example=example,
@@ -171,21 +161,13 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
 
 
-def _taps(lesson: Lesson, student: nn.Module, example: tuple[torch.Tensor, ...]) -> list[Tap]:
-    if lesson.taps is not None:
-        return lesson.taps
-    wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
-    return match_taps(student, lesson.teachers[0], example) if wanted else []
-
-
 def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Module], list[Run | None]]:
-    """The teachers' networks in float32, and the run that trained each, None where it was given as a network.
+    """The teachers' networks in float32, and the run of each (None for one given as a network).
 
-    Raises for anything but teachers and for runs of another `kind` (``classifier`` or ``denoiser``); warns of a run
-    that was trained on other images than `data`.
+    Raises for runs of another `kind` (``classifier`` or ``denoiser``), warns of runs trained on other images.
     """
-    several = [given] if isinstance(given, Teacher) else list(given) if isinstance(given, Iterable) else []
-    if not several or not all(isinstance(teacher, Teacher) for teacher in several):
+    several = [given] if isinstance(given, TeacherLike) else list(given) if isinstance(given, Iterable) else []
+    if not several or not all(isinstance(teacher, TeacherLike) for teacher in several):
         raise TypeError(
             "teacher is a run, its folder or a network, or a list of at least one of these, "
             f"not {reprlib.repr(given)}"
@@ -211,7 +193,7 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
 
 
 def _differences(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:
-    """What the parameters of two data sets differ in, as far as both are known; a limit takes part of the same."""
+    """The parameters that differ between two known data sets; a limit takes part of the same images."""
     if not theirs or not ours:
         return ""
     return ", ".join(key for key in {**theirs, **ours} if key != "limit" and theirs.get(key) != ours.get(key))

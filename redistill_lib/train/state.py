@@ -1,4 +1,4 @@
-"""The state of a training as tensors and JSON: enough to go on as if it had never stopped."""
+"""The state of an unfinished training, as tensors and JSON."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ def save_state(
     scaler: GradScaler | None,
     record: Mapping[str, Any],
 ) -> None:
-    """Write modules (by names without dots), optimizer, scheduler, scaler and a JSON record to one file.
-
-    Teachers (``teachers.`` in a module's state) do not change and are left out.
-    """
+    """Write all of this to one file; modules' names hold no dots, teachers do not change and are left out."""
     tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in _trained(module, True).items()}
     states = [optimizer.state_dict(), scheduler.state_dict(), scaler.state_dict() if scaler else {}]
     leaves, spec = tree_flatten(states)
@@ -45,10 +42,7 @@ def load_state(
     scheduler: LRScheduler,
     scaler: GradScaler | None,
 ) -> dict[str, Any]:
-    """The inverse of `save_state`: all is put back in place, and the record is returned.
-
-    Raises ValueError with what to delete for a file that is cut short, of another training or not a state.
-    """
+    """Put back in place what `save_state` wrote and return the record. Raises ValueError for a damaged file."""
     tensors, told = read_tensors(path)
     try:
         for name, module in modules.items():
@@ -66,5 +60,5 @@ def load_state(
 
 
 def _trained(module: nn.Module, trained: bool) -> dict[str, Tensor]:
-    """The part of a module's state that a training changes, or its teachers'."""
+    """A module's state without its teachers, or only the teachers'."""
     return {k: v for k, v in module.state_dict().items() if k.startswith("teachers.") != trained}

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from redistill_lib.data import DataSplits
 from redistill_lib.data.augment import sample_rng
 from redistill_lib.diffusion import DiffusionProcess, denoising_loss, sample, to_uint8
-from redistill_lib.diffusion.noise import conditioning_of
 from redistill_lib.methods import Batch
 from redistill_lib.network import output_of
 from redistill_lib.train.accuracy import count_correct
@@ -26,24 +25,24 @@ class Task(Protocol):
     unit: ClassVar[str]
 
     def batch(self, images: Tensor, labels: Tensor, index: Tensor, view: Tensor) -> Batch:
-        """Augmented images −1…1 and their labels (or probabilities), on the device, as one step's data."""
+        """One step's data from augmented images −1…1 and their labels (or probabilities), on the device."""
 
     def loss(self, outputs: Any, targets: Any) -> Tensor: ...
 
     def measures(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        """What a history notes of each step beside the losses."""
+        """What the history keeps of each step besides the losses."""
 
     def validate(self, model: nn.Module, split: Any, device: torch.device, shard: tuple[int, int]) -> Tensor:
-        """Sums over a split (or its n-th part from the k-th image on, for the shard (k, n)), images counted last."""
+        """Sums over a split or its shard (k, n), every n-th image from the k-th; the number of images comes last."""
 
     def scores(self, sums: Tensor) -> dict[str, float]:
         """Means from the sums of all shards."""
 
     def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        """Whether the network of this row of the history is to be kept instead."""
+        """Whether this row's network replaces the best one."""
 
     def preview(self, model: nn.Module, count: int) -> Tensor | None:
-        """Images that show what the network can do, if it draws any."""
+        """Images that the network generates, if it can."""
 
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         """Zeros in the shape of a network's inputs."""
@@ -51,7 +50,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Classification:
-    """Images → classes, by cross-entropy; the epoch is chosen by accuracy on validation."""
+    """Images → classes, by cross-entropy; the best epoch on validation is kept."""
 
     unit: ClassVar[str] = "epoch"
     label_smoothing: float = 0.0
@@ -135,12 +134,3 @@ class Denoising:
         t = torch.zeros(count, dtype=torch.int64)
         x = torch.zeros(count, *self.shape)
         return (x, t) if self.classes is None else (x, t, t.clone())
-
-
-def denoising_task(model: nn.Module, data: DataSplits, process: DiffusionProcess, label_dropout: float) -> Denoising:
-    """The task of a network with its classes, if it takes labels."""
-    labels = conditioning_of(model, data.num_classes)
-    shape = (data.in_channels, data.image_size, data.image_size)
-    if labels is None:
-        return Denoising(process, shape)
-    return Denoising(process, shape, labels.classes, labels.null, label_dropout)

@@ -1,5 +1,4 @@
-"""The training loop of every task: on accelerate, killed at any time, resumed where it was (on a CPU to the same
-bits)."""
+"""The training loop of every task, on accelerate. It resumes after a kill; on a CPU the result is the same bits."""
 
 from __future__ import annotations
 
@@ -45,10 +44,9 @@ def fit(
     params: dict[str, Any],
     teacher_runs: Sequence[str] = (),
 ) -> Run:
-    """The run of these parameters: as it is where it is complete, else trained from wherever its state ends.
+    """The run of these parameters: as found if complete, else trained or resumed.
 
-    `params` is all that decides the weights, as JSON: it is what the run's id is a hash of. Training without a
-    teacher is a distillation without terms. What stops the training is written into the run's record.
+    `params` is all that decides the weights, as JSON. Without a teacher, `distillation` has no terms.
     """
     accelerator = open_accelerator(options.mixed_precision, options.cpu)
     params = canonical({**params, "images": data.fingerprint(), "mixed_precision": options.mixed_precision})
@@ -91,7 +89,7 @@ def _found(run: Run, options: RunOptions, accelerator: Accelerator) -> Run:
 
 
 class Trainer:
-    """The training of one run, period by period: an epoch, or `log_every` steps. After each, its state is saved."""
+    """One run's training; its state is saved after each period: an epoch, or `log_every` steps."""
 
     def __init__(
         self,
@@ -122,22 +120,18 @@ class Trainer:
         self.student = self.trainee.student
         self.average = None if recipe.ema_decay is None else average_of(self.student, recipe.ema_decay)
         self.batches: list[list[tuple[int, int]]] = []  # refilled for each period; the loader's processes stay
-        self.loader = self._loader()
+        self.loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
+            Views(data.train, recipe.augmentation, data.num_classes),
+            batch_sampler=self.batches,
+            collate_fn=as_batch,
+            num_workers=options.workers,
+            multiprocessing_context="spawn" if options.workers else None,  # a fork hangs after threads have run
+            persistent_workers=bool(options.workers),
+        )
         self.order: tuple[int, list[int]] = (-1, [])  # an epoch and its order of images
         self.step = 0  # of the saved state
         self.history: History = []
         self.best: dict[str, float] = {}
-
-    def _loader(self) -> torch.utils.data.DataLoader[Any]:
-        workers = self.options.workers
-        return torch.utils.data.DataLoader(
-            Views(self.data.train, self.recipe.augmentation, self.data.num_classes),
-            batch_sampler=self.batches,
-            collate_fn=as_batch,
-            num_workers=workers,
-            multiprocessing_context="spawn" if workers else None,  # a fork hangs once torch ran on several threads
-            persistent_workers=bool(workers),
-        )
 
     @property
     def state_path(self) -> Path:
@@ -160,7 +154,7 @@ class Trainer:
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
         with progress_bar(self.total, name, enabled=self.options.progress and main) as bar:
             bar.update(self.step)
-            if main and self.step == self.total:  # it was stopped after its last step, maybe before its last images
+            if main and self.step == self.total:  # stopped after its last step, maybe before its last images
                 self._show()
             while self.step < self.total:
                 last = min((self.step // self.period + 1) * self.period, self.total)
@@ -176,15 +170,14 @@ class Trainer:
         return self._finish()
 
     def _train(self, first: int, last: int, bar: Any) -> dict[str, float]:
-        """Steps `first` to `last` − 1, and the row of the history that they make."""
+        """Train steps `first` to `last` − 1 and return their row of the history."""
         start, device = time.perf_counter(), self.accelerator.device
         rank, seed = self.accelerator.process_index, self.run.params["seed"]
         self.batches[:] = [self._images(step) for step in range(first, last)]
         sums: dict[str, Tensor] = {}
         self.module.train()
         for step, (images, targets, _, index, view) in enumerate(self.loader, first):
-            # All that is random in a step follows from (seed, step, process) and from the images' names, so resuming
-            # needs no saved random state.
+            # Seeded by step, so that resuming needs no saved random state.
             torch.manual_seed(derive_seed(seed, step, rank))
             images = images.to(device, memory_format=torch.channels_last)
             batch = self.task.batch(images, targets.to(device), index, view)
@@ -221,7 +214,7 @@ class Trainer:
         return row
 
     def _images(self, step: int) -> list[tuple[int, int]]:
-        """This process's share of a step's images by name: their rows, and the epoch as their view."""
+        """This process's share of a step's images, as (row, view); the view is the epoch."""
         epoch, place = divmod(step, self.per_epoch)
         if self.order[0] != epoch:
             draws = torch.Generator().manual_seed(derive_seed(self.run.params["seed"], epoch, 0, 2))
@@ -231,7 +224,7 @@ class Trainer:
         return [(row, epoch) for row in mine]
 
     def result(self) -> nn.Module:
-        """The network that the training is for: the averaged one where weights are averaged, else the student."""
+        """The averaged network where weights are averaged, else the student."""
         return self.student if self.average is None else self.average.module
 
     def _scores(self, model: nn.Module, split: str) -> dict[str, float]:
@@ -246,13 +239,12 @@ class Trainer:
         return self.task.scores(a.reduce(sums, "sum"))
 
     def _show(self) -> None:
-        """Tell who looks on; draw images where it is time, after the state is saved."""
         every = self.options.sample_every
         images = None
         if (every and self.step % every == 0) or self.step == self.total:
             try:
                 images = self.task.preview(self.result(), self.options.samples)
-            except Exception as error:  # never a reason to lose a training
+            except Exception as error:
                 warnings.warn(f"no images could be drawn after step {self.step}: {error}", stacklevel=2)
         if images is not None and images.shape[1] in (1, 3):  # what a PNG can hold
             save_grid(self.run.path / "samples.png", images)
@@ -288,7 +280,12 @@ class Trainer:
         metrics |= {k: v for k, v in self.best.items() if k.startswith("validation_")}
         metrics["seconds"] = sum(row["seconds"] for row in self.history)
         example = (x.to(self.accelerator.device) for x in self.task.example(self.data, 1))
-        run = self.run.finished({**metrics, **costs(model, *example)}, block_records(model))
+        blocks = [
+            {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
+            for layer, side, block in inserted_blocks(model)
+            if isinstance(block, RedBlock)
+        ]
+        run = self.run.finished({**metrics, **costs(model, *example)}, blocks)
         if run.error:
             raise FloatingPointError(run.error)
         if main:
@@ -300,7 +297,7 @@ class Trainer:
 def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
     """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's images.
 
-    A network that cannot be profiled gives a ``memory_error``: never a reason to lose a finished training.
+    A network that cannot be profiled gives a ``memory_error`` instead, so that no finished training is lost.
     """
     tensors = model.state_dict().values()
     size = {
@@ -313,12 +310,3 @@ def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
         return {**size, "memory_error": f"{type(error).__name__}: {error}"}
     peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
     return {**size, **peaks}
-
-
-def block_records(model: nn.Module) -> list[dict[str, Any]]:
-    """The RED blocks of a network as a run's record keeps them."""
-    return [
-        {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
-        for layer, side, block in inserted_blocks(model)
-        if isinstance(block, RedBlock)
-    ]
