@@ -259,7 +259,6 @@ def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:
 
 
 def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Cosine similarity of the channel means, image by image."""
     ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
     if ours.shape[-2:] != theirs.shape[-2:]:
         ours = F.interpolate(ours, theirs.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
