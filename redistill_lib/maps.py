@@ -63,8 +63,8 @@ class MapComparison:
     """A teacher's and a student's feature map of one image.
 
     `teacher` and `student` are float32 height × width at their native sizes: the mean over channels, or `channel`
-    of each, modulo its number of channels. `score` is the cosine similarity of the two channel-mean maps, whatever
-    `channel` is: 1 − the alignment loss of this image (arXiv 2406.03744, section 3). Where sizes differ
+    of each, modulo its number of channels. `score` is the cosine similarity of the two channel-mean maps for any
+    `channel`: 1 − the alignment loss of this image (arXiv 2406.03744, section 3). Where sizes differ
     (`resized`), the student's mean map is first resized bilinearly to the teacher's size.
     """
 
@@ -259,7 +259,6 @@ def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:
 
 
 def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Cosine similarity of the channel means, image by image."""
     ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
     if ours.shape[-2:] != theirs.shape[-2:]:
         ours = F.interpolate(ours, theirs.shape[-2:], mode="bilinear", align_corners=False, antialias=True)

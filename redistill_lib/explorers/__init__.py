@@ -1,4 +1,4 @@
-"""Explorers: widgets over the figures, for a notebook that somebody is looking at; nothing in a batch.
+"""Explorers: widgets over the figures, for a live notebook.
 
 ipywidgets and plotly are imported when an explorer is shown.
 """

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 
 def empty_figure() -> go.FigureWidget:
-    """A figure to be drawn into, in the look of all figures."""
     import plotly.graph_objects as go
 
     from redistill_lib.figures.theme import TEMPLATE
@@ -69,7 +68,6 @@ def rows(*controls: Any) -> widgets.Box:
 
 
 def as_html(table: pd.DataFrame) -> str:
-    """The table with room between its columns."""
     numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
     text: str = table.to_html(index=False, border=0, justify="left", formatters=numbers)
     for cell in ("td", "th"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LiveCurves:
-    """A figure of `figures.curves` that `update` redraws; in a batch it only collects."""
+    """A figure of `figures.curves` that `update` redraws; outside a live notebook it only collects."""
 
     def __init__(self, roles: Iterable[str]):
         self.histories: dict[str, pd.DataFrame] = {}
@@ -43,7 +43,7 @@ class LiveCurves:
 
 
 def live_curves(roles: Iterable[str]) -> LiveCurves:
-    """Show training curves that grow with every call of ``.update(role, history)``; in a batch, show nothing.
+    """Show training curves that grow with every call of ``.update(role, history)``; only in a live notebook.
 
     As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``.
 

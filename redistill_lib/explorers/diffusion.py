@@ -62,7 +62,7 @@ def sampling_trajectories(
 
     `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` images per role
     are drawn by DDIM, all roles from the same noise. `steps` is what it opens with, `choices` what else there is.
-    None outside a live notebook.
+    Returns None outside a live notebook.
 
     >>> sampling_trajectories({}) is None
     True

@@ -34,7 +34,6 @@ class MapSource:
         self.compare = functools.cache(self._compare)
 
     def _states(self, model: str, factor: int) -> Mapping[str, Compared]:
-        """The networks there are, by state. Raises what the caller's function raises."""
         return self.networks[model](factor)
 
     def _spots(self, model: str, factor: int, state: str) -> dict[Spot, tuple[str, Tap]]:
@@ -75,7 +74,7 @@ def feature_map_explorer(
     `networks` gives, by the name of a model family, a function from pooling factor to the pairs there are: state
     (``untrained``, ``naive``, ``red``, …) → (teacher, student, taps). It is called once per factor; it may raise
     ValueError, whose text is shown. `images` are uint8, N×C×H×W, `labels` their classes. `hint` is shown where
-    nothing but ``untrained`` is there: say which notebook trains. None in a batch.
+    nothing but ``untrained`` is there: say which notebook trains. Returns None outside a live notebook.
 
     >>> import torch
     >>> feature_map_explorer({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None

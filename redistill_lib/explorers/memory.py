@@ -49,7 +49,7 @@ class MemoryChoice:
 class MemorySource:
     """Networks and their profiles by choice, each computed once: an explorer's memory, free of widgets.
 
-    Built-in networks are on the meta device: they have shapes and no weights. A network of one's own stays as it is.
+    Built-in networks are on the meta device: they have shapes and no weights. Your own network stays as it is.
     `profile` and `bounds` raise ValueError in one sentence where the network cannot be run or counted like that.
 
     >>> source = MemorySource("resnext18-1-21222")
@@ -144,8 +144,8 @@ def memory_explorer(
     """Choose a network, its student, RED blocks, input, dtype and convention; see what is alive at each step.
 
     `model` is the name of a built-in teacher, or a network of your own together with `example`, a batch that it can
-    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights. None
-    in a batch.
+    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights.
+    Returns None outside a live notebook.
 
     >>> memory_explorer("resnet18", image_size=224) is None
     True

@@ -18,7 +18,7 @@ def stride_plan(
 ) -> widgets.VBox | None:
     """Move stride to the front with a slider: the size of the maps, place by place, as a step chart and a table.
 
-    `teacher` is a model name with its plan, or several to choose from. None in a batch.
+    `teacher` is a model name with its plan, or several to choose from. Returns None outside a live notebook.
 
     >>> stride_plan("resnet18-1-21222", image_size=40) is None
     True

@@ -177,7 +177,6 @@ def _add_grids(figure: go.Figure, images: Mapping[str, Tensor], top: float = 0.0
 
 
 def _checked(paths: Mapping[str, Trajectory]) -> Trajectory:
-    """The first path, after a look at whether all go the same way."""
     if not paths:
         raise ValueError("there is no trajectory to show")
     first = next(iter(paths.values()))

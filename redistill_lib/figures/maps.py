@@ -85,7 +85,6 @@ def _rows(comparisons: Sequence[MapComparison]) -> list[list[MapComparison]]:
 
 
 def _heads(row: Sequence[MapComparison], columns: int) -> list[str]:
-    """What stands above each panel of a row."""
     told: list[tuple[str, NDArray[Any], str]] = [
         ("image", row[0].image, " <br> "),
         ("teacher", row[0].teacher, f"{row[0].teacher_place}<br> "),

@@ -131,7 +131,6 @@ def memory_by_layer(
 
 
 def _told(role: str, sizes: Iterable[tuple[str, float]]) -> dict[str, Any]:
-    """The hover text of points: role, layer and bytes."""
     text = [f"{name}: <b>{format_size(size)}</b>" for name, size in sizes]
     return {"text": text, "hovertemplate": f"<b>{role}</b>, %{{text}}<extra></extra>"}
 

@@ -65,7 +65,6 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None) -> g
 
 
 def _traces(role: str, part: pd.DataFrame, score: str, name: str, times: int) -> list[go.Scatter]:
-    """The single runs, the bubbles, and the means with their errors."""
     tone, values, errors = color(role), times * part[score], times * part[f"{score}_error"]
     detail = [
         f"{number(value, 1)}{'' if math.isnan(half) else f' ± {number(half, 1)}'}, {row.n} run{'s' * (row.n > 1)}"

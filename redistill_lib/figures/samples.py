@@ -59,7 +59,6 @@ def image_trace(image: NDArray[np.uint8], name: str, x: float = 0, y: float = 0,
 
 
 def add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str = "center") -> None:
-    """Text beside or below images."""
     figure.add_annotation(text=text, x=x, y=y, xanchor=anchor, yanchor="middle", align=anchor, showarrow=False)
 
 
