@@ -142,6 +142,12 @@ def test_denoisers_of_other_time_steps(steps: int) -> None:
     check_denoiser(model, digits(), process=DiffusionProcess(num_train_timesteps=steps))
 
 
+def test_a_network_without_a_time_step_is_refused() -> None:
+    message = r"the student does not take images of 1×.*; it is called as \(images, t\)"
+    with pytest.raises(ValueError, match=message):
+        check_denoiser(nn.Sequential(nn.Conv2d(1, 1, 3, padding=1)), digits(), "student")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_networks_of_any_precision_are_asked(dtype: torch.dtype) -> None:
     data, model = digits(), create_model("unet-1-2", in_channels=1, ch=8, mult=(1, 2)).to(dtype)

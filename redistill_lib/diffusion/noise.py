@@ -201,9 +201,13 @@ def check_denoiser(
     t = torch.zeros(2, dtype=torch.int64)
     with evaluating(model):
         try:
-            prediction = output_of(model(x, t) if labels is None else model(x, t, t))
-        except RuntimeError as error:
-            raise ValueError(f"the {role} does not take images of {shape}: {error}") from error
+            found = model(x, t) if labels is None else model(x, t, t)
+        except Exception as error:  # a network of the user's can raise anything
+            asked = "(images, t)" if labels is None else "(images, t, labels)"
+            raise ValueError(
+                f"the {role} does not take images of {shape}: {error}; it is called as {asked}"
+            ) from error
+    prediction = output_of(found)
     if prediction.shape != x.shape:
         raise ValueError(f"the {role} returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
 

@@ -47,7 +47,7 @@ def dpm_solver(now: Step, before: Before, draw: Draw) -> Tensor:
     return noise * x + (math.sqrt(after) - noise * math.sqrt(kept)) * data
 
 
-STEPS = {"ddim": ddim, "ddpm": ddpm, "dpm++": dpm_solver}
+_STEPS = {"ddim": ddim, "ddpm": ddpm, "dpm++": dpm_solver}
 
 
 def time_steps(steps: int, total: int = 1000) -> list[int]:

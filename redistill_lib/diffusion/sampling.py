@@ -1,4 +1,4 @@
-"""Drawing images from a denoiser, and looking on while it does."""
+"""Drawing images from a denoiser, step by step."""
 
 from __future__ import annotations
 
@@ -15,15 +15,8 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
-from redistill_lib.diffusion.noise import (
-    SAMPLERS,
-    DiffusionProcess,
-    check_known,
-    check_times,
-    conditioning_of,
-    told,
-)
-from redistill_lib.diffusion.samplers import STEPS, Before, Step, time_steps
+from redistill_lib.diffusion.noise import SAMPLERS, DiffusionProcess, check_known, check_times, conditioning_of, told
+from redistill_lib.diffusion.samplers import _STEPS, Before, Step, time_steps
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import dtype_of, evaluating, output_of
@@ -193,7 +186,7 @@ def _draw(
         start = start.clamp(-1, 1) if process.clip_sample else start
         look(k, times[k], x, start)
         now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1])
-        return STEPS[how.sampler](now, before, draw), (start, levels[k]) if how.sampler == "dpm++" else None
+        return _STEPS[how.sampler](now, before, draw), (start, levels[k]) if how.sampler == "dpm++" else None
 
     x, before = draw(), None
     for k in range(how.steps):

@@ -69,8 +69,6 @@ def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> Qualit
     >>> compare_quality(frame).headline()
     'The lowest FID in one run: RED 12.0 (naive student 15.0) at 2.00 MiB; teacher 9.0 at 8.00 MiB'
     """
-    import pandas as pd
-
     if missing := [name for name in _NEEDED if name not in frame.columns]:
         raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
@@ -124,7 +122,6 @@ def _budgets(peaks: pd.Series[float]) -> pd.Series[int]:
 
 
 def _lead(part: pd.DataFrame) -> str:
-    """The lowest FID of some rows, and what there is to doubt."""
     (_, best), *others = part.sort_values("fid").iterrows()
     rivals = [row for _, row in others if row["role"] != best["role"]]
     words = []

@@ -31,7 +31,7 @@ class Quality:
     defined here, see `redistill_lib.quality.metrics`.
 
     `settings` say with what: numbers and a hash of images, their size, the extractor, the options of each metric,
-    ema, sampler, steps, seed, and whatever else `score_images` was told.
+    ema, sampler, steps, seed, and the other settings given to `score_images`.
     """
 
     fid: float
@@ -73,8 +73,8 @@ def score_images(
 
     Args:
         fake, real: N×C×H×W, uint8 or float −1…1; a split of `load_data`; or their `features`.
-        settings: how the fakes were made: ``sampler``, ``steps``, ``ema`` and whatever else has to agree between
-            scores that are compared. It is not the place for what tells models apart.
+        settings: how the fakes were made: ``sampler``, ``steps``, ``ema`` and all else that has to agree between
+            scores that are compared; not what tells models apart.
         seed: of the subsets that KID, Inception Score, precision, recall and the interval of FID draw.
 
     Raises ValueError for images that `features` refuses, sets of different shape or extractor, fewer images
