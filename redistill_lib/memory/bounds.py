@@ -151,8 +151,7 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
     everything = (1 << len(nodes)) - 1
 
     def options(done: int, live: int) -> dict[int, tuple[int, int]]:
-        """The nodes that can run now, with the bytes while each runs and after it."""
-        costs = {}
+        costs = {}  # of the nodes that can run now: bytes while each runs, and after it
         for k, node in enumerate(nodes):
             if not done >> k & 1 and not node.before & ~done:
                 during, after = _added(node, values, ~(done | 1 << k))

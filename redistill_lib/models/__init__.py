@@ -164,7 +164,6 @@ def create_model(
 
     `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan. The model
     has the attributes `name` (with the plan) and `plan`.
-
     A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width`, from 0.125
     to 8 (1 unless given), multiplies its channel counts.
     A U-Net is called with images and time steps (int64, B), and labels (int64, B) if it has `num_classes`, and

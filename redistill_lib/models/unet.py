@@ -45,10 +45,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _time_embedding(steps: int, ch: int) -> nn.Module:
-    """Time steps (int64, B) → B×4·ch: a frozen table of sinusoids (T×ch), then two linear layers.
-
-    Row t holds sin(t·ω), cos(t·ω) in turn, for ω = 10000^(−2k/ch), k = 0 … ch/2 − 1.
-    """
+    # A frozen table, whose row t holds sin(t·ω), cos(t·ω) in turn for ω = 10000^(−2k/ch), then two linear layers.
     angles = torch.arange(steps)[:, None] * torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
     table = nn.Embedding.from_pretrained(torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1))
     layers = nn.Sequential(table, nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch))

@@ -40,10 +40,8 @@ def derive_student(
     Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image.
     Kernels stay, except where kernel = stride, which stays so (a pool becomes the identity at stride 1). The
     student's outputs have the teacher's shapes.
-
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
-
     `weights`: "copy" keeps every weight (averaged or repeated where a kernel changes its size); "init" draws all anew
     by `reset_parameters` and `_init_weights`, and warns of parameters that neither reaches.
 

@@ -66,10 +66,7 @@ def restride(model: nn.Module, call: MapCall, old: int, new: int, downsampler: D
 
 
 def lift(model: nn.Module, call: MapCall, factor: int) -> Change:
-    """Let the network's last convolution return `factor` times its input's size.
-
-    A convolution gets factor² times its channels, its weights repeated, and shuffles them into space.
-    """
+    """Let the last convolution return `factor` times its input's size; a plain one shuffles repeated channels."""
     layer = model.get_submodule(call.path)
     if isinstance(layer, nn.ConvTranspose2d):
         return Change(call.path, "transposed conv", 1, factor, _transposed(call.path, layer, factor))

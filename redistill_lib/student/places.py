@@ -122,7 +122,10 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
 
 def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Places:
     check_float(inputs)
-    size = image_size(inputs)
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
+    if image is None:
+        raise ValueError("example= needs a float image of shape B×C×H×W among the network's inputs")
+    size = _size(image)
     found = trace_levels(model, inputs)
     if found.error is not None:
         raise found.error
@@ -176,14 +179,6 @@ def _x(size: Sequence[int]) -> str:
 
 def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     return (example,) if isinstance(example, Tensor) else tuple(example)
-
-
-def image_size(inputs: Sequence[Any]) -> Extent:
-    """Height and width of the first B×C×H×W input."""
-    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
-    if image is None:
-        raise ValueError("example= needs a float image of shape B×C×H×W among the network's inputs")
-    return _size(image)
 
 
 def trace_levels(model: nn.Module, inputs: tuple[Any, ...]) -> LevelTrace:
