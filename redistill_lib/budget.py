@@ -49,10 +49,9 @@ class BudgetFit:
 
     @property
     def fits(self) -> tuple[Fit, ...]:
-        """The fitting plans worth a look, the one that computes most first.
+        """The fitting plans, the one that computes most first.
 
-        Computation stands for the resolution that a plan keeps: a plan is left out where another one of the same
-        dtype needs no more memory and computes no less. Plans equal in both are one, the first in plan order.
+        A plan is left out where another of the same dtype needs no more memory and computes no less.
         """
         least = dict.fromkeys((fit.dtype for fit in self.candidates), self.budget_bytes + 1)
         kept = []
@@ -117,11 +116,10 @@ def fit_to_budget(
 ) -> BudgetFit:
     """Which stride plans of a network keep its peak of activations within a budget, and what each costs.
 
-    `model` is a built-in name (``"mobilenetv2"``, with a plan for another total stride) or any network that
-    `derive_student` can handle; `budget` is bytes or ``"256KB"``; `inputs` an example, of which only shapes count.
-    Looked at are the `plans` given, or all with the network's own total stride: for a name every legal one (of more
-    than 500, those that nowhere pool later than the network itself), for a network every way of moving its strides
-    to the stem. Peaks follow the ``fused`` convention; weights are beside them. Nothing is computed or trained.
+    `model` is a built-in name (with a plan for another total stride) or any network that `derive_student` takes,
+    `budget` bytes or ``"256KB"``, `inputs` an example, of which only shapes count. `plans` defaults to those of the
+    same total stride: all legal ones of a name (of more than 500, those that nowhere pool later than the network
+    itself), or every way of moving a network's strides to the stem. Peaks are ``fused``, without weights.
 
     >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
     >>> [(f.plan, f.dtype) for f in fit.fits]
@@ -148,7 +146,7 @@ def fit_to_budget(
             except ValueError as error:
                 if plans is not None or plan == search.own:
                     raise
-                refused[str(plan)] = str(error)  # one plan that cannot be had is no reason to keep the others back
+                refused[str(plan)] = str(error)
             else:
                 passed = trace(network, *inputs, fast_attention=False)  # once for all dtypes
                 found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
@@ -172,7 +170,6 @@ class _Search:
 
 
 def _named(name: str) -> _Search:
-    """A built-in architecture: every legal plan."""
     arch = name.partition("-")[0]
 
     def build(plan: StridePlan) -> nn.Module:
@@ -192,7 +189,6 @@ def _named(name: str) -> _Search:
 
 
 def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
-    """Any network: every way of moving the strides that it has to its stem."""
     stem, *stages = (place.stride for place in find_places(model, inputs))
     if not stages:
         raise ValueError(
@@ -209,5 +205,4 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
 
 
 def _totals(plan: StridePlan) -> list[int]:
-    """Image size over map size behind each place."""
     return list(itertools.accumulate(plan.places, int.__mul__))

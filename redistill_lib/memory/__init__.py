@@ -2,12 +2,11 @@
 
 from redistill_lib.memory.bounds import Bounds, memory_bounds
 from redistill_lib.memory.measure import Measurement, measure_memory
-from redistill_lib.memory.profile import CONVENTIONS, DTYPES, Profile, Row, profile_memory
+from redistill_lib.memory.profile import CONVENTIONS, Profile, Row, profile_memory
 from redistill_lib.memory.sizes import format_size, parse_size
 
 __all__ = [
     "CONVENTIONS",
-    "DTYPES",
     "Bounds",
     "Measurement",
     "Profile",

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from redistill_lib.memory.profile import storage_size
-from redistill_lib.memory.schedule import Schedule, Size, constants, fused_schedule, may_overwrite, needed_ops
+from redistill_lib.memory.schedule import Schedule, StorageSize, constants, fused_schedule, may_overwrite, needed_ops
 from redistill_lib.memory.trace import Trace, trace
 
 STATES = 2_000  # of the search for the best order: about half a second
@@ -38,9 +38,8 @@ def memory_bounds(
 ) -> Bounds:
     """Bounds on the peak of a forward pass, all under the ``fused`` convention.
 
-    Row streaming holds of each map between two layers of the leading chain only the rows that the next kernel spans
-    (RNNPool, arXiv 2002.11921, Proposition 1), but the image and the chain's last map in full; the chain is cut where
-    the peak is least. In-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
+    Row streaming holds, of each map inside the leading chain, only the rows that the next kernel spans (RNNPool,
+    arXiv 2002.11921, Proposition 1). In-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, padding=1))
     >>> bounds = memory_bounds(net, torch.zeros(1, 3, 16, 16))
@@ -69,7 +68,6 @@ def memory_bounds(
 
 
 def _streaming(schedule: Schedule) -> tuple[int, str]:
-    """The least peak over all cuts of the leading chain, and the layer at the cut."""
     live = schedule.live_bytes()
     buffers = {buffer.index: buffer for buffer in schedule.buffers}
     readers = Counter(index for step in schedule.steps for index in step.reads)
@@ -108,8 +106,8 @@ class _Node:
     over: tuple[int, ...]  # values that it may write over if they die with it
 
 
-def _graph(passed: Trace, size: Size) -> tuple[list[_Node], list[_Value]]:
-    """The operators that count and the values between them. What mutates a value stays in the program's order."""
+def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]:
+    # What mutates a value stays in the program's order.
     ops, fixed = needed_ops(passed), constants(passed)
     used = {index for op in ops for index in (*op.reads, *op.mutates)}
     kept = [s for s in passed.storages if (s.output or s.index in used) and s.index not in fixed]
@@ -135,8 +133,7 @@ def _graph(passed: Trace, size: Size) -> tuple[list[_Node], list[_Value]]:
     return nodes, [_Value(size(s), producer[k], consumers[k], s.output) for k, s in enumerate(kept)]
 
 
-def _best_order(passed: Trace, size: Size, known: int) -> tuple[int, bool]:
-    """Least peak over all orders, and whether that is exact. `known` is the peak of one order, the program's."""
+def _best_order(passed: Trace, size: StorageSize, known: int) -> tuple[int, bool]:
     nodes, values = _graph(passed, size)
     found, exact = _search(nodes, values, known)
     if not exact:
@@ -154,8 +151,7 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
     everything = (1 << len(nodes)) - 1
 
     def options(done: int, live: int) -> dict[int, tuple[int, int]]:
-        """The nodes that can run now, with the bytes while each runs and after it."""
-        costs = {}
+        costs = {}  # of the nodes that can run now: bytes while each runs, and after it
         for k, node in enumerate(nodes):
             if not done >> k & 1 and not node.before & ~done:
                 during, after = _added(node, values, ~(done | 1 << k))

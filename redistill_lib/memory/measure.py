@@ -1,4 +1,4 @@
-"""The real thing: what one forward pass holds while it runs."""
+"""Measured peak memory of one forward pass."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from redistill_lib.network.fakes import held_tensors, real_copy, tensors_in
 class Measurement:
     """Peak bytes of one forward pass, inputs included and weights not.
 
-    On a CPU `peak_bytes` counts the tensors alive between operators, and `temporary_bytes` what operators allocated
-    inside themselves on top of that peak (None where PyTorch's profiler does not see it). On a GPU the allocator
-    counts both, in blocks of 512 bytes, and `temporary_bytes` is None.
+    On a CPU `peak_bytes` counts tensors between operators, `temporary_bytes` what operators allocate inside on top
+    (None where the profiler does not see it). On a GPU `peak_bytes` holds both, in blocks of 512 bytes.
     """
 
     peak_bytes: int
@@ -75,8 +74,6 @@ def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Adds up the storages that are alive after each operator."""
-
     def __init__(self, weights: list[Tensor], inputs: list[Tensor]):
         super().__init__()
         storages = [tensor.untyped_storage() for tensor in weights if tensor.layout == torch.strided]
@@ -110,9 +107,8 @@ def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -
     return Measurement(live.peak, None if total is None else max(0, total - live.peak), "CPU")
 
 
-@contextlib.contextmanager
+@contextlib.contextmanager  # the profiler's library writes to the process's stderr
 def _quiet() -> Iterator[None]:
-    """Keep the profiler's library from writing to the process's stderr that it starts and stops."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

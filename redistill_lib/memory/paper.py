@@ -1,7 +1,6 @@
-"""The authors' estimate of memory per layer, reproduced for the built-in networks so that their figures can be met.
+"""The authors' estimate of memory per layer (Figure 7 of arXiv 2406.03744), over-counting included.
 
-Worked out from their published values (Figure 7 of arXiv 2406.03744 and their repository), over-counting included: a
-residual block adds its strided shortcut's input and output to the widest convolution, later blocks of a stage keep
+A residual block adds its strided shortcut's input and output to the widest convolution, later blocks of a stage keep
 the *stage's* input, a U-Net counts skips on the way down only and no attention, and a RED block counts three maps.
 """
 
@@ -21,10 +20,8 @@ from redistill_lib.red import BlockedLayer, RedBlock
 
 
 class _Size(NamedTuple):
-    """Numbers that go into a module and come out of it."""
-
-    taken: int
-    made: int
+    taken: int  # numbers that go into a module
+    made: int  # and come out of it
 
 
 def paper_layers(model: nn.Module, passed: Trace) -> Iterator[tuple[str, tuple[int, ...], int]]:
@@ -97,7 +94,6 @@ def _unet(model: UNet, sizes: dict[str, _Size]) -> dict[str, int]:
 
 
 def _layer(model: nn.Module, path: str) -> nn.Module:
-    """The layer at this path, without the wrapper that RED blocks bring."""
     module = model.get_submodule(path)
     return module.layer if isinstance(module, BlockedLayer) else module
 

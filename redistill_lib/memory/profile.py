@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from redistill_lib.memory.paper import paper_layers
-from redistill_lib.memory.schedule import Buffer, Schedule, Size, eager_schedule, fused_schedule
+from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, eager_schedule, fused_schedule
 from redistill_lib.memory.sizes import format_size
 from redistill_lib.memory.trace import Storage, Trace, trace
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Convention = Literal["eager", "fused", "paper"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-DTYPES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+_WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What a reader calls the place: the module's path, or the operator outside any."""
+        """The module's path, or the operator outside any."""
         return self.module or self.op
 
 
@@ -47,9 +47,8 @@ class Row:
 class Profile:
     """Live bytes of one forward pass. Weights are beside it, never inside.
 
-    `tensors` are the blocks of memory, each with its first and last step; `rows` are the steps. `unfused` names
-    operators that were taken to need their inputs and outputs side by side for want of knowledge. `source` is
-    "real" where the network had to be run, as its control flow depends on values.
+    `tensors` are the blocks of memory, `rows` the steps. `unfused` names unknown operators, taken to need inputs and
+    outputs side by side. `source` is "real" where the network had to be run, as its control flow depends on values.
     """
 
     model: str
@@ -117,16 +116,11 @@ def profile_memory(
 ) -> Profile:
     """Live activation bytes of one forward pass in eval mode, step by step, without computing or allocating them.
 
-    `inputs` are what the network is called with (`kwargs` by name); tensors on the meta device will do.
-    `convention` says what is alive:
-
-    - ``eager``: what PyTorch keeps, every operator's output until Python lets go of it; `measure_memory` on a CPU;
-    - ``fused``: what an edge runtime keeps, see `redistill_lib.memory.schedule.fused_schedule`;
-    - ``paper``: the authors' estimate per layer, for the built-in networks, see `redistill_lib.memory.paper`.
-
-    `dtype` (``fp32``, ``fp16``, ``bf16``, ``int8``) is what floating-point activations and weights would be stored
-    as; nothing is converted. `in_place_depthwise` is told at `fused_schedule`. Raises ValueError on an unknown
-    convention or dtype and, for ``paper``, on a network the authors have no estimate for.
+    `inputs` and `kwargs` are what the network is called with; tensors on the meta device will do. `convention`:
+    ``eager`` counts what PyTorch keeps, as `measure_memory` on a CPU; ``fused`` what an edge runtime keeps
+    (`redistill_lib.memory.schedule.fused_schedule`, also for `in_place_depthwise`); ``paper`` the authors' estimate
+    for the built-in networks. `dtype` (``fp32``, ``fp16``, ``bf16``, ``int8``) is what floating-point activations and
+    weights would be stored as. Raises ValueError on an unknown convention or dtype, or a network without estimate.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     >>> profile = profile_memory(net, torch.zeros(1, 3, 16, 16))
@@ -142,15 +136,15 @@ def profile_memory(
     return build_profile(model, passed, convention, dtype, in_place_depthwise=in_place_depthwise)
 
 
-def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, Size]:
+def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, StorageSize]:
     """The name of a dtype, and how many bytes a storage would take in it."""
     if dtype is None:
         return None, lambda storage: storage.nbytes
     name = _NAMES.get(dtype, str(dtype)) if isinstance(dtype, torch.dtype) else dtype
     name = "int8" if name in ("torch.int8", "torch.uint8") else name
-    if name not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
-    width = DTYPES[name]
+    if name not in _WIDTHS:
+        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(_WIDTHS)}")
+    width = _WIDTHS[name]
 
     def size(storage: Storage) -> int:
         return storage.nbytes // storage.itemsize * width if storage.floating else storage.nbytes
@@ -166,9 +160,9 @@ def build_profile(
     *,
     in_place_depthwise: bool = False,
 ) -> Profile:
-    """A profile from a trace that is there already."""
+    """The profile of a traced pass."""
     name, size = storage_size(dtype)
-    width = DTYPES[name or "fp32"]
+    width = _WIDTHS[name or "fp32"]
     schedule = None
     if convention == "paper":
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from redistill_lib.memory.trace import Op, Storage, Trace
 
-Size = Callable[[Storage], int]
+StorageSize = Callable[[Storage], int]
 
 # Operators that read a place, a row or a channel only to write it anew, beside those that PyTorch tags as pointwise.
 _OVERWRITING = {
@@ -49,7 +49,7 @@ class Buffer:
 
 
 @dataclass(frozen=True)
-class Step:
+class RunStep:
     """One kernel: the buffers that it reads, makes and writes over, by index, and where it is in the network."""
 
     name: str  # "conv+bn+relu"
@@ -66,7 +66,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Schedule:
-    steps: tuple[Step, ...]
+    steps: tuple[RunStep, ...]
     buffers: tuple[Buffer, ...]
     unfused: tuple[str, ...] = ()  # operators of which it is not known whether they could write over their input
     constant_bytes: int = 0  # what does not depend on the input: computed once, kept beside the weights
@@ -80,8 +80,8 @@ class Schedule:
         return live
 
 
-def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0) -> Step:
-    return Step(
+def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int]) -> RunStep:
+    return RunStep(
         name=_SHORT.get(op.name, op.name.strip("_")),
         module=op.module,
         shape=op.shape,
@@ -90,7 +90,6 @@ def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Itera
         overwrites=tuple(overwrites),
         kernel=op.kernel,
         flops=op.flops,
-        scratch=scratch,
         by_rows=bool(op.kernel) or op.pointwise or op.name in _BY_POINT,
     )
 
@@ -100,7 +99,7 @@ def _buffer(storage: Storage, nbytes: int, first: int, last: int, returned: bool
     return Buffer(storage.index, nbytes, storage.shape, storage.module, kind, first, last)
 
 
-def eager_schedule(trace: Trace, size: Size) -> Schedule:
+def eager_schedule(trace: Trace, size: StorageSize) -> Schedule:
     """PyTorch as it is: one step per operator, and every tensor lives until Python lets go of it."""
     end = len(trace.ops) - 1
     return Schedule(
@@ -109,15 +108,13 @@ def eager_schedule(trace: Trace, size: Size) -> Schedule:
     )
 
 
-def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False) -> Schedule:
+def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool = False) -> Schedule:
     """An edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
 
-    Operators that write a place from that place alone (activations, batch norm, residual adds, gates, softmax,
-    normalisations) write over an input that dies with them and is as large. One that follows the step which made
-    that input becomes part of it, as batch norm folded into its convolution. What nothing needs, such as the indices
-    of a max pooling, is not made, and what does not depend on the network's input is computed beforehand. With
-    `in_place_depthwise` a depthwise convolution overwrites its input too, through a scratch of one channel
-    (MCUNetV2, arXiv 2110.15352).
+    Activations, normalisations, adds, gates and softmax write over an input of their size that dies with them, and
+    become part of the step that made it, as batch norm folded into its convolution. What nothing needs is not made;
+    what does not depend on the network's input is computed beforehand. With `in_place_depthwise` a depthwise
+    convolution overwrites its input too, through a scratch of one channel (MCUNetV2, arXiv 2110.15352).
     """
     ops, storages, fixed = needed_ops(trace), trace.storages, constants(trace)
     last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
@@ -125,7 +122,7 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
     first = dict.fromkeys(made_at, 0)
     home = {index: index for index in made_at}  # storage → buffer that holds it
-    steps: list[Step] = []
+    steps: list[RunStep] = []
     step_of: dict[int, int] = {}  # operator → step
     for op in ops:
         reads = [index for index in op.reads if index in home]
@@ -145,10 +142,18 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
                 home[made.index], first[made.index] = made.index, len(steps) + 1  # until then it is in the old one
                 overwrites, writes = [home[dying[0]]], []
         home |= {index: index for index in writes}
-        step = _step(op, [home[index] for index in reads], writes, overwrites, scratch)
+        step = replace(_step(op, [home[index] for index in reads], writes, overwrites), scratch=scratch)
         joins = steps and overwrites and not writes and not scratch
         if joins and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
-            steps[-1] = _joined(steps[-1], step)
+            into = steps[-1]
+            steps[-1] = replace(
+                into,
+                name=f"{into.name}+{step.name}",
+                shape=step.shape,
+                reads=tuple(dict.fromkeys((*into.reads, *(i for i in step.reads if i not in step.overwrites)))),
+                flops=into.flops + step.flops,
+                by_rows=into.by_rows and step.by_rows,
+            )
         else:
             first |= {index: len(steps) for index in writes}
             steps.append(step)
@@ -169,18 +174,10 @@ def fused_schedule(trace: Trace, size: Size, *, in_place_depthwise: bool = False
     return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[k]) for k in fixed))
 
 
-def may_overwrite(op: Op, read: Storage, made: Storage, size: Size) -> bool:
+def may_overwrite(op: Op, read: Storage, made: Storage, size: StorageSize) -> bool:
     """Whether the operator could write its output over this input, if nothing else needs that any more."""
     alike = read.index in op.aligned and size(read) == size(made)
     return alike and (op.pointwise or op.name in _OVERWRITING)
-
-
-def _joined(step: Step, more: Step) -> Step:
-    """A step and the one after it that only works over what it made."""
-    reads = dict.fromkeys((*step.reads, *(index for index in more.reads if index not in more.overwrites)))
-    name, flops = f"{step.name}+{more.name}", step.flops + more.flops
-    by_rows = step.by_rows and more.by_rows
-    return replace(step, name=name, shape=more.shape, reads=tuple(reads), flops=flops, by_rows=by_rows)
 
 
 def _is_known(op: Op) -> bool:

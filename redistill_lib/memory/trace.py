@@ -17,7 +17,7 @@ from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Source, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
 
-Kind = Literal["input", "activation", "state"]  # state: a weight or buffer that the pass writes to, of no bytes here
+_StorageKind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Storage:
     floating: bool
     shape: tuple[int, ...]
     module: str
-    kind: Kind
+    kind: _StorageKind
     born: int  # −1: before the first operator
     died: int = -1  # the number of operators: it outlives the pass
     output: bool = False  # the model returns it, or keeps it
@@ -84,10 +84,9 @@ class Trace:
 def trace(
     model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, fast_attention: bool = True
 ) -> Trace:
-    """Follow one forward pass in eval mode, under PyTorch's own operators, on tensors that have no contents.
+    """Follow one forward pass in eval mode on tensors without contents, or for real where that cannot be.
 
-    `inputs` may hold tensors (also on the meta device), and tuples, lists and dicts of them. What cannot be followed
-    without contents is run once for real (`redistill_lib.network.fakes.follow`). `fast_attention=False` keeps
+    `inputs` hold tensors (also on the meta device), or tuples, lists and dicts of them. `fast_attention=False` keeps
     `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. Raises what the model raises.
 
     >>> ops = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)).ops
@@ -158,10 +157,10 @@ class _Recorder(TorchDispatchMode):
         self.weights = {storage._cdata: storage for storage in kept}  # held, so that their addresses stay theirs
 
     def index_of(self, tensor: Tensor) -> int | None:
-        """The storage's number; None for a weight, an empty one, or one that was there before (a constant)."""
+        """The storage's number; None for a weight, an empty one, or a constant."""
         return self.alive.get(tensor.untyped_storage()._cdata) if _is_plain(tensor) else None
 
-    def add(self, tensor: Tensor, kind: Kind) -> int | None:
+    def add(self, tensor: Tensor, kind: _StorageKind) -> int | None:
         """Number a storage that was not there before; None where it was, or holds nothing."""
         if not _is_plain(tensor):
             return None

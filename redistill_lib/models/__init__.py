@@ -48,7 +48,7 @@ class Architecture:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a reader calls each place: "conv1", "layer3", "features.4"."""
+        """Short names of the places: "conv1", "layer3", "features.4"."""
         return tuple(".".join(path.split(".")[: self.named]) for path in self.paths)
 
     @property
@@ -57,11 +57,11 @@ class Architecture:
 
 
 def _mobilenet(arch: str, usual: str) -> Architecture:
-    return Architecture(MobileNet, StridePlan.parse(usual), mobilenet.place_paths(arch), 2, (1, 2))
+    return Architecture(MobileNet, StridePlan.parse(usual), mobilenet.mobilenet_places(arch), 2, (1, 2))
 
 
 def _unet(levels: int = unet.LEVELS) -> Architecture:
-    return Architecture(None, unet.usual_plan(levels), unet.place_paths(levels), 2, stem=(1, 2, 4, 8))
+    return Architecture(None, unet.ddpm_plan(levels), unet.unet_places(levels), 2, stem=(1, 2, 4, 8))
 
 
 ARCHITECTURES = {
@@ -88,7 +88,6 @@ def list_models(kind: Kind | None = None) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, Architecture, StridePlan]:
-    """Architecture and legal plan of `<arch>` or `<arch>-<plan>`, or a ValueError."""
     arch, dash, text = name.partition("-")
     if arch not in ARCHITECTURES:
         close = hint(name.replace("-", "_"), ARCHITECTURES) or hint(arch, ARCHITECTURES)
@@ -142,8 +141,8 @@ def places(arch: str) -> tuple[str, ...]:
 def student_name(name: str, factor: int) -> str:
     """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
 
-    As `StridePlan.front_loaded`; the ×4 and ×8 students of a ResNet give up the max pool's stride first. Raises
-    ValueError where the teacher has too little stride to move or the stem's would exceed 16.
+    The ×4 and ×8 students of a ResNet give up the max pool's stride first. Raises ValueError where the teacher has
+    too little stride to move or the stem's would exceed 16.
 
     >>> student_name("resnext18-1-21222", 4), student_name("mobilenetv2-1-1222121", 8)
     ('resnext18-4-11221', 'mobilenetv2-8-1211111')
@@ -165,14 +164,10 @@ def create_model(
 
     `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan. The model
     has the attributes `name` (with the plan) and `plan`.
-
-    A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width` multiplies
-    its channel counts, from 0.125 to 8 (1, the paper's, unless given); the rounding is told at `ResNet` and
-    `MobileNet`.
-
+    A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width`, from 0.125
+    to 8 (1 unless given), multiplies its channel counts.
     A U-Net is called with images and time steps (int64, B), and labels (int64, B) if it has `num_classes`, and
-    returns the images' shape. Its `options` are `strides`, in place of a plan in its name, and those told at `UNet`:
-    `ch`, `mult`, `attention`, `res_blocks`, `dropout` and `T`.
+    returns the images' shape. Its `options` are `strides` (instead of a plan in its name) and those of `UNetConfig`.
 
     Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
@@ -228,5 +223,5 @@ def _unet_plan(name: str, strides: Any, mult: Any) -> StridePlan:
         stem, *stages = wholes("strides", strides) or (1,)
         name = f"{name}-{StridePlan(stem, tuple(stages))}"
     elif "-" not in name and mult is not None:
-        name = f"{name}-{unet.usual_plan(max(2, len(wholes('mult', mult))))}"
+        name = f"{name}-{unet.ddpm_plan(max(2, len(wholes('mult', mult))))}"
     return _split(name)[2]

@@ -1,4 +1,4 @@
-"""Weights from files that other programs wrote: what they wrap around a network's own names is taken off."""
+"""Weights from other programs' files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import hint
 
-Model = TypeVar("Model", bound=nn.Module)
+_Model = TypeVar("_Model", bound=nn.Module)
 
 # Keys that hold the weights, the first that is there. Of a denoiser's two sets the averaged one is the better.
 WRAPPERS = ("state_dict", "model_state_dict", "ema_model", "net_model", "model", "net")
@@ -25,19 +25,16 @@ SUFFIXES = (".safetensors", ".pt", ".pth", ".pth.tar", ".ckpt")
 
 
 def load_checkpoint(
-    model: Model, source: str | Path | Mapping[str, object], blocks: Iterable[nn.Module] = ()
-) -> Model:
+    model: _Model, source: str | Path | Mapping[str, object], blocks: Iterable[nn.Module] = ()
+) -> _Model:
     """Load weights into `model`, strictly and in place, and return it.
 
     `source` is a `.safetensors` file, a `.pt`, `.pth`, `.pth.tar` or `.ckpt` file (read with `weights_only=True`), or
-    a mapping of tensors. The tensors may lie under a key such as "state_dict" (`WRAPPERS`), and their names may begin
-    with `module.`, `student.` and the like (`PREFIXES`), as in the authors' checkpoints. What then does not belong to
-    the network, such as the teachers in a distiller's file, is left out, and a warning says so.
+    a mapping of tensors, also under a key of `WRAPPERS` and with names that begin with one of `PREFIXES`. What does
+    not belong to the network, such as the teachers in a distiller's file, is left out with a warning.
+    `blocks` are RED blocks in tap order, such as `distillation.blocks`, loaded from a distiller's file too.
 
-    `blocks` are RED blocks in tap order, such as `distillation.blocks`, to be loaded from a distiller's file too.
-
-    Raises FileNotFoundError, or ValueError naming the first missing, unexpected and mismatched tensors; the model and
-    the blocks are then untouched.
+    Raises FileNotFoundError, or ValueError naming the first misfits; model and blocks are then untouched.
 
     >>> net = nn.Linear(2, 3)
     >>> twin = load_checkpoint(nn.Linear(2, 3), {"net": {f"module.{k}": v for k, v in net.state_dict().items()}})

@@ -60,12 +60,10 @@ V3_HEADS = {"mobilenetv3_small": 1024, "mobilenetv3_large": 1280}
 
 
 def _places(arch: str) -> list[tuple[Block, int]]:
-    """What follows the stem: the block of each place, and how often it stands there."""
     return V2_STAGES if arch == "mobilenetv2" else [(block, 1) for block in V3_BLOCKS[arch]]
 
 
-def place_paths(arch: str) -> tuple[str, ...]:
-    """Module paths of the strided layers: the stem, then the depthwise convolution of each place's first block."""
+def mobilenet_places(arch: str) -> tuple[str, ...]:
     paths, index = ["features.0.0"], 1
     for block, depth in _places(arch):
         # Without an expansion the block has no 1×1 convolution before its depthwise one.
@@ -134,13 +132,9 @@ def _block(inputs: int, outputs: int, stride: int, block: Block) -> InvertedResi
 class MobileNet(nn.Module):
     """A MobileNetV2 or V3: B×C×H×W images → B×num_classes logits.
 
-    `arch` is "mobilenetv2", whose places are the stem and the first block of each of the seven stages, or a key of
-    `V3_BLOCKS`, whose places are the stem and every block. `features.0` is the stem, `features.N` an inverted
-    residual, `conv` the 1×1 convolution before pooling.
-
-    `width` multiplies every channel count, rounded by `make_divisible`. The last layer before the classes (V2: 1280
-    channels of `conv`, V3: 1024 or 1280 of the classifier) grows with a width above 1 and never shrinks below, as in
-    the papers. `redistill_lib.models.create_model` checks the arguments.
+    The places are the stem and the first block of each stage of "mobilenetv2", or every block of a V3.
+    `width` multiplies every channel count, rounded by `make_divisible`; the last layer before the classes never
+    shrinks, as in the papers. `redistill_lib.models.create_model` checks the arguments.
 
     >>> plan = StridePlan.parse("4-22111111111")
     >>> model = MobileNet("mobilenetv3_small", plan, num_classes=10, in_channels=3, width=0.5)

@@ -20,7 +20,7 @@ RES_BLOCKS = 2
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What a U-Net is beside its plan, channels and classes; the defaults are the paper's. Explained at `UNet`."""
+    """Options of `UNet`, explained there; the defaults are the paper's."""
 
     ch: int = 128
     mult: Sequence[int] = (1, 2, 2, 2)
@@ -30,13 +30,12 @@ class UNetConfig:
     T: int = 1000
 
 
-def usual_plan(levels: int = LEVELS) -> StridePlan:
+def ddpm_plan(levels: int = LEVELS) -> StridePlan:
     """DDPM's own plan: the head keeps the image's size, the end of every other level halves it."""
     return StridePlan(1, (2,) * (levels - 1))
 
 
-def place_paths(levels: int = LEVELS) -> tuple[str, ...]:
-    """Module paths of the strided layers: the head, then the last block of every level but the deepest."""
+def unet_places(levels: int = LEVELS) -> tuple[str, ...]:
     return ("head", *(f"downblocks.{(RES_BLOCKS + 1) * level - 1}.main" for level in range(1, levels)))
 
 
@@ -46,10 +45,7 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 def _time_embedding(steps: int, ch: int) -> nn.Module:
-    """Time steps (int64, B) → B×4·ch: a frozen table of sinusoids (T×ch), then two linear layers.
-
-    Row t holds sin(t·ω), cos(t·ω) in turn, for ω = 10000^(−2k/ch), k = 0 … ch/2 − 1.
-    """
+    # A frozen table, whose row t holds sin(t·ω), cos(t·ω) in turn for ω = 10000^(−2k/ch), then two linear layers.
     angles = torch.arange(steps)[:, None] * torch.exp(torch.arange(0, ch, 2) * (-math.log(10000) / ch))
     table = nn.Embedding.from_pretrained(torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1))
     layers = nn.Sequential(table, nn.Linear(ch, 4 * ch), nn.SiLU(), nn.Linear(4 * ch, 4 * ch))
@@ -97,7 +93,6 @@ class ResBlock(nn.Module):
 
 
 def _main(conv: nn.Module) -> nn.Sequential:
-    """A convolution that changes the resolution, under its name in the checkpoints."""
     return nn.Sequential(OrderedDict(main=conv))
 
 
@@ -107,8 +102,8 @@ class UNet(nn.Module):
     The plan's places are the head and what ends each level but the deepest; height and width have to be multiples
     of its total. Level i has ch·mult[i] channels and `res_blocks` residual blocks on the way down,
     one more on the way up, each with attention where i is in `attention`; the first middle block always attends.
-    GroupNorm has 32 groups, or as many below as leave each 4 channels. Time steps run from 0 to T − 1. Upsampling
-    and tail are transposed convolutions, as in ReDistill (arXiv 2406.03744), not DDPM's interpolation.
+    Time steps run from 0 to T − 1. Upsampling and tail are transposed convolutions, as in ReDistill
+    (arXiv 2406.03744), not DDPM's interpolation.
 
     With `num_classes` the network also takes a label per image (int64, B), added to the time step's embedding; the
     label `num_classes` means no class, and so does leaving labels out (arXiv 2207.12598, section 3.1).
@@ -211,7 +206,7 @@ class UNet(nn.Module):
 
 def _check(plan: StridePlan, ch: int, mult: tuple[int, ...], attention: tuple[int, ...], dropout: Any) -> None:
     if len(plan.places) != len(mult):
-        usual = f"; the usual plan for it is {usual_plan(len(mult))}" if len(mult) > 1 else ""
+        usual = f"; the usual plan for it is {ddpm_plan(len(mult))}" if len(mult) > 1 else ""
         raise ValueError(
             f"Plan {plan} has {len(plan.places)} places where a U-Net with mult={mult} has {len(mult)} "
             f"(the head and what ends each level but the deepest){usual}."

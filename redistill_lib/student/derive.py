@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
-from redistill_lib.student.places import FITTING, Call, Layout, Level, Size, as_inputs, find_layout, image_size, trace
+from redistill_lib.student.places import FITTING, Extent, Level, MapCall, Places, as_inputs, find_layout, trace_levels
 
-Model = TypeVar("Model", bound=nn.Module)
+_Model = TypeVar("_Model", bound=nn.Module)
 Weights = Literal["copy", "init"]
 
 
 def derive_student(
-    model: Model,
+    model: _Model,
     factor: int | None = None,
     *,
     plan: StridePlan | str | None = None,
     example: Tensor | tuple[Any, ...],
     downsampler: Downsampler = "stride",
     weights: Weights = "copy",
-) -> tuple[Model, tuple[Change, ...]]:
+) -> tuple[_Model, tuple[Change, ...]]:
     """A copy of `model` that pools its maps earlier, and the list of what was changed. `model` is left as it is.
 
     Give `factor` (2, 4, 8, …): the stem's stride is multiplied by it and given back from the last place backwards;
@@ -38,16 +38,13 @@ def derive_student(
     notation, stride-1 places included. `example` is a float image B×C×H×W, or the tuple of the network's inputs,
     such as (x, t); only its shape matters.
 
-    Every layer between two resolutions follows them: parallel branches, skip connections, upsampling, and the last
-    convolution of a network that returns an image. Kernels stay as they are, except where kernel = stride, which
-    stays so (a pool becomes the identity at stride 1). The student's outputs have the teacher's shapes.
-
-    `downsampler` says how convolutions that get more stride reduce: by "stride" as in the paper; by a "max", "avg"
-    or "blur" pool (anti-aliased, arXiv 1904.11486) behind them; or by "space_to_depth" before them.
-
-    `weights`: "copy" keeps every weight; where a kernel changed its size its weights are averaged or repeated, and a
-    space-to-depth stem starts as the teacher's on the averaged image. "init" draws all anew, by each module's
-    `reset_parameters` and the network's `_init_weights`, and warns of parameters that neither reaches.
+    Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image.
+    Kernels stay, except where kernel = stride, which stays so (a pool becomes the identity at stride 1). The
+    student's outputs have the teacher's shapes.
+    `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
+    pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
+    `weights`: "copy" keeps every weight (averaged or repeated where a kernel changes its size); "init" draws all anew
+    by `reset_parameters` and `_init_weights`, and warns of parameters that neither reaches.
 
     Raises ValueError where the stride cannot be moved, naming the layer and the reason.
 
@@ -61,11 +58,11 @@ def derive_student(
         if value not in get_args(choices):
             raise ValueError(f"{label}={value!r} is not one of {', '.join(get_args(choices))}")
     inputs = as_inputs(example)
-    layout, image = find_layout(model, inputs), image_size(inputs)
+    layout = find_layout(model, inputs)
     target = _target(model, layout, factor, plan)
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
-    for call, old, new in _due(model, layout, target, image):
+    for call, old, new in _due(model, layout, target):
         if call is layout.tail and old == 1:
             changes[call.path] = lift(student, call, new)
         else:
@@ -74,7 +71,11 @@ def derive_student(
                 changes[change.layer] = change
     _settle(student, inputs, layout, target, changes)
     _rename(student, layout, target, downsampler)
-    _record(student, target, downsampler, image)
+    if callable(register := getattr(student, "register_to_config", None)):
+        # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
+        derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
+        own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
+        register(derived=[*derived, own])
     if weights == "init" and (left := draw_weights(student)):
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         warnings.warn(
@@ -84,7 +85,7 @@ def derive_student(
     return student, tuple(changes.values())
 
 
-def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
+def _target(model: nn.Module, layout: Places, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:
@@ -112,13 +113,13 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
 
 
 def _kept(own: StridePlan) -> list[int]:
-    """The indices of a built-in network's plan that are places here: the stem and strides above 1."""
+    # The places of a built-in network that count here: the stem and strides above 1.
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _sizes(layout: Layout, target: StridePlan, image: Size) -> Callable[[Level], Size]:
+def _sizes(layout: Places, target: StridePlan) -> Callable[[Level], Extent]:
     """The student's height and width at each of the teacher's levels."""
-    known, total = dict[Level, Size](), 1
+    image, known, total = layout.image, dict[Level, Extent](), 1
     for level, stride in zip(layout.levels, target.places, strict=True):
         total *= stride
         if any(side % total for side in image):
@@ -129,7 +130,7 @@ def _sizes(layout: Layout, target: StridePlan, image: Size) -> Callable[[Level],
         known[level] = (image[0] // total, image[1] // total)
     shrink = target.stem / layout.plan.stem
 
-    def size(level: Level) -> Size:
+    def size(level: Level) -> Extent:
         if level in known:
             return known[level]
         if level.raw or not layout.levels[0].area < level.area < math.prod(image):
@@ -140,10 +141,10 @@ def _sizes(layout: Layout, target: StridePlan, image: Size) -> Callable[[Level],
     return size
 
 
-def _due(model: nn.Module, layout: Layout, target: StridePlan, image: Size) -> Iterator[tuple[Call, int, int]]:
+def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple[MapCall, int, int]]:
     """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
-    size = _sizes(layout, target, image)
-    wanted: dict[tuple[str, str], tuple[Call, int, int]] = {}
+    size, image = _sizes(layout, target), layout.image
+    wanted: dict[tuple[str, str], tuple[MapCall, int, int]] = {}
     for call in layout.found.calls:
         if call.function == FITTING or (call is not layout.tail and not call.resizes):
             continue
@@ -167,12 +168,16 @@ def _due(model: nn.Module, layout: Layout, target: StridePlan, image: Size) -> I
 
 
 def _settle(
-    student: nn.Module, inputs: tuple[Any, ...], layout: Layout, target: StridePlan, changes: dict[str, Change]
+    student: nn.Module, inputs: tuple[Any, ...], layout: Places, target: StridePlan, changes: dict[str, Change]
 ) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
-    wanted = _expected(layout, _sizes(layout, target, image_size(inputs)))
+    size_at = _sizes(layout, target)
+    resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
+    end = layout.tail.path if layout.tail else None  # from the last layer on, the map is the image's size
+    visits = itertools.takewhile(lambda visit: visit.path != end, layout.found.visits)
+    wanted = {v[:2]: size_at(v.level) for v in visits if v.path in resizing and v.level.size == v.size}
     for _ in range(len(changes) + 1):
-        found = trace(student, inputs)
+        found = trace_levels(student, inputs)
         wrong = next((v for v in found.visits if wanted.get(v[:2], v.size) != v.size), None)
         if wrong is None:
             break
@@ -193,15 +198,7 @@ def _settle(
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
 
 
-def _expected(layout: Layout, size: Callable[[Level], Size]) -> dict[tuple[Any, ...], Size]:
-    """The student's map size at each visit, up to the last layer, from which on it is the image's."""
-    resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
-    end = layout.tail.path if layout.tail else None
-    visits = itertools.takewhile(lambda visit: visit.path != end, layout.found.visits)
-    return {v[:2]: size(v.level) for v in visits if v.path in resizing and v.level.size == v.size}
-
-
-def _check_effect(layout: Layout, change: Change | None) -> None:
+def _check_effect(layout: Places, change: Change | None) -> None:
     if change is not None and change.kind == "attribute":
         calls = layout.found.calls
         function = next(call.function for call in calls if call.path == change.layer and call.resizes)
@@ -211,8 +208,7 @@ def _check_effect(layout: Layout, change: Change | None) -> None:
         )
 
 
-def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:
-    """A built-in network carries its plan in `plan` and `name`."""
+def _rename(student: nn.Module, layout: Places, target: StridePlan, downsampler: Downsampler) -> None:
     own, name = getattr(student, "plan", None), getattr(student, "name", None)
     if not isinstance(own, StridePlan) or not isinstance(name, str) or len(_kept(own)) != len(target.places):
         return
@@ -220,13 +216,6 @@ def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler:
     plan = StridePlan(stem, tuple(stages))
     marker = "" if downsampler == "stride" else f"-{downsampler}"
     student.plan, student.name = plan, name.removesuffix(str(own)) + str(plan) + marker  # type: ignore[assignment]
-
-
-def _record(student: nn.Module, target: StridePlan, downsampler: Downsampler, image: Size) -> None:
-    """A diffusers network carries in its config how it was derived, which `diffusion.load_pretrained` does again."""
-    if callable(register := getattr(student, "register_to_config", None)):
-        derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
-        register(derived=[*derived, {"plan": str(target), "downsampler": downsampler, "image_size": list(image)}])
 
 
 def draw_weights(network: nn.Module) -> list[str]:

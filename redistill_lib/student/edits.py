@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redistill_lib.student.places import Call, Size
+from redistill_lib.student.places import Extent, MapCall
 
 Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 # What `restride` knows; any other module that resizes does so in its own forward.
@@ -25,9 +25,8 @@ class Change:
     """One layer that `derive_student` changed: its stride (or upsampling) before and after.
 
     `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "transposed conv", "upsample",
-    "inserted" (a pool or a shuffle at a convolution), "attribute" (of a module that resizes in its own forward) or
-    "residual" (of a MobileNet block that has stride 1 now). `note` says what else had to change.
-    `pd.DataFrame(changes)` is their table.
+    "inserted" (a pool or a shuffle), "attribute" (of a module that resizes in its own forward) or "residual" (of a
+    block that has stride 1 now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
 
     >>> Change("conv1", "conv stride", 2, 8)
     conv1: conv stride 2 → 8
@@ -43,7 +42,7 @@ class Change:
         return f"{self.layer}: {self.kind} {self.before} → {self.after}" + (f" ({self.note})" if self.note else "")
 
 
-def restride(model: nn.Module, call: Call, old: int, new: int, downsampler: Downsampler) -> Change:
+def restride(model: nn.Module, call: MapCall, old: int, new: int, downsampler: Downsampler) -> Change:
     """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not."""
     path, layer = call.path, model.get_submodule(call.path)
     if isinstance(layer, nn.Conv2d) and call.function == "conv2d":
@@ -66,12 +65,8 @@ def restride(model: nn.Module, call: Call, old: int, new: int, downsampler: Down
     return Change(path, kind, old, new, note)
 
 
-def lift(model: nn.Module, call: Call, factor: int) -> Change:
-    """Let the network's last convolution return to the image's size, `factor` times its input's.
-
-    A transposed convolution upsamples; a convolution gets factor² times its channels and shuffles them into space,
-    its weights repeated: at first each pixel is the old one, repeated.
-    """
+def lift(model: nn.Module, call: MapCall, factor: int) -> Change:
+    """Let the last convolution return `factor` times its input's size; a plain one shuffles repeated channels."""
     layer = model.get_submodule(call.path)
     if isinstance(layer, nn.ConvTranspose2d):
         return Change(call.path, "transposed conv", 1, factor, _transposed(call.path, layer, factor))
@@ -87,7 +82,6 @@ def lift(model: nn.Module, call: Call, factor: int) -> Change:
 
 
 def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Put `new` wherever `model` holds `old`."""
     new.training = old.training
     for parent in list(model.modules()):
         for name, child in parent.named_children():
@@ -96,10 +90,7 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def reconnect(model: nn.Module, path: str) -> Change | None:
-    """Switch on the residual of the inverted residual block around `path`, where only its stride forbade one.
-
-    As the paper's students have it: a residual is added where the stride is 1 and the channels are equal.
-    """
+    """Switch on the residual of the inverted residual around `path`, if only its stride forbade one."""
     while path := path.rpartition(".")[0]:
         block = model.get_submodule(path)
         flag = next((name for name in _RESIDUALS if getattr(block, name, None) is False), None)
@@ -112,8 +103,8 @@ def reconnect(model: nn.Module, path: str) -> Change | None:
     return None
 
 
-def settle(model: nn.Module, path: str, got: Size, wanted: Size) -> str | None:
-    """Pad a layer whose map came out too small by a border; what was done, or None where nothing can be."""
+def settle(model: nn.Module, path: str, got: Extent, wanted: Extent) -> str | None:
+    """Pad a layer whose map lacks a border; what was done, or None where nothing can be."""
     layer = model.get_submodule(path)
     short = [w - g for w, g in zip(wanted, got, strict=True)]
     if min(short) < 0:
@@ -204,7 +195,7 @@ def _pool(model: nn.Module, pool: nn.MaxPool2d | nn.AvgPool2d, new: int) -> tupl
     return kind, f"kernel {new}" if tiles else ""
 
 
-def _attribute(call: Call, layer: nn.Module, old: int, new: int) -> str:
+def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
     if call.function == "interpolate" and getattr(layer, "interpolate", None) is True and new == 1:
         setattr(layer, "interpolate", False)  # noqa: B010
         return "interpolate off"
@@ -219,7 +210,7 @@ def _attribute(call: Call, layer: nn.Module, old: int, new: int) -> str:
     raise ValueError(inside_forward(call, layer))
 
 
-def inside_forward(call: Call, layer: nn.Module) -> str:
+def inside_forward(call: MapCall, layer: nn.Module) -> str:
     what = "slices" if call.function == "__getitem__" else f"calls {call.function}"
     return (
         f"{call.path or 'the network'} ({type(layer).__name__}) {what} in its own forward, "
@@ -264,8 +255,8 @@ def _one(value: Any) -> int:
 class SteppedConv2d(nn.Conv2d):
     """A convolution with steps without weights `before` and `behind` it: padding, a pool, space to depth or back.
 
-    The steps stand in tuples, so that they are no layers of the network. Behind space to depth, and before the way
-    back, the weight has factor² times the channels that `in_channels` and `out_channels` say.
+    The steps are in tuples, so that they are no layers of the network. With space to depth or back, the weight has
+    factor² times the channels that `in_channels` or `out_channels` say.
     """
 
     before: tuple[nn.Module, ...]
@@ -284,9 +275,7 @@ class SteppedConv2d(nn.Conv2d):
         return ", ".join([super().extra_repr(), *steps])
 
 
-def with_steps(
-    conv: nn.Conv2d, before: tuple[nn.Module, ...] = (), behind: tuple[nn.Module, ...] = ()
-) -> SteppedConv2d:
+def with_steps(conv: nn.Conv2d, before: tuple[nn.Module, ...] = (), behind: tuple[nn.Module, ...] = ()) -> nn.Conv2d:
     """`conv` with steps around it: the same parameters, hooks and settings."""
     new = SteppedConv2d.__new__(SteppedConv2d)
     new.__dict__.update(conv.__dict__)

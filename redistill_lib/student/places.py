@@ -19,10 +19,9 @@ from redistill_lib.network import check_float, dtype_of
 from redistill_lib.network.fakes import Source, follow, tensors_in
 from redistill_lib.plans import StridePlan
 
-Size = tuple[int, int]
+Extent = tuple[int, int]
 
-# The functions that change a map's resolution. What else does (slicing and stacking tokens, as in a Swin merge) shows
-# when a student's maps are compared with what they should be.
+# The functions that change a map's resolution; others show when a student's maps are compared with the expected.
 _CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 FITTING = "interpolate to a size"  # which follows the map that it takes the size from
 _RESIZERS = (
@@ -32,14 +31,14 @@ _RESIZERS = (
 
 
 class Level(NamedTuple):
-    """A resolution of a network. Up to the first convolution, it is the image's own (`raw`)."""
+    """A resolution of a network; `raw` up to the first convolution."""
 
     height: int
     width: int
     raw: bool = False
 
     @property
-    def size(self) -> Size:
+    def size(self) -> Extent:
         return (self.height, self.width)
 
     @property
@@ -47,7 +46,7 @@ class Level(NamedTuple):
         return self.height * self.width
 
 
-class Call(NamedTuple):
+class MapCall(NamedTuple):
     """One call of a function that convolves or changes resolution, inside the module `path`."""
 
     path: str
@@ -64,27 +63,26 @@ class Call(NamedTuple):
         return self.before != self.after
 
 
-class Visit(NamedTuple):
-    """One run of a module that returned a map: which of its runs, its level, and the size it really has."""
+class _Visit(NamedTuple):
+    """One run of a module that returned a map: the run's number, the map's level and its true size."""
 
     path: str
     number: int
     level: Level
-    size: Size
+    size: Extent
 
 
 @dataclass(frozen=True)
 class Place:
     """One place where a network downsamples: the layers that carry its stride, all parallel branches together.
 
-    `before` and `after` are height and width of the maps around it. `pool` says that nothing learns between the
-    stem and this pool: the place that a ×4 student gives up first.
+    `before` and `after` are height and width of the maps around it. `pool`: nothing learns from the stem to here.
     """
 
     layers: tuple[str, ...]
     stride: int
-    before: Size
-    after: Size
+    before: Extent
+    after: Extent
     pool: bool = False
 
     @property
@@ -94,13 +92,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Places:
     """The places of a network, and the trace that they were read from."""
 
     places: tuple[Place, ...]
     levels: tuple[Level, ...]  # behind each place
-    found: Trace
-    tail: Call | None  # what makes the output image, where only the stem's stride of 1 allows it its size
+    image: Extent
+    found: LevelTrace
+    tail: MapCall | None  # what makes the output image, where only the stem's stride of 1 allows it its size
 
     @property
     def plan(self) -> StridePlan:
@@ -110,9 +109,8 @@ class Layout:
 def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Place, ...]:
     """Where a network downsamples, in order: the stem, then every later place with a stride above 1.
 
-    The stem is the first convolution on the image, whatever its stride. `example` is a float image B×C×H×W, or
-    the tuple of the network's inputs; nothing is computed. Raises ValueError where the image's size is no multiple of
-    the strides, where height and width are treated differently, or where nothing convolves.
+    The stem is the first convolution on the image. `example` is a float image B×C×H×W, or the tuple of the network's
+    inputs. Raises ValueError where the strides do not divide the image, or differ in height and width.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1))
     >>> import torch
@@ -122,10 +120,13 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
     return find_layout(model, as_inputs(example)).places
 
 
-def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Layout:
+def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Places:
     check_float(inputs)
-    size = image_size(inputs)
-    found = trace(model, inputs)
+    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
+    if image is None:
+        raise ValueError("example= needs a float image of shape B×C×H×W among the network's inputs")
+    size = _size(image)
+    found = trace_levels(model, inputs)
     if found.error is not None:
         raise found.error
     calls = found.calls
@@ -164,10 +165,10 @@ def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Layout:
     # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
     images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
     tail = calls[-1] if images and first.size == size and calls[-1].after == first else None
-    return Layout(tuple(places), tuple(levels), found, tail)
+    return Places(tuple(places), tuple(levels), size, found, tail)
 
 
-def _learns(model: nn.Module, call: Call) -> bool:
+def _learns(model: nn.Module, call: MapCall) -> bool:
     # A fixed filter, as that of a blur pool, is a buffer.
     return call.convolves and any(True for _ in model.get_submodule(call.path).parameters(recurse=False))
 
@@ -180,26 +181,15 @@ def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
     return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
-def image_size(inputs: Sequence[Any]) -> Size:
-    """Height and width of the first B×C×H×W input."""
-    image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
-    if image is None:
-        raise ValueError("example= needs a float image of shape B×C×H×W among the network's inputs")
-    return (image.shape[-2], image.shape[-1])
-
-
-def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
-    """Follow the image's resolution through the network, in eval mode, without changing or computing anything.
-
-    Where the network decides by its values, one real pass is made instead. Float inputs take the weights' dtype.
-    """
+def trace_levels(model: nn.Module, inputs: tuple[Any, ...]) -> LevelTrace:
+    """Follow the image's resolution through the network, computing only where it decides by its values."""
     dtype = dtype_of(model)
     inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-    found = Trace()
+    found = LevelTrace()
 
     def watch(twin: nn.Module, inputs: tuple[Any, ...], source: Source) -> None:
         nonlocal found
-        found = Trace()
+        found = LevelTrace()
         for x in inputs:
             if isinstance(x, Tensor) and x.ndim == 4:
                 found.levels[x] = Level(*_size(x), raw=True)
@@ -216,15 +206,15 @@ def trace(model: nn.Module, inputs: tuple[Any, ...]) -> Trace:
     return found
 
 
-class Trace(TorchFunctionMode):
+class LevelTrace(TorchFunctionMode):
     """What one forward pass shows. Hands each tensor's level on to what is computed from it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.levels: Any = WeakIdKeyDictionary()
         self.stack = [""]  # of the modules that run; after an error the last one is where it came from
-        self.calls: list[Call] = []
-        self.visits: list[Visit] = []
+        self.calls: list[MapCall] = []
+        self.visits: list[_Visit] = []
         self.counts = Counter[str]()
         self.outputs: list[torch.Size] = []
         self.error: Exception | None = None
@@ -236,7 +226,7 @@ class Trace(TorchFunctionMode):
         self.stack.pop()
         for x in tensors_in(output):
             if x.ndim == 4 and x in self.levels:
-                self.visits.append(Visit(path, self.counts[path], self.levels[x], _size(x)))
+                self.visits.append(_Visit(path, self.counts[path], self.levels[x], _size(x)))
                 self.counts[path] += 1
 
     def __torch_function__(
@@ -268,11 +258,11 @@ class Trace(TorchFunctionMode):
         else:
             after = Level(*new, raw=before.raw)
         if convolves or after != before:
-            self.calls.append(Call(self.stack[-1], function, before, after))
+            self.calls.append(MapCall(self.stack[-1], function, before, after))
         return after
 
 
-def _size(x: Tensor) -> Size:
+def _size(x: Tensor) -> Extent:
     return (x.shape[-2], x.shape[-1])
 
 
