@@ -21,7 +21,7 @@ from trainings import quick_looks as quick_looks
 
 from benchmarks import kills
 from redistill_lib.data import TensorImages
-from redistill_lib.distill import Distillation, match_taps
+from redistill_lib.distill import Distillation, Objective, match_taps
 from redistill_lib.methods import RED, Weighted
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model, save_tensors
@@ -583,3 +583,27 @@ def test_blocks_of_ones_own_come_back_with_a_network_that_has_them(tmp_path: Pat
     blocked = Distillation(student, load_model(teacher), taps, [Smoothed()], example=example).graduate()
     accuracy = evaluate(load_model(run, blocked), digits().test)["accuracy"]
     assert accuracy == pytest.approx(run.metrics["test_accuracy"])
+
+
+def test_orders_that_draw_other_weights_are_other_runs(tmp_path: Path) -> None:
+    """Blocks are drawn in the order of their taps; projectors and memories in the order of the methods' names."""
+    teacher = train("classifier", tmp_path)
+    network = load_model(teacher)
+    taps = match_taps(create_model(PLANS["classifier"][1], 10, 1, WIDTH), network, torch.zeros(2, 1, 16, 16))
+    recipe = recipe_of("classifier", epochs=1)
+    runs = [distill("classifier", tmp_path, teacher, taps=order, recipe=recipe) for order in (taps, taps[::-1])]
+    assert runs[0].id != runs[1].id and not equal(*runs)
+    pair = [
+        distill("classifier", tmp_path / names, teacher, methods=names, recipe=recipe)
+        for names in ("fitnet(alpha=0.1)+crd", "crd+fitnet(alpha=0.1)")
+    ]
+    assert pair[0].id == pair[1].id and equal(*pair)
+
+
+def test_of_one_method_the_reduction_says_nothing(tmp_path: Path) -> None:
+    teacher, recipe = train("classifier", tmp_path), recipe_of("classifier", epochs=1)
+    runs = [
+        distill("classifier", tmp_path / way, teacher, recipe=recipe, objective=Objective(reduction=way))
+        for way in ("mean", "sum")
+    ]
+    assert runs[0].id == runs[1].id and equal(*runs)

@@ -58,7 +58,9 @@ def load_model(
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
         raise ValueError(f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters")
-    spec = run.params["model"]
+    spec = run.params.get("model")
+    if not isinstance(spec, dict) or not all(isinstance(block, dict) for block in run.blocks):
+        raise ValueError(damaged(run.path / "run.json", TypeError("no network is recorded")))
     if model is None and "weights" in spec:
         raise ValueError(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
@@ -83,10 +85,13 @@ def load_model(
         raise FileNotFoundError(f"run {run.id} kept no last weights; load_model(run) gives its result")
     tensors = read_tensors(file)[0]
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        model = create_model(**spec) if model is None else copy.deepcopy(model)
-        if not own:
-            blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
-            insert_blocks(model, blocks)
+        try:
+            model = create_model(**spec) if model is None else copy.deepcopy(model)
+            if not own:
+                blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
+                insert_blocks(model, blocks)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(damaged(run.path / "run.json", error)) from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
