@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import hashlib
 import types
@@ -68,7 +69,7 @@ def _walk(model: nn.Module) -> _Walk:
 def _values(tensor: Tensor) -> str:
     if tensor.is_meta or is_lazy(tensor):
         return ""
-    values = tensor.detach().cpu().to_dense().resolve_conj().contiguous().flatten()
+    values = tensor.detach().cpu().to_dense().resolve_conj().resolve_neg().contiguous().flatten()
     return hashlib.sha256(values.view(torch.uint8).numpy().data).hexdigest()
 
 
@@ -111,6 +112,8 @@ class _Walk:
             case torch.jit.ScriptModule():
                 scripts = [part.code for part in value.modules() if hasattr(part, "code")]
                 return scripts, dict(value.state_dict(keep_vars=True))
+            case torch.jit.ScriptFunction():
+                return (value.code,)
             case nn.Module():
                 return self._module(value)
             case type():
@@ -167,7 +170,8 @@ class _Walk:
             config = vars(config) if hasattr(config, "__dict__") and not isinstance(config, dict) else config
             if isinstance(config, dict):  # `_` marks where it was read from
                 attributes[name] = {k: v for k, v in _lasting(config, config) if not str(k).startswith("_")}
-        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+        hooks = [list(getattr(module, kind).values()) for kind in kinds]
         passing = [name in module._non_persistent_buffers_set for name in module._buffers]
         return type(module), attributes, hooks, passing, module._parameters, module._buffers, module._modules
 
@@ -175,7 +179,8 @@ class _Walk:
 def _reduced(value: Any) -> Iterable[Any]:
     """An object's class and what pickle would take of it; a lock or a file by its class alone."""
     try:
-        reduced = value.__reduce_ex__(4)
+        registered = copyreg.dispatch_table.get(type(value))
+        reduced = registered(value) if registered else value.__reduce_ex__(4)
     except Exception:
         return (type(value),)
     if isinstance(reduced, str):  # a global: its name, and what a cache or another wrapper is around
@@ -197,5 +202,6 @@ def _counts(kind: type, name: str, member: Any) -> bool:
     if isinstance(member, types.GetSetDescriptorType | types.MemberDescriptorType) or name.startswith("__annotate"):
         return False
     if isinstance(member, types.FunctionType):
-        return not (is_dataclass(kind) and member.__code__.co_filename == "<string>")
+        generated = name.startswith("__") and member.__code__.co_filename == "<string>"
+        return not (is_dataclass(kind) and generated)
     return not name.startswith("__") or isinstance(member, staticmethod | classmethod | property)

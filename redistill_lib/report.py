@@ -173,15 +173,23 @@ def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, An
     return {kind: _compared(group) for kind, group in kinds.items()}
 
 
+#: What tells runs apart for the store, and says nothing to a reader.
+_IDENTITIES = re.compile(r"(method_code|images$|version$|model\.(structure|weights|packages)|recipe\.process)")
+
+
 def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     nested = (Mapping, list, tuple)
+    runs = runs[[name for name in runs.columns if not _IDENTITIES.match(name)]]
+    if len(runs) == 1:  # all of them are alike, and in run.json
+        runs = runs[[name for name in runs.columns if not name.startswith(("recipe.", "data."))]]
     plain = [name for name in runs.columns if not runs[name].map(lambda value: isinstance(value, nested)).any()]
     runs = runs[plain].drop(columns="path", errors="ignore").dropna(axis="columns", how="all")
     runs = runs.rename(columns={name: f"{name} (fp32)" for name in ("peak_bytes", "peak_bytes_eager")})
     floats = runs.select_dtypes("float")
     whole = ((floats % 1 == 0) & (floats.abs() < 2**53) | floats.isna()).all()
     runs = runs.astype(dict.fromkeys(floats.columns[whole], "Int64"))  # whole, also where a run lacks them
-    alike = [n for n in runs.columns if n not in ("id", "name", "status") and runs[n].nunique(dropna=False) == 1]
+    shown = ("id", "name", "status", "test_accuracy", "validation_loss")
+    alike = [n for n in runs.columns if n not in shown and runs[n].nunique(dropna=False) == 1]
     same = {name: runs[name].iloc[0] for name in alike} if len(runs) > 1 else {}
     runs = runs.drop(columns=same)
     return runs.astype(object).where(runs.notna(), ""), same

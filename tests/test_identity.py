@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -311,3 +313,27 @@ def test_code_identity_follows_the_code(tmp_path: Path, monkeypatch: pytest.Monk
     assert edit("models/resnet.py", "\nimport ", "\n# why\nimport ") == before
     assert edit("report.py", "2**53", "2**52") == before
     assert edit("models/resnet.py", "bias=False", "bias=True") != before
+
+
+def test_what_the_id_of_a_network_may_not_forget() -> None:
+    """Hooks on gradients, functions that pickle by a registry, code that was executed from text."""
+
+    def with_hook(register: str) -> nn.Module:
+        net = nn.Sequential(nn.Linear(2, 2))
+        with torch.no_grad():
+            net[0].weight.zero_(), net[0].bias.zero_()
+        if register:
+            getattr(net[0], register)(lambda *args: None)
+        return net
+
+    kinds = ("", "register_full_backward_hook", "register_full_backward_pre_hook", "register_forward_hook")
+    assert len({structure(with_hook(kind)) for kind in kinds}) == len(kinds)
+    for one, other in ((np.tanh, np.expm1), (re.compile("x+"), re.compile("x*"))):
+        assert object_identity(one) != object_identity(other)
+    text = "@dataclass(frozen=True)\nclass M:\n    alpha: float = 1.0\n    def loss(self, a): return a {} 2"
+    made = []
+    for sign in "+*":
+        names: dict[str, Any] = {"dataclass": dataclass, "__name__": "__main__"}
+        exec(compile(text.format(sign), "<string>", "exec"), names)
+        made.append(object_identity(names["M"]()))
+    assert made[0] != made[1]

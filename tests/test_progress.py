@@ -28,9 +28,19 @@ def test_live_means_a_kernel_that_no_batch_started(monkeypatch: pytest.MonkeyPat
 
 
 def test_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.progress_bar(3, "redirected") as bar:
+    monkeypatch.setenv("REDISTILL_BATCH", "1")
+    with progress.progress_bar(3, "a batch") as bar:
         bar.update()
     assert bar.disable and capsys.readouterr().err == ""
+    monkeypatch.delenv("REDISTILL_BATCH")
+    with progress.progress_bar(3, "a log, quickly done") as bar:
+        bar.update()
+    assert capsys.readouterr().err == ""
+    with progress.progress_bar(3, "a log") as bar:
+        bar.start_t -= 30  # as if half a minute had passed
+        bar.last_print_t -= 30
+        bar.update()
+    assert "a log:  33%" in capsys.readouterr().err
     monkeypatch.setattr(progress, "is_live", lambda: True)
     with progress.progress_bar(3, "a notebook") as bar:
         assert type(bar).__name__ == "tqdm_notebook" and not bar.disable

@@ -7,7 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from trainings import PLANS, TASKS, Stop, digits, distill, equal, recipe_of, train, weights
+from trainings import PLANS, TASKS, WIDTH, Stop, digits, distill, equal, recipe_of, train, weights
 from trainings import quick_looks as quick_looks
 
 from benchmarks import kills
 from redistill_lib.data import TensorImages
+from redistill_lib.distill import Distillation, Objective, match_taps
+from redistill_lib.methods import RED, Weighted
+from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model, save_tensors
 from redistill_lib.runs import Run, load_runs, write_history
-from redistill_lib.train import Recipe, train_classifier
+from redistill_lib.train import Recipe, evaluate, train_classifier
 from redistill_lib.train import state as state_module
 from redistill_lib.train import tasks as tasks_module
 from redistill_lib.train import trainer as trainer_module
@@ -551,3 +554,56 @@ def test_teachers_stay_as_they_are(teachers: dict[str, Run], task: str, tmp_path
     run = distill(task, tmp_path, own)
     assert run.complete and not own.training
     assert all(torch.equal(before[key], value) for key, value in own.state_dict().items())
+
+
+@dataclass(frozen=True)
+class Smoothed(Weighted):
+    """A method that leaves a block of its own in the student."""
+
+    name = "smoothed"
+    reads = "maps"
+    alpha: float = 1.0
+
+    def block(self, student: Any) -> nn.Module:
+        return nn.Conv2d(student[0], student[0], 3, padding=1)
+
+    def criterion(self, student: Any, teacher: Any, samples: int) -> nn.Module:
+        return RED(distance="mse").criterion(student, teacher, samples)
+
+
+def test_blocks_of_ones_own_come_back_with_a_network_that_has_them(tmp_path: Path) -> None:
+    teacher = train("classifier", tmp_path)
+    run = distill("classifier", tmp_path, teacher, methods=[Smoothed()])
+    assert {block["class"] for block in run.blocks} == {"Conv2d"}
+    with pytest.raises(ValueError, match=r"blocks of your own \(Conv2d\), which only you can build"):
+        load_model(run)
+    student = create_model(PLANS["classifier"][1], num_classes=10, in_channels=1, width=WIDTH)
+    example = torch.zeros(2, 1, 16, 16)
+    taps = match_taps(student, load_model(teacher), example)
+    blocked = Distillation(student, load_model(teacher), taps, [Smoothed()], example=example).graduate()
+    accuracy = evaluate(load_model(run, blocked), digits().test)["accuracy"]
+    assert accuracy == pytest.approx(run.metrics["test_accuracy"])
+
+
+def test_orders_that_draw_other_weights_are_other_runs(tmp_path: Path) -> None:
+    """Blocks are drawn in the order of their taps; projectors and memories in the order of the methods' names."""
+    teacher = train("classifier", tmp_path)
+    network = load_model(teacher)
+    taps = match_taps(create_model(PLANS["classifier"][1], 10, 1, WIDTH), network, torch.zeros(2, 1, 16, 16))
+    recipe = recipe_of("classifier", epochs=1)
+    runs = [distill("classifier", tmp_path, teacher, taps=order, recipe=recipe) for order in (taps, taps[::-1])]
+    assert runs[0].id != runs[1].id and not equal(*runs)
+    pair = [
+        distill("classifier", tmp_path / names, teacher, methods=names, recipe=recipe)
+        for names in ("fitnet(alpha=0.1)+crd", "crd+fitnet(alpha=0.1)")
+    ]
+    assert pair[0].id == pair[1].id and equal(*pair)
+
+
+def test_of_one_method_the_reduction_says_nothing(tmp_path: Path) -> None:
+    teacher, recipe = train("classifier", tmp_path), recipe_of("classifier", epochs=1)
+    runs = [
+        distill("classifier", tmp_path / way, teacher, recipe=recipe, objective=Objective(reduction=way))
+        for way in ("mean", "sum")
+    ]
+    assert runs[0].id == runs[1].id and equal(*runs)

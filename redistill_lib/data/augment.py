@@ -39,7 +39,7 @@ from redistill_lib.checks import hint, whole
 __all__ = ["Views", "augment", "derive_seed", "parse_recipe", "sample_rng", "to_float"]
 
 Numbers = NDArray[np.float64]  # uniform in 0…1: one row per decision, one column per image
-Step = tuple[str, ...]
+_Step = tuple[str, ...]
 
 BLACK = -1.0  # what to_float makes of 0
 ALPHA = 0.2  # of mixup and cutmix, as in the paper's STL-10 recipe
@@ -134,7 +134,7 @@ def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: i
     return image.mul_(kept).add_(other.mul_(1 - kept)), share * own + (1 - share) * others
 
 
-def parse_recipe(recipe: str) -> tuple[Step, ...]:
+def parse_recipe(recipe: str) -> tuple[_Step, ...]:
     """The steps of a recipe, each a tuple of alternatives.
 
     Raises ValueError for an operation that is unknown, misplaced or named twice.
@@ -181,7 +181,7 @@ def _below(limit: int, numbers: Numbers) -> NDArray[np.int64]:
     return (numbers * limit).astype(np.int64)
 
 
-def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[_Step]) -> tuple[Tensor, Tensor]:
     """The images as float32 after all steps, which do not mix, and their labels."""
     images, labels = split.__getitems__(index.tolist())
     images = to_float(images)
@@ -246,7 +246,7 @@ def _stretch(length: int, size: Any, numbers: Numbers) -> Tensor:
     return torch.from_numpy(((pixels >= start) & (pixels < start + size)).T)
 
 
-def _mix(step: Step, numbers: Numbers, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _mix(step: _Step, numbers: Numbers, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """How much of each pixel is the image's own, float32 B×1×H×W, and how much of the label, B×1."""
     from scipy.special import betaincinv
 

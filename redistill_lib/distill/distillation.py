@@ -151,6 +151,8 @@ class Distillation(nn.Module):
         whole("samples", samples, 0)
         self.student, self.objective = student, objective or Objective()
         networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        if not all(isinstance(network, nn.Module) for network in (student, *networks)):
+            raise TypeError(f"student and teacher are networks, not {student!r} and {teacher!r}")
         _check_apart(student, networks)
         self.teachers = nn.ModuleList(LiveTeacher(network) for network in networks)
         self.taps = [self._located(tap) for tap in taps]
@@ -322,10 +324,11 @@ class Distillation(nn.Module):
         """For a run's record: the terms with all their options, and how they add up."""
         terms = [
             {"at": t.name, "from": str(t.tap.source), "method": t.method.name, **asdict(t.method)}
-            for t in sorted(self.terms, key=lambda term: term.name)
+            for t in sorted(self.terms, key=lambda term: term.method.name)  # in tap order, as blocks are drawn
         ]
-        rule = self.objective
-        return {"terms": terms, "distill_weight": rule.distill_weight, "reduction": rule.reduction}
+        several = len({term.method.name for term in self.terms}) > 1  # of one method, sum and mean are the same
+        reduction = self.objective.reduction if several else "mean"
+        return {"terms": terms, "distill_weight": self.objective.distill_weight, "reduction": reduction}
 
     def graduate(self, *, in_place: bool = False, example: Tensor | Inputs | None = None) -> nn.Module:
         """The student as a plain module: a copy with its blocks, without teachers, criteria and hooks.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
-from redistill_lib.figures.samples import SIDE, add_text, fit, image_trace
+from redistill_lib.figures.samples import SIDE, add_text, fit_panels, image_trace
 from redistill_lib.figures.theme import MUTED, finish, role_trace
 from redistill_lib.results import label, listed, number, paired_difference, role_key, the
 
@@ -87,7 +87,7 @@ def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0) -> go.Figur
             if r and role in apart:
                 text = f'<span style="color:{MUTED};font-size:12px">{number(float(apart[role][k, image]))}</span>'
                 add_text(figure, text, k * across + width / 2, r * down + 1.14 * height)
-    plot = fit(figure, len(times) * across, (-0.3 * height, len(lines) * down), _NAMES)
+    plot = fit_panels(figure, len(times) * across, (-0.3 * height, len(lines) * down), _NAMES)
     note = (
         f"Image {image}. Below students: difference from the teacher's. {_MEASURE}; in the title the mean over "
         f"{len(first.final)} images."
@@ -118,7 +118,7 @@ def trajectory_step(paths: Mapping[str, Trajectory], shot: int) -> go.Figure:
         width, height = _add_grids(figure, images, bottom)
         add_text(figure, f"each<br>{does}", -0.06 * width, bottom + height / 2, "right")
         bottom += 1.06 * height
-    plot = fit(figure, 1.06 * width * max(3, len(paths)), (-0.14 * height, bottom), _NAMES)
+    plot = fit_panels(figure, 1.06 * width * max(3, len(paths)), (-0.14 * height, bottom), _NAMES)
     text = f"At t = {first.t[shot]}"
     if apart := _differences(images):
         text += f" the difference from what the teacher sees is {_told(apart)}"
@@ -153,7 +153,7 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
         raise ValueError("the samples are floats in −1…1, as redistill_lib.sample returns them, not bytes")
     figure = go.Figure()
     width, height = _add_grids(figure, {role: images[:count] for role, images in samples.items()})
-    plot = fit(figure, 1.06 * width * max(3, len(samples)), (-0.1 * height, 1.02 * height))
+    plot = fit_panels(figure, 1.06 * width * max(3, len(samples)), (-0.1 * height, 1.02 * height))
     shown = f"{min(count, total)} of {total} shown; one place, one noise."
     note = f"{shown} {_MEASURE}; mean over {total} images, one run each."
     return finish(figure, _nearest(samples), note, plot=plot, margins=(12, 4, 12, 4))

@@ -43,7 +43,7 @@ def images(
         figure.add_trace(image_trace(image.transpose(1, 2, 0), f"image {index}: {words[index]}", x, y))
         if words[index]:
             add_text(figure, words[index], x + width / 2, y + 1.12 * height)
-    plot = fit(figure, max(columns, 4) * across, (-0.02 * height, rows * down))
+    plot = fit_panels(figure, max(columns, 4) * across, (-0.02 * height, rows * down))
     shape = f"{height}×{width} pixels, {'grey' if array.shape[1] == 1 else 'colour'}"
     found = title or f"{len(array)} images of {shape}"
     return finish(figure, found, shape if title else "", plot=plot, margins=(12, 0, 12, 8))
@@ -62,7 +62,7 @@ def add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str = "ce
     figure.add_annotation(text=text, x=x, y=y, xanchor=anchor, yanchor="middle", align=anchor, showarrow=False)
 
 
-def fit(figure: go.Figure, width: float, heights: tuple[float, float], names: int = 0) -> int:
+def fit_panels(figure: go.Figure, width: float, heights: tuple[float, float], names: int = 0) -> int:
     """Show so many units across, right of so many pixels for names; the height in pixels that this takes."""
     scale = (PAGE - 24 - names) / width
     figure.update_xaxes(visible=False, range=[-names / scale, width], constrain="domain")

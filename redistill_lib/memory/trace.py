@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from redistill_lib.network import check_float
-from redistill_lib.network.fakes import Source, follow, held_tensors, tensors_in
+from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
 
 _StorageKind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
@@ -78,7 +78,7 @@ class Trace:
     weight_bytes: int
     weight_count: int
     buffer_bytes: int
-    source: Source  # real: the pass had to be computed
+    source: Tensors  # real: the pass had to be computed
 
 
 def trace(
@@ -106,7 +106,7 @@ def trace(
         torch.backends.mha.set_fastpath_enabled(settings)
 
 
-def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Source) -> Trace:
+def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> Trace:
     recorder = _Recorder(model)
     given = tensors_in(values)
     for tensor in given:

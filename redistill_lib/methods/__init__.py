@@ -12,7 +12,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from redistill_lib.checks import hint
-from redistill_lib.methods.base import Batch, Compare, Method, Shape
+from redistill_lib.methods.base import Batch, Compare, Method, Shape, Weighted
 from redistill_lib.methods.contrast import CRD
 from redistill_lib.methods.features import FitNet
 from redistill_lib.methods.logits import DKD, KD, MSE
@@ -32,6 +32,7 @@ __all__ = [
     "REDBlocks",
     "Shape",
     "Stage",
+    "Weighted",
     "make_method",
     "parse_methods",
 ]
@@ -87,6 +88,6 @@ def _parse(text: str) -> Method:
             raise ValueError
         options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
     except (SyntaxError, TypeError, ValueError):
-        why = f"{text.strip()!r} is not a method; write its name, or name and options: "
-        raise ValueError(why + "red(alpha=1.0, distance='mse')") from None
+        why = f"{text.strip()!r} is not a method; write its name, or name and options, "
+        raise ValueError(why + "red(alpha=1.0, distance='mse'), and join several by +") from None
     return make_method(match[1], **options)

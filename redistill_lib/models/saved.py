@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from redistill_lib.checks import hint
 from redistill_lib.identity import structure
 from redistill_lib.models import create_model
-from redistill_lib.red import RedBlock, insert_blocks
+from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
 from redistill_lib.runs import Run, damaged, replacing
 
 FILES = {"best": "model.safetensors", "last": "last.safetensors"}
@@ -46,7 +46,8 @@ def load_model(
 ) -> nn.Module:
     """The trained network of a complete run, in eval mode, with its RED blocks; it expects images through `to_float`.
 
-    For a network of your own, pass a `model` of the same architecture without blocks; a copy is returned. `weights`:
+    For a network of your own, pass a `model` of the same architecture without blocks; a copy is returned. Where a
+    method of your own has left blocks, pass one that carries them, as `Distillation.graduate` gives it. `weights`:
     ``best`` (a classifier's best epoch on validation, a denoiser's average) or ``last`` (after the last step).
 
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished run, damaged weights
@@ -57,7 +58,9 @@ def load_model(
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
         raise ValueError(f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters")
-    spec = run.params["model"]
+    spec = run.params.get("model")
+    if not isinstance(spec, dict) or not all(isinstance(block, dict) for block in run.blocks):
+        raise ValueError(damaged(run.path / "run.json", TypeError("no network is recorded")))
     if model is None and "weights" in spec:
         raise ValueError(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
@@ -65,7 +68,13 @@ def load_model(
         )
     if not isinstance(model, nn.Module | None):
         raise TypeError(f"load_model takes a run and, for a network of your own, that network, not {model!r}")
-    if model is not None and structure(model) != spec.get("structure", structure(model)):
+    own = [block["class"] for block in run.blocks if "class" in block]
+    if own and (model is None or len(inserted_blocks(model)) != len(run.blocks)):
+        raise ValueError(
+            f"run {run.id} has blocks of your own ({own[0]}), which only you can build: load_model(run, network) "
+            "with Distillation(student, teacher, taps, methods).graduate() as the network"
+        )
+    if model is not None and not own and structure(model) != spec.get("structure", structure(model)):
         raise ValueError(
             f"this {type(model).__name__} is not built as the {spec['name']} of run {run.id} was: give the same "
             "class with the same code and options under the same release of Python, frozen and derived in the same "
@@ -76,8 +85,13 @@ def load_model(
         raise FileNotFoundError(f"run {run.id} kept no last weights; load_model(run) gives its result")
     tensors = read_tensors(file)[0]
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-        model = create_model(**spec) if model is None else copy.deepcopy(model)
-        insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks])
+        try:
+            model = create_model(**spec) if model is None else copy.deepcopy(model)
+            if not own:
+                blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
+                insert_blocks(model, blocks)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(damaged(run.path / "run.json", error)) from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-Source = Literal["fake", "real"]
+Tensors = Literal["fake", "real"]
 Found = TypeVar("Found")
 
 
@@ -47,7 +47,7 @@ def real_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, kept).eval()
 
 
-def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Source], Found]) -> Found:
+def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tensors], Found]) -> Found:
     """`watch(model, values, source)` without gradients, on copies in eval mode, so that `model` stays as it is.
 
     The tensors have no contents (`source` is "fake"). Where a pass depends on values or leaves PyTorch, it is

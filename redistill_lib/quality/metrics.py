@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from redistill_lib.quality.images import Features
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID: Bińkowski et al. 2018
-SPLITS = 10  # Inception Score: Salimans et al. 2016
+PARTS = 10  # Inception Score: Salimans et al. 2016
 NEIGHBOURS, MOST = 3, 10_000  # precision and recall: Kynkäänniemi et al. 2019; of larger sets a part
 GROUPS, LEVELS = 12, (1, 2, 3, 4)  # of the jackknife; parts that each set is cut into to extrapolate
 # FID bends in 1/N below so many images per feature, and the more, the larger one set is than the other: simulated
@@ -86,10 +86,10 @@ def inception_score(fake: Features, *, seed: int = 0) -> tuple[float, float]:
     """
     from torchmetrics.image.inception import InceptionScore
 
-    if fake.logits is None or len(fake) < 10 * SPLITS:
+    if fake.logits is None or len(fake) < 10 * PARTS:
         return math.nan, math.nan
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all logits
-        metric = InceptionScore(nn.Identity(), splits=SPLITS)
+        metric = InceptionScore(nn.Identity(), splits=PARTS)
     # Probabilities of 1e-304 and above: a class that is certain to be absent would otherwise make 0 · ∞.
     metric.update(fake.logits.double().log_softmax(1).clamp_min(-700))
     return _drawn(metric, seed)

@@ -15,7 +15,7 @@ from redistill_lib.quality import metrics
 from redistill_lib.quality.extractors import Extractor, by, check_extractor
 from redistill_lib.quality.images import Features, features, halves
 
-Images = Tensor | Dataset[Any] | Features
+ImageSet = Tensor | Dataset[Any] | Features
 STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
 FREE = ("seed",)  # scores may differ in it and be compared
 
@@ -60,8 +60,8 @@ class Quality:
 
 
 def score_images(
-    fake: Images,
-    real: Images,
+    fake: ImageSet,
+    real: ImageSet,
     extractor: Extractor,
     *,
     settings: Mapping[str, Any] | None = None,
@@ -109,7 +109,7 @@ def score_images(
 
 
 def floor(
-    real: Images, extractor: Extractor, *, seed: int = 0, batch_size: int = 256, progress: bool = True
+    real: ImageSet, extractor: Extractor, *, seed: int = 0, batch_size: int = 256, progress: bool = True
 ) -> Quality:
     """The scores of one half of the real images against the other: what no generator can be expected to beat.
 
@@ -128,7 +128,7 @@ def floor(
     return score_images(other, one, extractor, seed=seed, progress=progress, settings=settings)
 
 
-def _seen(images: Images, extractor: Extractor, batch_size: int, progress: bool) -> Features:
+def _seen(images: ImageSet, extractor: Extractor, batch_size: int, progress: bool) -> Features:
     if not isinstance(images, Features):
         return features(images, extractor, batch_size=batch_size, progress=progress)
     check_extractor(extractor)
@@ -179,7 +179,7 @@ def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: in
         "image": by(real.shape),
         **real.extractor,
         "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
-        "is_splits": metrics.SPLITS,
+        "is_splits": metrics.PARTS,
         "precision_recall": f"k={metrics.NEIGHBOURS}, N={metrics.precision_recall_count(fake, real)}",
     }
     if taken := [name for name in given if name in (*measured, *FREE)]:

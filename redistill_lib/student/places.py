@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from redistill_lib.network import check_float, dtype_of
-from redistill_lib.network.fakes import Source, follow, tensors_in
+from redistill_lib.network.fakes import Tensors, follow, tensors_in
 from redistill_lib.plans import StridePlan
 
 Extent = tuple[int, int]
@@ -187,7 +187,7 @@ def trace_levels(model: nn.Module, inputs: tuple[Any, ...]) -> LevelTrace:
     inputs = tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
     found = LevelTrace()
 
-    def watch(twin: nn.Module, inputs: tuple[Any, ...], source: Source) -> None:
+    def watch(twin: nn.Module, inputs: tuple[Any, ...], source: Tensors) -> None:
         nonlocal found
         found = LevelTrace()
         for x in inputs:

@@ -90,10 +90,10 @@ def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
     size["width"] = check_type("width", width, float)
     network = setup.network(model, lambda name: create_model(name, **size), size)
     logits = _answer(network.module, setup, "network")
-    if logits.ndim != 2 or logits.shape[1] < data.num_classes:
+    if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < data.num_classes:
         raise ValueError(
             f"the network answers {tuple(logits.shape)} for two images of {data.num_classes} classes; a classifier "
-            f"answers (2, {data.num_classes})"
+            f"answers (2, {data.num_classes}) in floating point"
         )
     return network
 

@@ -21,6 +21,7 @@ def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
+    cpu = cpu or not torch.accelerator.is_available()  # or several processes would not find each other on CPUs
     earlier = AcceleratorState._shared_state
     wanted = {"_mixed_precision": mixed_precision, "_cpu": cpu}
     if earlier and PartialState().num_processes == 1 and any(earlier.get(k) != v for k, v in wanted.items()):

@@ -115,6 +115,8 @@ class Setup(Generic[R]):
             raise ValueError(
                 "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
             )
+        if not all(p.isfinite().all() for p in network.parameters() if not p.is_meta):
+            raise ValueError(f"the weights of {type(model).__name__} hold NaN or infinity; load or draw them again")
         if not any(p.requires_grad for p in network.parameters()):
             name = type(model).__name__
             raise ValueError(f"{name} has no parameter that requires a gradient: nothing would be learnt")
@@ -136,6 +138,8 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         distillation = Distillation(network.module, objective=objective)
     else:
         example = task.example(setup.data, 2)
+        # In one order, in which their projectors' weights are drawn, so that "a+b" is "b+a".
+        methods = None if lesson.methods is None else sorted(lesson.methods, key=lambda method: method.name)
         taps = lesson.taps
         if taps is None:
             wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
@@ -146,14 +150,14 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
                 network.module,
                 lesson.teachers,
                 taps,
-                lesson.methods,
+                methods,
                 objective=objective,
                 example=example,
                 samples=len(setup.data.train),
             )
-        methods = dict.fromkeys(term.method.name for term in distillation.terms)
+        names = sorted({term.method.name for term in distillation.terms})
         codes = {term.method.name: object_identity(term.method) for term in distillation.terms}
-        params |= {"methods": "+".join(sorted(methods)), "method_code": codes}
+        params |= {"methods": "+".join(names), "method_code": codes}
         params |= {"teachers": [network_identity(teacher) for teacher in lesson.teachers]}
         params |= distillation.settings()
     params |= {"data": setup.data.params, "recipe": asdict(setup.recipe), "seed": setup.seed}

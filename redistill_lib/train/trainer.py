@@ -282,8 +282,9 @@ class Trainer:
         example = (x.to(self.accelerator.device) for x in self.task.example(self.data, 1))
         blocks = [
             {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
+            if type(block) is RedBlock
+            else {"layer": layer, "side": side, "class": type(block).__name__}
             for layer, side, block in inserted_blocks(model)
-            if isinstance(block, RedBlock)
         ]
         run = self.run.finished({**metrics, **costs(model, *example)}, blocks)
         if run.error:
