@@ -74,7 +74,7 @@ def _with_small_images(output: dict[str, Any]) -> dict[str, Any]:
         return output
     image = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
     small = io.BytesIO()
-    image.quantize(256, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    image.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     encoded = base64.b64encode(small.getvalue()).decode()
     return output | {"data": output["data"] | {"image/png": min(encoded, text, key=len)}}
 
