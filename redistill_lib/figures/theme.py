@@ -120,7 +120,7 @@ def finish(
     # The note is part of the title's text: plotly misplaces a title's own subtitle when the title has several lines.
     note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
     top = 26 + LINE * (len(lines) + len(small)) + above
-    bottom = below + (26 * _legend_rows(figure, width) if legend else 0)
+    bottom = below + (26 * _legend_rows(figure, width - left - right) if legend else 0)
     height = top + plot + bottom
     figure.update_layout(
         template=TEMPLATE, width=width, height=height, showlegend=legend,
@@ -137,4 +137,4 @@ def _legend_rows(figure: go.Figure, width: int) -> int:
     names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
     if share := figure.layout.legend.entrywidth:
         return math.ceil(len(names) * share)
-    return max(1, math.ceil(sum(48 + 8 * len(name) for name in names) / (width - 64)))
+    return max(1, math.ceil(sum(48 + 8 * len(name) for name in names) / width))
