@@ -74,7 +74,8 @@ def _with_small_images(output: dict[str, Any]) -> dict[str, Any]:
         return output
     image = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
     small = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    colors = 256 if image.getcolors(256) else 128  # exact where it can be
+    image.quantize(colors, dither=Image.Dither.NONE).save(small, "png", optimize=True)
     encoded = base64.b64encode(small.getvalue()).decode()
     return output | {"data": output["data"] | {"image/png": min(encoded, text, key=len)}}
 
