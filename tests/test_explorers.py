@@ -260,6 +260,8 @@ def test_moving_the_slider_changes_the_figure_in_jupyterlab(lab: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS.split())
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        dialog = page.locator(".jp-Dialog")  # a slow machine makes JupyterLab ask about its kernel
+        page.add_locator_handler(dialog, lambda: dialog.locator(".jp-mod-accept").click())
         page.goto(lab)
         cell, headline = page.locator(".jp-Notebook .jp-CodeCell").first, page.locator(".gtitle")
         idle = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
