@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
+import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -88,9 +91,26 @@ def check_type(label: str, value: Any, *kinds: Any) -> Any:
     raise ValueError(f"{label}={reprlib.repr(value)} is not {' or '.join(allowed)}{close or '.'}")
 
 
+def as_path(label: str, value: Any) -> Path:
+    """`value` as a Path, or a ValueError where it is neither text nor a path, or holds a null byte."""
+    path = Path(value if isinstance(value, os.PathLike) else check_type(label, value, str, Path))
+    if "\0" in str(path):
+        raise ValueError(f"{label}={reprlib.repr(value)} holds a null byte, which no path can.")
+    return path
+
+
+def as_paths(label: str, values: Any) -> list[Path]:
+    """`as_path` of each, or of one that stands alone."""
+    alone = isinstance(values, str) or not isinstance(values, Iterable)
+    return [as_path(label, value) for value in ([values] if alone else values)]
+
+
+_hints = functools.cache(get_type_hints)  # slow, beside the checks themselves
+
+
 def check_fields(record: Any) -> None:
     """`check_type` for every field of a dataclass by its annotation, to be called first in its `__post_init__`."""
-    hints = get_type_hints(type(record))
+    hints = _hints(type(record))
     for field in fields(record):
         value = check_type(field.name, getattr(record, field.name), hints[field.name])
         object.__setattr__(record, field.name, value)  # a frozen one refuses a plain assignment

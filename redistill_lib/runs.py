@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
-from redistill_lib.checks import check_fields
+from redistill_lib.checks import as_path, check_fields
 from redistill_lib.source import code_identity
 
 if TYPE_CHECKING:
@@ -57,29 +57,24 @@ class Run:
 
     @property
     def plan(self) -> str:
-        """Where the network downsamples: as recorded, or by a built-in network's name."""
+        """Where the network downsamples: as recorded of a user's, or in a built-in network's name."""
         model = self.params.get("model")
         model = model if isinstance(model, dict) else {}
-        name = "" if "structure" in model else str(model.get("name"))  # a class's name is no plan
-        in_name = re.search(r"(?<=-)\d+-\d+$", name) or [""]
-        return str(self.params.get("plan") or model.get("plan") or in_name[0])
+        return str(model.get("plan", "")) if "structure" in model else str(model.get("name")).partition("-")[2]
 
     @property
     def role(self) -> str:
         """``student`` with teachers; else ``naive`` for a network of the user's with a plan, else ``plain``."""
         if self.params.get("teachers"):
             return "student"
-        model = self.params.get("model")
-        derived = isinstance(model, dict) and "structure" in model and model.get("plan")
-        return "naive" if derived or self.params.get("plan") else "plain"
+        return "naive" if self.plan and "structure" in self.params["model"] else "plain"
 
     @property
     def note(self) -> str:
-        """Which fields of a newer version's record are ignored."""
-        if not self.unknown:
-            return ""
+        """Which fields of a newer version's record are ignored, if any."""
         names = ", ".join(self.unknown)
-        return f"written by version {self.version} of redistill_lib, whose {names} this one ({__version__}) ignores"
+        told = f"written by version {self.version} of redistill_lib, whose {names} this one ({__version__}) ignores"
+        return told if names else ""
 
     def history(self) -> pd.DataFrame:
         """One row per finished epoch: losses, accuracies between 0 and 1, learning rate, seconds."""
@@ -122,7 +117,7 @@ class Run:
     @classmethod
     def load(cls, path: str | Path) -> Run:
         """The run in that folder; warns of unknown fields. FileNotFoundError or, for a bad record, ValueError."""
-        run = cls._read(Path(path))
+        run = cls._read(as_path("path", path))
         if run.note:
             warnings.warn(f"{run.path}/run.json was {run.note}", stacklevel=2)
         return run
@@ -138,8 +133,8 @@ class Run:
         except FileNotFoundError:
             raise FileNotFoundError(f"no run at {path}: it holds no run.json") from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            message = f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
-            raise ValueError(message) from None
+            told = f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
+            raise ValueError(told) from None
 
     def __repr__(self) -> str:
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.metrics.items()}
@@ -183,7 +178,7 @@ def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
 
 def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str) -> tuple[Path, list[Run]]:
     """The folder of these parameters and this code, and undamaged complete runs by other code, oldest first."""
-    folder = Path(root) / run_id(prefix, params, code)
+    folder = as_path("runs_dir", root) / run_id(prefix, params, code)
     others = []
     for record in sorted(folder.parent.glob(f"*{run_id('', params)}*/run.json"), key=os.path.getmtime):
         with contextlib.suppress(ValueError, FileNotFoundError):
@@ -196,7 +191,7 @@ def complete_run(path: str | Path) -> Run | None:
     """The complete run in that folder, else None; ValueError for a damaged record, missing or damaged weights."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = as_path("path", path)
     if not (path / "run.json").exists() or not (run := Run.load(path)).complete:
         return None
     try:
@@ -227,7 +222,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         with part.open("rb") as file:
-            os.fsync(file.fileno())
+            os.fsync(file)
         part.chmod(0o644)
         os.replace(part, path)
     finally:
@@ -250,31 +245,29 @@ def locked(path: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    lock, holder, who = FileLock(path / ".lock"), path / ".holder", "another process"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / ".lock")
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            try:
-                holder = (path / ".holder").read_text(errors="replace")
-            except OSError:
-                holder = "another process"
-            told = f"waiting for run {path.name}, held by {holder}; if that is gone, delete {path / '.lock'}"
+            with contextlib.suppress(OSError):
+                who = holder.read_text(errors="replace")
+            told = f"waiting for run {path.name}, held by {who}; if that is gone, delete {path / '.lock'}"
             print(told, file=sys.stderr)
             lock.acquire()
     except OSError as error:
-        place = f"run {path.name} cannot be trained in {path.parent}"
-        raise OSError(f"{place}: {error}; give another runs_dir") from error
+        told = f"run {path.name} cannot be trained in {path.parent}: {error}; give another runs_dir"
+        raise OSError(told) from error
     try:
         for part in path.rglob(".*.part"):
             part.unlink(missing_ok=True)
         now = datetime.now().astimezone().isoformat(" ", "seconds")
-        (path / ".holder").write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()} since {now}")
         yield
     finally:
         with contextlib.suppress(OSError):
-            (path / ".holder").unlink()
+            holder.unlink()
         lock.release()
 
 
@@ -284,25 +277,21 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
 
     `code` is ``present`` for runs of the library's present code, else ``other``. A broken record has the status
     ``unreadable``. ``.index.json`` keeps what was read, so that only changed records are read again. Raises
-    NotADirectoryError for a file.
+    ValueError for what is no path, NotADirectoryError for a file.
     """
     import pandas as pd
 
-    root = Path(root)
+    root = as_path("root", root)
     if root.is_file():
         raise NotADirectoryError(f"{root} is a file; give the folder that holds the runs")
-    index = root / ".index.json"
-    try:
+    index, known, found = root / ".index.json", dict[str, Any](), dict[str, Any]()
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         known = dict(json.loads(index.read_bytes()))
-    except (OSError, ValueError, TypeError, RecursionError):
-        known = {}
-    found: dict[str, Any] = {}
-    for folder in os.scandir(root) if root.is_dir() else ():
+    for record in root.glob("*/run.json"):
         with contextlib.suppress(OSError):
-            told = os.stat(f"{folder.path}/run.json")
-            stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {folder.name}"
-            row = known.get(stamp)
-            found[stamp] = row if isinstance(row, dict) else _row(Path(folder.path))
+            told = record.stat()
+            stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {record.parent.name}"
+            found[stamp] = row if isinstance(row := known.get(stamp), dict) else _row(record.parent)
     if found != known:
         with contextlib.suppress(OSError):
             write_text(index, json.dumps(found, default=str))

@@ -9,7 +9,16 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from redistill_lib.checks import check_above_zero, check_fields, check_type, is_number, whole, wholes
+from redistill_lib.checks import (
+    as_path,
+    as_paths,
+    check_above_zero,
+    check_fields,
+    check_type,
+    is_number,
+    whole,
+    wholes,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,3 +98,18 @@ def test_numbers_have_bounds() -> None:
     assert [is_number(value) for value in (0.5, np.float32(2), 10**400, math.nan, True, "1")] == [True, True] + [
         False
     ] * 4
+
+
+def test_paths_are_text_or_paths() -> None:
+    assert as_path("runs_dir", "runs") == as_path("runs_dir", Path("runs")) == Path("runs")
+    assert as_paths("notebooks", ("a", Path("b"))) == [Path("a"), Path("b")] and as_paths("notebooks", "ab") == [
+        Path("ab")
+    ]
+    for wrong in (3, None, b"runs", ["runs"], True):
+        with pytest.raises(ValueError, match=r"^runs_dir=.* is not text or Path\.$"):
+            as_path("runs_dir", wrong)
+    for several in (3, None, [3], b"runs"):
+        with pytest.raises(ValueError, match=r"^notebooks=.* is not text or Path\.$"):
+            as_paths("notebooks", several)
+    with pytest.raises(ValueError, match=r"^runs_dir='my\\x00runs' holds a null byte, which no path can\.$"):
+        as_path("runs_dir", "my\0runs")

@@ -294,6 +294,14 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
         pass
 
 
+@pytest.mark.parametrize("wrong", [7, None, ["runs"], "ru\0ns"])
+def test_a_place_that_is_no_path(wrong: Any) -> None:
+    doors = (load_runs, Run.load, complete_run, lambda root: find_run(root, "net", {}, "c0de"))
+    for door in doors:
+        with pytest.raises(ValueError, match=r"^(root|path|runs_dir)=.* (is not text or Path|holds a null byte)"):
+            door(wrong)
+
+
 def test_the_index_is_never_believed_over_the_folders(tmp_path: Path) -> None:
     for number in range(3):
         Run(tmp_path / f"r{number}", {"seed": number}).save()
@@ -328,8 +336,9 @@ def test_listings_of_odd_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[s
     for metrics in ({"test_loss": 3e25}, {"test_loss": float("nan"), "peak_bytes": 4096}, {}):
         for count in (1, 2):
             name = f"r{len(list(tmp_path.iterdir()))}"
-            teachers = {"teachers": ["t"]} if count == 2 else {"plan": "×4: conv 1 → 4"}
-            Run(tmp_path / name, {"seed": count, **teachers}, metrics=metrics, name=f"try {count}").save()
+            own = {"model": {"name": "Net", "structure": "0", "plan": "×4: conv 1 → 4"}}
+            params = {"teachers": ["t"]} if count == 2 else own
+            Run(tmp_path / name, {"seed": count, **params}, metrics=metrics, name=f"try {count}").save()
             assert main(["runs", str(tmp_path)]) == 0
             write_index(tmp_path)
     out = capsys.readouterr().out
@@ -340,7 +349,7 @@ def test_listings_of_odd_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_plans_by_name() -> None:
     built = Run(Path("r"), {"model": {"name": "resnet18-4-11221"}})
-    own = Run(Path("r"), {"model": {"name": "Net-4-1", "structure": "0"}, "plan": "stem 4"})
+    own = Run(Path("r"), {"model": {"name": "Net-4-1", "structure": "0", "plan": "stem 4"}})
     assert (built.plan, built.role, own.plan, own.role) == ("4-11221", "plain", "stem 4", "naive")
 
 
