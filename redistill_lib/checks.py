@@ -95,7 +95,7 @@ def as_path(label: str, value: Any) -> Path:
     """`value` as a Path, or a ValueError where it is neither text nor a path, or holds a null byte."""
     path = Path(value if isinstance(value, os.PathLike) else check_type(label, value, str, Path))
     if "\0" in str(path):
-        raise ValueError(f"{label}={reprlib.repr(value)} holds a null byte, which no path can.")
+        raise ValueError(f"{label}={reprlib.repr(str(path))} holds a null byte, which no path can.")
     return path
 
 
@@ -110,7 +110,7 @@ _hints = functools.cache(get_type_hints)  # slow, beside the checks themselves
 
 def check_fields(record: Any) -> None:
     """`check_type` for every field of a dataclass by its annotation, to be called first in its `__post_init__`."""
-    hints = _hints(type(record))
+    hints = _hints(record.__class__)
     for field in fields(record):
         value = check_type(field.name, getattr(record, field.name), hints[field.name])
         object.__setattr__(record, field.name, value)  # a frozen one refuses a plain assignment

@@ -9,27 +9,26 @@ import argparse
 import importlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
+from redistill_lib.checks import hint
 
 if TYPE_CHECKING:
     from torch import nn
 
     from redistill_lib.memory import Bounds, Profile
-    from redistill_lib.sweep import NotebookResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one sentence on stderr, no traceback."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.command(arguments))
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) and error.args else error  # without its quotes
-        print(f"redistill: {message}", file=sys.stderr)
+        return _COMMANDS[arguments.command](arguments) or 0
+    except (ValueError, OSError, ImportError) as error:
+        print(f"redistill: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("redistill: interrupted", file=sys.stderr)
@@ -39,17 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("redistill", description="Notebooks and training runs of the ReDistill lab.")
     parser.add_argument("--version", action="version", version=f"redistill {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute notebooks, with other parameters if you like")
     run.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
     run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.add_argument("--in-place", action="store_true", help="put the new outputs into the notebooks themselves")
-    run.set_defaults(command=_run)
 
     sweep = commands.add_parser("sweep", help="execute a notebook at every point of a grid (see sweeps/README.md)")
     sweep.add_argument("grids", nargs="+", type=Path, metavar="FILE")
-    sweep.set_defaults(command=_sweep)
 
     for command, folder in ((run, "runs/notebooks"), (sweep, "runs/sweeps")):
         command.add_argument("--output", type=Path, default=Path(folder), metavar="DIR", help=f"default {folder}")
@@ -58,32 +55,30 @@ def _parser() -> argparse.ArgumentParser:
 
     runs = commands.add_parser("runs", help="list training runs")
     runs.add_argument("root", nargs="?", type=Path, default=Path("runs"), metavar="ROOT")
-    runs.set_defaults(command=_runs)
+    runs.add_argument("--columns", metavar="A,B", help="these alone, such as id,name,model.name,recipe.epochs")
 
     memory = commands.add_parser(
         "memory",
         help="where a network's peak memory is, and which stride plans fit a budget",
         description="Peak memory of one forward pass of MODEL: a built-in name such as resnet18-4-11221, or "
-        "package.module:function for a function without arguments that returns your own nn.Module.",
+        "package.module:function for a function without arguments that returns your own nn.Module. Stride plans of "
+        "your own network have a digit for each layer that strides now; those in built-in names have one for every "
+        "layer that may stride, some of which have stride 1.",
     )
     memory.add_argument("model", metavar="MODEL")
-    size = "height and width, or HxW (default 224; 32 for unet)"
-    memory.add_argument("--image-size", type=_size, metavar="N", help=size)
+    memory.add_argument("--image-size", type=_size, metavar="N", help="N or HxW (default 224; 32 for unet)")
     memory.add_argument("--batch", type=int, default=1, metavar="B")
     memory.add_argument("--in-channels", type=int, default=3, metavar="C")
     memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
     memory.add_argument("--convention", default="fused", choices=("eager", "fused", "paper"))
-    dtypes = ("fp32", "fp16", "bf16", "int8")
-    memory.add_argument("--dtype", choices=dtypes, help="what activations would be stored as")
+    memory.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations are stored as")
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
     form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
-    memory.set_defaults(command=_memory)
 
-    models = commands.add_parser("models", help="list the built-in networks and their usual stride plans")
-    models.set_defaults(command=_models)
+    commands.add_parser("models", help="list the built-in networks and their usual stride plans")
     return parser
 
 
@@ -92,65 +87,55 @@ def _size(text: str) -> list[int]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from redistill_lib.report import refresh_outputs
-    from redistill_lib.sweep import run_notebooks
+    from redistill_lib.report import duration, refresh_outputs, write_index
+    from redistill_lib.sweep import run_grids, run_notebooks
 
-    parameters = dict(arguments.parameter)
-    names = [name for name, _ in arguments.parameter]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"parameter {twice[0]} is given more than once")
-    if arguments.in_place and parameters:
-        raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
-    results = run_notebooks(
-        arguments.notebooks,
-        parameters,
-        arguments.output,
-        html=arguments.html,
-        png=arguments.in_place,  # committed outputs are read where nothing runs
-        progress=sys.stderr.isatty(),
-    )
-    if arguments.in_place:
+    options = {"html": arguments.html, "progress": sys.stderr.isatty()}
+    if arguments.command == "sweep":
+        results = run_grids(arguments.grids, arguments.output, **options)
+    else:
+        parameters = dict(arguments.parameter)
+        names = [name for name, _ in arguments.parameter]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"parameter {twice[0]} is given more than once")
+        if arguments.in_place and parameters:
+            raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
+        options["png"] = arguments.in_place  # committed outputs are read where nothing runs
+        results = run_notebooks(arguments.notebooks, parameters, arguments.output, **options)
         for source, result in zip(arguments.notebooks, results, strict=False):  # fewer results after Ctrl-C
-            if result.ok:
+            if arguments.in_place and result.ok:
                 refresh_outputs(source, result.notebook)
-    return _conclude(results, arguments)
-
-
-def _sweep(arguments: argparse.Namespace) -> int:
-    from redistill_lib.sweep import run_grids
-
-    results = run_grids(arguments.grids, arguments.output, html=arguments.html, progress=sys.stderr.isatty())
-    return _conclude(results, arguments)
-
-
-def _conclude(results: Sequence[NotebookResult], arguments: argparse.Namespace) -> int:
-    from redistill_lib.report import duration, write_index
-
-    rows = [(r.name, r.status, duration(r.seconds), str(r.error or r.html or r.notebook)) for r in results]
+    rows = [(r.name, r.status, duration(r.seconds), r.error or r.html or r.notebook) for r in results]
     print(_table(("notebook", "status", "time", "where"), rows))
     if arguments.index:
         print(write_index(arguments.index.parent, notebooks=[arguments.output], file=arguments.index))
     return 0 if all(result.ok for result in results) else 1
 
 
-def _runs(arguments: argparse.Namespace) -> int:
+def _runs(arguments: argparse.Namespace) -> None:
     from redistill_lib.report import run_tables
     from redistill_lib.runs import load_runs
 
+    found = load_runs(arguments.root)
     if not arguments.root.is_dir():
         raise FileNotFoundError(f"no folder {arguments.root}: training in a notebook makes it, or name another")
-    tables = run_tables(load_runs(arguments.root))
+    names = arguments.columns.split(",") if arguments.columns and len(found) else []
+    for name in names:
+        if name not in found:
+            raise ValueError(f"no run here has a column {name!r}{hint(name, found) or ': ' + ', '.join(found)}")
+    chosen = found[names].convert_dtypes().astype(object).where(found[names].notna(), "")
+    tables = {"": (chosen, {})} if names else run_tables(found)
     if not tables:
         print(f"no training runs below {arguments.root}")
     for kind, (runs, same) in tables.items():
         if len(tables) > 1:
             print(f"{kind}:")
-        print(runs.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-        print(*("the same in all:", *(f"{name}={value}" for name, value in same.items())) if same else ())
-    return 0
+        print(runs.to_string(index=False, float_format="{:.4g}".format))
+        if same:
+            print("the same in all:", *(f"{name}={value}" for name, value in same.items()))
 
 
-def _memory(arguments: argparse.Namespace) -> int:
+def _memory(arguments: argparse.Namespace) -> None:
     from redistill_lib.memory import memory_bounds, profile_memory
     from redistill_lib.models import example_inputs
 
@@ -164,64 +149,52 @@ def _memory(arguments: argparse.Namespace) -> int:
     # A network of one's own is called with images alone, as any built-in classifier is.
     inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
     model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
+    how = {"dtype": arguments.dtype, "in_place_depthwise": arguments.in_place_depthwise}
     try:
-        profile_memory(model, *inputs)
+        profile = profile_memory(model, *inputs, convention=arguments.convention, **how)
     except Exception as error:
-        shapes = ", ".join("×".join(map(str, tensor.shape)) for tensor in inputs)
+        shapes, reason = ", ".join("×".join(map(str, x.shape)) for x in inputs), str(error).partition("\n")[0]
         raise ValueError(
-            f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {_first_line(error)}): fit "
-            "--image-size and --in-channels to it; if it takes other inputs, or branches on values, call "
-            "rd.profile_memory in Python"
+            f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {reason}): fit --image-size "
+            "and --in-channels to it; if it takes other inputs or branches on values, rd.profile_memory takes them"
         ) from None
     if arguments.budget:
         _print_budget(arguments, model, inputs)
-        return 0
-    settings = {"convention": arguments.convention, "dtype": arguments.dtype}
-    profile = profile_memory(model, *inputs, **settings, in_place_depthwise=arguments.in_place_depthwise)
+        return
     bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
     if arguments.json:
         record = {k: v for k, v in vars(profile).items() if k not in ("rows", "tensors", "schedule")}
         record |= {"peak_bytes": profile.peak_bytes, "peak_at": profile.peak_op.name, "flops": profile.flops}
-        rows = profile.to_frame().to_dict("records")
-        print(json.dumps({**record, "bounds": vars(bounds), "rows": rows}, indent=1, ensure_ascii=False))
+        record |= {"bounds": vars(bounds), "rows": profile.to_frame().to_dict("records")}
+        print(json.dumps(record, indent=1, ensure_ascii=False))
     elif arguments.html is not None:
+        from redistill_lib.figures import memory_by_layer, memory_timeline
+
         own = f"{profile.model}-{'x'.join(map(str, size))}px-{profile.convention}-{profile.dtype}.html"
-        print(_write_page(Path(arguments.html or own), profile, bounds))
+        file = Path(arguments.html or own)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        counted = bounds if profile.convention == "fused" else None
+        layers = profile.convention == "paper"  # which counts layers, not tensors
+        figure = memory_by_layer({"teacher": profile}) if layers else memory_timeline(profile, bounds=counted)
+        figure.write_html(file, include_plotlyjs=True)
+        print(file)
     else:
         _print_profile(profile, bounds)
-    return 0
 
 
 def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> None:
     from redistill_lib.budget import fit_to_budget
 
     named = arguments.in_channels == 3 and arguments.factor == 1 and ":" not in arguments.model
-    fit = fit_to_budget(
-        arguments.model if named else model,
-        arguments.budget,
-        *inputs,
-        dtypes=[arguments.dtype] if arguments.dtype else ["fp32", "int8"],
-        in_place_depthwise=arguments.in_place_depthwise,
-        progress=sys.stderr.isatty(),
-    )
+    dtypes = arguments.dtype or ("fp32", "int8")
+    how = {"dtypes": dtypes, "in_place_depthwise": arguments.in_place_depthwise}
+    fit = fit_to_budget(arguments.model if named else model, arguments.budget, *inputs, **how)
     table = fit.to_frame()
     if arguments.json:
         record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": vars(fit.closest)}
         print(json.dumps({**record, "refused": dict(fit.refused)}, indent=1, ensure_ascii=False))
     else:
         print(fit, *([] if table.empty else ["", table.to_string(index=False, float_format="%.4g")]), sep="\n")
-
-
-def _write_page(file: Path, profile: Profile, bounds: Bounds) -> Path:
-    from redistill_lib.figures import memory_by_layer, memory_timeline
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if profile.convention == "paper":  # counts layers, not tensors
-        figure = memory_by_layer({"teacher": profile})
-    else:
-        figure = memory_timeline(profile, bounds=bounds if profile.convention == "fused" else None)
-    figure.write_html(file, include_plotlyjs=True)
-    return file
 
 
 def _print_profile(profile: Profile, bounds: Bounds) -> None:
@@ -254,11 +227,15 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
     from redistill_lib.student import derive_student
 
     module, own, function = name.partition(":")
-    if not own:
+    if not own and "." not in module.partition("-")[0]:
         with torch.device("meta"):
             return create_model(student_name(name, factor), in_channels=in_channels)
     if module.endswith(".py"):
-        raise ValueError(f"write the module, not its file: {module.removesuffix('.py').replace('/', '.')}:{function}")
+        module = module.removesuffix(".py").replace("/", ".")
+        raise ValueError(f"write the module, not its file: {module}:{function or 'function'}")
+    if not own:
+        close = ":".join(module.rsplit(".", 1))
+        raise ValueError(f"{name} names no function; did you mean {close!r} (module:function)?")
     sys.path.insert(0, "")  # as `python -m` would find it
     try:
         made = getattr(importlib.import_module(module), function, None)
@@ -273,24 +250,21 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
     return model if factor == 1 else derive_student(model, factor, example=tuple(inputs))[0]
 
 
-def _models(arguments: argparse.Namespace) -> int:
+def _models(arguments: argparse.Namespace) -> None:
     from redistill_lib.models import list_models, usual_plan
 
     plans = {name: usual_plan(name) for name in list_models()}
     print(_table(("model", "usual plan", "total stride"), [(n, plan, plan.total) for n, plan in plans.items()]))
-    return 0
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     """Aligned columns of plain text; only the first line of each cell."""
-    lines = [head, *([_first_line(cell) for cell in row] for row in rows)]
+    lines = [head, *([str(cell).partition("\n")[0] for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def _first_line(value: object) -> str:
-    return str(value).partition("\n")[0]
-
+_COMMANDS = {"run": _run, "sweep": _run, "runs": _runs, "memory": _memory, "models": _models}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
-from redistill_lib.checks import hint
+from redistill_lib.checks import as_path, hint
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
@@ -22,8 +22,8 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
     Raises FileNotFoundError, or ValueError naming what is no plain literal.
     """
     # Not by papermill, whose reader drops a line whose comment holds a `=` and cuts a string at a `#`.
-    path = Path(path)
-    notebook, index = _read_with_parameters_cell(path)
+    path = as_path("path", path)
+    notebook, index = _read(path)
     try:
         statements = ast.parse(notebook.cells[index].source).body
     except SyntaxError as error:
@@ -31,16 +31,16 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path.name}: the parameters cell is not plain Python: {said}") from None
     defaults: dict[str, Any] = {}
     for statement in statements:
-        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-        value = getattr(statement, "value", None)
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or value is None:
-            got = ast.unparse(statement)
-            raise ValueError(f"{path.name}: the parameters cell may hold only NAME = literal, got '{got}'")
-        try:
-            defaults[targets[0].id] = ast.literal_eval(value)
-        except ValueError:
-            name, got = targets[0].id, ast.unparse(value)
-            raise ValueError(f"{path.name}: parameter {name} must be a literal, got '{got}'") from None
+        match statement:
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, ast.expr() as value):
+                try:
+                    defaults[name] = ast.literal_eval(value)
+                except ValueError:
+                    got = ast.unparse(value)
+                    raise ValueError(f"{path.name}: parameter {name} must be a literal, got '{got}'") from None
+            case _:
+                got = ast.unparse(statement)
+                raise ValueError(f"{path.name}: the parameters cell may hold only NAME = literal, got '{got}'")
     return defaults
 
 
@@ -49,16 +49,12 @@ def check_parameters(path: str | Path, given: Mapping[str, Any]) -> dict[str, An
 
     Raises ValueError for a name the notebook does not know (with close matches) or a value of another type.
     """
-    path = Path(path)
-    defaults = notebook_parameters(path)
+    defaults, file = notebook_parameters(path), Path(path).name
     for name in given:
         if name not in defaults:
             close = hint(name, defaults) or ";"
-            raise ValueError(f"{path.name} has no parameter {name}{close} it has {', '.join(defaults)}")
-    try:
-        return {name: convert(name, value, defaults[name]) for name, value in given.items()}
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
+            raise ValueError(f"{file} has no parameter {name}{close} it has {', '.join(defaults)}")
+    return {name: convert(f"{file}: {name}", value, defaults[name]) for name, value in given.items()}
 
 
 def convert(name: str, value: Any, default: Any) -> Any:
@@ -71,12 +67,11 @@ def convert(name: str, value: Any, default: Any) -> Any:
     """
     kind, given = type(default), value
     if isinstance(value, str) and kind is not str:
+        text = value.strip()
         with contextlib.suppress(ValueError, SyntaxError, TypeError):
-            text = value.strip()
-            if kind is bool:
-                value = ConfigParser.BOOLEAN_STATES.get(text.lower(), text)
-            else:
-                value = kind(text) if kind in (int, float) else ast.literal_eval(text)
+            value = float(text) if kind is float else ast.literal_eval(text)
+        if kind is bool:
+            value = ConfigParser.BOOLEAN_STATES.get(text.lower())
     if kind is float and type(value) is int:
         value = float(value)
     if {kind, type(value)} == {list, tuple}:
@@ -88,8 +83,21 @@ def convert(name: str, value: Any, default: Any) -> Any:
     return value
 
 
-def _read_with_parameters_cell(path: Path) -> tuple[Any, int]:
-    """The notebook at `path` and the index of its parameters cell."""
+def with_parameters(path: Path, given: Mapping[str, Any]) -> str:
+    """The notebook's JSON, with `given` in a cell of its own (papermill's would turn a tuple into text)."""
+    import nbformat
+
+    notebook, index = _read(path)
+    if given:
+        lines = [f"{name} = {value!r}" for name, value in given.items()]
+        source = "\n".join(["# Parameters of this run", *lines])
+        cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["injected-parameters"]})
+        notebook.cells.insert(index + 1, cell)
+    return str(nbformat.writes(notebook))
+
+
+def _read(path: Path) -> tuple[Any, int]:
+    """The notebook and the index of its parameters cell."""
     import nbformat
 
     if not path.is_file():
@@ -98,23 +106,9 @@ def _read_with_parameters_cell(path: Path) -> tuple[Any, int]:
     try:
         notebook = nbformat.read(path, as_version=4)
         cells = notebook.cells
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, TypeError):
+    except (ValueError, nbformat.ValidationError, AttributeError, TypeError):
         raise ValueError(f"{path} is not a Jupyter notebook") from None
     for index, cell in enumerate(cells):
         if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
             return notebook, index
     raise ValueError(f"{path.name} has no cell tagged 'parameters'; tag the one that holds its NAME = literal lines")
-
-
-def with_parameters(path: Path, given: Mapping[str, Any]) -> str:
-    """The notebook's JSON, with `given` in a cell of its own (papermill's would turn a tuple into text)."""
-    import nbformat
-
-    notebook, index = _read_with_parameters_cell(path)
-    if given:
-        lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
-        cell = nbformat.v4.new_code_cell(
-            f"# Parameters of this run\n{lines}", metadata={"tags": ["injected-parameters"]}
-        )
-        notebook.cells.insert(index + 1, cell)
-    return str(nbformat.writes(notebook))

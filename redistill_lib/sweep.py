@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from redistill_lib.checks import as_path, as_paths
 from redistill_lib.parameters import check_parameters, with_parameters
 from redistill_lib.runs import write_text
 
@@ -71,12 +72,12 @@ def run_notebook(
     A failing cell, a dead kernel or Ctrl-C is a result with status "failed", and the cells so far are kept. Raises
     ValueError or FileNotFoundError, before a kernel starts, for a wrong notebook, parameter or folder.
     """
-    path = Path(path).resolve()
+    path = as_path("path", path).resolve()
     given = check_parameters(path, parameters or {})
     target = _output_folder(output_dir, path) / f"{name or path.stem}.ipynb"
     page, status = target.with_suffix(".html"), target.with_suffix(".json")
-    for stale in (page, status):
-        stale.unlink(missing_ok=True)
+    page.unlink(missing_ok=True)
+    status.unlink(missing_ok=True)
     write_text(target, with_parameters(path, given))
 
     started = time.monotonic()
@@ -97,29 +98,29 @@ def run_notebooks(
     **options: bool,
 ) -> list[NotebookResult]:
     """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
-    given = parameters or {}
-    sources = [Path(path).resolve() for path in paths]
-    for source in sources:
+    given, points = parameters or {}, []
+    for source in as_paths("notebooks", paths):
         check_parameters(source, given)
-        _output_folder(output_dir, source)
-    twins = sorted({source.stem for source in sources if [other.stem for other in sources].count(source.stem) > 1})
-    if twins:
-        raise ValueError(f"several notebooks are named {', '.join(twins)}: run them into different output folders")
-    return _in_turn([(source, given, Path(output_dir), _point_name(source, given)) for source in sources], options)
+        points.append((source, given, _output_folder(output_dir, source), _point_name(source, given)))
+    stems = [source.stem for source, *_ in points]
+    if len(set(stems)) < len(stems):
+        twin = max(stems, key=stems.count)
+        raise ValueError(f"several notebooks are named {twin}: run them into different output folders")
+    return _in_turn(points, options)
 
 
 def run_grids(
     paths: Iterable[str | Path], output_dir: str | Path = "runs/sweeps", **options: bool
 ) -> list[NotebookResult]:
     """`run_notebook` for every point of every sweep file into `output_dir/<file>/`, all checked beforehand."""
-    grids = [(Path(output_dir) / Path(path).stem, *read_grid(path)) for path in paths]
-    points = [(book, point, folder, name) for folder, book, grid in grids for name, point in grid.items()]
+    folder, points = as_path("output_dir", output_dir), []
+    for path in as_paths("grids", paths):
+        notebook, grid = read_grid(path)
+        points += [(notebook, point, folder / path.stem, name) for name, point in grid.items()]
     return _in_turn(points, options)
 
 
-def _in_turn(
-    points: Iterable[tuple[Path, Mapping[str, Any], Path, str]], options: Mapping[str, bool]
-) -> list[NotebookResult]:
+def _in_turn(points: Iterable[tuple[Any, ...]], options: Mapping[str, bool]) -> list[NotebookResult]:
     results: list[NotebookResult] = []
     for source, given, folder, name in points:
         results.append(run_notebook(source, given, folder, name=name, **options))
@@ -129,7 +130,7 @@ def _in_turn(
 
 
 def _output_folder(output_dir: str | Path, source: Path) -> Path:
-    folder = Path(output_dir).resolve()
+    folder = as_path("output_dir", output_dir).resolve()
     if folder == source.resolve().parent:
         raise ValueError(f"the output folder {output_dir} holds {source.name} itself: choose another folder")
     if folder.exists() and not folder.is_dir():
@@ -212,11 +213,11 @@ def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     """
     import yaml
 
-    path = Path(path)
+    path = as_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"no sweep file at {path}")
     try:
-        text = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     known = ("notebook", "grid", "parameters")
@@ -225,7 +226,7 @@ def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     grid, fixed = text["grid"], text.get("parameters") or {}
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise ValueError(f"{path}: grid must map each parameter to a list of values")
-    notebook = (path.parent / text["notebook"]).resolve()
+    notebook = (path.parent / as_path(f"{path}: notebook", text["notebook"])).resolve()
     points: dict[str, dict[str, Any]] = {}
     for values in itertools.product(*grid.values()):
         point = dict(zip(grid, values, strict=True))

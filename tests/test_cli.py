@@ -73,6 +73,9 @@ def test_in_place(make_notebook: MakeNotebook, capsys: pytest.CaptureFixture[str
         (["run", "a.ipynb", "--in-place", "-p", "LR", "1"], "--in-place executes notebooks at their defaults only"),
         (["sweep", "grid.yaml"], "no sweep file at"),
         (["runs", "nowhere"], "no folder nowhere"),
+        (["runs", "no\0where"], "root='no\\x00where' holds a null byte"),
+        (["run", "a\0b"], "notebooks='a\\x00b' holds a null byte"),
+        (["sweep", "a\0b"], "grids='a\\x00b' holds a null byte"),
     ],
 )
 def test_bad_usage_is_one_sentence(
@@ -108,15 +111,6 @@ def test_ctrl_c_outside_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr(sweep, "run_grids", press)
     assert main(["sweep", "grid.yaml"]) == 1
     assert capsys.readouterr().err == "redistill: interrupted\n"
-
-
-def test_key_errors_lose_their_quotes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise KeyError("no such thing")
-
-    monkeypatch.setattr(sweep, "run_grids", fail)
-    assert main(["sweep", "grid.yaml"]) == 2
-    assert capsys.readouterr().err == "redistill: no such thing\n"
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +150,14 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert first.split() == ["run0", "complete", "0", "0.9123"]
     assert second.split() == ["run1", "complete", "1", "0.4123"]
     assert same == "the same in all: role=plain code=other data=digits"
+    assert main(["runs", "--columns", "seed,id,error"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["seed", "id", "error"],
+        ["0", "run0"],
+        ["1", "run1"],
+    ]
+    assert main(["runs", "--columns", "id,sede"]) == 2
+    assert capsys.readouterr().err.startswith("redistill: no run here has a column 'sede'; did you mean 'seed'")
     for number, metrics in enumerate(({"validation_loss": 0.0312345, "parameters": 1234567}, {})):
         run = {"params": {"task": "diffuse", "seed": number}, "status": "complete", "metrics": metrics}
         (tmp_path / "runs" / f"unet{number}").mkdir()
@@ -252,6 +254,9 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
         (["resnet18", "--budget", "1MB", "--html"], "leave out the other flags"),
         (["my_nets.py:make"], "write the module, not its file: my_nets:make"),
+        (["nets/edge.py"], "write the module, not its file: nets.edge:function"),
+        (["my.nets.edge"], "my.nets.edge names no function; did you mean 'my.nets:edge' (module:function)?"),
+        (["resnet18-4.11221"], "Stride plan '4.11221' lacks its stem"),
     ],
 )
 def test_memory_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -284,7 +284,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
     for name in ("mkdir", "write_text", "unlink"):
         monkeypatch.setattr(Path, name, refused)
-    monkeypatch.setattr("redistill_lib.runs.tempfile.mkstemp", refused)
     assert run.reused("other").reused_by == ["other"] and complete_run(run.path) == run
     assert list(load_runs(tmp_path).code) == ["present"] and os.listdir(tmp_path) == ["r"]
     with (

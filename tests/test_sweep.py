@@ -248,6 +248,34 @@ def test_equal_names_would_overwrite_each_other(
     assert no_kernel == []
 
 
+@pytest.mark.parametrize("wrong", [4, None, b"a.ipynb", "a\0.ipynb"])
+def test_what_is_no_path_is_refused_before_any_kernel(
+    make_notebook: MakeNotebook, no_kernel: list[Path], wrong: Any
+) -> None:
+    path = make_notebook("a")
+    calls: list[Callable[[], object]] = [
+        lambda: notebook_parameters(wrong),
+        lambda: sweep.read_grid(wrong),
+        lambda: sweep.run_notebook(wrong),
+        lambda: sweep.run_notebook(path, output_dir=wrong),
+        lambda: sweep.run_notebooks([path, wrong]),
+        lambda: sweep.run_notebooks([path], output_dir=wrong),
+        lambda: sweep.run_grids(wrong),
+        lambda: sweep.run_grids([], output_dir=wrong),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"^\w+=.* (is not text or Path|holds a null byte)") as error:
+            call()
+        assert str(error.value).count("\n") == 0
+    assert no_kernel == []
+
+
+def test_one_notebook_alone_is_a_list_of_one(
+    make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]
+) -> None:
+    assert [r.name for r in sweep.run_notebooks(str(make_notebook("a")), output_dir=tmp_path, html=False)] == ["a"]
+
+
 def test_earlier_status_and_page_are_gone_when_a_run_starts(
     make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,6 +331,7 @@ def test_interrupt_ends_a_grid(make_notebook: MakeNotebook, tmp_path: Path, monk
         ("notebook: [", "is not YAML"),
         ("grid: {LR: [1]}", "must be a mapping of notebook, grid, parameters"),
         ("{notebook: notebooks/tour.ipynb, grid: {LR: [1]}, gird: {}}", "and nothing else"),
+        ("{notebook: 3, grid: {LR: [1]}}", "g.yaml: notebook=3 is not text or Path"),
         ("{notebook: notebooks/tour.ipynb, grid: {LR: 1}}", "grid must map each parameter to a list"),
         ("{notebook: notebooks/tour.ipynb, grid: {LR: [slow]}}", "LR wants float, got 'slow'"),
         ("{notebook: notebooks/tour.ipynb, grid: {LRS: [1]}}", "no parameter LRS; did you mean 'LR'"),
