@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 def is_live() -> bool:
     """Whether this is a notebook that can show widgets: a kernel that no batch runner started."""
     ipython = sys.modules.get("IPython")  # not imported: no notebook
-    shell = ipython.get_ipython() if ipython else None
-    return hasattr(shell, "kernel") and not _in_batch()
+    return hasattr(ipython and ipython.get_ipython(), "kernel") and os.environ.get("REDISTILL_BATCH") != "1"
 
 
-def _in_batch() -> bool:
-    return os.environ.get("REDISTILL_BATCH") == "1"
+class _Lines(io.TextIOBase):
+    """A terminal writes each state of a bar over the last one; here each is a line of stderr."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(f"{text.strip()}\n") if text.strip() else 0
 
 
 def progress_bar(total: int, description: str, enabled: bool = True) -> Any:
@@ -26,5 +29,6 @@ def progress_bar(total: int, description: str, enabled: bool = True) -> Any:
     if is_live():
         return tqdm_notebook(total=total, desc=description, leave=False, disable=not enabled)
     terminal = sys.stderr.isatty()
-    pace = {"leave": False} if terminal else {"mininterval": 10.0, "maxinterval": 10.0, "delay": 2.0}
-    return tqdm(total=total, desc=description, disable=not enabled or _in_batch(), **pace)
+    log = {"file": _Lines(), "mininterval": 10.0, "maxinterval": 10.0, "delay": 2.0}
+    shown = enabled and os.environ.get("REDISTILL_BATCH") != "1"
+    return tqdm(total=total, desc=description, disable=not shown, **({"leave": False} if terminal else log))

@@ -40,7 +40,11 @@ def test_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         bar.start_t -= 30  # as if half a minute had passed
         bar.last_print_t -= 30
         bar.update()
-    assert "a log:  33%" in capsys.readouterr().err
+        bar.update()
+        bar.update()
+    log = capsys.readouterr().err
+    assert "\r" not in log and log.endswith("\n")
+    assert [line[:11] for line in log.splitlines()] == ["a log:  33%", "a log: 100%"]  # the second one as it ends
     monkeypatch.setattr(progress, "is_live", lambda: True)
     with progress.progress_bar(3, "a notebook") as bar:
         assert type(bar).__name__ == "tqdm_notebook" and not bar.disable
