@@ -1,4 +1,9 @@
-"""Stride plans: where a network downsamples, written as in the paper (`4-11221`)."""
+"""Stride plans: where a network downsamples, written as in the paper (`4-11221`).
+
+A built-in network's plan has a digit for each place where its architecture may stride: a ResNet's first stage has one,
+though its stride is 1. Of any other network only the layers that stride now are known, so that the plans of
+`derive_student` and `fit_to_budget` have digits for the stem and for these: `1-2222` is `1-21222` of such a ResNet.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +47,10 @@ class StridePlan:
         StridePlan(stem=16, stages=(1, 1, 1))
         """
         form = "write <stem>-<one digit per stage>, as in 4-11221"
-        head, dash, plan = text.partition("-")
+        head, _, plan = text.partition("-")
         if re.fullmatch(r"[A-Za-z]\w*", head) and re.fullmatch(r"[0-9]+-[0-9]+", plan):
             raise ValueError(f"{text!r} is a model name; its stride plan alone is {plan!r}.")
-        if not dash or not head or not plan:
+        if not head or not plan:
             raise ValueError(f"Stride plan {text!r} lacks its stem or its stages: {form}.")
         if wrong := re.search("[^0-9]", head + plan):
             raise ValueError(f"Stride plan {text!r} contains {wrong[0]!r}, which is not a digit: {form}.")

@@ -176,12 +176,8 @@ def _kernel_manager(environment: Mapping[str, str]) -> Any:
 
     class BatchKernelManager(AsyncKernelManager):
         interrupted = False
-
-        def _kernel_spec_manager_default(self) -> KernelSpecManager:
-            return KernelSpecManager(parent=self, kernel_dirs=[])  # no folder: this interpreter's ipykernel
-
-        def _transport_encryption_default(self) -> str:  # the kernel warns of an open one
-            return "auto" if zmq.has("curve") else "disabled"
+        kernel_spec_manager = KernelSpecManager(kernel_dirs=[])  # no folder: this interpreter's ipykernel
+        transport_encryption = "auto" if zmq.has("curve") else "disabled"  # the kernel warns of an open one
 
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             # nbclient kills the kernel on Ctrl-C; interrupting it first lets the cell say where it stopped.

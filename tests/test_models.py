@@ -369,6 +369,11 @@ def test_bad_names(name: str, parts: list[str]) -> None:
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
 
+def test_students_of_other_networks_are_derived() -> None:
+    with pytest.raises(ValueError, match=r"Unknown architecture 'CornNet'.* derive_student makes students"):
+        student_name("CornNet", 2)
+
+
 @pytest.mark.parametrize("value", [0, -1, 2.0, True, "10"])
 @pytest.mark.parametrize("argument", ["num_classes", "in_channels"])
 def test_bad_counts(argument: str, value: Any) -> None:

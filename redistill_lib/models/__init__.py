@@ -147,7 +147,10 @@ def student_name(name: str, factor: int) -> str:
     >>> student_name("resnext18-1-21222", 4), student_name("mobilenetv2-1-1222121", 8)
     ('resnext18-4-11221', 'mobilenetv2-8-1211111')
     """
-    arch, facts, plan = _split(name)
+    try:
+        arch, facts, plan = _split(name)
+    except ValueError as error:
+        raise ValueError(f"{error} Of a network of your own, derive_student makes students.") from None
     student = plan.front_loaded(factor, first=facts.pool if factor >= 4 else ())
     _check_plan(arch, facts, student)
     return f"{arch}-{student}"
