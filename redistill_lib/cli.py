@@ -206,17 +206,16 @@ def _print_profile(profile: Profile, bounds: Bounds) -> None:
     steps = sorted(profile.rows, key=lambda row: -row.live_bytes)[:10]
     rows = [(row.name, row.op, "×".join(map(str, row.shape)), format_size(row.live_bytes)) for row in steps]
     print("", _table(("largest steps", "operator", "output", "live"), rows), sep="\n")
-    if profile.convention != "paper":
-        until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
-        least = {
-            "in the program's order": bounds.peak_bytes,
-            f"best order of execution{'' if bounds.order_exact else ', at least'}": bounds.order_bytes,
-            f"largest operator, {bounds.op_name}": bounds.op_bytes,
-            f"row by row{until}": bounds.streaming_bytes,
-            "depthwise convolutions in place": bounds.in_place_depthwise_bytes,
-        }
-        told = [(name, format_size(size)) for name, size in least.items()]
-        print("", _table(("what else it could need (fused)", "peak"), told), sep="\n")
+    until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
+    least = {
+        "in the program's order": bounds.peak_bytes,
+        f"best order of execution{'' if bounds.order_exact else ', at least'}": bounds.order_bytes,
+        f"largest operator, {bounds.op_name}": bounds.op_bytes,
+        f"row by row{until}": bounds.streaming_bytes,
+        "depthwise convolutions in place": bounds.in_place_depthwise_bytes,
+    }
+    told = [(name, format_size(size)) for name, size in least.items()]
+    print("", _table(("what else it could need (fused)", "peak"), told), sep="\n")
 
 
 def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) -> nn.Module:
@@ -229,23 +228,18 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
     module, own, function = name.partition(":")
     if not own and "." not in module.partition("-")[0]:
         with torch.device("meta"):
-            return create_model(student_name(name, factor), in_channels=in_channels)
+            return create_model(name if factor == 1 else student_name(name, factor), in_channels=in_channels)
     if module.endswith(".py"):
         module = module.removesuffix(".py").replace("/", ".")
         raise ValueError(f"write the module, not its file: {module}:{function or 'function'}")
     if not own:
         close = ":".join(module.rsplit(".", 1))
         raise ValueError(f"{name} names no function; did you mean {close!r} (module:function)?")
-    sys.path.insert(0, "")  # as `python -m` would find it
-    try:
-        made = getattr(importlib.import_module(module), function, None)
-    finally:
-        sys.path.remove("")
-    if not callable(made):
-        raise ValueError(f"module {module} has no function {function!r}; write package.module:function")
-    model = made()
+    sys.path.insert(0, "")  # as `python -m` does, also for what the function imports
+    make = getattr(importlib.import_module(module), function, None)
+    model = make() if callable(make) else None
     if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"{name} returned a {type(model).__name__}, not an nn.Module")
+        raise ValueError(f"module {module} has no function {function!r} that returns an nn.Module")
     model = model.to("meta")
     return model if factor == 1 else derive_student(model, factor, example=tuple(inputs))[0]
 
@@ -265,6 +259,3 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 _COMMANDS = {"run": _run, "sweep": _run, "runs": _runs, "memory": _memory, "models": _models}
-
-if __name__ == "__main__":
-    sys.exit(main())

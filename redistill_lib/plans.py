@@ -1,8 +1,8 @@
 """Stride plans: where a network downsamples, written as in the paper (`4-11221`).
 
-A built-in network's plan has a digit for each place where its architecture may stride: a ResNet's first stage has one,
+A built-in network's plan has a digit for each place where its architecture may stride; a ResNet's first stage has one
 though its stride is 1. Of any other network only the layers that stride now are known, so that the plans of
-`derive_student` and `fit_to_budget` have digits for the stem and for these: `1-2222` is `1-21222` of such a ResNet.
+`derive_student` and `fit_to_budget` have digits for the stem and for these: `1-2222` for such a ResNet's `1-21222`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass
 class StridePlan:
     """The stride of every place where a network may downsample.
 
-    `stem` is the first convolution's stride, `stages` holds one stride (1 to 9) per further place, written as one
-    digit each: `4-11221` (ReDistill, arXiv 2406.03744, section 4). What a place is, the architecture decides. Raises
-    ValueError where a stride is not a positive whole number.
+    `stem` is the first convolution's stride, `stages` holds that of each further place, from 1 to 9, written as one
+    digit (ReDistill, arXiv 2406.03744, section 4). Raises ValueError where a stride is not a positive whole number.
 
     >>> plan = StridePlan.parse("1-21222")
     >>> plan.total, str(plan.front_loaded(2))
@@ -41,16 +40,16 @@ class StridePlan:
 
     @classmethod
     def parse(cls, text: str) -> StridePlan:
-        """Read `4-11221`; the stem may have several digits, every stage has one. Raises ValueError for other text.
+        """Read `4-11221`; only the stem may have several digits. Raises ValueError for other text.
 
         >>> StridePlan.parse("16-111")
         StridePlan(stem=16, stages=(1, 1, 1))
         """
         form = "write <stem>-<one digit per stage>, as in 4-11221"
-        head, _, plan = text.partition("-")
+        head, dash, plan = text.partition("-")
         if re.fullmatch(r"[A-Za-z]\w*", head) and re.fullmatch(r"[0-9]+-[0-9]+", plan):
             raise ValueError(f"{text!r} is a model name; its stride plan alone is {plan!r}.")
-        if not head or not plan:
+        if not dash or not head or not plan:
             raise ValueError(f"Stride plan {text!r} lacks its stem or its stages: {form}.")
         if wrong := re.search("[^0-9]", head + plan):
             raise ValueError(f"Stride plan {text!r} contains {wrong[0]!r}, which is not a digit: {form}.")

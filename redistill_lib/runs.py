@@ -299,7 +299,7 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-_FORM = 3  # another number for another form of rows
+_FORM = 4  # another number for another form of rows
 
 
 def _row(path: Path) -> dict[str, Any]:
@@ -308,8 +308,8 @@ def _row(path: Path) -> dict[str, Any]:
     except ValueError as error:
         return {"id": path.name, "status": "unreadable", "code": None, "error": str(error)}
     own = {name: getattr(run, name) or None for name in ("id", "name", "status", "role", "plan", "code")}
-    rest = {"error": run.error, "note": run.note or None}
-    return own | {k: v for k, v in _flat(run.params | run.metrics).items() if k not in own | rest} | rest
+    # `own` comes first in the table, and no parameter or metric of such a name hides it.
+    return own | _flat(run.params | run.metrics) | own | {"error": run.error, "note": run.note or None}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "", depth: int = 2) -> dict[str, Any]:

@@ -20,6 +20,7 @@ MakeNotebook = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # `redistill memory` adds to it
 
 
 def test_failing_cell_keeps_the_partial_notebook(
@@ -220,7 +221,11 @@ def test_memory_of_a_function_of_ones_own(
         "def small():\n"
         "    return nn.Sequential(nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))\n"
         "number = 3\n"
+        "def late():\n"
+        "    import my_blocks\n"
+        "    return my_blocks.block\n"
     )
+    (tmp_path / "my_blocks.py").write_text("from torch import nn\nblock = nn.Conv2d(1, 8, 3)\n")
     arguments = ["memory", "my_nets:small", "--image-size", "32", "--in-channels", "1"]
     assert main(arguments) == 0
     assert "Sequential on 1×1×32×32 (fused, fp32): peak 40.0 KiB at 1" in capsys.readouterr().out
@@ -230,9 +235,14 @@ def test_memory_of_a_function_of_ones_own(
     assert "peak 12.0 KiB at 0" in capsys.readouterr().out
     assert main(["memory", "my_nets:large"]) == 2
     assert "module my_nets has no function 'large'" in capsys.readouterr().err
+    assert main(["memory", "my_nets:number"]) == 2
+    assert "has no function 'number' that returns an nn.Module" in capsys.readouterr().err
+    assert main(["memory", "my_nets:late", "--image-size", "32", "--in-channels", "1"]) == 0  # imports when called
+    assert "Conv2d on 1×1×32×32" in capsys.readouterr().out
     assert main(["memory", "no_such_module:small"]) == 2
     assert "No module named 'no_such_module'" in capsys.readouterr().err
     sys.modules.pop("my_nets")
+    sys.modules.pop("my_blocks")
 
 
 def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
