@@ -62,7 +62,8 @@ def check_type(label: str, value: Any, *kinds: Any) -> Any:
     """`value` if it is of one of `kinds` (classes, None, unions, Literals), or a ValueError.
 
     Numpy's scalars come back as Python's, and a whole number as a float where a float is meant. Text is never taken
-    for a bool, a bool never for a number, and numbers are finite. Of ``tuple[int, ...]`` only the tuple is checked.
+    for a bool, a bool never for a number; numbers are finite, and text that may be a path has no null byte. Of
+    ``tuple[int, ...]`` only the tuple is checked.
 
     >>> check_type("amsgrad", "no", bool, None)
     Traceback (most recent call last):
@@ -82,6 +83,8 @@ def check_type(label: str, value: Any, *kinds: Any) -> Any:
             classes.append(kind)
     fits = type(value) in classes if isinstance(value, int) else isinstance(value, tuple(classes))
     fits |= any(value == word and type(value) is type(word) for word in words)
+    if fits and Path in classes and "\0" in str(value):
+        raise ValueError(f"{label}={reprlib.repr(str(value))} holds a null byte, which no path can.")
     if fits and (not isinstance(value, float) or math.isfinite(value)):
         return value
     if float in classes and is_number(value):
@@ -92,11 +95,8 @@ def check_type(label: str, value: Any, *kinds: Any) -> Any:
 
 
 def as_path(label: str, value: Any) -> Path:
-    """`value` as a Path, or a ValueError where it is neither text nor a path, or holds a null byte."""
-    path = Path(value if isinstance(value, os.PathLike) else check_type(label, value, str, Path))
-    if "\0" in str(path):
-        raise ValueError(f"{label}={reprlib.repr(str(path))} holds a null byte, which no path can.")
-    return path
+    """`value` as a Path, or a ValueError where it is neither text nor a path."""
+    return Path(check_type(label, os.fspath(value) if isinstance(value, os.PathLike) else value, str, Path))
 
 
 def as_paths(label: str, values: Any) -> list[Path]:

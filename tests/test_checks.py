@@ -105,6 +105,7 @@ def test_paths_are_text_or_paths() -> None:
     assert as_paths("notebooks", ("a", Path("b"))) == [Path("a"), Path("b")] and as_paths("notebooks", "ab") == [
         Path("ab")
     ]
+    assert check_type("title", "my\0runs", str) == "my\0runs"
     for wrong in (3, None, b"runs", ["runs"], True):
         with pytest.raises(ValueError, match=r"^runs_dir=.* is not text or Path\.$"):
             as_path("runs_dir", wrong)
@@ -113,3 +114,5 @@ def test_paths_are_text_or_paths() -> None:
             as_paths("notebooks", several)
     with pytest.raises(ValueError, match=r"^runs_dir='my\\x00runs' holds a null byte, which no path can\.$"):
         as_path("runs_dir", "my\0runs")
+    with pytest.raises(ValueError, match=r"^page='my\\x00runs' holds a null byte"):
+        check_type("page", "my\0runs", str, Path, None)
