@@ -46,7 +46,7 @@ def test_a_fitting_value_comes_back_as_plain_python(value: Any, kinds: tuple, ex
         (math.nan, (float,), "x=nan is not a number."),
         (math.inf, (int, float), "x=inf is not a whole number or a number."),
         (10**400, (float,), "is not a number."),
-        (3, (str, Path), "x=3 is not text or Path."),
+        (3, (str, Path), "x=3 is not text or a path."),
         (np.zeros(2), (float,), "is not a number."),
         ("summ", (Literal["mean", "sum"],), "x='summ' is not 'mean' or 'sum'; did you mean 'sum'?"),
         (1, (Literal[True],), "x=1 is not True."),
