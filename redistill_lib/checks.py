@@ -5,16 +5,18 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-import os
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
+_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", bool: "True or False", NoneType: "None"}
+_WORDS |= {str: "text", Path: "a path", PathLike: "a path", Callable: "a function"}
+_WORDS |= {Mapping: "a dict", Sequence: "a list", Iterable: "a list"}
 
 
 def hint(word: object, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -82,21 +84,25 @@ def check_type(label: str, value: Any, *kinds: Any) -> Any:
         else:
             classes.append(kind)
     fits = type(value) in classes if isinstance(value, int) else isinstance(value, tuple(classes))
+    if isinstance(value, str | Path) and "\0" in str(value):  # no file, folder or option is called so
+        raise ValueError(f"{label}={reprlib.repr(str(value))} holds a null character.")
     fits |= any(value == word and type(value) is type(word) for word in words)
-    if fits and Path in classes and "\0" in str(value):
-        raise ValueError(f"{label}={reprlib.repr(str(value))} holds a null byte, which no path can.")
     if fits and (not isinstance(value, float) or math.isfinite(value)):
         return value
     if float in classes and is_number(value):
         return float(value)
-    allowed = [*map(repr, words), *(_WORDS.get(kind, kind.__name__) for kind in classes)]
+    allowed = [*map(repr, words), *(_WORDS.get(kind) or _called(kind) for kind in classes)]
     close = hint(value, [word for word in words if isinstance(word, str)]) if isinstance(value, str) else ""
     raise ValueError(f"{label}={reprlib.repr(value)} is not {' or '.join(allowed)}{close or '.'}")
 
 
+def _called(kind: type) -> str:
+    return f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}"
+
+
 def as_path(label: str, value: Any) -> Path:
     """`value` as a Path, or a ValueError where it is neither text nor a path."""
-    return Path(check_type(label, os.fspath(value) if isinstance(value, os.PathLike) else value, str, Path))
+    return Path(check_type(label, value, str, PathLike))
 
 
 def as_paths(label: str, values: Any) -> list[Path]:

@@ -16,11 +16,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from redistill_lib.source import bytecode, distribution, syntax
+from redistill_lib.source import Imports, bytecode, distribution
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 #: Attributes of every module, and where a network was loaded from.
 _COMMON = vars(nn.Module()).keys() | {"_compiled_call_impl", "name_or_path"}
+
+#: Of a class with any members.
+_MADE_BY_PYTHON = vars(type("", (), {})).keys() | {
+    "__annotations__", "__dataclass_fields__", "__dataclass_params__", "__match_args__", "__slots__", "__hash__",
+    "__qualname__", "__parameters__", "__orig_bases__", "__abstractmethods__", "__firstlineno__",
+    "__static_attributes__",
+}  # fmt: skip
 
 
 def network_identity(model: nn.Module) -> dict[str, str]:
@@ -118,7 +125,8 @@ class _Walk:
                 return self._module(value)
             case type():
                 own, name = self._origin(value.__module__, value.__qualname__)
-                members = [(k, v) for k, v in sorted(vars(value).items()) if own and _counts(value, k, v)]
+                counts = _counts if own else _patched
+                members = [(k, v) for k, v in sorted(vars(value).items()) if counts(value, k, v)]
                 return name, members, value.__bases__
             case types.FunctionType():
                 own, name = self._origin(value.__module__, value.__qualname__)
@@ -133,9 +141,11 @@ class _Walk:
             case types.MethodType():
                 return value.__func__, value.__self__
             case types.ModuleType():
-                own, name = self._origin(value.__name__, "")
-                file = getattr(value, "__file__", None)
-                return name, syntax(file) if own and file else ""
+                return value.__name__, Imports.of(value.__name__)
+            case Imports():
+                for name in value:
+                    self._origin(name, "")
+                return value.items()
             case property() | staticmethod() | classmethod():
                 return [getattr(value, part, None) for part in ("fget", "fset", "fdel", "__func__")]
             case tuple() | list():
@@ -204,4 +214,9 @@ def _counts(kind: type, name: str, member: Any) -> bool:
     if isinstance(member, types.FunctionType):
         generated = name.startswith("__") and member.__code__.co_filename == "<string>"
         return not (is_dataclass(kind) and generated)
-    return not name.startswith("__") or isinstance(member, staticmethod | classmethod | property)
+    return name not in _MADE_BY_PYTHON
+
+
+def _patched(kind: type, name: str, member: Any) -> bool:
+    """Whether a class of another's holds a function of the user's."""
+    return isinstance(member, types.FunctionType) and distribution(member.__module__ or "torch") is None

@@ -40,6 +40,7 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)  # accuracies between 0 and 1, seconds, bytes
     environment: dict[str, Any] = field(default_factory=dict)  # versions, device, threads and processes
     blocks: list[dict[str, Any]] = field(default_factory=list)  # RED's: layer, side, channels, kernel_size
+    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 of its files of weights
     error: str | None = None  # why it failed
     code: str | None = None  # the `code_identity` of the library that trained it
     name: str | None = None  # what the user calls it
@@ -91,10 +92,18 @@ class Run:
 
     def finished(self, metrics: Mapping[str, Any], blocks: Sequence[dict[str, Any]] = ()) -> Run:
         """This run with its results, not saved: failed where a metric is NaN or infinite, else complete."""
+        run = replace(self, status="complete", error=None, metrics=dict(metrics), blocks=list(blocks))
         wrong = [f"{k} is {v}" for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
-        status = "failed" if wrong else "complete"
-        error = f"the trained network cannot be evaluated: {', '.join(wrong)}" if wrong else None
-        return replace(self, status=status, error=error, metrics=dict(metrics), blocks=list(blocks))
+        if wrong:
+            told = f"the trained network cannot be evaluated: {', '.join(wrong)}"
+            run = replace(run, status="failed", error=told)
+        return replace(run, digests={file.name: _digest(file) for file in sorted(self.path.glob("*.safetensors"))})
+
+    def verify(self, name: str) -> None:
+        """Raise ValueError for weights that this run did not write; a run of an older version does not know."""
+        file = self.path / name
+        if name in self.digests and file.exists() and _digest(file) != self.digests[name]:
+            raise ValueError(damaged(file, ValueError("its SHA-256 is another than run.json records")))
 
     def stopped(self, error: BaseException) -> Run:
         """Record that `error` stopped the training. Never raises: a full disk becomes a note on `error`."""
@@ -196,9 +205,15 @@ def complete_run(path: str | Path) -> Run | None:
         return None
     try:
         with safe_open(path / "model.safetensors", "np"):  # compares the header with the file's size
+            run.verify("model.safetensors")
             return run
     except (OSError, SafetensorError) as error:
         raise ValueError(damaged(path / "model.safetensors", error)) from None
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def damaged(path: Path, error: Exception) -> str:

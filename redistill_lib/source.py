@@ -7,9 +7,10 @@ import dis
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
@@ -53,7 +54,8 @@ def syntax(file: str | Path) -> str:
 def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
     """A function's steps, those of functions inside it, and the values of the globals (`outside`) that it uses.
 
-    Of a module only what the code takes from it counts; one used otherwise, or imported by the code, counts whole.
+    Of a module only what the code takes from it counts; one used otherwise, or imported by the code, counts whole,
+    as `Imports`.
 
     >>> def twice(x):
     ...     'A docstring.'
@@ -65,6 +67,7 @@ def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
     yield code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
     yield code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount
     used: Any = None
+    before: list[Any] = [None, None]  # of an import: how many packages it goes up, and the names it takes
     for step in dis.get_instructions(code):
         if isinstance(used, ModuleType) and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             used = getattr(used, step.argval, None)
@@ -72,13 +75,45 @@ def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
             yield used
             used = outside.get(step.argval) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME") else None
         if step.opname == "IMPORT_NAME":
-            near = f"{outside.get('__package__')}.{step.argval}"  # of a relative import
-            yield sys.modules.get(step.argval, sys.modules.get(near))
+            level, names = before
+            yield Imports.of("." * level + step.argval, names or (), outside.get("__package__"))
+        before = [before[1], step.argval]
         yield step.opname
         if isinstance(step.argval, CodeType):
             yield from bytecode(step.argval, outside)
         else:
             yield step.argval
+
+
+class Imports(dict[str, str]):
+    """Modules by name, with all that they import: the user's with their code, others with their distribution."""
+
+    @classmethod
+    def of(cls, module: str, names: Iterable[str] = (), package: str | None = None) -> Imports:
+        """What ``from module import names`` reads; a name may be a module too."""
+        found = cls()
+        waiting = [(module, package), *((f"{module.rstrip('.')}.{name}", package) for name in names)]
+        while waiting:
+            name, package = waiting.pop()
+            try:
+                name = importlib.util.resolve_name(name, package)
+                spec = importlib.util.find_spec(name)
+            except (ImportError, ValueError, AttributeError):  # no module: a name in one
+                continue
+            if name in found or spec is None or (origin := distribution(name)) == "":
+                continue
+            found[name] = origin or ""
+            if origin is None and spec.origin and spec.origin.endswith(".py"):
+                found[name] = syntax(spec.origin)
+                package = name if spec.submodule_search_locations else spec.parent
+                for node in ast.walk(ast.parse(found[name])):
+                    if isinstance(node, ast.Import):
+                        waiting += [(alias.name, package) for alias in node.names]
+                    elif isinstance(node, ast.ImportFrom):
+                        base = "." * node.level + (node.module or "")
+                        joint = "" if base.endswith(".") else "."
+                        waiting += [(base, package), *((f"{base}{joint}{a.name}", package) for a in node.names)]
+        return found
 
 
 _distributions = functools.cache(importlib.metadata.packages_distributions)
@@ -94,7 +129,10 @@ def distribution(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in sys.stdlib_module_names or top in ("torch", "redistill_lib"):
         return ""
-    file = getattr(sys.modules.get(module) or sys.modules.get(top), "__file__", None)
+    if loaded := sys.modules.get(module) or sys.modules.get(top):
+        file = getattr(loaded, "__file__", None)
+    else:
+        file = getattr(importlib.util.find_spec(top), "origin", None) if top else None
     if file is None or not {"site-packages", "dist-packages"} & set(Path(file).parts):
         return None
     names = sorted(set(_distributions().get(top, [])))

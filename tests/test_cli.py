@@ -74,9 +74,9 @@ def test_in_place(make_notebook: MakeNotebook, capsys: pytest.CaptureFixture[str
         (["run", "a.ipynb", "--in-place", "-p", "LR", "1"], "--in-place executes notebooks at their defaults only"),
         (["sweep", "grid.yaml"], "no sweep file at"),
         (["runs", "nowhere"], "no folder nowhere"),
-        (["runs", "no\0where"], "root='no\\x00where' holds a null byte"),
-        (["run", "a\0b"], "notebooks='a\\x00b' holds a null byte"),
-        (["sweep", "a\0b"], "grids='a\\x00b' holds a null byte"),
+        (["runs", "no\0where"], "root='no\\x00where' holds a null character"),
+        (["run", "a\0b"], "notebooks='a\\x00b' holds a null character"),
+        (["sweep", "a\0b"], "grids='a\\x00b' holds a null character"),
     ],
 )
 def test_bad_usage_is_one_sentence(

@@ -851,7 +851,7 @@ def test_very_large_sets_are_probed_in_part_and_count_as_colour(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": 7}, "name=7 is not text or PathLike"),
+        ({"name": 7}, "name=7 is not text or a path"),
         ({"name": None}, "name=None is not text"),
         ({"name": ""}, "Unknown data set ''"),
         ({"image_size": [24, 24]}, r"image_size=\[24, 24\] is not a whole number or None"),
@@ -867,7 +867,7 @@ def test_very_large_sets_are_probed_in_part_and_count_as_colour(
         ({"name": ".", "skip_unreadable": "no"}, "skip_unreadable='no' is not True or False"),
         ({"name": ".", "channels": "3"}, "channels='3' is not 1 or 3 or None"),
         ({"name": ".", "label_column": 2}, "label_column=2 is not False or text or None"),
-        ({"name": ".", "cache_dir": 2}, "cache_dir=2 is not text or PathLike or None"),
+        ({"name": ".", "cache_dir": 2}, "cache_dir=2 is not text or a path or None"),
     ],
 )
 def test_an_argument_of_another_type_is_refused(arguments: dict, message: str) -> None:

@@ -432,14 +432,39 @@ def test_nothing_may_silently_do_nothing() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"student": "net"}, "student='net' is not a Module"),
+        ({"teacher": 3}, "teacher=3 is not a Module or a list"),
+        ({"teacher": [None]}, "teacher=None is not a Module"),
+        ({"taps": 3}, "taps=3 is not a list"),
+        ({"taps": ["conv1"]}, "a tap='conv1' is not a Tap"),
+        ({"example": [1, 2]}, "example=.* is not a Tensor or a tuple or None"),
+        ({"objective": 0.5}, "objective=0.5 is not an Objective or None"),
+        ({"samples": -1}, "samples=-1 is not a whole number of 0 or more"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(given: dict[str, Any], message: str) -> None:
+    student, teacher = networks()
+    with pytest.raises(ValueError, match=message):
+        Distillation(**{"student": student, "teacher": teacher, "methods": "kd", **given})
+
+
+def test_targets_that_cannot_be_meant() -> None:
+    student, teacher = networks()
+    with pytest.raises(ValueError, match=r"targets=.* is not a Tensor"):
+        Distillation(student, teacher, methods="kd")(torch.rand(2, 3, 32, 32), targets=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
         ({"distill_weight": 2}, "distill_weight is a share from 0 to 1, or None for a plain sum, not 2"),
         ({"distill_weight": -0.1}, "distill_weight is a share from 0 to 1, or None"),
         ({"distill_weight": math.nan}, "distill_weight=nan is not a number or None"),
         ({"distill_weight": "0.5"}, "distill_weight='0.5' is not a number or None"),
         ({"distill_weight": True}, "distill_weight=True is not a number or None"),
         ({"reduction": "max"}, "reduction='max' is not 'mean' or 'sum'"),
-        ({"task_loss": "mse"}, "task_loss='mse' is not Callable"),
-        ({"task_loss": None}, "task_loss=None is not Callable"),
+        ({"task_loss": "mse"}, "task_loss='mse' is not a function"),
+        ({"task_loss": None}, "task_loss=None is not a function"),
     ],
 )
 def test_the_objective_is_checked(given: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
 import math
 import re
 import subprocess
@@ -180,6 +181,36 @@ def test_the_users_code(tmp_path: Path) -> None:
     )
     found = [structure(written(tmp_path, number, **other)) for number, other in enumerate(others, 10)]
     assert len({plain, *found}) == 1 + len(others)
+
+
+def test_modules_that_the_code_imports_count_with_what_they_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same before and after their import; a file that none of them reads does not count."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for file in ("mine/__init__.py", "mine/deep/__init__.py", "mine/other.py"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("")
+    (tmp_path / "mine/layers.py").write_text("import math\nfrom . import deep\nfrom .deep.scales import SCALE\n")
+    (tmp_path / "mine/deep/scales.py").write_text("SCALE = 1\nfrom ..layers import SCALE as AGAIN\n")
+    body = "class Net(nn.Module):\n    def forward(self, x):\n        {}\n        return x"
+    for line in ("from mine import layers", "from .layers import SCALE", "import mine.layers as l"):
+        net = define(body.format(line), __package__="mine")()
+        plain = structure(net)
+        (tmp_path / "mine/other.py").write_text(f"# {line}\nX = '{line}'\n")
+        importlib.import_module("mine.other")
+        assert structure(net) == plain
+        (tmp_path / "mine/deep/scales.py").write_text(f"SCALE = {len(line)}\nfrom ..layers import SCALE as AGAIN\n")
+        assert structure(net) != plain
+
+
+def test_names_in_double_underscores_and_functions_put_into_torchs_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = "class Net(nn.Module):\n    '{}'\n    __scale__ = {}\n    def forward(self, x):\n        return x"
+    one, same, other = (structure(define(body.format(*given))()) for given in (("a", 1), ("b", 1), ("a", 2)))
+    assert one == same != other
+    plain = structure(nn.ReLU())
+    monkeypatch.setattr(nn.ReLU, "forward", lambda self, x: x.clamp(0, 6))
+    assert structure(nn.ReLU()) != plain
 
 
 def test_a_file_edited_since_its_import_is_not_believed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def test_recipes_that_cannot_be_meant(change: dict[str, Any], message: str) -> N
         ({"epochs": 3}, "give epochs or steps, and None for the other, not 3 and 1000"),
         ({"label_dropout": "0.1"}, "label_dropout='0.1' is not a number"),
         ({"label_dropout": 1}, "label_dropout is a share"),
-        ({"process": "v_prediction"}, "process='v_prediction' is not DiffusionProcess"),
+        ({"process": "v_prediction"}, "process='v_prediction' is not a DiffusionProcess"),
         ({"augmentation": "flip+mixup"}, "a denoiser learns images as they are; leave mixup and cutmix out"),
     ],
 )
@@ -100,7 +101,7 @@ def test_recipes_of_denoisers_that_cannot_be_meant(change: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"runs_dir": 3}, "runs_dir=3 is not text or Path"),
+        ({"runs_dir": 3}, "runs_dir=3 is not text or a path"),
         ({"mixed_precision": "int8"}, "mixed_precision='int8' is not 'no' or 'bf16' or 'fp16'"),
         ({"cpu": 1}, "cpu=1 is not True or False"),
         ({"workers": -1}, "workers=-1 is not a whole number of 0 or more"),
@@ -117,6 +118,22 @@ def test_recipes_of_denoisers_that_cannot_be_meant(change: dict[str, Any], messa
 def test_options_that_cannot_be_meant(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunOptions(**change)
+
+
+def test_a_record_holds_what_the_training_reads_in_one_form() -> None:
+    def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        return Recipe(**one).settings(100) == Recipe(**other).settings(100)
+
+    assert same({"epochs": 3, "batch_size": 32}, {"epochs": None, "steps": 9, "batch_size": 32})
+    assert same({"amsgrad": True}, {}) and not same({"optimizer": "adam", "amsgrad": True}, {"optimizer": "adam"})
+    assert same({"optimizer": "adam", "momentum": 0.5}, {"optimizer": "adam"}) and not same({"momentum": 0.5}, {})
+    assert same({"milestones": (3,), "divide_by": 2}, {})
+    step = {"schedule": "step", "milestones": (3,)}
+    assert same({**step, "warmup": 7}, step) and not same({**step, "divide_by": 2}, step)
+    assert same({"augmentation": "crop+none"}, {"augmentation": " crop "}) and same(
+        {"augmentation": "none+none"}, {"augmentation": "none"}
+    )
+    assert not same({"augmentation": "crop+cutmix|none"}, {"augmentation": "crop+cutmix"})
 
 
 def test_numbers_of_numpy_are_as_good() -> None:
@@ -143,8 +160,48 @@ class Halved(nn.Module):
         return self.conv(x)
 
 
+class Holding(nn.Module):
+    """A network that no copy can be made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.lock = nn.Conv2d(1, 1, 1), threading.Lock()
+
+
+class Detaching(nn.Module):
+    """A network that answers without a gradient."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.inside(*inputs).detach()
+
+
+class Same(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def hooked() -> nn.Module:
+    model = net()
+    model[0].bias.register_hook(lambda gradient: 0 * gradient)
+    return model
+
+
 ANY_CALL: list[tuple[dict[str, Any], str]] = [
-    *(({"model": value}, "a network is a name .* or a module, not") for value in (None, 3, nn.Linear, ["resnet18"])),
+    *(({"model": value}, "network=.* is not text or a Module") for value in (None, 3, nn.Linear, ["resnet18"])),
+    ({"model": net().to("meta")}, "0.weight of the network is on the meta device and has no values"),
+    (
+        {"model": Holding()},
+        r"the network \(Holding\) cannot be copied: cannot pickle .*; leave out of its attributes",
+    ),
+    ({"model": hooked()}, "0.bias has a hook, which a copy loses"),
     ({"model": "vgg11"}, "Unknown architecture 'vgg11'"),
     (
         {"model": net().requires_grad_(False)},
@@ -152,22 +209,26 @@ ANY_CALL: list[tuple[dict[str, Any], str]] = [
     ),
     ({"model": nn.Flatten()}, "Flatten has no parameter that requires a gradient"),
     ({"model": net().bfloat16()}, "starts from float32 weights; give mixed_precision='bf16'"),
-    *(({"data": value}, "data is what load_data returns, or its name, not") for value in (3, [1], {}, digits)),
+    *(({"data": value}, "data=.* is not a DataSplits or text or a path") for value in (3, [1], {}, digits)),
     ({"data": "cifar11"}, "Unknown data set 'cifar11'"),
     *(({"recipe": value}, r"recipe is a (Diffusion)?Recipe, not a") for value in ({}, "fast", 12)),
+    ({"seed": 2**64}, "seed=18446744073709551616 is more than the 9223372036854775807"),
     *(({"seed": value}, "seed=.* is not a whole number of 0 or more") for value in (-1, "0", 1.0, True)),
     *(({"options": value}, "options is a RunOptions, not a") for value in ({}, "runs", False)),
 ]
 DISTILLING: list[tuple[dict[str, Any], str]] = [
     *(({"teacher": value}, "a list of at least one of these, not") for value in (None, [], 5, [None], nn.Linear, {})),
-    ({"teacher": "nowhere"}, "no run at nowhere"),
+    ({"teacher": "nowhere"}, "no run at nowhere: .*; train the teacher first and give the run that returns"),
+    ({"teacher": net().to("meta")}, "0.weight of the teacher is on the meta device"),
+    ({"teacher": Holding()}, r"the teacher \(Holding\) cannot be copied"),
     *(({"methods": value}, "a method is a name, such as 'red.kd', or a") for value in (3, KD, [None])),
     ({"methods": "rde"}, "unknown distillation method 'rde'; did you mean 'red'"),
     ({"methods": []}, "methods names none, so the teacher would teach nothing"),
-    *(({"taps": value}, "taps is a list of taps or a YAML file of them, not") for value in (3, ["conv1"], {"a": 1})),
-    ({"taps": "nowhere.yaml"}, "No such file .*nowhere.yaml"),
+    ({"taps": 3}, "taps=3 is not a list"),
+    *(({"taps": value}, "a tap='conv1' is not a Tap") for value in (["conv1"], {"conv1": 1})),
+    ({"taps": "nowhere.yaml"}, "taps cannot be read from nowhere.yaml: No such file"),
     ({"taps": []}, "red would add nothing: there are no taps"),
-    *(({"objective": value}, "objective is an Objective, not") for value in (0.5, {}, 0)),
+    *(({"objective": value}, "objective=.* is not an Objective or None") for value in (0.5, {}, 0)),
     ({"objective": Objective(task_loss=lambda outputs, targets: outputs.sum())}, "leave task_loss out of objective"),
 ]
 OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
@@ -178,6 +239,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": nn.Conv2d(1, 10, 3)}, r"answers \(2, 10, 14, 14\) for two images"),
         ({"model": net(channels=3)}, "the network does not take images of 1×16×16: .*3 channels"),
         ({"model": Halved()}, "the network does not take images of 1×16×16: .*missing 1 required"),
+        ({"model": Detaching(net())}, "the outputs of Detaching carry no gradient"),
     ],
     "denoiser": [
         *(({"unet": value}, "unet is a dict of options, such as DIGITS_UNET") for value in (3, None, ["ch"])),
@@ -189,6 +251,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"unet": {**UNET, "num_classes": 4}}, "the network takes 4 classes, but digits has 10"),
         ({"unet": {**UNET, "T": 10}}, "knows 10 time steps; the schedule has 1000"),
         ({"recipe": Recipe()}, "recipe is a DiffusionRecipe, not a Recipe"),
+        ({"model": Detaching(Same())}, "the outputs of Detaching carry no gradient"),
         ({"model": "unet-4-22"}, "multiples of 16, its total stride"),
         ({"model": Halved()}, r"the network returns \(2, 1, 4, 4\) for .*\(2, 1, 8, 8\), not their noise"),
     ],

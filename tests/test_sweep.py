@@ -264,7 +264,7 @@ def test_what_is_no_path_is_refused_before_any_kernel(
         lambda: sweep.run_grids([], output_dir=wrong),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"^\w+=.* (is not text or Path|holds a null byte)") as error:
+        with pytest.raises(ValueError, match=r"^\w+=.* (is not text or a path|holds a null character)") as error:
             call()
         assert str(error.value).count("\n") == 0
     assert no_kernel == []
@@ -331,7 +331,7 @@ def test_interrupt_ends_a_grid(make_notebook: MakeNotebook, tmp_path: Path, monk
         ("notebook: [", "is not YAML"),
         ("grid: {LR: [1]}", "must be a mapping of notebook, grid, parameters"),
         ("{notebook: notebooks/tour.ipynb, grid: {LR: [1]}, gird: {}}", "and nothing else"),
-        ("{notebook: 3, grid: {LR: [1]}}", "g.yaml: notebook=3 is not text or Path"),
+        ("{notebook: 3, grid: {LR: [1]}}", "g.yaml: notebook=3 is not text or a path"),
         ("{notebook: notebooks/tour.ipynb, grid: {LR: 1}}", "grid must map each parameter to a list"),
         ("{notebook: notebooks/tour.ipynb, grid: {LR: [slow]}}", "LR wants float, got 'slow'"),
         ("{notebook: notebooks/tour.ipynb, grid: {LRS: [1]}}", "no parameter LRS; did you mean 'LR'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,8 +280,15 @@ def test_tap_names() -> None:
     tap = Tap("a.b", "input", "c", "output", method="red(alpha=50.0)")  # type: ignore[arg-type]
     assert tap.method == RED() and tap.name == "a.b.input" and str(tap.source) == "c.output"
     assert repr(tap) == "Tap(a.b input ← c output, method=RED(kernel_size=3, distance='cosine', alpha=50.0))"
-    with pytest.raises(ValueError, match="not on 'middle'"):
-        Tap("a", "middle", "b", "output")  # type: ignore[arg-type]
+    for wrong, message in (
+        ({"side": "middle"}, "a tap's side='middle' is not 'input' or 'output'"),
+        ({"layer": 3}, "layer=3 is not text"),
+        ({"channels": 0}, "channels=0 is not a whole number of 1 or more"),
+        ({"channels": "8"}, "channels='8' is not a whole number"),
+        ({"teacher": -1}, "teacher=-1 is not a whole number of 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(tap, **wrong)  # type: ignore[arg-type]
 
 
 def test_stored_images_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
@@ -290,6 +298,13 @@ def test_stored_images_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "taps.yaml").write_text("a: [")
     with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
         read_taps(tmp_path / "taps.yaml")
+    (tmp_path / "taps.yaml").write_bytes(b"\x81\xff")
+    with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
+        read_taps(tmp_path / "taps.yaml")
+    with pytest.raises(IsADirectoryError, match=r"taps cannot be read from .*: Is a directory"):
+        read_taps(tmp_path)
+    with pytest.raises(ValueError, match="source=7 is not text or a path or a dict"):
+        read_taps(7)  # type: ignore[arg-type]
 
 
 def test_a_linear_layer_over_channels_last_maps_is_no_change_of_resolution() -> None:

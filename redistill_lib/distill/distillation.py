@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.checks import check_fields, whole
+from redistill_lib.checks import check_fields, check_type, whole
 from redistill_lib.distill.taps import Tap
 from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, parse_methods
@@ -33,7 +33,7 @@ Inputs = tuple[Tensor, ...]
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
     """Cross-entropy of a classifier's outputs (see `output_of`) and class numbers or probabilities."""
-    return F.cross_entropy(output_of(outputs), targets)
+    return F.cross_entropy(output_of(outputs), check_type("targets", targets, Tensor))
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,18 @@ class Distillation(nn.Module):
     ):
         super().__init__()
         whole("samples", samples, 0)
-        self.student, self.objective = student, objective or Objective()
-        networks = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-        if not all(isinstance(network, nn.Module) for network in (student, *networks)):
-            raise TypeError(f"student and teacher are networks, not {student!r} and {teacher!r}")
+        self.student = check_type("student", student, nn.Module)
+        self.objective = check_type("objective", objective, Objective, None) or Objective()
+        given = check_type("teacher", teacher, nn.Module, Sequence)
+        networks = [given] if isinstance(given, nn.Module) else [check_type("teacher", k, nn.Module) for k in given]
         _check_apart(student, networks)
         self.teachers = nn.ModuleList(LiveTeacher(network) for network in networks)
-        self.taps = [self._located(tap) for tap in taps]
+        taps = check_type("taps", taps, Iterable)
+        self.taps = [self._located(check_type("a tap", tap, Tap)) for tap in taps]
         if methods is None:
             methods = () if not networks or (self.taps and all(tap.method for tap in self.taps)) else "red"
         self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
+        check_type("example", example, Tensor, tuple, None)
         inputs = example if isinstance(example, tuple) or example is None else (example,)
         ours, theirs = self._shapes(inputs)
         self.criteria = nn.ModuleList()  # of the active terms, in their order

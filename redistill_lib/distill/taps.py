@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from redistill_lib.checks import check_type, whole
 from redistill_lib.methods import Method, make_method, parse_methods
 from redistill_lib.network import MapRef
 from redistill_lib.red import Side
@@ -33,9 +34,13 @@ class Tap:
     channels: int | None = None
 
     def __post_init__(self) -> None:
+        check_type("layer", self.layer, str)
+        check_type("teacher_layer", self.teacher_layer, str)
         for side in (self.side, self.teacher_side):
-            if side not in ("input", "output"):
-                raise ValueError(f"a tap sits on the 'input' or the 'output' of a layer, not on {side!r}")
+            check_type("a tap's side", side, Side)
+        whole("teacher", self.teacher, 0)
+        if self.channels is not None:
+            whole("channels", self.channels)
         if isinstance(self.method, str):
             methods = parse_methods(self.method)
             if len(methods) != 1:
@@ -87,7 +92,9 @@ def read_taps(source: str | Path | Mapping[str, Any]) -> list[Tap]:
 
         where = str(source)
         try:
-            entries = yaml.safe_load(Path(source).read_text())
+            entries = yaml.safe_load(Path(check_type("source", source, str, Path, Mapping)).read_bytes())
+        except OSError as error:
+            raise type(error)(f"taps cannot be read from {source}: {error.strerror}") from None
         except yaml.YAMLError as error:
             raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, Mapping) or not entries:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from redistill_lib.checks import hint
+from redistill_lib.checks import check_type
 from redistill_lib.identity import structure
 from redistill_lib.models import create_model
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
@@ -53,8 +53,8 @@ def load_model(
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished run, damaged weights
     or a network that is built otherwise.
     """
-    if weights not in FILES:
-        raise ValueError(f"weights is 'best' or 'last', not {weights!r}{hint(weights, FILES)}")
+    check_type("weights", weights, Literal["best", "last"])
+    run = check_type("run", run, Run, str, Path)
     run = run if isinstance(run, Run) else Run.load(run)
     if not run.complete:
         raise ValueError(f"run {run.id} is {run.status}, not complete; train it to its end with the same parameters")
@@ -66,8 +66,7 @@ def load_model(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
             "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
         )
-    if not isinstance(model, nn.Module | None):
-        raise TypeError(f"load_model takes a run and, for a network of your own, that network, not {model!r}")
+    check_type("model", model, nn.Module, None)
     own = [block["class"] for block in run.blocks if "class" in block]
     if own and (model is None or len(inserted_blocks(model)) != len(run.blocks)):
         raise ValueError(
@@ -83,6 +82,7 @@ def load_model(
     file = run.path / FILES[weights]
     if weights == "last" and not file.exists():
         raise FileNotFoundError(f"run {run.id} kept no last weights; load_model(run) gives its result")
+    run.verify(file.name)
     tensors = read_tensors(file)[0]
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -64,6 +64,19 @@ class Recipe:
                 raise ValueError(f"{name} is a number from 0 up, not {value!r}")
         check_shares(momentum=self.momentum, label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
         parse_recipe(self.augmentation)
+
+    def settings(self, images: int) -> dict[str, Any]:
+        """For the record of a run on so many images: what decides its weights, each in one form."""
+        unread = {"epochs", "amsgrad" if self.optimizer == "sgd" else "momentum"}
+        unread |= {"warmup"} if self.schedule == "step" else {"milestones", "divide_by"}
+        operations = ["|".join(step) for step in parse_recipe(self.augmentation) if step != ("none",)]
+        told = {**asdict(self), "steps": self.total_steps(self.steps_per_epoch(images))}
+        told["augmentation"] = "+".join(operations) or "none"
+        return {name: value for name, value in told.items() if name not in unread}
+
+    def steps_per_epoch(self, images: int) -> int:
+        """A last, smaller batch is left out; fewer images than a batch are one."""
+        return max(1, images // self.batch_size)
 
     def total_steps(self, per_epoch: int) -> int:
         return self.steps if self.epochs is None else self.epochs * per_epoch  # type: ignore[return-value]

@@ -6,19 +6,20 @@ import copy
 import reprlib
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
-from redistill_lib.checks import whole
+from redistill_lib.checks import check_type, whole
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
 from redistill_lib.identity import network_identity, object_identity
 from redistill_lib.methods import Method, parse_methods
 from redistill_lib.models.saved import load_model
+from redistill_lib.network import evaluating, output_of
 from redistill_lib.runs import Run
 from redistill_lib.student import draw_weights
 from redistill_lib.train.options import RunOptions
@@ -42,18 +43,15 @@ class Lesson:
 
     @classmethod
     def check(cls, setup: Setup[Any], kind: str, teacher: Any, methods: Any, taps: Any, objective: Any) -> Lesson:
-        objective = Objective() if objective is None else objective
-        if not isinstance(objective, Objective):
-            raise TypeError(f"objective is an Objective, not {reprlib.repr(objective)}")
+        objective = check_type("objective", objective, Objective, None) or Objective()
         if objective.task_loss is not Objective().task_loss:
             raise ValueError("the loss of the task is the recipe's here; leave task_loss out of objective")
         if isinstance(taps, str | Path):
             taps = read_taps(taps)
-        given = list(taps) if isinstance(taps, Iterable) else [taps]
-        if taps is not None and not all(isinstance(tap, Tap) for tap in given):
-            raise TypeError(f"taps is a list of taps or a YAML file of them, not {reprlib.repr(taps)}")
+        if taps is not None:
+            taps = [check_type("a tap", tap, Tap) for tap in check_type("taps", taps, Iterable)]
         parsed = None if methods is None else parse_methods(methods)
-        lesson = cls(*open_teachers(teacher, setup.data, kind), parsed, None if taps is None else given, objective)
+        lesson = cls(*open_teachers(teacher, setup.data, kind), parsed, taps, objective)
         if methods is not None and not lesson.all_methods:
             raise ValueError("methods names none, so the teacher would teach nothing; name one, such as 'red'")
         return lesson
@@ -82,9 +80,8 @@ class Setup(Generic[R]):
         for label, value, wanted in (("recipe", recipe, kind), ("options", options, RunOptions)):
             if type(value) is not wanted:
                 raise TypeError(f"{label} is a {wanted.__name__}, not a {type(value).__name__}")
-        if not isinstance(data, DataSplits | str | Path):
-            raise TypeError(f"data is what load_data returns, or its name, not {reprlib.repr(data)}")
-        seed = whole("seed", seed, 0)
+        data = check_type("data", data, DataSplits, str, Path)
+        seed = whole("seed", seed, 0, 2**63 - 1)
         data = data if isinstance(data, DataSplits) else load_data(data)
         for split in splits:
             if not len(getattr(data, split)):
@@ -96,14 +93,15 @@ class Setup(Generic[R]):
 
         The caller's network stays as it is, on the CPU, so that the same call finds the same run.
         """
-        if not isinstance(model, str | nn.Module):
-            raise TypeError(f"a network is a name such as 'resnet18-4-11221' or a module, not {reprlib.repr(model)}")
+        check_type("network", model, str, nn.Module)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if isinstance(model, str):
                 network = build(model)
                 return Network(network, {**record, "name": network.name})
-            network = copy.deepcopy(model).cpu()
+            if hooked := [name for name, p in model.named_parameters() if p._backward_hooks]:
+                raise ValueError(f"{hooked[0]} has a hook, which a copy loses; change gradients in a module's hook")
+            network = _copied(model, "network")
             if self.recipe.init == "scratch" and (left := draw_weights(network)):
                 owner = left[0].rpartition(".")[0]
                 raise ValueError(
@@ -115,7 +113,7 @@ class Setup(Generic[R]):
             raise ValueError(
                 "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
             )
-        if not all(p.isfinite().all() for p in network.parameters() if not p.is_meta):
+        if not all(p.isfinite().all() for p in network.parameters()):
             raise ValueError(f"the weights of {type(model).__name__} hold NaN or infinity; load or draw them again")
         if not any(p.requires_grad for p in network.parameters()):
             name = type(model).__name__
@@ -134,10 +132,15 @@ class Network:
 def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Lesson | None = None) -> Run:
     params: dict[str, Any] = {"task": kind, "model": network.record}
     objective = replace(lesson.objective if lesson else Objective(), task_loss=task.loss)
+    example = task.example(setup.data, 2)
+    with evaluating(network.module), torch.enable_grad():
+        if not output_of(network.module(*example)).requires_grad:
+            raise ValueError(
+                f"the outputs of {network.record['name']} carry no gradient; does its forward detach them?"
+            )
     if lesson is None:
         distillation = Distillation(network.module, objective=objective)
     else:
-        example = task.example(setup.data, 2)
         # In one order, in which their projectors' weights are drawn, so that "a+b" is "b+a".
         methods = None if lesson.methods is None else sorted(lesson.methods, key=lambda method: method.name)
         taps = lesson.taps
@@ -160,7 +163,7 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         params |= {"methods": "+".join(names), "method_code": codes}
         params |= {"teachers": [network_identity(teacher) for teacher in lesson.teachers]}
         params |= distillation.settings()
-    params |= {"data": setup.data.params, "recipe": asdict(setup.recipe), "seed": setup.seed}
+    params |= {"data": setup.data.params, "recipe": setup.recipe.settings(len(setup.data.train)), "seed": setup.seed}
     runs = [run.id for run in lesson.runs if run] if lesson else []
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
 
@@ -180,10 +183,13 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
     runs: list[Run | None] = []
     for teacher in several:
         if isinstance(teacher, nn.Module):
-            models.append(copy.deepcopy(teacher).cpu().float())
+            models.append(_copied(teacher, "teacher").float())
             runs.append(None)
         else:
-            run = teacher if isinstance(teacher, Run) else Run.load(teacher)
+            try:
+                run = teacher if isinstance(teacher, Run) else Run.load(teacher)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{error}; train the teacher first and give the run that returns") from None
             if (its := TASKS.get(run.params.get("task", ""), kind)) != kind:
                 raise ValueError(f"teacher {run.id} is a {its}; a {kind} learns from a {kind}'s run")
             models.append(load_model(run))
@@ -194,6 +200,19 @@ def open_teachers(given: Any, data: DataSplits, kind: str) -> tuple[list[nn.Modu
                     stacklevel=4,
                 )
     return models, runs
+
+
+def _copied(model: nn.Module, role: str) -> nn.Module:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise ValueError(f"{name} of the {role} is on the meta device and has no values; load its weights first")
+    try:
+        return copy.deepcopy(model).cpu()
+    except Exception as error:
+        raise ValueError(
+            f"the {role} ({type(model).__name__}) cannot be copied: {error}; leave out of its attributes what is no "
+            "part of the network"
+        ) from error
 
 
 def _differences(theirs: dict[str, Any] | None, ours: dict[str, Any]) -> str:

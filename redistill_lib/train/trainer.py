@@ -108,7 +108,7 @@ class Trainer:
             raise ValueError(
                 f"batch_size {self.batch_size} cannot be shared evenly by {accelerator.num_processes} processes"
             )
-        self.per_epoch = len(data.train) // self.batch_size  # a last, smaller batch is left out
+        self.per_epoch = recipe.steps_per_epoch(len(data.train))
         self.total = recipe.total_steps(self.per_epoch)
         self.period = self.per_epoch if task.unit == "epoch" else options.log_every
         self.trainee = distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
