@@ -1,7 +1,4 @@
-"""The parameters of a notebook: what its cell tagged `parameters` holds, and other values in their place. No torch.
-
-That cell holds nothing but `NAME = literal`, so that names and types can be checked before anything runs.
-"""
+"""The parameters of a notebook: `NAME = literal` in its cell tagged `parameters`, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -17,10 +14,7 @@ from redistill_lib.checks import as_path, hint
 
 
 def notebook_parameters(path: str | Path) -> dict[str, Any]:
-    """Names and default values of a notebook's `parameters` cell, in order.
-
-    Raises FileNotFoundError, or ValueError naming what is no plain literal.
-    """
+    """Names and defaults of a notebook's parameters, in order; FileNotFoundError, or ValueError for other code."""
     # Not by papermill, whose reader drops a line whose comment holds a `=` and cuts a string at a `#`.
     path = as_path("path", path)
     notebook, index = _read(path)
@@ -45,10 +39,7 @@ def notebook_parameters(path: str | Path) -> dict[str, Any]:
 
 
 def check_parameters(path: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` values as the types of the notebook's defaults; text, as typed on a command line, is converted.
-
-    Raises ValueError for a name the notebook does not know (with close matches) or a value of another type.
-    """
+    """`given` by `convert` as the types of the notebook's defaults; ValueError for another name or type."""
     defaults, file = notebook_parameters(path), Path(path).name
     for name in given:
         if name not in defaults:

@@ -284,12 +284,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def load_runs(root: str | Path = "runs") -> pd.DataFrame:
-    """One row per run under `root`: id, name, status, role, plan, code, parameters and metrics (nested names are
-    dotted), error, note and path.
+    """One row per run under `root`: id, name, status, role, plan, code, parameters, metrics, error, note and path.
 
-    `code` is ``present`` for runs of the library's present code, else ``other``. A broken record has the status
-    ``unreadable``. ``.index.json`` keeps what was read, so that only changed records are read again. Raises
-    ValueError for what is no path, NotADirectoryError for a file.
+    Nested names are dotted; `code` is ``present`` for runs of the library's present code, else ``other``; a broken
+    record has the status ``unreadable``. ``.index.json`` keeps what was read, so that only changed records are read
+    again. Raises NotADirectoryError for a file.
     """
     import pandas as pd
 

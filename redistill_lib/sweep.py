@@ -1,7 +1,4 @@
-"""Run notebooks with papermill, alone or at every point of a grid: all that can be checked is, beforehand. No torch.
-
-A run leaves the executed notebook, an HTML page and a small status JSON, also when a cell failed half-way.
-"""
+"""Run notebooks with papermill, alone or at every point of a grid; what can be checked is checked first. No torch."""
 
 from __future__ import annotations
 
@@ -142,8 +139,7 @@ def _execute(notebook: Path, folder: Path, progress: bool, png: bool = False) ->
     """Execute the file where it is, the kernel working in `folder`; None when every cell succeeded."""
     import papermill
 
-    # Figures that survive in .ipynb and .html without a network (plotly.js is in the page, 5 MB), or as images where
-    # the file is to be committed; and nobody is there to move a slider.
+    # Figures that need no network: plotly.js is in the page (5 MB), or they are images.
     renderer = "plotly_mimetype+png" if png else "plotly_mimetype+notebook"
     manager = _kernel_manager({"PLOTLY_RENDERER": renderer, "REDISTILL_BATCH": "1"})
     try:
@@ -203,9 +199,9 @@ def _html(notebook: Path) -> str:
 
 
 def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """A sweep file's notebook and its points, name → parameters, one for each combination of values in its `grid`.
+    """A sweep file's notebook (relative to it) and its points, name → parameters.
 
-    Its `notebook` is relative to the file; `parameters` (optional) are the same at every point.
+    There is one point for each combination of values in `grid`; `parameters` (optional) are the same at all.
     """
     import yaml
 
