@@ -33,7 +33,7 @@ def title(explorer: MemoryExplorer) -> str:
 
 def sentence(explorer: MemoryExplorer) -> str:
     """What is told in place of the figure."""
-    assert explorer.place.layout.display == "none"
+    assert explorer.drawn.layout.display == "none"
     return re.sub("<.*?>", "", explorer.status.value)
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_shown_or_imported_in_a_batch() -> None:
 
 
 def test_it_opens_with_the_student_and_the_teachers_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "is_live", lambda: True)
+    monkeypatch.setattr(explorers, "is_live", lambda: True)
     view = explorers.memory_explorer(TEACHER, image_size=96)
     assert view is not None
     controls = {control.description: control for control in view.children[0].children}
@@ -163,7 +163,7 @@ def test_what_cannot_be_is_told_in_one_sentence(explorer: MemoryExplorer) -> Non
     assert "knows no blocks in place: choose fused or eager" in sentence(explorer)
     explorer.convention.value = "eager"
     assert explorer.status.value == ""
-    assert explorer.place.layout.display == ""
+    assert explorer.drawn.layout.display == ""
     explorer.lines.value = "bounds"
     assert "bounds are those of the fused convention" in sentence(explorer)
 

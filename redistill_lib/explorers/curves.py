@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from redistill_lib.explorers.controls import empty_figure, redraw
 from redistill_lib.progress import is_live
 
 if TYPE_CHECKING:
@@ -14,7 +13,15 @@ if TYPE_CHECKING:
 
 
 class LiveCurves:
-    """A figure of `figures.curves` that `update` redraws; outside a live notebook it only collects."""
+    """A figure of `figures.curves` that grows with every `update`; outside a live notebook it only collects.
+
+    As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``.
+
+    >>> live = live_curves(["teacher", "student"])
+    >>> live.update("teacher", [{"epoch": 1, "validation_accuracy": 0.5, "train_task": 1.2}])
+    >>> len(live.histories["teacher"])
+    1
+    """
 
     def __init__(self, roles: Iterable[str]):
         self.histories: dict[str, pd.DataFrame] = {}
@@ -23,6 +30,8 @@ class LiveCurves:
             self.update(role, [])
         if is_live():
             from IPython.display import display
+
+            from redistill_lib.explorers.controls import empty_figure
 
             self.shown = empty_figure()
             self._draw()
@@ -37,19 +46,10 @@ class LiveCurves:
 
     def _draw(self) -> None:
         if self.shown is not None:
+            from redistill_lib.explorers.controls import redraw
             from redistill_lib.figures import curves
 
             redraw(self.shown, curves(self.histories))
 
 
-def live_curves(roles: Iterable[str]) -> LiveCurves:
-    """Show training curves that grow with every call of ``.update(role, history)``; only in a live notebook.
-
-    As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``.
-
-    >>> live = live_curves(["teacher", "student"])
-    >>> live.update("teacher", [{"epoch": 1, "validation_accuracy": 0.5, "train_task": 1.2}])
-    >>> len(live.histories["teacher"])
-    1
-    """
-    return LiveCurves(roles)
+live_curves = LiveCurves  # called like the other explorers
