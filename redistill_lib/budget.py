@@ -6,8 +6,8 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +18,6 @@ from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
 from redistill_lib.student import derive_student, find_places
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
 
@@ -68,8 +65,6 @@ class BudgetFit:
 
     def to_frame(self) -> pd.DataFrame:
         """`fits` as a table: KiB, multiply-adds in millions, and both as shares of the network as it is."""
-        import pandas as pd
-
         own = {fit.dtype: fit for fit in self.own}
         rows = [
             {

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from redistill_lib.distill import Tap
 from redistill_lib.network import MapRef, find_layer, map_shapes, record_maps
 from redistill_lib.red import alignment_loss, inserted_blocks, original_paths
 from redistill_lib.results import interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _BATCH = 64
 
@@ -93,16 +90,12 @@ class MapComparison:
         return f"channel {t if t == s else both}"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per map: role, place, channels, size, least, mean and greatest value, score."""
-        import pandas as pd
-
-        maps = (
-            ("teacher", self.teacher_place, self.teacher_channels, self.teacher, 1.0),
-            (self.label or "student", self.student_place, self.student_channels, self.student, self.score),
-        )
-        columns = ["role", "place", "channels", "height", "width", "least", "mean", "greatest", "score"]
-        rows = [(*told, *m.shape, m.min(), m.mean(), m.max(), score) for *told, m, score in maps]
-        return pd.DataFrame(rows, columns=columns)
+        """One row per map: role, place, channels, size, score."""
+        rows = [
+            ("teacher", self.teacher_place, self.teacher_channels, *self.teacher.shape, 1.0),
+            (self.label or "student", self.student_place, self.student_channels, *self.student.shape, self.score),
+        ]
+        return pd.DataFrame(rows, columns=["role", "place", "channels", "height", "width", "score"])
 
     def __repr__(self) -> str:
         ours, theirs = (f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher))
@@ -207,8 +200,6 @@ def score_taps(
     >>> round(score_taps(net, {"naive": net}, [Tap("0", "output", "0", "output")], images).score.item(), 4)
     1.0
     """
-    import pandas as pd
-
     found: dict[tuple[str, Tap], list[float]] = {(role, tap): [] for role in students for tap in taps}
     resized = {}
     for batch in images.split(_BATCH):

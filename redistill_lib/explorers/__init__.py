@@ -89,9 +89,9 @@ def memory_explorer(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.memory import MemoryExplorer, MemorySource
+    from redistill_lib.explorers.memory import MemoryExplorer
 
-    return MemoryExplorer(MemorySource(model, example), image_size).view
+    return MemoryExplorer(model, image_size, example).view
 
 
 def sampling_trajectories(

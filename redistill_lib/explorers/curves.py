@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from redistill_lib.progress import is_live
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
 
 
 class LiveCurves:
@@ -24,10 +22,8 @@ class LiveCurves:
     """
 
     def __init__(self, roles: Iterable[str]):
-        self.histories: dict[str, pd.DataFrame] = {}
-        self.shown: go.FigureWidget | None = None
-        for role in roles:
-            self.update(role, [])
+        self.histories = {role: pd.DataFrame() for role in roles}
+        self.shown: Any = None
         if is_live():
             from IPython.display import display
 
@@ -39,8 +35,6 @@ class LiveCurves:
 
     def update(self, role: str, history: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
         """The history of a role so far: the rows that ``on_log`` is given, or a frame from `Run.history`."""
-        import pandas as pd
-
         self.histories[role] = pd.DataFrame(history)
         self._draw()
 

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.distill import Tap, match_taps
+from redistill_lib.distill import match_taps
 from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
 from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
 from redistill_lib.memory import memory_bounds, profile_memory
@@ -24,7 +24,6 @@ from redistill_lib.student import derive_student
 
 NONE, PLAIN, IN_PLACE = "none", "as published", "in place"
 _ROLES = {NONE: "student", PLAIN: "red", IN_PLACE: "red in place"}
-_OWN = "own network"
 
 
 @dataclass(frozen=True)
@@ -40,35 +39,45 @@ class MemoryChoice:
     convention: Convention = "fused"
 
 
-class MemorySource:
-    """Networks, their `profile` and `bounds` by choice, each computed once.
+class MemoryExplorer(Explorer):
+    """Networks, their `profile` and `bounds` by choice are made once each.
 
     Built-in networks are on the meta device: they have shapes and no weights. Your own network stays as it is.
-    `profile` and `bounds` raise ValueError in one sentence where the network cannot be run or counted like that.
-
-    >>> source = MemorySource("resnext18-1-21222")
-    >>> source.factors("resnext18-1-21222")
-    (1, 2, 4, 8)
-    >>> source.profile(MemoryChoice("resnext18-1-21222", factor=4)).peak_bytes
-    786432
     """
 
-    def __init__(self, model: str | nn.Module, example: Tensor | tuple[Any, ...] | None = None):
+    def __init__(
+        self, model: str | nn.Module, image_size: int = 128, example: Tensor | tuple[Any, ...] | None = None
+    ):
         if isinstance(model, nn.Module) == (example is None):
             raise ValueError("give a network of your own together with example=, a batch for it, and a name without")
         self.own = model if isinstance(model, nn.Module) else None
         self.example = example if isinstance(example, tuple) else (example,)
-        self.models = [_OWN]
+        models = ["own network"]
         if isinstance(model, str):
             student_name(model, 1)  # a name that is none is told here
-            self.models = list(dict.fromkeys([model, *list_models("classifier"), "unet"]))
+            models = list(dict.fromkeys([model, *list_models("classifier"), "unet"]))
         self.factors = functools.cache(self._factors)
         self.network = functools.cache(self._network)
-        self.taps = functools.cache(self._taps)
-        self.profile = functools.cache(
-            lambda choice: self._run(choice, functools.partial(profile_memory, convention=choice.convention))
-        )
-        self.bounds = functools.cache(lambda choice: self._run(choice, memory_bounds))
+        self.profile = functools.cache(lambda choice: self._run(profile_memory, choice, convention=choice.convention))
+        self.bounds = functools.cache(lambda choice: self._run(memory_bounds, choice))
+        sizes = sorted({32, 48, 64, 96, 128, 160, 192, 224, 256, image_size})
+        self.model = dropdown("model", options(models))
+        self.student = slider("student", options([1], "×{}"))
+        self.blocks = dropdown("RED blocks", options([NONE]))
+        self.size = slider("input", options(sizes, "{0}×{0}"), image_size)
+        self.batch = slider("batch", options([1, 2, 4, 8, 16, 32]))
+        self.dtype = dropdown("dtype", options(["fp32", "fp16", "int8"]))
+        self.convention = dropdown("convention", options(["fused", "eager", "paper"]))
+        lines = {
+            "the teacher's peak": "teacher",
+            "bounds (takes a second or two)": "bounds",
+            "none, own scale": "none",
+        }
+        self.lines = dropdown("lines", [*lines.items()])
+        controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
+        if self.own:
+            controls = [self.student, self.blocks, self.dtype, self.convention]
+        self.lay_out(*controls, self.lines)
 
     def _factors(self, model: str) -> tuple[int, ...]:
         """The pooling factors that this network's stride allows; 1 is the teacher itself."""
@@ -88,19 +97,13 @@ class MemorySource:
     def _inputs(self, model: str, size: int, batch: int) -> tuple[Any, ...]:
         return self.example if self.own else example_inputs(model, size, batch=batch, device="meta")
 
-    def _taps(self, model: str, factor: int, size: int) -> list[Tap]:
-        return match_taps(self.network(model, factor), self.network(model, 1), self._inputs(model, size, 1))
-
     def _with_blocks(self, choice: MemoryChoice, inputs: tuple[Any, ...]) -> nn.Module:
         plain = self.network(choice.model, choice.factor)
         if choice.blocks == NONE:
             return plain
-        like = next(plain.parameters())
+        like, taps = next(plain.parameters()), match_taps(plain, self.network(choice.model, 1), inputs)
         with torch.device(like.device):
-            blocks = [
-                (tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype))
-                for tap in self.taps(choice.model, choice.factor, choice.size)
-            ]
+            blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
         model = insert_blocks(copy.deepcopy(plain), blocks)
         if choice.blocks == IN_PLACE:
             if choice.convention == "paper":
@@ -110,44 +113,19 @@ class MemorySource:
                 raise ValueError(f"No RED block can work in place here: {next(iter(reasons.values()))}.")
         return model
 
-    def _run(self, choice: MemoryChoice, count: Callable[..., Any]) -> Any:
+    def _run(self, count: Callable[..., Any], choice: MemoryChoice, **settings: Any) -> Any:
         inputs = self._inputs(choice.model, choice.size, choice.batch)
         try:
-            return count(self._with_blocks(choice, inputs), *inputs, dtype=choice.dtype)
+            return count(self._with_blocks(choice, inputs), *inputs, dtype=choice.dtype, **settings)
         except RuntimeError as error:  # PyTorch's own, from some layer inside
             reason = str(error).splitlines()[0]
             where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
             raise ValueError(f"The network cannot run{where}: {reason}") from None
 
-
-class MemoryExplorer(Explorer):
-    def __init__(self, source: MemorySource, image_size: int = 128):
-        self.source = source
-        sizes = sorted({32, 48, 64, 96, 128, 160, 192, 224, 256, image_size})
-        self.model = dropdown("model", options(source.models))
-        self.student = slider("student", options([1], "×{}"))
-        self.blocks = dropdown("RED blocks", options([NONE]))
-        self.size = slider("input", options(sizes, "{0}×{0}"), image_size)
-        self.batch = slider("batch", options([1, 2, 4, 8, 16, 32]))
-        self.dtype = dropdown("dtype", options(["fp32", "fp16", "int8"]))
-        self.convention = dropdown("convention", options(["fused", "eager", "paper"]))
-        self.lines = dropdown(
-            "lines",
-            [
-                ("the teacher's peak", "teacher"),
-                ("bounds (takes a second or two)", "bounds"),
-                ("none, own scale", "none"),
-            ],
-        )
-        controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
-        if source.own:
-            controls = [self.student, self.blocks, self.dtype, self.convention]
-        self.lay_out(*controls, self.lines)
-
     def _choice(self) -> MemoryChoice:
         """What the controls say, after those that depend on others have been given what is possible."""
         model = self.model.value
-        factors = self.source.factors(model)
+        factors = self.factors(model)
         factor = self.choose(self.student, options(factors, "×{}"), 4 if 4 in factors else factors[-1])
         blocks = self.choose(self.blocks, options(_ROLES if factor > 1 else [NONE]), NONE)  # they go into students
         return MemoryChoice(
@@ -156,13 +134,13 @@ class MemoryExplorer(Explorer):
 
     def show(self) -> go.Figure:
         choice, lines = self._choice(), self.lines.value
-        profiles = {"teacher": self.source.profile(replace(choice, factor=1, blocks=NONE))}
+        profiles = {"teacher": self.profile(replace(choice, factor=1, blocks=NONE))}
         if choice.factor > 1:
-            profiles[_ROLES[choice.blocks]] = self.source.profile(choice)
+            profiles[_ROLES[choice.blocks]] = self.profile(choice)
         *_, shown = profiles.values()
         if choice.convention == "paper":
             if choice.blocks == PLAIN:  # what the blocks add shows beside the student without them
-                bare = self.source.profile(replace(choice, blocks=NONE))
+                bare = self.profile(replace(choice, blocks=NONE))
                 profiles = {"teacher": profiles["teacher"], "student": bare, "red": shown}
             self.set_table(memory_table(profiles))
             return memory_by_layer(profiles)
@@ -170,5 +148,5 @@ class MemoryExplorer(Explorer):
             raise ValueError("The bounds are those of the fused convention: choose it, or other lines.")
         self.set_table(memory_table(profiles))
         reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
-        bounds = self.source.bounds(choice) if lines == "bounds" else None
+        bounds = self.bounds(choice) if lines == "bounds" else None
         return memory_timeline(shown, reference=reference, bounds=bounds)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from redistill_lib.results.statistics import interval, run_difference
 from redistill_lib.results.words import capital, label, listed, number, role_key, the
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -71,8 +69,6 @@ def summarize(frame: pd.DataFrame) -> Summary:
     >>> summarize(pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]}))
     Summary(RED does best in one run: 85.0 %, 5.0 points above the naive student; teacher 90.0 %)
     """
-    import pandas as pd
-
     if missing := {"role", "test_accuracy"} - set(frame.columns):
         raise ValueError(f"the frame lacks {', '.join(sorted(missing))}; it has {', '.join(map(str, frame.columns))}")
     frame = frame.dropna(subset=["test_accuracy"])
