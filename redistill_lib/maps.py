@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -143,21 +144,14 @@ def compare_maps(
     )
 
 
-def compare_layer(
-    teacher: nn.Module,
-    student: nn.Module,
-    layer: str,
-    image: Tensor,
-    channel: int | None = None,
-    label: str | None = None,
-) -> MapComparison:
-    """`compare_maps` of the same layer's output in both networks, usually of two sizes.
+def compare_layer(teacher: nn.Module, student: nn.Module, layer: str, *args: Any, **options: Any) -> MapComparison:
+    """`compare_maps` of the same layer's output in both networks, usually of two sizes; other arguments as there.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
     >>> compare_layer(net(2, 2), net(4, 1), "0", torch.zeros(1, 16, 16, dtype=torch.uint8)).student.shape
     (4, 4)
     """
-    return compare_maps(teacher, student, Tap(layer, "output", layer, "output"), image, channel, label)
+    return compare_maps(teacher, student, Tap(layer, "output", layer, "output"), *args, **options)
 
 
 def compare_denoisers(

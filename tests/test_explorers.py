@@ -127,13 +127,14 @@ def test_channels_are_those_of_the_place(explorer: MapExplorer) -> None:
     assert "mean over channels" in explorer.figure.layout.title.text
 
 
-def test_images_are_named_and_computed_once(explorer: MapExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_named_and_computed_once(explorer: MapExplorer) -> None:
     before = explorer.figure.data[0].source
     explorer.image.value = 2
     assert explorer.image.label == "2 (owl)"
     assert explorer.figure.data[0].source != before
-    monkeypatch.setattr("redistill_lib.explorers.maps.compare_maps", None)
+    computed = explorer.compare.cache_info().misses
     explorer.image.value = 0
+    assert explorer.compare.cache_info().misses == computed == 2
     assert explorer.figure.data[0].source == before
 
 

@@ -15,11 +15,10 @@ from redistill_lib.figures import trajectory_step
 from redistill_lib.runs import Run
 
 Drawn = nn.Module | Run | str | Path
+Shape = int | Sequence[int] | None
 
 
-def draw_paths(
-    models: Mapping[str, Drawn], shape: int | Sequence[int] | None, n: int, steps: int, seed: int
-) -> dict[str, Trajectory]:
+def draw_paths(models: Mapping[str, Drawn], shape: Shape, n: int, steps: int, seed: int) -> dict[str, Trajectory]:
     """Every step of every role's DDIM sampling from the noise of that seed.
 
     >>> from redistill_lib.models import create_model
@@ -31,14 +30,7 @@ def draw_paths(
 
 
 class TrajectoryExplorer(Explorer):
-    def __init__(
-        self,
-        models: Mapping[str, Drawn],
-        shape: int | Sequence[int] | None,
-        n: int,
-        steps: int,
-        choices: Sequence[int],
-    ):
+    def __init__(self, models: Mapping[str, Drawn], shape: Shape, n: int, steps: int, choices: Sequence[int]):
         if not models:
             raise ValueError("give at least one denoiser, by its role")
         self.paths = functools.cache(functools.partial(draw_paths, models, shape, n))

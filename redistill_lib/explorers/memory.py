@@ -94,9 +94,6 @@ class MemoryExplorer(Explorer):
         with torch.device("meta"):
             return create_model(student_name(model, factor))
 
-    def _inputs(self, model: str, size: int, batch: int) -> tuple[Any, ...]:
-        return self.example if self.own else example_inputs(model, size, batch=batch, device="meta")
-
     def _with_blocks(self, choice: MemoryChoice, inputs: tuple[Any, ...]) -> nn.Module:
         plain = self.network(choice.model, choice.factor)
         if choice.blocks == NONE:
@@ -114,7 +111,9 @@ class MemoryExplorer(Explorer):
         return model
 
     def _run(self, count: Callable[..., Any], choice: MemoryChoice, **settings: Any) -> Any:
-        inputs = self._inputs(choice.model, choice.size, choice.batch)
+        inputs = self.example
+        if not self.own:
+            inputs = example_inputs(choice.model, choice.size, batch=choice.batch, device="meta")
         try:
             return count(self._with_blocks(choice, inputs), *inputs, dtype=choice.dtype, **settings)
         except RuntimeError as error:  # PyTorch's own, from some layer inside
