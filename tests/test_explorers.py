@@ -61,8 +61,7 @@ def explorer(calls: list[int]) -> MapExplorer:
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("explorers", "explorers.curves"):
-        monkeypatch.setattr(f"redistill_lib.{module}.is_live", lambda: True)
+    monkeypatch.setattr(explorers, "is_live", lambda: True)
 
 
 def title(figure: Any) -> str:
