@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import pandas as pd
 
@@ -15,8 +15,8 @@ from redistill_lib.results.words import capital, label, listed, number, role_key
 class Summary:
     """`runs` are the accuracies in % by role, indexed by seed if told; `table` has a row per role.
 
-    Its ``gap_recovered`` is (mean − naive) / (teacher − naive), in %: NaN without a teacher better than the naive
-    student. With one run there is no interval (``low`` and ``high`` are NaN).
+    ``gap_recovered`` is (mean − naive) / (teacher − naive), in %: NaN without a teacher better than the naive
+    student. ``low`` and ``high`` are NaN for one run.
     """
 
     table: pd.DataFrame
@@ -30,7 +30,7 @@ class Summary:
 
     @property
     def teacher(self) -> float:
-        """Its mean; NaN without one."""
+        """Its mean, or NaN."""
         return float(self.table.loc[self.table["role"] == "teacher", "mean"].mean())
 
     def to_frame(self) -> pd.DataFrame:
@@ -65,7 +65,6 @@ def summarize(frame: pd.DataFrame) -> Summary:
     `frame` has a row per run with ``role`` and ``test_accuracy`` (0…1). With a column ``seed``, two roles that have
     the same seeds are compared in pairs. Raises ValueError for a missing column or a frame without runs.
 
-    >>> import pandas as pd
     >>> summarize(pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]}))
     Summary(RED does best in one run: 85.0 %, 5.0 points above the naive student; teacher 90.0 %)
     """
@@ -77,9 +76,8 @@ def summarize(frame: pd.DataFrame) -> Summary:
     indexed = frame.set_index("seed") if "seed" in frame else frame.reset_index(drop=True)
     parts = (100 * indexed["test_accuracy"]).groupby(indexed["role"].map(role_key), sort=False)
     runs = {str(role): part for role, part in parts}
-    found = {role: interval(part.tolist()) for role, part in runs.items()}
-    rows = [(role, label(role), mean.value, mean.low, mean.high, len(runs[role])) for role, mean in found.items()]
+    rows = [(role, label(role), *astuple(interval(part.tolist())), len(part)) for role, part in runs.items()]
     table = pd.DataFrame(rows, columns=["role", "label", "mean", "low", "high", "n"])
-    naive, teacher = (found[role].value if role in found else math.nan for role in ("student", "teacher"))
+    naive, teacher = table.set_index("role")["mean"].reindex(["student", "teacher"])
     gap = teacher - naive if teacher > naive else math.nan
     return Summary(table.assign(gap_recovered=100 * (table["mean"] - naive) / gap), runs)
