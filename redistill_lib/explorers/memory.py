@@ -62,17 +62,12 @@ class MemoryExplorer(Explorer):
         self.bounds = functools.cache(lambda choice: self._run(memory_bounds, choice))
         sizes = sorted({32, 48, 64, 96, 128, 160, 192, 224, 256, image_size})
         self.model = dropdown("model", options(models))
-        self.student = slider("student", options([1], "×{}"))
-        self.blocks = dropdown("RED blocks", options([NONE]))
+        self.student, self.blocks = slider("student"), dropdown("RED blocks")
         self.size = slider("input", options(sizes, "{0}×{0}"), image_size)
         self.batch = slider("batch", options([1, 2, 4, 8, 16, 32]))
         self.dtype = dropdown("dtype", options(["fp32", "fp16", "int8"]))
         self.convention = dropdown("convention", options(["fused", "eager", "paper"]))
-        lines = {
-            "the teacher's peak": "teacher",
-            "bounds (takes a second or two)": "bounds",
-            "none, own scale": "none",
-        }
+        lines = {"the teacher's peak": "teacher", "bounds (slower)": "bounds", "none, own scale": "none"}
         self.lines = dropdown("lines", [*lines.items()])
         controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
         if self.own:
@@ -134,18 +129,16 @@ class MemoryExplorer(Explorer):
     def show(self) -> go.Figure:
         choice, lines = self._choice(), self.lines.value
         profiles = {"teacher": self.profile(replace(choice, factor=1, blocks=NONE))}
+        if choice.convention == "paper" and choice.blocks == PLAIN:  # beside it, what the blocks add shows
+            profiles["student"] = self.profile(replace(choice, blocks=NONE))
         if choice.factor > 1:
             profiles[_ROLES[choice.blocks]] = self.profile(choice)
-        *_, shown = profiles.values()
+        self.set_table(memory_table(profiles))
         if choice.convention == "paper":
-            if choice.blocks == PLAIN:  # what the blocks add shows beside the student without them
-                bare = self.profile(replace(choice, blocks=NONE))
-                profiles = {"teacher": profiles["teacher"], "student": bare, "red": shown}
-            self.set_table(memory_table(profiles))
             return memory_by_layer(profiles)
         if lines == "bounds" and choice.convention != "fused":
             raise ValueError("The bounds are those of the fused convention: choose it, or other lines.")
-        self.set_table(memory_table(profiles))
+        *_, shown = profiles.values()
         reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
         bounds = self.bounds(choice) if lines == "bounds" else None
         return memory_timeline(shown, reference=reference, bounds=bounds)
