@@ -19,14 +19,7 @@ if TYPE_CHECKING:
     from redistill_lib.explorers.diffusion import Drawn
     from redistill_lib.explorers.maps import Networks
 
-__all__ = [
-    "LiveCurves",
-    "feature_map_explorer",
-    "live_curves",
-    "memory_explorer",
-    "sampling_trajectories",
-    "stride_plan",
-]
+__all__ = ["feature_map_explorer", "live_curves", "memory_explorer", "sampling_trajectories", "stride_plan"]
 
 
 def stride_plan(

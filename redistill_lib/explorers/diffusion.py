@@ -30,6 +30,8 @@ def draw_paths(models: Mapping[str, Drawn], shape: Shape, n: int, steps: int, se
 
 
 class TrajectoryExplorer(Explorer):
+    """What each network is given and sees at a step; trajectories are drawn once per number of steps and noise."""
+
     def __init__(self, models: Mapping[str, Drawn], shape: Shape, n: int, steps: int, choices: Sequence[int]):
         if not models:
             raise ValueError("give at least one denoiser, by its role")

@@ -12,6 +12,8 @@ from redistill_lib.models import student_name
 
 
 class PlanExplorer(Explorer):
+    """The plans of a teacher and its student, as a chart and a table."""
+
     def __init__(self, teachers: Sequence[str], image_size: int, factors: Sequence[int], factor: int):
         self.image_size = image_size
         self.model = dropdown("teacher", options(teachers))
