@@ -34,7 +34,7 @@ def stride_plan(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.plans import PlanExplorer
+    from redistill_lib.explorers.maps import PlanExplorer
 
     return PlanExplorer([teacher] if isinstance(teacher, str) else teacher, image_size, factors, factor).view
 

@@ -1,4 +1,4 @@
-"""Feature maps of teacher and student, with a slider for how hard the student pools."""
+"""The plans and the feature maps of teacher and student, with a slider for how hard the student pools."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from redistill_lib.distill import Tap
 from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
-from redistill_lib.figures import feature_maps
+from redistill_lib.figures import feature_maps, plan_table, stride_plans
 from redistill_lib.maps import compare_maps, first_block, layer_maps
+from redistill_lib.models import student_name
 from redistill_lib.results import label
 
 Compared = tuple[nn.Module, nn.Module, Sequence[Tap]]  # teacher, student, taps
@@ -19,6 +20,22 @@ Networks = Mapping[str, Callable[[int], Mapping[str, Compared]]]
 Labels = Sequence[object] | None
 UNTRAINED, MEAN = "untrained", "mean"
 HINT = "No student is trained at this stride yet: only the untrained one can be shown."
+
+
+class PlanExplorer(Explorer):
+    """The plans of a teacher and its student, as a chart and a table."""
+
+    def __init__(self, teachers: Sequence[str], image_size: int, factors: Sequence[int], factor: int):
+        self.image_size = image_size
+        self.model = dropdown("teacher", options(teachers))
+        self.stride = slider("stride", options(factors, "×{}"), factor)
+        self.lay_out(*([self.model] if len(teachers) > 1 else []), self.stride)
+
+    def show(self) -> go.Figure:
+        self.refusal = f"×{self.stride.value} is not possible here."
+        plans = {"teacher": self.model.value, "student": student_name(self.model.value, self.stride.value)}
+        self.set_table(plan_table(plans, self.image_size))
+        return stride_plans(plans, self.image_size)
 
 
 class MapExplorer(Explorer):
