@@ -18,7 +18,7 @@ from torch import nn
 from redistill_lib import explorers, figures
 from redistill_lib.diffusion import Trajectory, to_uint8
 from redistill_lib.distill import Tap, match_taps
-from redistill_lib.explorers.diffusion import TrajectoryExplorer
+from redistill_lib.explorers.pairs import TrajectoryExplorer
 from redistill_lib.maps import compare_denoisers
 from redistill_lib.models import create_model
 from redistill_lib.network import record_maps

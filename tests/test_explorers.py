@@ -23,7 +23,7 @@ from torch import nn
 
 from redistill_lib import explorers
 from redistill_lib.distill import match_taps
-from redistill_lib.explorers.maps import HINT, MapExplorer
+from redistill_lib.explorers.pairs import HINT, MapExplorer
 from redistill_lib.models import create_model, student_name
 
 ROOT = Path(__file__).parents[1]

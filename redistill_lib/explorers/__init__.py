@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import ipywidgets as widgets
     from torch import Tensor, nn
 
-    from redistill_lib.explorers.diffusion import Drawn
-    from redistill_lib.explorers.maps import Networks
+    from redistill_lib.explorers.pairs import Drawn, Networks
 
 __all__ = ["feature_map_explorer", "live_curves", "memory_explorer", "sampling_trajectories", "stride_plan"]
 
@@ -34,7 +33,7 @@ def stride_plan(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.maps import PlanExplorer
+    from redistill_lib.explorers.pairs import PlanExplorer
 
     return PlanExplorer([teacher] if isinstance(teacher, str) else teacher, image_size, factors, factor).view
 
@@ -61,7 +60,7 @@ def feature_map_explorer(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.maps import MapExplorer
+    from redistill_lib.explorers.pairs import MapExplorer
 
     return MapExplorer(networks, images, labels, factors, factor, hint).view
 
@@ -105,7 +104,7 @@ def sampling_trajectories(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.diffusion import TrajectoryExplorer
+    from redistill_lib.explorers.pairs import TrajectoryExplorer
 
     return TrajectoryExplorer(models, shape, n, steps, choices).view
 
