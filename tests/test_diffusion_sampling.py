@@ -15,7 +15,7 @@ from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
 from redistill_lib.diffusion.samplers import time_steps
 from redistill_lib.diffusion.sampling import Guided
-from redistill_lib.explorers.diffusion import TrajectorySource
+from redistill_lib.explorers.pairs import draw_paths
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import save_tensors
@@ -360,7 +360,7 @@ def test_a_run_is_drawn_by_its_own_process(tmp_path: Path) -> None:
     drawn = sample(run, 2, steps=3, progress=False)
     assert torch.equal(drawn, draw(model, 2, steps=3, process=process))
     assert torch.equal(sample(run, 2, steps=3, process=DDPM, progress=False), draw(model, 2, steps=3))
-    (path,) = TrajectorySource({"student": run}, n=2).paths(3, 0).values()
+    (path,) = draw_paths({"student": run}, None, 2, 3, 0).values()
     torch.testing.assert_close(path.final, drawn)
 
 
