@@ -13,7 +13,13 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text", NoneType: "None"}
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "text",
+    NoneType: "None",
+}
 _WORDS |= {Path: "a path", PathLike: "a path", Callable: "a function"}
 _WORDS |= {Mapping: "a dict", Sequence: "a list", Iterable: "a list"}
 

@@ -101,8 +101,8 @@ class Run:
         status = "failed" if wrong else "complete"
         error = f"the trained network cannot be evaluated: {', '.join(wrong)}" if wrong else None
         digests = {file.name: _digest(file) for file in sorted(self.path.glob("*.safetensors"))}
-        found = {"metrics": dict(metrics), "blocks": list(blocks), "digests": digests}
-        return replace(self, status=status, error=error, **found)
+        found = replace(self, metrics=dict(metrics), blocks=list(blocks), digests=digests)
+        return replace(found, status=status, error=error)
 
     def verify(self, name: str) -> None:
         """Raise ValueError for weights that this run did not write; a run of an older version does not know."""
