@@ -13,9 +13,8 @@ from redistill_lib.memory import format_size
 from redistill_lib.quality.scores import Quality, check_comparable
 from redistill_lib.results import interval, label, listed, role_key, run_difference, the
 
-_NEEDED = ("role", "peak_bytes", "parameters", "fid", "fid_error", "kid", "kid_std")
-_COSTS = ("peak_bytes", "parameters")
-_ERRORS = {"fid": "fid_error", "kid": "kid_std"}  # what the error of a score is where there is one run
+_LEAST = {"peak_bytes": 0.0, "parameters": 0.0, "fid": -math.inf, "kid": -math.inf}  # what values are above
+_ERRORS = {"fid": "fid_error", "kid": "kid_std"}  # of a single run
 _BUDGET = 1.15  # peaks within this factor are the same memory: RED blocks need a little
 
 
@@ -52,38 +51,29 @@ def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> Qualit
 
     `frame` has a row per trained network: `Quality.to_frame()` of its score, and columns ``role``, ``peak_bytes`` and
     ``parameters``. Rows of one role whose peaks are within 15 % are runs; a column ``seed`` pairs those of two roles.
-    The error of several runs is half the 95 % t-interval of their mean; of a single run it is its FID's 95 %
-    interval over draws of images, or its KID's spread over subsets. `floor` is what `redistill_lib.quality.floor`
-    gives.
+    The error of several runs is half the 95 % t-interval of their mean; of a single run, half its FID's 95 % interval
+    over draws of images, or its KID's spread over subsets. `floor` is what `redistill_lib.quality.floor` gives.
 
     Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, and scores or a floor
     that are not made in the same way.
 
-    >>> import pandas as pd
-    >>> by = {"n_fake": 900, "n_real": 900, "image": "1×16×16", "extractor": "teacher", "num_features": 64}
-    >>> rows = [("teacher", 8, 9.0), ("student", 2, 15.0), ("red", 2, 12.0)]
-    >>> frame = pd.concat(
-    ...     Quality(fid, fid - 1, 0.5, fid / 1000, 0.001, 5.0, 0.1, 0.8, 0.7, by).to_frame()
-    ...     .assign(role=role, peak_bytes=mib * 2**20, parameters=10**6) for role, mib, fid in rows
-    ... )
-    >>> compare_quality(frame).headline()
+    >>> def row(role, mib, fid):
+    ...     score = Quality(fid, fid - 1, 0.5, fid / 1000, 0.001, 5.0, 0.1, 0.8, 0.7, {"extractor": "teacher"})
+    ...     return score.to_frame().assign(role=role, peak_bytes=mib * 2**20, parameters=10**6)
+    >>> compare_quality(pd.concat([row("teacher", 8, 9.0), row("student", 2, 15.0), row("red", 2, 12.0)])).headline()
     'The lowest FID in one run: RED 12.0 (naive student 15.0) at 2.00 MiB; teacher 9.0 at 8.00 MiB'
     """
-    if missing := [name for name in _NEEDED if name not in frame.columns]:
+    if missing := [name for name in ("role", *_LEAST, *_ERRORS.values()) if name not in frame.columns]:
         raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
     if frame.empty:
         raise ValueError("the frame has no row: there is no score to show")
-    lacking = []
-    for name in ("fid", "kid", *_COSTS):
-        least = 0 if name in _COSTS else -math.inf
+    for name, least in _LEAST.items():
         good = pd.to_numeric(frame[name], errors="coerce").between(least, math.inf, inclusive="neither")
         if roles := list(dict.fromkeys(frame["role"][~good].map(label))):
-            lacking.append(f"{name}{' above 0' * (name in _COSTS)} for {listed(roles)}")
-    if lacking:
-        raise ValueError(f"the frame has no {', no '.join(lacking)}; give the value or leave the row out")
+            wanted = f"{name} above 0" if least == 0 else name
+            raise ValueError(f"the frame has no {wanted} for {listed(roles)}; give it or leave the row out")
     check_comparable(frame)
-    first = frame.iloc[0].to_dict()
-    settings = {str(n).removeprefix("settings."): v for n, v in first.items() if str(n).startswith("settings.")}
+    settings = {name.removeprefix("settings."): frame[name].iloc[0] for name in frame.filter(regex=r"^settings\.")}
     if floor is not None:
         ignore = [name for name, value in floor.settings.items() if value == "real images"]
         ignore += settings.keys() - floor.settings.keys()
@@ -100,12 +90,12 @@ def _table(frame: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (role, _), runs in frame.groupby(["role", alike], sort=False):
         runs = runs.set_index("seed") if "seed" in runs else runs
-        row: dict[str, Any] = {"role": role, "n": len(runs)}
-        row |= {"peak": float(runs["peak_bytes"].mean()), "parameters": float(runs["parameters"].mean())}
+        peak, parameters = runs["peak_bytes"].mean(), runs["parameters"].mean()
+        row: dict[str, Any] = {"role": role, "n": len(runs), "peak": peak, "parameters": parameters}
         for score, error in _ERRORS.items():
             found = interval(runs[score].tolist())
-            row |= {score: found.value, f"{score}_runs": runs[score]}
-            row[f"{score}_error"] = found.half if len(runs) > 1 else float(runs[error].iloc[0])
+            half = found.half if len(runs) > 1 else runs[error].iloc[0]
+            row |= {score: found.value, f"{score}_error": half, f"{score}_runs": runs[score]}
         rows.append(row)
     table = pd.DataFrame(rows)
     return table.assign(budget=_budgets(table["peak"][table["role"] != "teacher"]))
@@ -130,8 +120,7 @@ def _lead(part: pd.DataFrame) -> str:
         words.append(f"{label(rival['role'])} {rival['fid']:.1f}")
     if near := dict.fromkeys(the(row["role"]) for row in rivals if not _decided(best, row)):
         words.append(f"too close to {listed(near)} to tell")
-    ahead = part.loc[part["kid"].idxmin(), "role"]
-    if ahead != best["role"]:
+    if (ahead := part.loc[part["kid"].idxmin(), "role"]) != best["role"]:
         words.append(f"by KID {label(ahead)} is ahead")
     detail = f" ({'; '.join(words)})" if words else ""
     return f"{label(best['role'])} {best['fid']:.1f}{detail} at {format_size(best['peak'])}"

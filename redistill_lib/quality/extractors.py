@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from redistill_lib.checks import wholes
 from redistill_lib.data.augment import to_float
 from redistill_lib.identity import network_identity
 from redistill_lib.network import MapRef, dtype_of, evaluating, reading
 
-INCEPTION_FEATURES = 2048
 SCRIPT_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 
 
@@ -27,10 +24,9 @@ def by(sizes: Sequence[int]) -> str:
 class Extractor(nn.Module):
     """uint8 images B×C×H×W → (features B×num_features, logits B×classes or None).
 
-    `network` is called with float images −1…1 of the dtype of its weights, of `channels` channels, resized (bilinear,
-    antialiased) to `image_size`, a side or (height, width), where given. It returns such a pair, or features alone.
-    `accuracy` (0…1) is a classifier's on its own test split. A network that resizes by itself says so in an attribute
-    `resize`, a text.
+    `network` is called with float images −1…1 of `channels` channels and the dtype of its weights. It returns such a
+    pair, or features alone. `accuracy` (0…1) is a classifier's on its own test split. A network that resizes images
+    says how in an attribute `resize`, a text.
 
     >>> eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1)
     >>> seen, logits = eye(torch.zeros(5, 1, 4, 4, dtype=torch.uint8))
@@ -39,23 +35,13 @@ class Extractor(nn.Module):
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        name: str,
-        *,
-        num_features: int,
-        channels: int,
-        image_size: int | tuple[int, int] | None = None,
-        accuracy: float | None = None,
+        self, network: nn.Module, name: str, *, num_features: int, channels: int, accuracy: float | None = None
     ) -> None:
         super().__init__()
         if accuracy is not None and not 0 <= accuracy <= 1:
             raise ValueError(f"the accuracy of {name} is {accuracy}; it is a fraction between 0 and 1")
         self.network, self.name, self.accuracy = network, name, accuracy
         self.num_features, self.channels = num_features, channels
-        sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.size = wholes("image_size", sides) if sides else None
-        self.resize = f"{by(self.size)}, bilinear, antialiased" if self.size else getattr(network, "resize", "none")
 
     @property
     def weights(self) -> str:
@@ -70,7 +56,7 @@ class Extractor(nn.Module):
             "extractor_weights": self.weights,
             "extractor_accuracy": self.accuracy,
             "num_features": self.num_features,
-            "resize": self.resize,
+            "resize": getattr(self.network, "resize", "none"),
         }
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -78,31 +64,27 @@ class Extractor(nn.Module):
             images = images.expand(-1, 3, -1, -1)
         if images.shape[1] != self.channels:
             raise ValueError(f"{self.name} takes {self.channels}-channel images, these have {images.shape[1]}")
-        inputs = to_float(images)
-        if self.size and tuple(images.shape[-2:]) != self.size:
-            inputs = F.interpolate(inputs, self.size, mode="bilinear", antialias=True)
-        found = self.network(inputs.to(dtype_of(self.network)))
+        found = self.network(to_float(images).to(dtype_of(self.network)))
         seen, logits = found if isinstance(found, tuple) else (found, None)
-        if seen.shape != (len(images), self.num_features):
-            wanted = (len(images), self.num_features)
+        wanted = (len(images), self.num_features)
+        if seen.shape != wanted:
             raise ValueError(f"{self.name} gives features of shape {by(seen.shape)}, not {by(wanted)}")
         return seen, logits
 
 
 def check_extractor(extractor: object) -> None:
     if not isinstance(extractor, Extractor):
-        fix = "of a classifier, classifier_extractor(model, name, accuracy) is one"
-        raise TypeError(f"a {type(extractor).__name__} is no extractor; {fix}")
+        raise TypeError(
+            f"a {type(extractor).__name__} is no extractor; classifier_extractor makes one of a classifier"
+        )
 
 
-def classifier_extractor(
-    model: nn.Module, name: str, accuracy: float | None, *, image_size: int | tuple[int, int] | None = None
-) -> Extractor:
+def classifier_extractor(model: nn.Module, name: str, accuracy: float | None) -> Extractor:
     """A trained classifier as an extractor: features are what its last linear layer reads, logits what it gives.
 
     `model` is what `load_model(run)` returns, `name` the run's id and `accuracy` its test accuracy (0…1, None if
     unknown): all scores made with it carry both. It should be trained on the data that the generator imitates; its
-    FID is on a scale of its own. `image_size`: the side it was trained on, if the images to score have another.
+    FID is on a scale of its own.
 
     Raises ValueError for a network without a convolution or whose output is not that of a linear layer.
 
@@ -119,7 +101,7 @@ def classifier_extractor(
         )
     path, linear = linears[-1]
     sizes = {"num_features": linear.in_features, "channels": convolution.in_channels}
-    return Extractor(_Penultimate(model, path, name), name, **sizes, image_size=image_size, accuracy=accuracy)
+    return Extractor(_Penultimate(model, path, name), name, **sizes, accuracy=accuracy)
 
 
 class _Penultimate(nn.Module):
@@ -143,8 +125,8 @@ class _Penultimate(nn.Module):
 def inception_extractor(path: str | Path) -> Extractor:
     """Inception v3 with the weights of 2015-12-05, the extractor of published FIDs. Nothing is ever downloaded.
 
-    `path` is the TorchScript file, which brings its own network; it resizes to 299×299 by itself, as TensorFlow 1
-    did. Give its FID over few images little trust: 2,048 features want 10,000 or more, and 16,384 for the limit.
+    `path` is the TorchScript file, which brings its own network and resizes to 299×299 as TensorFlow 1 did. With its
+    2,048 features FID wants 10,000 images or more, and 16,384 for the limit.
 
     Raises FileNotFoundError where there is no file, with what to get; ValueError for one of another network.
     """
@@ -153,15 +135,15 @@ def inception_extractor(path: str | Path) -> Extractor:
         raise FileNotFoundError(f"no Inception weights at {path}: {fetch}")
     try:
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # TorchScript is deprecated
-            network = _Inception(torch.jit.load(str(path), map_location="cpu").eval())
+            network = _Inception(torch.jit.load(str(path), map_location="cpu"))
         with evaluating(network):
-            shape = network(torch.zeros(2, 3, 299, 299))[0].shape
-    except (AttributeError, IndexError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1]
+            width = network(torch.zeros(2, 3, 299, 299))[0].shape[1]
+    except (IndexError, RuntimeError, StopIteration) as error:
+        reason = str(error).strip().rpartition("\n")[2]
         raise ValueError(f"{path} is no TorchScript of uint8 images 3×299×299 ({reason}): {fetch}") from None
-    if shape != (2, INCEPTION_FEATURES):
-        raise ValueError(f"{path} gives {shape[-1]} features, the Inception of FID {INCEPTION_FEATURES}: {fetch}")
-    return Extractor(network, "inception-v3-2015-12-05", num_features=INCEPTION_FEATURES, channels=3)
+    if width != 2048:
+        raise ValueError(f"{path} gives {width} features, the Inception of FID 2048: {fetch}")
+    return Extractor(network, "inception-v3-2015-12-05", num_features=width, channels=3)
 
 
 class _Inception(nn.Module):
@@ -169,13 +151,11 @@ class _Inception(nn.Module):
 
     resize = "299×299, by the network"
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        names = {argument.name for argument in network.forward.schema.arguments}
-        self.flags = {"return_features": True} if "return_features" in names else {}  # otherwise probabilities
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        seen = self.network(images.add(1).mul(127.5).round().byte(), **self.flags)
-        heads = [w for w in self.network.state_dict().values() if w.ndim == 2 and w.shape[1] == seen.shape[1]]
-        return seen, seen @ heads[0].T if len(heads) == 1 else None
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.network(images.add(1).mul(127.5).round().byte(), return_features=True)
+        head = next(w for w in self.network.state_dict().values() if w.ndim == 2 and w.shape[1] == seen.shape[1])
+        return seen, seen @ head.T

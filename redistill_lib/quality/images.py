@@ -18,8 +18,7 @@ from redistill_lib.progress import progress_bar
 from redistill_lib.quality.extractors import Extractor, by, check_extractor
 
 TOLERANCE = 1e-3  # how far outside −1…1 a float image may be
-# Of images −1…1 more than this share of the values is below that. One value says nothing: images 0…1 that were noised
-# or resized have a few, and many just below 0.
+# More than this share of images −1…1 is below that. Images 0…1 that were noised or resized have a few such values.
 SHARE, BELOW = 1e-3, -0.1
 FIXES = {"DataSplits": "; give one split, such as data.train", "ndarray": "; torch.from_numpy makes it a tensor"}
 
@@ -71,8 +70,8 @@ def features(
 ) -> Features:
     """Features and logits of all images: N×C×H×W, uint8 or float −1…1, or a split of `load_data`.
 
-    Float images are rounded to the 256 levels an image file has, so that an image counts the same in whichever
-    form it comes. Grey ones are repeated where the extractor takes three channels. It works on the device it is on.
+    Float images are rounded to the 256 levels of an image file. Grey ones are repeated where the extractor takes
+    three channels. It works on the device it is on.
 
     Raises ValueError for an empty set, images of another dtype, range or number of channels, and values that are not
     finite; TypeError for what is neither a tensor nor a split.
@@ -91,7 +90,7 @@ def features(
         raise ValueError("there are no images to look at: the set is empty")
     device = next((tensor.device for tensor in extractor.state_dict().values()), torch.device("cpu"))
     batches: Iterable[Tensor] = _levels(images, batch_size)
-    if isinstance(images, Tensor):  # all there already: say what is wrong with it before a long pass
+    if isinstance(images, Tensor):  # all there already, so checked before a long pass
         batches = list(batches)
     seen, logits, digests = [], [], []
     with evaluating(extractor), progress_bar(count, f"features by {extractor.name}", progress) as bar:
@@ -99,7 +98,8 @@ def features(
             values, scores = extractor(levels.to(device))
             seen.append(values.float().cpu())
             logits += [] if scores is None else [scores.float().cpu()]
-            digests += [_digest(image) for image in levels.cpu()]
+            hashes = [hashlib.blake2b(image.numpy().tobytes(), digest_size=8) for image in levels.cpu()]
+            digests += [int.from_bytes(each.digest(), "big", signed=True) for each in hashes]
             bar.update(len(levels))
     values, shape = torch.cat(seen), tuple(levels.shape[1:])
     if not values.isfinite().all():
@@ -109,7 +109,7 @@ def features(
 
 
 def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
-    """Two halves of a set, drawn with `seed`: what one is to the other is the floor of any score."""
+    """Two halves of a set, drawn with `seed`."""
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(whole("seed", seed, least=0)))
     middle = len(real) // 2
     return real.take(order[:middle]), real.take(order[middle : 2 * middle])
@@ -142,13 +142,8 @@ def _as_levels(images: Tensor) -> Tensor:
         row = int((~images.isfinite().flatten(1).all(1)).nonzero()[0])
         kind = "nan" if images.isnan().any() else "inf"
         raise ValueError(f"{kind} in the images, in image {row} of its batch first: model or sampler diverged")
-    low, high = float(images.min()), float(images.max())
+    low, high = map(float, images.aminmax())
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE:
         hint = "they look like 0…255: make them uint8" if low >= 0 and high > 2 else "images.clamp(-1, 1) cuts them"
         raise ValueError(f"float images are −1…1, these go from {low:.3g} to {high:.3g}; {hint}")
     return (images.float().clamp(-1, 1) + 1).mul(127.5).round().byte()
-
-
-def _digest(image: Tensor) -> int:
-    digest = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)

@@ -32,7 +32,7 @@ def fid(fake: Features, real: Features) -> float:
     Raises ValueError for sets with no more images than features: their covariance has no full rank.
     """
     width = real.values.shape[1]
-    for name, which in (("fake", fake), ("real", real)):
+    for name, which in {"fake": fake, "real": real}.items():
         if len(which) <= width:
             raise ValueError(
                 f"{len(which):,} {name} images are too few for a covariance of {width:,} features; "
@@ -42,12 +42,7 @@ def fid(fake: Features, real: Features) -> float:
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½), by symmetric roots: several times quicker than by C₁C₂ itself.
-
-    >>> one = torch.eye(2).double()
-    >>> frechet((torch.zeros(2).double(), one), (torch.ones(2).double(), 4 * one))  # 2 + 2 + 8 − 2 · 4
-    4.0
-    """
+    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½), by symmetric roots: several times quicker than by C₁C₂ itself."""
     root, failed = torch.linalg.cholesky_ex(a[1])
     if int(failed):  # not of full rank
         values, vectors = torch.linalg.eigh(a[1])
@@ -59,8 +54,8 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 def kid(fake: Features, real: Features, *, subset_size: int | None = None, seed: int = 0) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³ (Bińkowski et al. 2018): mean and spread over 100 subsets.
 
-    `subset_size`: 1,000 images, or half of the smaller set if that is less. The spread is that of one subset, so it
-    is not the error of the mean. Raises ValueError for a `subset_size` above the smaller set.
+    The spread is that of one subset, not the error of the mean. Raises ValueError for a `subset_size` above the
+    smaller set; left out, it is `kid_subset_size`.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -105,9 +100,9 @@ def _drawn(metric: Any, seed: int) -> tuple[float, float]:
 def precision_recall(fake: Features, real: Features, *, seed: int = 0) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), k = 3.
 
-    Precision is the share of fakes that lie in some real image's ball, which reaches to its third nearest real
-    neighbour; recall the same with the sets exchanged. As both depend on the density of the sets, equally many are
-    taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
+    Precision is the share of fakes in some real image's ball, which reaches to its third nearest real neighbour;
+    recall the same with the sets exchanged. Both depend on the density of the sets, so equally many are taken of
+    each: all of the smaller one, at most 10,000, drawn with `seed`.
     """
     count, generator = precision_recall_count(fake, real), torch.Generator().manual_seed(seed)
     chosen = [which.take(torch.randperm(len(which), generator=generator)[:count]) for which in (fake, real)]
@@ -121,16 +116,11 @@ def precision_recall_count(fake: Features, real: Features) -> int:
 
 def _covered(points: Tensor, centres: Tensor) -> float:
     """The share of `points` in at least one of the balls around `centres`."""
-    # Distances come from a matrix product, so equal images are apart by a rounding error: allow for it.
-    slack = 1e-12 * float(centres.square().sum(1).mean())
+    slack = 1e-6 * float(centres.norm(dim=1).mean())  # cdist multiplies matrices: equal points are not quite 0 apart
     nearest = min(NEIGHBOURS, len(centres) - 1) + 1  # the first is the image itself
-    radii = torch.cat([_squared(part, centres).kthvalue(nearest).values for part in centres.split(CHUNK)])
-    inside = torch.cat([(_squared(part, centres) <= radii + slack).any(1) for part in points.split(CHUNK)])
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(nearest).values for part in centres.split(CHUNK)])
+    inside = torch.cat([(torch.cdist(part, centres) <= radii + slack).any(1) for part in points.split(CHUNK)])
     return float(inside.double().mean())
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -145,14 +135,14 @@ class Extrapolation:
 def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolation:
     """FID free of the bias of finite N: the intercept of a line through FID over 1/N (Chong & Forsyth 2020).
 
-    FID is taken of the whole sets and of their halves, thirds and quarters, pairwise; unlike in the paper the real
-    set shrinks with the fake one, so its bias goes too, and the limit can fall below 0. It is NaN where FID is no
-    straight line in 1/N: a quarter of the smaller set has fewer than two images per feature, or the larger set is
-    more than 1.25 times the smaller.
+    FID is taken of the whole sets and of their halves, thirds and quarters, pairwise. Unlike in the paper the real
+    set shrinks too, so its bias goes as well, and the limit can fall below 0. It is NaN where FID is no straight line
+    in 1/N: with fewer than two images per feature in a quarter of the smaller set, or a larger set of more than 1.25
+    times the smaller.
 
-    The error is by a jackknife over 12 random groups of both sets: the chance by which images were drawn, nothing of
-    the training. It is that of the FID at N, and does for the limit too: for Gaussian samples a known distance apart
-    the interval held that distance in 91 to 99 % of cases (16 to 256 features; with 4 features, in 86 to 96 %).
+    The error is by a jackknife over 12 random groups of both sets: of drawing images, not of the training. For
+    Gaussian samples a known distance apart the interval around the limit held that distance in 91 to 99 % of cases
+    (16 to 256 features; with 4 features, in 86 to 96 %).
     """
     from scipy.special import stdtrit
 
@@ -174,9 +164,10 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolati
     found = [distance(rows) for _, rows in cuts]
     left_out = np.array([distance(np.delete(groups, k)) for k in groups])
     limit = math.nan
-    if straight:  # each level weighs the same
+    if straight:
         inverse = [1 / sum(float(moments[0][k][0, 0]) for k in rows) for _, rows in cuts]
-        limit = float(np.polyfit(inverse, found, 1, w=[level**-0.5 for level, _ in cuts])[1])
+        weights = [level**-0.5 for level, _ in cuts]  # each level weighs the same
+        limit = float(np.polyfit(inverse, found, 1, w=weights)[1])
     error = float(stdtrit(GROUPS - 1, 0.975) * left_out.std() * math.sqrt(GROUPS - 1))
     return Extrapolation(found[0], limit, error)
 

@@ -16,8 +16,7 @@ from redistill_lib.quality.extractors import Extractor, by, check_extractor
 from redistill_lib.quality.images import Features, features, halves
 
 ImageSet = Tensor | Dataset[Any] | Features
-STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
-FREE = ("seed",)  # scores may differ in it and be compared
+STATED = ("ema", "sampler", "steps")  # in the settings of every score; None where nobody said
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,8 +29,8 @@ class Quality:
     `precision` and `recall` (0…1): the share of fakes that look real, and of reals that the fakes reach. NaN: not
     defined here, see `redistill_lib.quality.metrics`.
 
-    `settings` say with what: numbers and a hash of images, their size, the extractor, the options of each metric,
-    ema, sampler, steps, seed, and the other settings given to `score_images`.
+    `settings` say with what: numbers of images, a hash of the real ones, their size, the extractor, the options of
+    each metric, ema, sampler, steps, seed, and the other settings given to `score_images`.
     """
 
     fid: float
@@ -47,8 +46,7 @@ class Quality:
 
     def to_frame(self) -> pd.DataFrame:
         """One row: every score by its name, every setting as ``settings.<name>``."""
-        scores = {name: value for name, value in vars(self).items() if name != "settings"}
-        return pd.DataFrame([scores | {f"settings.{name}": value for name, value in self.settings.items()}])
+        return pd.json_normalize(vars(self))
 
     def __repr__(self) -> str:
         s = self.settings
@@ -89,23 +87,18 @@ def score_images(
     (True, 120, 50)
     """
     whole("seed", seed, least=0)
-    settings = {} if settings is None else settings
-    _check_settings(settings)
+    given = _checked({} if settings is None else settings)
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
         shapes = f"{by(a.shape)} and {by(b.shape)}"
         raise ValueError(f"fake and real images differ in shape, {shapes}: bring both to one size and channels")
-    distance = metrics.fid(a, b)
-    found = metrics.extrapolate(a, b, seed=seed)
-    return Quality(
-        distance,
-        found.limit,
-        found.error,
+    distance, found = metrics.fid(a, b), metrics.extrapolate(a, b, seed=seed)
+    others = (
         *metrics.kid(a, b, seed=seed),
         *metrics.inception_score(a, seed=seed),
         *metrics.precision_recall(a, b, seed=seed),
-        settings=_settings(a, b, settings, seed),
     )
+    return Quality(distance, found.limit, found.error, *others, settings=_settings(a, b, given, seed))
 
 
 def floor(
@@ -118,8 +111,7 @@ def floor(
 
     >>> import torch
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
-    >>> images = torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
-    >>> floor(images, eye).fid < 0.1
+    >>> floor(torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0)), eye).fid < 0.1
     True
     """
     whole("seed", seed, least=0)
@@ -152,15 +144,14 @@ def check_comparable(scores: Sequence[Quality] | pd.DataFrame, *, ignore: Sequen
         told = scores.filter(regex=r"^settings\.").rename(columns=lambda name: name.removeprefix("settings."))
         if not len(told.columns):
             raise ValueError("the frame has no settings.* columns; concatenate Quality.to_frame() of each score")
-    told = told.drop(columns=[*FREE, *ignore], errors="ignore").astype(object)
+    told = told.drop(columns=["seed", *ignore], errors="ignore").astype(object)
     rows = told.where(told.notna(), None).to_dict("records")
-    for k, row in enumerate(rows[1:], 1):
-        if names := [name for name in row if row[name] != rows[0][name]]:
-            text = "; ".join(f"{name} is {rows[0][name]} and {row[name]}" for name in names)
-            raise ValueError(f"scores 0 and {k} cannot be compared: {text}. Score both in the same way")
+    for k, row in enumerate(rows):
+        if unlike := [f"{name} is {rows[0][name]} and {row[name]}" for name in row if row[name] != rows[0][name]]:
+            raise ValueError(f"scores 0 and {k} cannot be compared: {'; '.join(unlike)}. Score both in the same way")
 
 
-def _check_settings(given: Mapping[str, Any]) -> None:
+def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"settings are a dict such as {{'sampler': 'ddim', 'steps': 50}}, not {given!r}")
     for name, value in given.items():
@@ -169,6 +160,7 @@ def _check_settings(given: Mapping[str, Any]) -> None:
         if not isinstance(value, str | int | float | None):  # a bool is an int
             kind = type(value).__name__
             raise TypeError(f"the setting {name!r} is a {kind}; give it as text, number, bool or None")
+    return given
 
 
 def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -181,7 +173,8 @@ def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: in
         "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
         "is_splits": metrics.PARTS,
         "precision_recall": f"k={metrics.NEIGHBOURS}, N={metrics.precision_recall_count(fake, real)}",
+        "seed": seed,
     }
-    if taken := [name for name in given if name in (*measured, *FREE)]:
+    if taken := [name for name in given if name in measured]:
         raise ValueError(f"settings may not say {', '.join(taken)}: the scoring says that itself")
-    return {**measured, **dict.fromkeys(STATED), **given, "seed": seed}
+    return {**measured, **dict.fromkeys(STATED), **given}
