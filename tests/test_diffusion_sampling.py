@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
-from redistill_lib.diffusion.samplers import time_steps
-from redistill_lib.diffusion.sampling import Guided
+from redistill_lib.diffusion.sampling import Guided, time_steps
 from redistill_lib.explorers.diffusion import TrajectorySource
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
@@ -299,7 +298,7 @@ def test_the_batch_is_sized_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     model, sizes = unet(), []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     peak = peak_of_sampling(model, torch.zeros(1, 1, 8, 8), convention="eager")
-    monkeypatch.setattr(sampling, "_free_bytes", lambda device: 2 * 2 * peak + 100)
+    monkeypatch.setattr(sampling.psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 2 * peak + 100))
     sizes.clear()
     draw(model, 5, steps=1)
     assert sizes[-3:] == [2, 2, 1]
@@ -335,6 +334,27 @@ def test_grid() -> None:
 def test_errors(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sample(unet(), 2, **{"shape": (1, 8, 8), "progress": False} | kwargs)
+
+
+class Blurring(nn.Conv2d):
+    """Takes images and no time step."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        raise AssertionError("it is called")
+
+
+def test_a_network_that_is_no_denoiser_is_refused_before_the_first_step() -> None:
+    seen: list[int] = []
+    for draw_with in (sample, trajectory):
+        with pytest.raises(
+            ValueError, match=r"the network does not take images of 1×6×10: .*called as \(images, t\)"
+        ):
+            draw_with(Blurring(1, 1, 3), 2, shape=(1, 6, 10), progress=False)
+    half = nn.Module()
+    half.forward = lambda x, t: seen.append(len(x)) or x[:, :, ::2]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"returns \(2, 1, 4, 8\) for \(2, 1, 8, 8\), not their noise"):
+        draw(half, 5)
+    assert seen == [2]
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, fields
 from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
-from redistill_lib.diffusion.noise import SAMPLERS, DiffusionProcess, check_known, check_times, conditioning_of, told
-from redistill_lib.diffusion.samplers import _STEPS, Before, Step, time_steps
+from redistill_lib.diffusion import noise
+from redistill_lib.diffusion.noise import DiffusionProcess, conditioning_of, told
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import dtype_of, evaluating, output_of
@@ -30,11 +30,54 @@ MOST = 256  # images at once; more would only take more memory
 FEW = 16  # where the memory that they take is not known
 
 
-class Guided(nn.Module):
-    """A prediction with classifier-free guidance (arXiv 2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x).
+class Step(NamedTuple):
+    """What a sampler goes on from."""
 
-    Both come from one pass over a doubled batch.
+    x: Tensor  # x_t
+    noise: Tensor  # that the network sees in it
+    start: Tensor  # the image that it sees, clipped
+    kept: float  # ᾱ_t
+    after: float  # ᾱ to go to, 1 at the end
+    before: tuple[Tensor, float] | None  # `start` and `kept` of the step before, for DPM++
+    draw: Callable[[], Tensor]  # new noise
+
+
+def ddim(now: Step) -> Tensor:
+    """DDIM (arXiv 2010.02502, equation 12) with σ = 0."""
+    return math.sqrt(now.after) * now.start + math.sqrt(1 - now.after) * now.noise
+
+
+def ddpm(now: Step) -> Tensor:
+    """DDPM (arXiv 2006.11239, equations 6 and 7), where a step over several time steps has the α of them together."""
+    kept, after, alpha = now.kept, now.after, now.kept / now.after
+    mean = (math.sqrt(after) * (1 - alpha) * now.start + math.sqrt(alpha) * (1 - after) * now.x) / (1 - kept)
+    return mean + math.sqrt((1 - after) * (1 - alpha) / (1 - kept)) * now.draw()
+
+
+def dpm_solver(now: Step) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step and the last are of first order."""
+    data, noise = now.start, math.sqrt((1 - now.after) / (1 - now.kept))
+    if now.before is not None and now.after < 1:
+        levels = now.before[1], now.kept, now.after
+        first, middle, end = (0.5 * math.log(level / (1 - level)) for level in levels)
+        data = data + (data - now.before[0]) / (2 * (middle - first) / (end - middle))
+    return noise * now.x + (math.sqrt(now.after) - noise * math.sqrt(now.kept)) * data
+
+
+_STEPS = {"ddim": ddim, "ddpm": ddpm, "dpm++": dpm_solver}
+
+
+def time_steps(steps: int, total: int = 1000) -> list[int]:
+    """The times of a sampling, noisiest first, evenly from `total` − 1 down ("trailing" in arXiv 2305.08891).
+
+    >>> time_steps(3)
+    [999, 666, 332]
     """
+    return [round(total - k * total / steps) - 1 for k in range(steps)]
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance (2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x), by one pass of a doubled batch."""
 
     def __init__(self, model: nn.Module, guidance: float = 0.0):
         super().__init__()
@@ -44,14 +87,13 @@ class Guided(nn.Module):
         known = conditioning_of(self.model)
         if known is None or known.null is None or labels is None or not self.guidance:
             return output_of(self.model(x, t) if labels is None else self.model(x, t, labels))
-        nothing = torch.full_like(labels, known.null)
-        doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nothing))
+        doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, torch.full_like(labels, known.null)))
         given, free = output_of(self.model(*doubled)).chunk(2)
         return (1 + self.guidance) * given - self.guidance * free
 
 
 class _Step(Guided):
-    """One step of DDIM as the memory sees it: what is held beside the denoiser, and the arithmetic after it."""
+    """One step of DDIM with what it holds beside the denoiser."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         noise = super().forward(x, t, labels)
@@ -64,8 +106,8 @@ def peak_of_sampling(
 ) -> int:
     """Peak bytes of activations over a step of sampling, for `example` images B×C×H×W.
 
-    Beside the denoiser's own maps these are the images, which DDIM and DDPM need again after it (DPM++ holds one
-    more copy), and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
+    Beside the denoiser's own maps these are the images, which DDIM and DDPM need again (DPM++ holds one more copy),
+    and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
 
     >>> from redistill_lib.models import create_model
     >>> net, x = create_model("unet-1-2", ch=8, mult=(1, 2), num_classes=10), torch.zeros(1, 3, 16, 16)
@@ -97,7 +139,7 @@ class Sampling:
     process: DiffusionProcess | None = None
 
     def __post_init__(self) -> None:
-        check_known("sampler", self.sampler, SAMPLERS)
+        noise.check_known("sampler", self.sampler, noise.SAMPLERS)
         whole("steps", self.steps), whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
@@ -142,56 +184,39 @@ def sample(
     model, shape, process = _opened(model, shape, how.process)
     if how.steps > process.num_train_timesteps:
         raise ValueError(f"steps={how.steps} are more than the {process.num_train_timesteps} that there are")
-    size = _shape(model, shape)
-    check_times(model, process)
-    wanted = _labels(model, labels, n, how.guidance)
+    size, wanted = _shape(model, shape), _labels(model, labels, n, how.guidance)
+    noise.check_call(model, size, wanted is not None, process)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = how.batch_size or _batch_that_fits(model, size, how.guidance, device)
-    network, how = Guided(model, how.guidance), replace(how, process=process)
+    times, network = time_steps(how.steps, process.num_train_timesteps), Guided(model, how.guidance)
+    levels = [*process.alphas_cumprod[times].tolist(), 1.0]
     bar = progress_bar(how.steps * -(-n // batch), f"{how.sampler}, {n} images", enabled=progress)
 
-    def look(*seen: Any) -> None:
-        bar.update()
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(size, generator=each) for each in draws]).to(device)
+
+    def step(k: int, x: Tensor, before: Any) -> tuple[Tensor, Any]:  # frees what it makes before the next one
+        t = torch.full((len(x),), times[k], device=device)
+        prediction = network(x.to(dtype_of(model)), t, chosen).float()
+        start = process.start_from(prediction, x, t)
+        start = start.clamp(-1, 1) if process.clip_sample else start
         if on_step is not None:
-            on_step(*seen)
+            on_step(k, times[k], x, start)
+        bar.update()
+        now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1], before, draw)
+        return _STEPS[how.sampler](now), (start, levels[k]) if how.sampler == "dpm++" else None
 
     images = []
     with evaluating(network), bar:
         for rows in torch.arange(n).split(batch):
-            draws = [torch.Generator().manual_seed(derive_seed(how.seed, int(row))) for row in rows]
-            draw = partial(_noise, size, draws, device)
+            draws = [torch.Generator().manual_seed(derive_seed(how.seed, row)) for row in rows.tolist()]
             chosen = None if wanted is None else wanted[rows].to(device)
-            images.append(_draw(partial(network, labels=chosen), draw, how, dtype_of(model), look).cpu())
+            x, before = draw(), None
+            for k in range(how.steps):
+                x, before = step(k, x, before)
+            images.append(x.cpu())
     drawn = torch.cat(images)
     return drawn.clamp(-1, 1) if process.clip_sample else drawn
-
-
-def _noise(size: tuple[int, ...], draws: Sequence[torch.Generator], device: torch.device) -> Tensor:
-    return torch.stack([torch.randn(size, generator=draw) for draw in draws]).to(device)
-
-
-def _draw(
-    network: Callable[..., Tensor], draw: Callable[[], Tensor], how: Sampling, dtype: torch.dtype, look: OnStep
-) -> Tensor:
-    process = how.process or DiffusionProcess()
-    times = time_steps(how.steps, process.num_train_timesteps)
-    levels = [*process.alphas_cumprod[times].tolist(), 1.0]
-
-    def step(k: int, x: Tensor, before: Before) -> tuple[Tensor, Before]:  # frees what it makes before the next one
-        t = torch.full((len(x),), times[k], device=x.device)
-        prediction = network(x.to(dtype), t).float()
-        if prediction.shape != x.shape:
-            raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
-        start = process.start_from(prediction, x, t)
-        start = start.clamp(-1, 1) if process.clip_sample else start
-        look(k, times[k], x, start)
-        now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1])
-        return _STEPS[how.sampler](now, before, draw), (start, levels[k]) if how.sampler == "dpm++" else None
-
-    x, before = draw(), None
-    for k in range(how.steps):
-        x, before = step(k, x, before)
-    return x
 
 
 @dataclass(frozen=True)
@@ -256,7 +281,7 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
     if len(sides) == 2 and channels is None:
         raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
-    sides = (channels, *sides) if channels and len(sides) == 2 else sides
+    sides = (channels, *sides) if len(sides) == 2 else sides
     if len(sides) != 3:
         raise ValueError(f"the shape of the images is (channels, height, width), not {shape}")
     if channels not in (None, sides[0]):
@@ -298,13 +323,10 @@ def _batch_that_fits(model: nn.Module, size: tuple[int, ...], guidance: float, d
     image = torch.zeros(1, *size, device=device, dtype=dtype_of(model))
     try:
         peak = peak_of_sampling(model, image, guidance, convention="eager")
-    except Exception:  # not every network can be profiled; what is wrong with its inputs, drawing will say
+    except Exception:  # not every network can be profiled
         return FEW
-    return max(1, min(MOST, _free_bytes(device) // 2 // peak))
-
-
-def _free_bytes(device: torch.device) -> int:
+    free = psutil.virtual_memory().available
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+        free = torch.cuda.mem_get_info(device)[0] + cached
+    return max(1, min(MOST, free // 2 // peak))
