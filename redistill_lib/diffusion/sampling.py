@@ -31,8 +31,6 @@ FEW = 16  # where the memory that they take is not known
 
 
 class Step(NamedTuple):
-    """What a sampler goes on from."""
-
     x: Tensor  # x_t
     noise: Tensor  # that the network sees in it
     start: Tensor  # the image that it sees, clipped
@@ -58,8 +56,7 @@ def dpm_solver(now: Step) -> Tensor:
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step and the last are of first order."""
     data, noise = now.start, math.sqrt((1 - now.after) / (1 - now.kept))
     if now.before is not None and now.after < 1:
-        levels = now.before[1], now.kept, now.after
-        first, middle, end = (0.5 * math.log(level / (1 - level)) for level in levels)
+        first, middle, end = (math.log(kept / (1 - kept)) for kept in (now.before[1], now.kept, now.after))
         data = data + (data - now.before[0]) / (2 * (middle - first) / (end - middle))
     return noise * now.x + (math.sqrt(now.after) - noise * math.sqrt(now.kept)) * data
 
@@ -123,12 +120,10 @@ def peak_of_sampling(
 class Sampling:
     """How images are drawn: the options of `sample` and `trajectory`.
 
-    Arguments:
-        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2) or ``dpm++`` (2M, 2211.01095).
-        seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
-        guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
-        batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
-        process: what the network was trained on; left out, that of the run or pipeline, or DDPM's own.
+    `sampler` is ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2) or ``dpm++`` (2M, 2211.01095).
+    Image i depends on `seed` and i alone, so that two networks start from equal noise. `guidance` is w of
+    classifier-free guidance. `batch_size`, left out, is what half of the free memory takes, at most 256 images;
+    `process` that of the run or pipeline, or DDPM's own.
     """
 
     sampler: str = "ddim"
@@ -246,20 +241,18 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
     if "batch_size" in options:
         raise ValueError("a trajectory draws its images at once; leave batch_size out and give fewer images")
     wanted = set(torch.linspace(0, steps - 1, min(shots, steps)).round().int().tolist())
-    seen: list[tuple[int, Tensor, Tensor]] = []
+    shown: list[tuple[int, Tensor, Tensor]] = []
 
     def keep(k: int, t: int, x: Tensor, start: Tensor) -> None:
         if k in wanted:
-            seen.append((t, x.cpu(), start.cpu()))
+            shown.append((t, x.cpu(), start.cpu()))
 
     final = sample(model, n, batch_size=n, on_step=keep, **options)
-    times, noisy, starts = zip(*seen, strict=True)
-    return Trajectory(times, torch.stack(noisy), torch.stack(starts), final)
+    times, noisy, seen = zip(*shown, strict=True)
+    return Trajectory(times, torch.stack(noisy), torch.stack(seen), final)
 
 
-def _opened(
-    model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
-) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
+def _opened(model: Any, shape: Any, process: DiffusionProcess | None) -> tuple[nn.Module, Any, DiffusionProcess]:
     """The network behind a run or a pipeline, the shape of its images and its process, as far as they are told."""
     if isinstance(model, nn.Module):
         return model, shape, process or DiffusionProcess()
@@ -291,31 +284,29 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
 
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
     known = conditioning_of(model)
+    if known is None and labels is None and not guidance:
+        return None
     if known is None:
-        if labels is None and not guidance:
-            return None
         what = "guidance" if labels is None else "labels"
         raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
     if labels is None and guidance:
         raise ValueError("guidance needs labels to guide to; give labels=")
-    classes, null = known.classes, known.null
-    if labels is None and null is not None:
-        return torch.full((n,), null)
-    if labels is None or (guidance and null is None):
+    if labels is None and known.null is not None:
+        return torch.full((n,), known.null)
+    if labels is None or (guidance and known.null is None):
         raise ValueError(
-            f"the network has {classes} labels and none is known to mean no class; "
-            + ("leave guidance out" if guidance else "give labels=")
-            + f", or where its last one does, say so: model.register_to_config(num_classes={classes - 1})"
+            f"the network has {known.classes} labels and none is known to mean no class; "
+            f"{'leave guidance out' if guidance else 'give labels='}, or where its last one does, say so: "
+            f"model.register_to_config(num_classes={known.classes - 1})"
         )
     chosen = torch.as_tensor(labels)
     if chosen.dtype == torch.bool or not torch.can_cast(chosen.dtype, torch.int64):
         raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))
-    chosen = chosen.to("cpu", torch.int64)
-    chosen = chosen if chosen.ndim else chosen.expand(n)
+    chosen = (chosen if chosen.ndim else chosen.expand(n)).to("cpu", torch.int64)
     if chosen.shape != (n,):
         raise ValueError(f"labels are one class for all or one for each of {n} images, not {tuple(chosen.shape)}")
-    if not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
-        raise ValueError(f"the network knows classes 0 to {classes - 1}, not {chosen.unique().tolist()}")
+    if not 0 <= int(chosen.min()) <= int(chosen.max()) < known.classes:
+        raise ValueError(f"the network knows classes 0 to {known.classes - 1}, not {chosen.unique().tolist()}")
     return chosen
 
 

@@ -6,8 +6,14 @@ check_comparable([score, other])                  # raises unless only the model
 """
 
 from redistill_lib.quality.comparison import QualityComparison, compare_quality
-from redistill_lib.quality.extractors import Extractor, classifier_extractor, inception_extractor
-from redistill_lib.quality.images import Features, features, halves
+from redistill_lib.quality.extractors import (
+    Extractor,
+    Features,
+    classifier_extractor,
+    features,
+    halves,
+    inception_extractor,
+)
 from redistill_lib.quality.scores import Quality, check_comparable, floor, score_images
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.quality.images import Features
+from redistill_lib.quality.extractors import Features
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID: Bińkowski et al. 2018
 PARTS = 10  # Inception Score: Salimans et al. 2016

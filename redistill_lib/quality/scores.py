@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 
 from redistill_lib.checks import hint, whole
 from redistill_lib.quality import metrics
-from redistill_lib.quality.extractors import Extractor, by, check_extractor
-from redistill_lib.quality.images import Features, features, halves
+from redistill_lib.quality.extractors import Extractor, Features, by, check_extractor, features, halves
 
 ImageSet = Tensor | Dataset[Any] | Features
 STATED = ("ema", "sampler", "steps")  # in the settings of every score; None where nobody said
