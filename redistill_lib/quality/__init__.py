@@ -6,14 +6,7 @@ check_comparable([score, other])                  # raises unless only the model
 """
 
 from redistill_lib.quality.comparison import QualityComparison, compare_quality
-from redistill_lib.quality.extractors import (
-    Extractor,
-    Features,
-    classifier_extractor,
-    features,
-    halves,
-    inception_extractor,
-)
+from redistill_lib.quality.extractors import Extractor, Features, classifier_extractor, features, halves
 from redistill_lib.quality.scores import Quality, check_comparable, floor, score_images
 
 __all__ = [
@@ -27,6 +20,5 @@ __all__ = [
     "features",
     "floor",
     "halves",
-    "inception_extractor",
     "score_images",
 ]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +18,6 @@ from redistill_lib.identity import network_identity
 from redistill_lib.network import MapRef, dtype_of, evaluating, reading
 from redistill_lib.progress import progress_bar
 
-SCRIPT_URL = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 TOLERANCE = 1e-3  # how far outside −1…1 a float image may be
 # More than this share of images −1…1 is below that. Images 0…1 that were noised or resized have a few such values.
 SHARE, BELOW = 1e-3, -0.1
@@ -36,7 +33,8 @@ class Extractor(nn.Module):
 
     `network` is called with float images −1…1 of `channels` channels and the dtype of its weights. It returns such a
     pair, or features alone. `accuracy` (0…1) is a classifier's on its own test split. A network that resizes images
-    says how in an attribute `resize`, a text.
+    says how in an attribute `resize`, a text. Published FIDs are by a TorchScript, inception-2015-12-05.pt of NVIDIA's
+    stylegan2-ada-pytorch: wrap it in a module that makes bytes of the images and asks for ``return_features=True``.
 
     >>> eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1)
     >>> seen, logits = eye(torch.zeros(5, 1, 4, 4, dtype=torch.uint8))
@@ -130,45 +128,6 @@ class _Penultimate(nn.Module):
         if len(made) != 1 or made[0] is not logits:
             raise ValueError(f"{self.name}: the output is not that of its last linear layer, {self.path or 'itself'}")
         return read[0], logits
-
-
-def inception_extractor(path: str | Path) -> Extractor:
-    """Inception v3 with the weights of 2015-12-05, the extractor of published FIDs. Nothing is ever downloaded.
-
-    `path` is the TorchScript file, which brings its own network and resizes to 299×299 as TensorFlow 1 did. With its
-    2,048 features FID wants 10,000 images or more, and 16,384 for the limit.
-
-    Raises FileNotFoundError where there is no file, with what to get; ValueError for one of another network.
-    """
-    fetch = f"fetch {SCRIPT_URL} and pass its path, or score with a classifier of your own (classifier_extractor)"
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no Inception weights at {path}: {fetch}")
-    try:
-        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # TorchScript is deprecated
-            network = _Inception(torch.jit.load(str(path), map_location="cpu"))
-        with evaluating(network):
-            width = network(torch.zeros(2, 3, 299, 299))[0].shape[1]
-    except (IndexError, RuntimeError, StopIteration) as error:
-        reason = str(error).strip().rpartition("\n")[2]
-        raise ValueError(f"{path} is no TorchScript of uint8 images 3×299×299 ({reason}): {fetch}") from None
-    if width != 2048:
-        raise ValueError(f"{path} gives {width} features, the Inception of FID 2048: {fetch}")
-    return Extractor(network, "inception-v3-2015-12-05", num_features=width, channels=3)
-
-
-class _Inception(nn.Module):
-    """Images −1…1 → 2,048 features, and the logits without bias that the Inception Score is defined on."""
-
-    resize = "299×299, by the network"
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.network(images.add(1).mul(127.5).round().byte(), return_features=True)
-        head = next(w for w in self.network.state_dict().values() if w.ndim == 2 and w.shape[1] == seen.shape[1])
-        return seen, seen @ head.T
 
 
 @dataclass(frozen=True, repr=False, eq=False)
