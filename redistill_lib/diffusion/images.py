@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
@@ -28,7 +27,7 @@ def image_grid(images: Tensor, columns: int = 10, gap: int = 2) -> Tensor:
     """
     count, channels, height, width = images.shape
     columns = min(columns, count)
-    rows = math.ceil(count / columns)
+    rows = -(-count // columns)
     grid = torch.full((rows * columns, channels, height + gap, width + gap), 255, dtype=torch.uint8)
     grid[:count, :, :height, :width] = images
     grid = grid.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)

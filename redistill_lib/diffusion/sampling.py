@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,11 +65,7 @@ _STEPS = {"ddim": ddim, "ddpm": ddpm, "dpm++": dpm_solver}
 
 
 def time_steps(steps: int, total: int = 1000) -> list[int]:
-    """The times of a sampling, noisiest first, evenly from `total` − 1 down ("trailing" in arXiv 2305.08891).
-
-    >>> time_steps(3)
-    [999, 666, 332]
-    """
+    """The times of a sampling, noisiest first, evenly from `total` − 1 down ("trailing" in arXiv 2305.08891)."""
     return [round(total - k * total / steps) - 1 for k in range(steps)]
 
 
@@ -141,13 +137,6 @@ class Sampling:
         if not is_number(self.guidance):
             raise ValueError(f"guidance is a finite number, not {self.guidance}")
 
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Sampling:
-        known = [field.name for field in fields(cls)]
-        for name in options.keys() - known:
-            raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
-        return cls(**options)
-
 
 def sample(
     model: Any,
@@ -175,7 +164,10 @@ def sample(
     >>> sample(create_model("unet-1-2", ch=8, mult=(1, 2)), 2, shape=8, steps=3, progress=False).shape
     torch.Size([2, 3, 8, 8])
     """
-    n, how = whole("n", n), Sampling.of(options)
+    known = Sampling.__dataclass_fields__
+    for name in options.keys() - known.keys():
+        raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
+    n, how = whole("n", n), Sampling(**options)
     model, shape, process = _opened(model, shape, how.process)
     if how.steps > process.num_train_timesteps:
         raise ValueError(f"steps={how.steps} are more than the {process.num_train_timesteps} that there are")
@@ -294,11 +286,9 @@ def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: in
     if labels is None and known.null is not None:
         return torch.full((n,), known.null)
     if labels is None or (guidance and known.null is None):
-        raise ValueError(
-            f"the network has {known.classes} labels and none is known to mean no class; "
-            f"{'leave guidance out' if guidance else 'give labels='}, or where its last one does, say so: "
-            f"model.register_to_config(num_classes={known.classes - 1})"
-        )
+        fix = "leave guidance out" if guidance else "give labels="
+        fix += f", or where its last one does, say so: model.register_to_config(num_classes={known.classes - 1})"
+        raise ValueError(f"the network has {known.classes} labels and none is known to mean no class; {fix}")
     chosen = torch.as_tensor(labels)
     if chosen.dtype == torch.bool or not torch.can_cast(chosen.dtype, torch.int64):
         raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))

@@ -33,8 +33,8 @@ class Extractor(nn.Module):
 
     `network` is called with float images −1…1 of `channels` channels and the dtype of its weights. It returns such a
     pair, or features alone. `accuracy` (0…1) is a classifier's on its own test split. A network that resizes images
-    says how in an attribute `resize`, a text. Published FIDs are by a TorchScript, inception-2015-12-05.pt of NVIDIA's
-    stylegan2-ada-pytorch: wrap it in a module that makes bytes of the images and asks for ``return_features=True``.
+    says how in an attribute `resize`, a text. Published FIDs are by the TorchScript inception-2015-12-05.pt (NVIDIA's
+    stylegan2-ada-pytorch), wrapped in a module that gives it bytes and ``return_features=True``.
 
     >>> eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1)
     >>> seen, logits = eye(torch.zeros(5, 1, 4, 4, dtype=torch.uint8))
@@ -82,9 +82,7 @@ class Extractor(nn.Module):
 
 def check_extractor(extractor: object) -> None:
     if not isinstance(extractor, Extractor):
-        raise TypeError(
-            f"a {type(extractor).__name__} is no extractor; classifier_extractor makes one of a classifier"
-        )
+        raise TypeError(f"a {type(extractor).__name__} is no extractor; classifier_extractor makes one of a network")
 
 
 def classifier_extractor(model: nn.Module, name: str, accuracy: float | None) -> Extractor:
@@ -103,10 +101,8 @@ def classifier_extractor(model: nn.Module, name: str, accuracy: float | None) ->
     linears = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
     convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if not linears or convolution is None:
-        raise ValueError(
-            f"{name} is a {type(model).__name__} without a {'convolution' if linears else 'linear layer'}, no image "
-            "classifier; build an Extractor of it"
-        )
+        kind = f"{type(model).__name__} without a {'convolution' if linears else 'linear layer'}"
+        raise ValueError(f"{name} is a {kind}, no image classifier; build an Extractor of it")
     path, linear = linears[-1]
     sizes = {"num_features": linear.in_features, "channels": convolution.in_channels}
     return Extractor(_Penultimate(model, path, name), name, **sizes, accuracy=accuracy)
@@ -120,8 +116,7 @@ class _Penultimate(nn.Module):
         self.model, self.path, self.name = model, path, name
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        read: list[Tensor] = []
-        made: list[Tensor] = []
+        read, made = list[Tensor](), list[Tensor]()
         visits = {MapRef(self.path, "input"): read.append, MapRef(self.path, "output"): made.append}
         with reading(self.model, visits):
             logits = self.model(images)
@@ -163,7 +158,6 @@ class Features:
         return hashlib.sha256(self.digests.sort().values.numpy().tobytes()).hexdigest()[:8]
 
     def take(self, rows: Tensor) -> Features:
-        """Those images."""
         logits = None if self.logits is None else self.logits[rows]
         return Features(self.values[rows], logits, self.digests[rows], self.shape, self.extractor)
 
@@ -218,8 +212,8 @@ def features(
 def halves(real: Features, seed: int = 0) -> tuple[Features, Features]:
     """Two halves of a set, drawn with `seed`."""
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(whole("seed", seed, least=0)))
-    middle = len(real) // 2
-    return real.take(order[:middle]), real.take(order[middle : 2 * middle])
+    one, other = order[: len(order) // 2 * 2].chunk(2)
+    return real.take(one), real.take(other)
 
 
 def _levels(images: Any, size: int) -> Iterator[Tensor]:
@@ -231,11 +225,8 @@ def _levels(images: Any, size: int) -> Iterator[Tensor]:
         if batch.is_floating_point():
             low, count = low + int((batch < BELOW).sum()), count + batch.numel()
     if low < SHARE * count:
-        raise ValueError(
-            f"only {low:,} of the {count:,} values of these float images are below {BELOW}, so they look like 0…1; "
-            "−1…1 is expected: images * 2 - 1, or (images * 255).round().byte(); images −1…1 that are so bright "
-            "are taken as uint8 (redistill_lib.diffusion.to_uint8)"
-        )
+        fix = "−1…1 is expected: images * 2 - 1, or (images * 255).round().byte(); if they are that bright, to_uint8"
+        raise ValueError(f"only {low:,} of the {count:,} values are below {BELOW}, so they look like 0…1; {fix}")
 
 
 def _as_levels(images: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ def fid(fake: Features, real: Features) -> float:
     width = real.values.shape[1]
     for name, which in {"fake": fake, "real": real}.items():
         if len(which) <= width:
+            fix = f"FID needs at least {width + 1:,}, or an extractor with fewer features"
             raise ValueError(
-                f"{len(which):,} {name} images are too few for a covariance of {width:,} features; "
-                f"FID needs at least {width + 1:,}, or an extractor with fewer features"
+                f"{len(which):,} {name} images are too few for a covariance of {width:,} features; {fix}"
             )
     return max(0.0, frechet((fake.mean, fake.cov), (real.mean, real.cov)))
 
@@ -54,13 +54,11 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 def kid(fake: Features, real: Features, *, subset_size: int | None = None, seed: int = 0) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³ (Bińkowski et al. 2018): mean and spread over 100 subsets.
 
-    The spread is that of one subset, not the error of the mean. Raises ValueError for a `subset_size` above the
-    smaller set; left out, it is `kid_subset_size`.
+    The spread is that of one subset, not the error of the mean. Raises ValueError for a subset above the smaller set.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    least = min(len(fake), len(real))
-    size = subset_size or kid_subset_size(fake, real)
+    least, size = min(len(fake), len(real)), subset_size or kid_subset_size(fake, real)
     if not 2 <= size <= least:
         raise ValueError(f"KID's subset_size is {size:,}; it is at least 2 and at most the smaller set, {least:,}")
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all features
