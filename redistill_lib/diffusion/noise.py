@@ -178,10 +178,9 @@ def check_call(
         try:
             found = model(x, t, t) if labelled else model(x, t)
         except Exception as error:  # a network of the user's can raise anything
-            asked, size = "(images, t, labels)" if labelled else "(images, t)", "×".join(map(str, shape))
-            raise ValueError(
-                f"the {role} does not take images of {size}: {error}; it is called as {asked}"
-            ) from error
+            size, asked = "×".join(map(str, shape)), "images, t, labels" if labelled else "images, t"
+            why = f"{error}; it is called as ({asked})"
+            raise ValueError(f"the {role} does not take images of {size}: {why}") from error
     prediction = output_of(found, f"the {role}")
     if prediction.shape != x.shape:
         raise ValueError(f"the {role} returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
@@ -193,9 +192,7 @@ def check_denoiser(
     """Raise ValueError or TypeError where a network cannot denoise these images."""
     channels, labels = told(model, "in_channels"), conditioning_of(model, data.num_classes)
     if channels not in (None, data.in_channels):
-        raise ValueError(
-            f"the {role} takes images of {channels} channels; those of {data.name} have {data.in_channels}"
-        )
+        raise ValueError(f"the {role} takes {channels} channels, but images of {data.name} have {data.in_channels}")
     if labels and labels.classes != data.num_classes:
         raise ValueError(f"the {role} takes {labels.classes} classes, but {data.name} has {data.num_classes}")
     shape = data.in_channels, data.image_size, data.image_size

@@ -36,8 +36,7 @@ def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module
     """
     import diffusers
 
-    folder = Path(folder)
-    folder = folder / "unet" if (folder / "model_index.json").is_file() else folder
+    folder = Path(folder, "unet" if Path(folder, "model_index.json").is_file() else "")
     if not (folder / "config.json").is_file():
         fix = "name the folder that save_pretrained wrote (networks on the hub: UNet2DModel.from_pretrained)"
         raise FileNotFoundError(f"{folder} has no config.json; {fix}")
@@ -95,8 +94,8 @@ class _Student:
     def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:
         # Strides can only be moved in a network that is there, not in one of low_cpu_mem_usage, which has no weights.
         wanted = {"variant": _own(kwargs.get("variant")), "low_cpu_mem_usage": False, "use_safetensors": True}
-        options = {**kwargs, **wanted, "output_loading_info": True}
-        model, found = cls.base.from_pretrained.__func__(cls, folder, **options)
+        load = cls.base.from_pretrained.__func__
+        model, found = load(cls, folder, **{**kwargs, **wanted, "output_loading_info": True})
         _check_loaded(found, folder)
         return (model, found) if kwargs.get("output_loading_info") else model
 

@@ -94,13 +94,11 @@ class _Step(Guided):
         return 0.9 * start + 0.4 * noise
 
 
-def peak_of_sampling(
-    model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused", dtype: str | None = None
-) -> int:
+def peak_of_sampling(model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused") -> int:
     """Peak bytes of activations over a step of sampling, for `example` images B×C×H×W.
 
     Beside the denoiser's own maps these are the images, which DDIM and DDPM need again (DPM++ holds one more copy),
-    and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
+    and with guidance a doubled batch. `convention` as in `profile_memory`.
 
     >>> from redistill_lib.models import create_model
     >>> net, x = create_model("unet-1-2", ch=8, mult=(1, 2), num_classes=10), torch.zeros(1, 3, 16, 16)
@@ -109,7 +107,7 @@ def peak_of_sampling(
     """
     t = torch.zeros(len(example), dtype=torch.int64, device=example.device)
     inputs = (example, t) if conditioning_of(model) is None else (example, t, t.clone())
-    return profile_memory(_Step(model, guidance), *inputs, convention=convention, dtype=dtype).peak_bytes
+    return profile_memory(_Step(model, guidance), *inputs, convention=convention).peak_bytes
 
 
 @dataclass(frozen=True)

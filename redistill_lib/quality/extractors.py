@@ -130,7 +130,8 @@ class Features:
     """What an extractor makes of a set of images.
 
     `values` float32 N×num_features, `logits` float32 N×classes or None, both on the CPU; `digests` int64 N, a hash
-    of each image; `shape` C×H×W of the images; `extractor` its `Extractor.settings`.
+    of each image; `shape` C×H×W of the images; `extractor` its `Extractor.settings`. `mean` (num_features) and `cov`
+    (unbiased) are float64; `fingerprint` is eight hex digits over the set, in whatever order.
     """
 
     values: Tensor
@@ -144,17 +145,14 @@ class Features:
 
     @cached_property
     def mean(self) -> Tensor:
-        """float64, num_features."""
         return self.values.double().mean(0)
 
     @cached_property
     def cov(self) -> Tensor:
-        """Unbiased covariance, float64, num_features×num_features."""
         return torch.cov(self.values.double().T)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Eight hex digits over the set of images, in whatever order."""
         return hashlib.sha256(self.digests.sort().values.numpy().tobytes()).hexdigest()[:8]
 
     def take(self, rows: Tensor) -> Features:
@@ -225,7 +223,7 @@ def _levels(images: Any, size: int) -> Iterator[Tensor]:
         if batch.is_floating_point():
             low, count = low + int((batch < BELOW).sum()), count + batch.numel()
     if low < SHARE * count:
-        fix = "−1…1 is expected: images * 2 - 1, or (images * 255).round().byte(); if they are that bright, to_uint8"
+        fix = "−1…1 is expected: images * 2 - 1, or (images * 255).round().byte(); give bright ones −1…1 as bytes"
         raise ValueError(f"only {low:,} of the {count:,} values are below {BELOW}, so they look like 0…1; {fix}")
 
 

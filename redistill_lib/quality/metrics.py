@@ -42,11 +42,9 @@ def fid(fake: Features, real: Features) -> float:
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½), by symmetric roots: several times quicker than by C₁C₂ itself."""
-    root, failed = torch.linalg.cholesky_ex(a[1])
-    if int(failed):  # not of full rank
-        values, vectors = torch.linalg.eigh(a[1])
-        root = vectors * values.clamp_min(0).sqrt()
+    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½), by symmetric roots: quicker than by C₁C₂ itself."""
+    values, vectors = torch.linalg.eigh(a[1])
+    root = vectors * values.clamp_min(0).sqrt()
     shared = torch.linalg.eigvalsh(root.T @ b[1] @ root).clamp_min(0).sqrt().sum()
     return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace() - 2 * shared)
 
@@ -61,11 +59,8 @@ def kid(fake: Features, real: Features, *, subset_size: int | None = None, seed:
     least, size = min(len(fake), len(real)), subset_size or kid_subset_size(fake, real)
     if not 2 <= size <= least:
         raise ValueError(f"KID's subset_size is {size:,}; it is at least 2 and at most the smaller set, {least:,}")
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all features
-        metric = KernelInceptionDistance(nn.Identity(), subsets=SUBSETS, subset_size=size)
-    metric.update(real.values.double(), real=True)
-    metric.update(fake.values.double(), real=False)
-    return _drawn(metric, seed)
+    sets = (real.values.double(), True), (fake.values.double(), False)
+    return _drawn(KernelInceptionDistance, seed, *sets, subsets=SUBSETS, subset_size=size)
 
 
 def kid_subset_size(fake: Features, real: Features) -> int:
@@ -81,14 +76,15 @@ def inception_score(fake: Features, *, seed: int = 0) -> tuple[float, float]:
 
     if fake.logits is None or len(fake) < 10 * PARTS:
         return math.nan, math.nan
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all logits
-        metric = InceptionScore(nn.Identity(), splits=PARTS)
     # Probabilities of 1e-304 and above: a class that is certain to be absent would otherwise make 0 · ∞.
-    metric.update(fake.logits.double().log_softmax(1).clamp_min(-700))
-    return _drawn(metric, seed)
+    return _drawn(InceptionScore, seed, (fake.logits.double().log_softmax(1).clamp_min(-700),), splits=PARTS)
 
 
-def _drawn(metric: Any, seed: int) -> tuple[float, float]:
+def _drawn(kind: Any, seed: int, *sets: Any, **options: Any) -> tuple[float, float]:
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all features
+        metric = kind(nn.Identity(), **options)
+    for each in sets:
+        metric.update(*each)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, spread = metric.compute()
@@ -145,25 +141,25 @@ def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolati
     from scipy.special import stdtrit
 
     generator = torch.Generator().manual_seed(seed)
-    moments: list[list[Tensor]] = []  # of each group, fakes' and reals': what can be added up
+    moments = []  # of each group, fakes' and reals': what can be added up
     for which in (fake, real):
         drawn = which.values[torch.randperm(len(which), generator=generator)].tensor_split(GROUPS)
         parts = (F.pad(part.double() - real.mean, (1, 0), value=1.0) for part in drawn)
-        moments.append([part.T @ part for part in parts])
+        moments.append(torch.stack([part.T @ part for part in parts]))
     small, large = sorted((len(fake), len(real)))
     straight = small >= LEVELS[-1] * PER_FEATURE * real.values.shape[1] and large <= LARGER * small
     levels, groups = LEVELS if straight else LEVELS[:1], np.arange(GROUPS)
     cuts = [(level, rows) for level in levels for rows in np.array_split(groups, level)]
 
     def distance(rows: np.ndarray) -> float:
-        a, b = (sum((part[k] for k in rows), torch.zeros(())) for part in moments)
-        return frechet(_gaussian(a), _gaussian(b))
+        a, b = (_gaussian(part[rows].sum(0)) for part in moments)
+        return frechet(a, b)
 
     found = [distance(rows) for _, rows in cuts]
     left_out = np.array([distance(np.delete(groups, k)) for k in groups])
     limit = math.nan
     if straight:
-        inverse = [1 / sum(float(moments[0][k][0, 0]) for k in rows) for _, rows in cuts]
+        inverse = [1 / float(moments[0][rows, 0, 0].sum()) for _, rows in cuts]
         weights = [level**-0.5 for level, _ in cuts]  # each level weighs the same
         limit = float(np.polyfit(inverse, found, 1, w=weights)[1])
     error = float(stdtrit(GROUPS - 1, 0.975) * left_out.std() * math.sqrt(GROUPS - 1))
