@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ from redistill_lib.quality import (
     features,
     floor,
     halves,
-    inception_extractor,
     metrics,
     score_images,
 )
@@ -274,11 +271,14 @@ def test_grey_images_are_repeated_only_for_three_channels() -> None:
         features(grey.expand(-1, 3, -1, -1), projection(4, 1, 8), progress=False)
 
 
-def test_images_are_resized_to_what_the_extractor_was_trained_on() -> None:
-    eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1, image_size=4)
-    seen = features(torch.full((2, 1, 12, 12), 255, dtype=torch.uint8), eye, progress=False)
-    torch.testing.assert_close(seen.values, torch.ones(2, 16))
-    assert seen.extractor["resize"] == "4×4, bilinear, antialiased" and seen.shape == (1, 12, 12)
+class Halved(nn.Sequential):
+    resize = "half the sides, by averages"
+
+
+def test_a_network_that_resizes_says_how() -> None:
+    eye = Extractor(Halved(nn.AvgPool2d(2), nn.Flatten()), "pixels", num_features=16, channels=1)
+    seen = features(GREY, eye, progress=False)
+    assert seen.extractor["resize"] == "half the sides, by averages" and seen.shape == (1, 8, 8)
 
 
 GREY = torch.linspace(-1, 1, 4 * 64).reshape(4, 1, 8, 8)
@@ -379,18 +379,11 @@ def test_extractors_of_any_precision(dtype: torch.dtype, apart: float) -> None:
     def eye() -> Extractor:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 4))
-        return classifier_extractor(network, "c", None, image_size=(8, 8))
+        return classifier_extractor(network, "c", None)
 
     seen, expected = (features(GREY, one, progress=False) for one in (eye().to(dtype), eye()))
     assert seen.values.dtype == torch.float32
     torch.testing.assert_close(seen.values, expected.values, atol=apart, rtol=0.02)
-
-
-def test_images_are_resized_to_sides_that_differ() -> None:
-    eye = Extractor(nn.Flatten(), "pixels", num_features=24, channels=1, image_size=(4, 6))
-    assert eye.settings["resize"] == "4×6, bilinear, antialiased" and len(features(GREY, eye, progress=False)) == 4
-    with pytest.raises(ValueError, match=r"image_size\[1\]=6.5 is not a whole number"):
-        Extractor(nn.Flatten(), "pixels", num_features=24, channels=1, image_size=(4, 6.5))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------ extractors
@@ -443,49 +436,6 @@ def test_what_is_no_classifier() -> None:
             torch.zeros(2, 1, 8, 8, dtype=torch.uint8), Extractor(nn.Flatten(), "f", num_features=5, channels=1),
             progress=False,
         )  # fmt: skip
-
-
-class Script(nn.Module):
-    """Stands for the TorchScript Inception: the same call, pixels for features."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.output = nn.Linear(width, 10)
-
-    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
-        found = img.float().flatten(1)[:, : self.width]
-        return found if return_features else self.output(found).softmax(1)
-
-
-def script(path: Path, width: int) -> Path:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        torch.jit.script(Script(width)).save(str(path))
-    return path
-
-
-def test_inception_from_a_script(tmp_path: Path) -> None:
-    eye = inception_extractor(script(tmp_path / "inception.pt", 2048))
-    grey = torch.randint(256, (3, 1, 64, 64), dtype=torch.uint8, generator=torch.manual_seed(0))
-    seen = features(grey, eye, progress=False)
-    assert torch.equal(seen.values, grey.flatten(1)[:, :2048].float())
-    assert seen.logits is not None
-    head = dict(eye.named_parameters())["network.network.output.weight"]
-    torch.testing.assert_close(seen.logits, seen.values @ head.detach().T)
-    assert eye.settings["extractor"] == "inception-v3-2015-12-05" and eye.settings["extractor_accuracy"] is None
-
-
-def test_inception_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gives 64 features, the Inception of FID 2048"):
-        inception_extractor(script(tmp_path / "small.pt", 64))
-    with pytest.raises(
-        FileNotFoundError, match=r"no Inception weights at .*nowhere.pt: fetch https://.*pass its path"
-    ):
-        inception_extractor(tmp_path / "nowhere.pt")
-    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights.pth is no TorchScript of uint8 images .*: fetch https"):
-        inception_extractor(tmp_path / "weights.pth")
 
 
 # ---------------------------------------------------------------------------------------------------------- scores
