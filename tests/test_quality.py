@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from redistill_lib.quality import (
     features,
     floor,
     halves,
+    inception_extractor,
     metrics,
     score_images,
 )
@@ -436,6 +439,49 @@ def test_what_is_no_classifier() -> None:
             torch.zeros(2, 1, 8, 8, dtype=torch.uint8), Extractor(nn.Flatten(), "f", num_features=5, channels=1),
             progress=False,
         )  # fmt: skip
+
+
+class Script(nn.Module):
+    """Stands for the TorchScript Inception: the same call, pixels for features."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.output = nn.Linear(width, 10)
+
+    def forward(self, img: Tensor, return_features: bool = False) -> Tensor:
+        found = img.float().flatten(1)[:, : self.width]
+        return found if return_features else self.output(found).softmax(1)
+
+
+def script(path: Path, width: int) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Script(width)).save(str(path))
+    return path
+
+
+def test_inception_from_a_script(tmp_path: Path) -> None:
+    eye = inception_extractor(script(tmp_path / "inception.pt", 2048))
+    grey = torch.randint(256, (3, 1, 64, 64), dtype=torch.uint8, generator=torch.manual_seed(0))
+    seen = features(grey, eye, progress=False)
+    assert torch.equal(seen.values, grey.flatten(1)[:, :2048].float())
+    assert seen.logits is not None
+    head = dict(eye.named_parameters())["network.network.output.weight"]
+    torch.testing.assert_close(seen.logits, seen.values @ head.detach().T)
+    assert eye.settings["extractor"] == "inception-v3-2015-12-05" and eye.settings["extractor_accuracy"] is None
+
+
+def test_inception_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gives 64 features, the Inception of FID 2048"):
+        inception_extractor(script(tmp_path / "small.pt", 64))
+    with pytest.raises(
+        FileNotFoundError, match=r"no Inception weights at .*nowhere.pt: fetch https://.*pass its path"
+    ):
+        inception_extractor(tmp_path / "nowhere.pt")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights.pth is no TorchScript of uint8 images .*: fetch https"):
+        inception_extractor(tmp_path / "weights.pth")
 
 
 # ---------------------------------------------------------------------------------------------------------- scores

@@ -129,7 +129,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         noise.check_known("sampler", self.sampler, noise.SAMPLERS)
-        whole("steps", self.steps), whole("seed", self.seed, least=0)
+        whole("steps", self.steps)
+        whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
         if not is_number(self.guidance):

@@ -1,6 +1,7 @@
 """How good generated images are: FID, KID, Inception Score, precision and recall, each with what it was made with."""
 
 from redistill_lib.quality.extractors import Extractor, Features, classifier_extractor, features, halves
+from redistill_lib.quality.inception import inception_extractor
 from redistill_lib.quality.scores import (
     Quality,
     QualityComparison,
@@ -21,5 +22,6 @@ __all__ = [
     "features",
     "floor",
     "halves",
+    "inception_extractor",
     "score_images",
 ]

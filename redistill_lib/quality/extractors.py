@@ -33,8 +33,7 @@ class Extractor(nn.Module):
 
     `network` is called with float images −1…1 of `channels` channels and the dtype of its weights. It returns such a
     pair, or features alone. `accuracy` (0…1) is a classifier's on its own test split. A network that resizes images
-    says how in an attribute `resize`, a text. Published FIDs are by the TorchScript inception-2015-12-05.pt (NVIDIA's
-    stylegan2-ada-pytorch), wrapped in a module that gives it bytes and ``return_features=True``.
+    says how in an attribute `resize`, a text.
 
     >>> eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1)
     >>> seen, logits = eye(torch.zeros(5, 1, 4, 4, dtype=torch.uint8))
