@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +19,6 @@ from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
 from redistill_lib.student import derive_student, find_places
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
 
@@ -49,10 +47,7 @@ class BudgetFit:
 
     @property
     def fits(self) -> tuple[Fit, ...]:
-        """The fitting plans, the one that computes most first.
-
-        A plan is left out where another of the same dtype needs no more memory and computes no less.
-        """
+        """Those within the budget, except where another of the same dtype computes as much in as little memory."""
         least = dict.fromkeys((fit.dtype for fit in self.candidates), self.budget_bytes + 1)
         kept = []
         for fit in sorted(self.candidates, key=lambda fit: (-fit.flops, fit.peak_bytes, fit.plan)):
@@ -68,8 +63,6 @@ class BudgetFit:
 
     def to_frame(self) -> pd.DataFrame:
         """`fits` as a table: KiB, multiply-adds in millions, and both as shares of the network as it is."""
-        import pandas as pd
-
         own = {fit.dtype: fit for fit in self.own}
         rows = [
             {
@@ -131,29 +124,28 @@ def fit_to_budget(
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
     for dtype in dtypes or [""]:
         storage_size(dtype)
-    search = _named(model) if isinstance(model, str) else _derived(model, inputs)
-    given = [plans] if isinstance(plans, (str, StridePlan)) else search.plans if plans is None else plans
+    name, own, every, build = _named(model) if isinstance(model, str) else _derived(model, inputs)
+    given = [plans] if isinstance(plans, (str, StridePlan)) else every if plans is None else plans
     chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in given]
     if not chosen:
         raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
     found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
-    plans_once = dict.fromkeys((search.own, *chosen))
-    with progress_bar(len(plans_once), f"plans of {search.name}", enabled=progress) as bar:
+    plans_once = dict.fromkeys((own, *chosen))
+    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar:
         for plan in plans_once:
             try:
-                network = search.build(plan)
+                network = build(plan)
             except ValueError as error:
-                if plans is not None or plan == search.own:
+                if plans is not None or plan == own:
                     raise
                 refused[str(plan)] = str(error)
             else:
                 passed = trace(network, *inputs, fast_attention=False)  # once for all dtypes
                 found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
             bar.update()
-    candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())]
-    own = tuple(found[search.own])
-    return BudgetFit(search.name, budget_bytes, own, tuple(candidates) or own, refused)
+    candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())] or found[own]
+    return BudgetFit(name, budget_bytes, tuple(found[own]), tuple(candidates), refused)
 
 
 def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place_depthwise: bool) -> Fit:
@@ -161,12 +153,8 @@ def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place
     return Fit(str(plan), dtype, made.peak_bytes, made.peak_op.name, made.flops, made.weight_bytes)
 
 
-@dataclass(frozen=True)
-class _Search:
-    name: str
-    own: StridePlan
-    plans: list[StridePlan]
-    build: Callable[[StridePlan], nn.Module]
+# The network's name and plan, the plans to look at, and what builds the network of a plan.
+_Search = tuple[str, StridePlan, list[StridePlan], Callable[[StridePlan], nn.Module]]
 
 
 def _named(name: str) -> _Search:
@@ -184,8 +172,8 @@ def _named(name: str) -> _Search:
         if not rest and stem in facts.stem:
             plans.append(StridePlan(stem, stages))
     if len(plans) > MANY:
-        plans = [plan for plan in plans if all(map(int.__ge__, _totals(plan), _totals(own)))]
-    return _Search(arch, own, plans, build)
+        plans = [plan for plan in plans if all(map(operator.ge, _totals(plan), _totals(own)))]
+    return arch, own, plans, build
 
 
 def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
@@ -201,8 +189,8 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     def build(plan: StridePlan) -> nn.Module:
         return model if plan == own else derive_student(model, plan=plan, example=inputs)[0]
 
-    return _Search(str(getattr(model, "name", type(model).__name__)), own, plans, build)
+    return str(getattr(model, "name", type(model).__name__)), own, plans, build
 
 
 def _totals(plan: StridePlan) -> list[int]:
-    return list(itertools.accumulate(plan.places, int.__mul__))
+    return list(itertools.accumulate(plan.places, operator.mul))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -16,20 +17,16 @@ from redistill_lib.checks import whole
 from redistill_lib.data.augment import to_float
 from redistill_lib.distill import Tap
 from redistill_lib.network import MapRef, find_layer, map_shapes, record_maps
-from redistill_lib.red import Side, alignment_loss, inserted_blocks, original_paths
+from redistill_lib.red import alignment_loss, inserted_blocks, original_paths
 from redistill_lib.results import interval
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _BATCH = 64
 
 
-def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[tuple[str, tuple[int, int, int]]]:
-    """(layer path, (channels, height, width)) of every layer worth looking at, in order of execution.
+def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ...]]]:
+    """Path and output (channels, height, width) of each convolution, pooling and block of them, as executed.
 
-    Convolutions, poolings and the blocks that hold them; not norms, activations, and what has no extent (1×1).
-    `image` is uint8, C×H×W. Paths are those before `graduate` wrapped layers.
+    Maps of 1×1 are left out. `image` is uint8, C×H×W. Paths are those before `graduate` wrapped layers.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU())
     >>> layer_maps(net, torch.zeros(1, 9, 9, dtype=torch.uint8))
@@ -37,15 +34,15 @@ def layer_maps(model: nn.Module, image: Tensor, side: Side = "output") -> list[t
     """
     paths, found = original_paths(model), {}
     blocks = {inner for _, _, block in inserted_blocks(model) for inner in block.modules()}
-    for path, inputs, outputs in map_shapes(model, *_batch(model, image[None])):
-        shape, module = inputs if side == "input" else outputs, model.get_submodule(path)
+    for path, _, shape in map_shapes(model, *_batch(model, image[None])):
+        module = model.get_submodule(path)
         if module not in blocks and _worth_seeing(module) and shape[-2:].numel() > 1:
-            found[paths[id(module)]] = (shape[1], shape[2], shape[3])
+            found[paths[id(module)]] = tuple(shape[1:])
     return list(found.items())
 
 
 def first_block(names: Sequence[str]) -> str:
-    """Where to look first: the first layer that holds others, since a bare convolution's output has no settled sign.
+    """The first layer that holds others, to look at first: the sign of a bare convolution's output means little.
 
     >>> first_block(["conv1", "layer1.0.conv1", "layer1.0"])
     'layer1.0'
@@ -63,9 +60,9 @@ class MapComparison:
     """A teacher's and a student's feature map of one image.
 
     `teacher` and `student` are float32 height × width at their native sizes: the mean over channels, or `channel`
-    of each, modulo its number of channels. `score` is the cosine similarity of the two channel-mean maps for any
-    `channel`: 1 − the alignment loss of this image (arXiv 2406.03744, section 3). Where sizes differ
-    (`resized`), the student's mean map is first resized bilinearly to the teacher's size.
+    of each, modulo its number of channels. `score` is always of the mean maps: their cosine similarity, 1 − the
+    alignment loss of this image (arXiv 2406.03744, section 3). Where sizes differ (`resized`), the student's is first
+    resized bilinearly to the teacher's.
     """
 
     image: NDArray[np.uint8]  # height × width × channels
@@ -94,16 +91,12 @@ class MapComparison:
         return f"channel {t if t == s else both}"
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per map: role, place, channels, size, least, mean and greatest value, score."""
-        import pandas as pd
-
-        maps = (
-            ("teacher", self.teacher_place, self.teacher_channels, self.teacher, 1.0),
-            (self.label or "student", self.student_place, self.student_channels, self.student, self.score),
-        )
-        columns = ["role", "place", "channels", "height", "width", "least", "mean", "greatest", "score"]
-        rows = [(*told, *m.shape, m.min(), m.mean(), m.max(), score) for *told, m, score in maps]
-        return pd.DataFrame(rows, columns=columns)
+        """One row per map: role, place, channels, size, score."""
+        rows = [
+            ("teacher", self.teacher_place, self.teacher_channels, *self.teacher.shape, 1.0),
+            (self.label or "student", self.student_place, self.student_channels, *self.student.shape, self.score),
+        ]
+        return pd.DataFrame(rows, columns=["role", "place", "channels", "height", "width", "score"])
 
     def __repr__(self) -> str:
         ours, theirs = (f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher))
@@ -123,10 +116,9 @@ def compare_maps(
 ) -> MapComparison:
     """The teacher's and the student's map at a tap, for one image (uint8, C×H×W).
 
-    Shown is the mean over channels, or `channel` of each network modulo its number of channels. `label` is the
-    student's role in figures. `inputs` are what the networks are called with where that is more than the image, as
-    a time step. Both networks are left as they were. Raises KeyError for a layer that is not there,
-    ValueError where a tensor is no B×C×H×W map.
+    `channel` as in `MapComparison`; `label` is the student's role in figures; `inputs` are what the networks are
+    called with where that is more than the image, such as a time step. Both networks are left as they were. Raises
+    KeyError for a layer that is not there, ValueError where a tensor is no B×C×H×W map.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
     >>> image = torch.zeros(1, 16, 16, dtype=torch.uint8)
@@ -135,15 +127,14 @@ def compare_maps(
     """
     if image.ndim != 3:
         raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
-    student_place, teacher_place = _places(tap)
     [ours] = _read(student, [tap.place], *(inputs or _batch(student, image[None])))
     [theirs] = _read(teacher, [tap.source], *(inputs or _batch(teacher, image[None])))
     return MapComparison(
         image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
         student=_one_map(ours, channel),
-        teacher_place=teacher_place,
-        student_place=student_place,
+        teacher_place=" ".join(tap.source),
+        student_place=" ".join(tap.place),
         score=float(_scores(ours, theirs)[0]),
         channel=channel,
         teacher_channels=theirs.shape[1],
@@ -153,24 +144,14 @@ def compare_maps(
     )
 
 
-def compare_layer(
-    teacher: nn.Module,
-    student: nn.Module,
-    layer: str,
-    image: Tensor,
-    channel: int | None = None,
-    label: str | None = None,
-    side: Side = "output",
-) -> MapComparison:
-    """The same layer in both networks: what pooling earlier did to the map at one and the same place.
-
-    Otherwise as `compare_maps`; the two maps usually differ in size, and are compared after resizing.
+def compare_layer(teacher: nn.Module, student: nn.Module, layer: str, *args: Any, **options: Any) -> MapComparison:
+    """`compare_maps` of the same layer's output in both networks, usually of two sizes; other arguments as there.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
     >>> compare_layer(net(2, 2), net(4, 1), "0", torch.zeros(1, 16, 16, dtype=torch.uint8)).student.shape
     (4, 4)
     """
-    return compare_maps(teacher, student, Tap(layer, side, layer, side), image, channel, label)
+    return compare_maps(teacher, student, Tap(layer, "output", layer, "output"), *args, **options)
 
 
 def compare_denoisers(
@@ -189,8 +170,6 @@ def compare_denoisers(
     """
     if "teacher" not in networks or len(networks) < 2:
         raise ValueError(f"this compares a teacher with students, not {', '.join(networks) or 'nothing'}")
-    if x.ndim != 3:
-        raise ValueError(f"one noisy image is C×H×W, not {tuple(x.shape)}; take one of the batch")
     inputs = x[None], torch.tensor([whole("t", t, 0)], device=x.device)
     image = x.add(1).mul(127.5).round().clamp(0, 255).byte()
     students = {role: network for role, network in networks.items() if role != "teacher"}
@@ -215,8 +194,6 @@ def score_taps(
     >>> round(score_taps(net, {"naive": net}, [Tap("0", "output", "0", "output")], images).score.item(), 4)
     1.0
     """
-    import pandas as pd
-
     found: dict[tuple[str, Tap], list[float]] = {(role, tap): [] for role in students for tap in taps}
     resized = {}
     for batch in images.split(_BATCH):
@@ -226,16 +203,11 @@ def score_taps(
             for tap, s, t in zip(taps, ours, theirs, strict=True):
                 found[role, tap] += _scores(s, t).tolist()
                 resized[role, tap] = s.shape[-2:] != t.shape[-2:]
-    rows = []
-    for (role, tap), values in found.items():
-        mean = interval(values)
-        numbers = (mean.value, mean.low, mean.high, len(values), resized[role, tap])
-        rows.append((*_places(tap), role, *numbers))
+    rows = [
+        (" ".join(tap.place), " ".join(tap.source), role, *astuple(interval(scores)), len(scores), resized[role, tap])
+        for (role, tap), scores in found.items()
+    ]
     return pd.DataFrame(rows, columns=["tap", "teacher_tap", "student", "score", "low", "high", "n", "resized"])
-
-
-def _places(tap: Tap) -> tuple[str, str]:
-    return f"{tap.layer} {tap.side}", f"{tap.teacher_layer} {tap.teacher_side}"
 
 
 def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:
@@ -245,11 +217,12 @@ def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:
 
 def _read(model: nn.Module, refs: Sequence[MapRef], *inputs: Tensor) -> list[Tensor]:
     """The maps at `refs` in one forward pass, float32 on the CPU."""
-    refs = [MapRef(find_layer(model, ref.layer, _name(model)), ref.side) for ref in refs]
+    name = str(getattr(model, "name", type(model).__name__))
+    refs = [MapRef(find_layer(model, ref.layer, name), ref.side) for ref in refs]
     found = record_maps(model, refs, *inputs)
     for ref, maps in found.items():
         if maps.ndim != 4:
-            raise ValueError(f"{ref} in {_name(model)} is {tuple(maps.shape)}, not a B×C×H×W map")
+            raise ValueError(f"{ref} in {name} is {tuple(maps.shape)}, not a B×C×H×W map")
     return [found[ref].float().cpu() for ref in refs]
 
 
@@ -263,10 +236,6 @@ def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
     if ours.shape[-2:] != theirs.shape[-2:]:
         ours = F.interpolate(ours, theirs.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
     return torch.stack([1 - alignment_loss(s[None], t[None]) for s, t in zip(ours, theirs, strict=True)])
-
-
-def _name(model: nn.Module) -> str:
-    return str(getattr(model, "name", type(model).__name__))
 
 
 def _stride(teacher: nn.Module, student: nn.Module) -> int | None:

@@ -14,28 +14,28 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from string import Template
+from typing import Any
 from urllib.parse import quote
+
+import nbformat
+import pandas as pd
+from PIL import Image
 
 from redistill_lib.runs import load_runs, write_text
 from redistill_lib.sweep import NotebookError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def source_hash(notebook: Any) -> str:
-    """SHA-256 of a notebook's code and markdown, outputs and metadata left out."""
+    """SHA-256 of a notebook's code and markdown cells, without outputs and metadata."""
     sources = [[cell.cell_type, cell.source] for cell in notebook.cells if cell.cell_type in ("code", "markdown")]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
 def outputs_match_source(path: str | Path) -> bool:
     """Whether a notebook's outputs came from the cells it has now, by the stamp of `refresh_outputs`."""
-    import nbformat
-
     notebook = nbformat.read(path, as_version=4)
     return bool(notebook.metadata.get("redistill", {}).get("source_sha256") == source_hash(notebook))
 
@@ -46,8 +46,6 @@ def refresh_outputs(source: str | Path, executed: str | Path) -> None:
     Widget views and absolute paths are left behind, images get a palette, and the notebook is stamped with
     `source_hash`. Raises ValueError when `executed` ran other cells than `source` has now.
     """
-    import nbformat
-
     source = Path(source)
     notebook, done = nbformat.read(source, as_version=4), nbformat.read(executed, as_version=4)
     if source_hash(notebook) != source_hash(done):
@@ -67,8 +65,6 @@ def refresh_outputs(source: str | Path, executed: str | Path) -> None:
 
 def _with_small_images(output: dict[str, Any]) -> dict[str, Any]:
     """The output with its PNG reduced to 256 colours: a chart looks the same and takes half the space."""
-    from PIL import Image
-
     text = output.get("data", {}).get("image/png")
     if not isinstance(text, str):
         return output
@@ -118,14 +114,12 @@ def write_index(
     if len(sections) == 1:
         sections.append("<h2>Training runs</h2><p>None yet.</p>")
     time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    write_text(file, _PAGE.format(style=_STYLE, sections="\n".join(sections), time=time))
+    write_text(file, _PAGE.substitute(sections="\n".join(sections), time=time))
     return file
 
 
 def _notebook_section(notebooks: Sequence[Path], base: Path) -> str:
     """From the status files that `sweep.run_notebook` left beside the notebooks."""
-    import pandas as pd
-
     if not notebooks:
         return "<h2>Notebooks</h2><p>None executed yet: <code>redistill run notebooks/*.ipynb</code></p>"
     records = [json.loads(notebook.with_suffix(".json").read_text(encoding="utf-8")) for notebook in notebooks]
@@ -138,28 +132,25 @@ def _notebook_section(notebooks: Sequence[Path], base: Path) -> str:
         status = f"<span class={record['status']}>{record['status']}</span>"
         file = f'<a href="{link}">ipynb</a>'
         rows.append((f"{name}<p class=failed>{_text(error)}</p>", status, duration(record["seconds"]), file))
-    table = pd.DataFrame(rows, columns=["notebook", "status", "time", "file"])
+    table = _table(pd.DataFrame(rows, columns=["notebook", "status", "time", "file"]), escape=False)
     failed = sum(record["status"] != "ok" for record in records)
+    summary = f"{len(records) - failed} ok{f', {failed} failed' if failed else ''}"
     total = duration(sum(record["seconds"] for record in records))
-    summary = f"{len(records) - failed} ok{f', {failed} failed' if failed else ''}, {total} in all"
-    return f"<h2>Notebooks</h2><p>{summary}</p>{_table(table, escape=False)}"
+    return f"<h2>Notebooks</h2><p>{summary}, {total} in all</p>{table}"
 
 
 def _table(frame: pd.DataFrame, escape: bool = True) -> str:
-    import pandas as pd
-
-    with pd.option_context("display.max_colwidth", None):
-        return str(frame.to_html(index=False, escape=escape, border=0, justify="left", float_format=_shown))
+    with pd.option_context("display.max_colwidth", None, "display.float_format", "{:.4g}".format):
+        return str(frame.to_html(index=False, escape=escape, border=0, justify="left"))
 
 
 def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
     """`load_runs` made readable, classifiers and denoisers apart, since they have other settings and other scores.
 
     Each table has the columns in which its runs differ, and comes with name → value of those that are alike. Empty
-    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run. What a
-    run lacks is an empty text. Peaks say of which dtype they are, as trainings measure them: fp32.
+    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run but its
+    recipe and data. What a run lacks is an empty text. Peaks are named as trainings measure them: fp32.
 
-    >>> import pandas as pd
     >>> run_tables(pd.DataFrame({"id": ["a", "b"], "status": "complete", "seed": [0, 1], "data": "digits"}))
     {'Training runs': (  id    status seed
     0  a  complete    0
@@ -174,17 +165,15 @@ def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, An
     return {kind: _compared(group) for kind, group in kinds.items()}
 
 
-#: What tells runs apart for the store, and says nothing to a reader.
-_IDENTITIES = re.compile(r"(method_code|images$|version$|model\.(structure|weights|packages)|recipe\.process)")
+# What tells runs apart for the store, and says nothing to a reader.
+_IDENTITIES = r"(method_code|images$|version$|model\.(structure|weights|packages)|recipe\.process)"
 
 
 def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    nested = (Mapping, list, tuple)
-    runs = runs[[name for name in runs.columns if not _IDENTITIES.match(name)]]
-    if len(runs) == 1:  # all of them are alike, and in run.json
-        runs = runs[[name for name in runs.columns if not name.startswith(("recipe.", "data."))]]
-    plain = [name for name in runs.columns if not runs[name].map(lambda value: isinstance(value, nested)).any()]
-    runs = runs[plain].drop(columns="path", errors="ignore").dropna(axis="columns", how="all")
+    hidden = _IDENTITIES if len(runs) > 1 else _IDENTITIES + r"|recipe\.|data\."
+    runs = runs.drop(columns=["path"], errors="ignore").dropna(axis="columns", how="all")
+    nested = runs.map(lambda value: isinstance(value, (Mapping, list, tuple))).any()
+    runs = runs.loc[:, ~(nested | runs.columns.str.match(hidden))]
     runs = runs.rename(columns={name: f"{name} (fp32)" for name in ("peak_bytes", "peak_bytes_eager")})
     floats = runs.select_dtypes("float")
     whole = ((floats % 1 == 0) & (floats.abs() < 2**53) | floats.isna()).all()
@@ -194,10 +183,6 @@ def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     same = {name: runs[name].iloc[0] for name in alike} if len(runs) > 1 else {}
     runs = runs.drop(columns=same)
     return runs.astype(object).where(runs.notna(), ""), same
-
-
-def _shown(number: float) -> str:
-    return f"{number:.4g}"
 
 
 def duration(seconds: float) -> str:
@@ -217,10 +202,12 @@ def _pairs(values: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return html.escape(_shown(value) if isinstance(value, float) else str(value))
+    return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
-_STYLE = """
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>ReDistill lab: runs</title><style>
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .93rem; }
@@ -229,12 +216,8 @@ td { border-top: 1px solid #8886; }
 td p { margin: 0; white-space: normal; font-size: .85rem; }
 .ok { color: #1a7f37; }
 .failed { color: #d1242f; }
-"""
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>ReDistill lab: runs</title><style>{style}</style></head><body>
-<h1>ReDistill lab: runs</h1><p>Written {time}</p>
-{sections}
+</style></head><body>
+<h1>ReDistill lab: runs</h1><p>Written $time</p>
+$sections
 </body></html>
-"""
+""")

@@ -92,12 +92,12 @@ class Run:
 
     def finished(self, metrics: Mapping[str, Any], blocks: Sequence[dict[str, Any]] = ()) -> Run:
         """This run with its results, not saved: failed where a metric is NaN or infinite, else complete."""
-        run = replace(self, status="complete", error=None, metrics=dict(metrics), blocks=list(blocks))
         wrong = [f"{k} is {v}" for k, v in metrics.items() if isinstance(v, float) and not math.isfinite(v)]
-        if wrong:
-            told = f"the trained network cannot be evaluated: {', '.join(wrong)}"
-            run = replace(run, status="failed", error=told)
-        return replace(run, digests={file.name: _digest(file) for file in sorted(self.path.glob("*.safetensors"))})
+        status = "failed" if wrong else "complete"
+        error = f"the trained network cannot be evaluated: {', '.join(wrong)}" if wrong else None
+        digests = {file.name: _digest(file) for file in sorted(self.path.glob("*.safetensors"))}
+        found = replace(self, metrics=dict(metrics), blocks=list(blocks), digests=digests)
+        return replace(found, status=status, error=error)
 
     def verify(self, name: str) -> None:
         """Raise ValueError for weights that this run did not write; a run of an older version does not know."""

@@ -18,8 +18,7 @@ from torch import nn
 from redistill_lib import explorers, figures
 from redistill_lib.diffusion import Trajectory, to_uint8
 from redistill_lib.distill import Tap, match_taps
-from redistill_lib.explorers import diffusion
-from redistill_lib.explorers.diffusion import TrajectoryExplorer, TrajectorySource
+from redistill_lib.explorers.pairs import TrajectoryExplorer
 from redistill_lib.maps import compare_denoisers
 from redistill_lib.models import create_model
 from redistill_lib.network import record_maps
@@ -189,7 +188,7 @@ def test_maps_need_a_teacher_a_student_and_one_image(networks: dict[str, nn.Modu
 
 @pytest.fixture
 def explorer(networks: dict[str, nn.Module]) -> TrajectoryExplorer:
-    return TrajectoryExplorer(TrajectorySource(networks, shape=16, n=2), 4, (2, 8))
+    return TrajectoryExplorer(networks, shape=16, n=2, steps=4, choices=(2, 8))
 
 
 def test_nothing_is_shown_or_imported_in_a_batch() -> None:
@@ -202,13 +201,13 @@ def test_nothing_is_shown_or_imported_in_a_batch() -> None:
 
 
 def test_it_opens_half_way_with_all_controls(networks: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion, "is_live", lambda: True)
+    monkeypatch.setattr(explorers, "is_live", lambda: True)
     view = explorers.sampling_trajectories(networks, shape=16, n=1, steps=4, choices=(2,))
     assert view is not None
     controls = {control.description: control for control in view.children[0].children}
     assert [*controls] == ["step", "steps", "noise"]
     assert controls["steps"].value == 4 and controls["step"].label == "3 of 4: t = 499"
-    assert "At t = 499 " in view.children[1].layout.title.text
+    assert "At t = 499 " in view.children[2].children[0].layout.title.text
 
 
 def test_another_number_of_steps_stays_at_its_time_and_is_drawn_once(explorer: TrajectoryExplorer) -> None:
@@ -220,12 +219,12 @@ def test_another_number_of_steps_stays_at_its_time_and_is_drawn_once(explorer: T
     assert explorer.step.label == "1 of 2: t = 999"
     explorer.steps.value = 4
     assert explorer.step.label == "2 of 4: t = 749"  # what was chosen by hand, not what 2 steps made of it
-    assert sorted(explorer.source.drawn) == [(2, 0), (4, 0), (8, 0)]
+    assert explorer.paths.cache_info().misses == 3
 
 
 def test_the_figure_is_the_trajectories(explorer: TrajectoryExplorer) -> None:
     explorer.seed.value = 3
-    paths = explorer.source.paths(4, 3)
+    paths = explorer.paths(4, 3)
     assert torch.equal(paths["teacher"].noisy[0], paths["student"].noisy[0])
     expected = figures.trajectory_step(paths, explorer.step.value)
     assert headline(explorer.figure) == headline(expected)
@@ -235,4 +234,4 @@ def test_the_figure_is_the_trajectories(explorer: TrajectoryExplorer) -> None:
 
 def test_an_explorer_without_networks_says_so() -> None:
     with pytest.raises(ValueError, match="at least one denoiser"):
-        TrajectorySource({})
+        TrajectoryExplorer({}, shape=16, n=2, steps=4, choices=())

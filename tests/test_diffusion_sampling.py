@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
-from redistill_lib.diffusion.samplers import time_steps
-from redistill_lib.diffusion.sampling import Guided
-from redistill_lib.explorers.diffusion import TrajectorySource
+from redistill_lib.diffusion.sampling import Guided, time_steps
+from redistill_lib.explorers.pairs import draw_paths
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import save_tensors
@@ -292,14 +291,13 @@ def test_peak_of_sampling() -> None:
     assert inside <= alone <= inside + x.nbytes + t.nbytes
     doubled = profile_memory(model, torch.zeros(4, 1, 8, 8), torch.zeros(4).long(), torch.zeros(4).long()).peak_bytes
     assert doubled <= peak_of_sampling(model, x, guidance=2.0) <= doubled + 2 * (x.nbytes + 3 * t.nbytes)
-    assert peak_of_sampling(model, x, dtype="fp16") < alone
 
 
 def test_the_batch_is_sized_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = unet(), []
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     peak = peak_of_sampling(model, torch.zeros(1, 1, 8, 8), convention="eager")
-    monkeypatch.setattr(sampling, "_free_bytes", lambda device: 2 * 2 * peak + 100)
+    monkeypatch.setattr(sampling.psutil, "virtual_memory", lambda: SimpleNamespace(available=2 * 2 * peak + 100))
     sizes.clear()
     draw(model, 5, steps=1)
     assert sizes[-3:] == [2, 2, 1]
@@ -337,6 +335,34 @@ def test_errors(kwargs: dict[str, Any], message: str) -> None:
         sample(unet(), 2, **{"shape": (1, 8, 8), "progress": False} | kwargs)
 
 
+class Blurring(nn.Conv2d):
+    """Takes images and no time step."""
+
+
+class Halving(nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.calls += 1
+        return x[:, :, ::2]
+
+
+def test_a_network_that_is_no_denoiser_is_refused_before_the_first_step() -> None:
+    for draws in (sample, trajectory):
+        with pytest.raises(
+            ValueError, match=r"the network does not take images of 1×6×10: .*called as \(images, t\)"
+        ):
+            draws(Blurring(1, 1, 3), 2, shape=(1, 6, 10), progress=False)
+    with pytest.raises(ValueError, match=r"called as \(images, t, labels\)"):
+        blind: Any = Halving()
+        blind.num_classes = 3
+        draw(blind, labels=1)
+    half = Halving()
+    with pytest.raises(ValueError, match=r"returns \(2, 1, 4, 8\) for \(2, 1, 8, 8\), not their noise"):
+        draw(half, 5)
+    assert half.calls == 1
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -360,7 +386,7 @@ def test_a_run_is_drawn_by_its_own_process(tmp_path: Path) -> None:
     drawn = sample(run, 2, steps=3, progress=False)
     assert torch.equal(drawn, draw(model, 2, steps=3, process=process))
     assert torch.equal(sample(run, 2, steps=3, process=DDPM, progress=False), draw(model, 2, steps=3))
-    (path,) = TrajectorySource({"student": run}, n=2).paths(3, 0).values()
+    (path,) = draw_paths({"student": run}, None, 2, 3, 0).values()
     torch.testing.assert_close(path.final, drawn)
 
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from redistill_lib import explorers
 from redistill_lib.distill import match_taps
-from redistill_lib.explorers.maps import HINT, MapExplorer, MapSource
+from redistill_lib.explorers.pairs import HINT, MapExplorer
 from redistill_lib.models import create_model, student_name
 
 ROOT = Path(__file__).parents[1]
@@ -56,13 +56,12 @@ def calls() -> list[int]:
 @pytest.fixture
 def explorer(calls: list[int]) -> MapExplorer:
     networks = {"ResNet": family("resnet18-1-21222", calls), "MobileNet": family("mobilenetv2-1-1222121", [])}
-    return MapExplorer(MapSource(networks, IMAGES), ["cat", "dog", "owl"], (1, 2, 4, 8), 4, HINT)
+    return MapExplorer(networks, IMAGES, ["cat", "dog", "owl"], (1, 2, 4, 8), 4, "")
 
 
 @pytest.fixture
 def live(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("curves", "maps", "plans"):
-        monkeypatch.setattr(f"redistill_lib.explorers.{name}.is_live", lambda: True)
+    monkeypatch.setattr(explorers, "is_live", lambda: True)
 
 
 def title(figure: Any) -> str:
@@ -127,13 +126,14 @@ def test_channels_are_those_of_the_place(explorer: MapExplorer) -> None:
     assert "mean over channels" in explorer.figure.layout.title.text
 
 
-def test_images_are_named_and_computed_once(explorer: MapExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_named_and_computed_once(explorer: MapExplorer) -> None:
     before = explorer.figure.data[0].source
     explorer.image.value = 2
     assert explorer.image.label == "2 (owl)"
     assert explorer.figure.data[0].source != before
-    monkeypatch.setattr("redistill_lib.explorers.maps.compare_maps", None)
+    computed = explorer.compare.cache_info().misses
     explorer.image.value = 0
+    assert explorer.compare.cache_info().misses == computed == 2
     assert explorer.figure.data[0].source == before
 
 
@@ -148,12 +148,22 @@ def test_the_page_does_not_jump_when_a_title_is_shorter(explorer: MapExplorer) -
 
 def test_a_stride_that_cannot_be_is_explained(calls: list[int]) -> None:
     networks = {"r": family("resnet18-1-11112", calls)}
-    explorer = MapExplorer(MapSource(networks, IMAGES), None, (1, 8), 8, HINT)
+    explorer = MapExplorer(networks, IMAGES, None, (1, 8), 8, "")
     assert "×8 cannot be shown here." in explorer.status.value
     assert "cannot be front-loaded" in explorer.status.value
     explorer.stride.value = 1
     assert "cannot" not in explorer.status.value
     assert title(explorer.figure).startswith("At stride ×1")
+
+
+@pytest.mark.parametrize("error", [KeyError("no run called red"), FileNotFoundError(2, "no run", "red.json")])
+def test_what_loading_a_run_says_is_shown(error: Exception) -> None:
+    def raising(factor: int) -> Mapping[str, Any]:
+        raise error
+
+    explorer = MapExplorer({"r": raising}, IMAGES, None, (1, 4), 4, "")
+    assert "no run" in explorer.status.value and "red" in explorer.status.value
+    assert explorer.drawn.layout.display == "none"
 
 
 def test_labels_go_with_images(live: None) -> None:
@@ -173,7 +183,7 @@ def test_every_control_is_described(explorer: MapExplorer, live: None) -> None:
 def test_stride_plan_redraws_chart_and_table(live: None) -> None:
     view = explorers.stride_plan(["resnet18-1-21222", "mobilenetv2-1-1222121"], image_size=40, factors=(1, 4, 32))
     assert view is not None
-    (model, stride), figure, table = view.children[0].children, *view.children[1:]
+    (model, stride), (figure, table) = view.children[0].children, view.children[2].children
     assert "10×10 maps from its conv1 on" in title(figure)
     assert table.value.count("<tr") == 8
     stride.value = 1
@@ -181,7 +191,7 @@ def test_stride_plan_redraws_chart_and_table(live: None) -> None:
     model.value = "mobilenetv2-1-1222121"
     assert "features.2" in table.value
     stride.value = 32
-    assert "×32 is not possible here." in table.value
+    assert "×32 is not possible here." in view.children[1].value
 
 
 def test_live_curves_grow(live: None, monkeypatch: pytest.MonkeyPatch) -> None:

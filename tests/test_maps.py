@@ -213,7 +213,6 @@ def test_layers_worth_seeing(student: nn.Module, teacher: nn.Module) -> None:
     assert {"maxpool", "layer1", "layer4.1.conv2"} <= set(found)
     assert not {"bn1", "relu", "avgpool", "layer1.0.bn1", "fc"} & set(found)
     assert list(found).index("conv1") < list(found).index("layer1.0") < list(found).index("layer4")
-    assert dict(layer_maps(student, image, side="input"))["conv1"] == (1, 40, 40)
     taps = match_taps(student, teacher, to_float(image[None]))
     graduated = Distillation(copy.deepcopy(student), teacher, taps, "red", example=to_float(image[None])).graduate()
     assert dict(layer_maps(graduated, image)) == found

@@ -14,7 +14,7 @@ from torch import nn
 
 from redistill_lib import explorers
 from redistill_lib.explorers import memory
-from redistill_lib.explorers.memory import IN_PLACE, NONE, PLAIN, MemoryChoice, MemoryExplorer, MemorySource
+from redistill_lib.explorers.memory import IN_PLACE, NONE, PLAIN, MemoryChoice, MemoryExplorer
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.models import create_model
 
@@ -24,7 +24,7 @@ TEACHER = "resnext18-1-21222"
 
 @pytest.fixture
 def explorer() -> MemoryExplorer:
-    return MemoryExplorer(MemorySource(TEACHER))
+    return MemoryExplorer(TEACHER)
 
 
 def title(explorer: MemoryExplorer) -> str:
@@ -33,7 +33,7 @@ def title(explorer: MemoryExplorer) -> str:
 
 def sentence(explorer: MemoryExplorer) -> str:
     """What is told in place of the figure."""
-    assert explorer.place.layout.display == "none"
+    assert explorer.drawn.layout.display == "none"
     return re.sub("<.*?>", "", explorer.status.value)
 
 
@@ -51,7 +51,7 @@ def test_nothing_is_shown_or_imported_in_a_batch() -> None:
 
 
 def test_it_opens_with_the_student_and_the_teachers_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "is_live", lambda: True)
+    monkeypatch.setattr(explorers, "is_live", lambda: True)
     view = explorers.memory_explorer(TEACHER, image_size=96)
     assert view is not None
     controls = {control.description: control for control in view.children[0].children}
@@ -76,7 +76,7 @@ def test_moving_the_slider_redraws(explorer: MemoryExplorer) -> None:
     peaks = []
     for factor in (1, 2, 4, 8):
         explorer.student.value = factor
-        peaks.append(explorer.source.profile(MemoryChoice(TEACHER, factor)).peak_bytes)
+        peaks.append(explorer.profile(MemoryChoice(TEACHER, factor)).peak_bytes)
         assert title(explorer).startswith(f"The peak is {format_size(peaks[-1])} at")
         assert lines(explorer) == ([] if factor == 1 else [peaks[0] / 2**20])
         assert explorer.table.value.count("<tr") == (2 if factor == 1 else 3)
@@ -95,8 +95,8 @@ def test_what_was_drawn_is_not_computed_again(explorer: MemoryExplorer, monkeypa
 def test_size_batch_and_dtype_count(explorer: MemoryExplorer) -> None:
     def peak() -> int:
         choice = explorer._choice()
-        assert format_size(explorer.source.profile(choice).peak_bytes) in title(explorer)
-        return explorer.source.profile(choice).peak_bytes
+        assert format_size(explorer.profile(choice).peak_bytes) in title(explorer)
+        return explorer.profile(choice).peak_bytes
 
     first = peak()
     explorer.size.value = 256
@@ -113,13 +113,13 @@ def test_size_batch_and_dtype_count(explorer: MemoryExplorer) -> None:
 def test_only_legal_students_are_offered(explorer: MemoryExplorer) -> None:
     explorer.student.value = 8
     explorer.model.value = "unet"
-    assert [factor for _, factor in explorer.student.options] == list(explorer.source.factors("unet"))
+    assert [factor for _, factor in explorer.student.options] == list(explorer.factors("unet"))
     assert title(explorer).startswith("The peak is")
     with torch.device("meta"):
         net, x = create_model("unet-2-221"), torch.zeros(1, 3, 128, 128)
         t = torch.zeros(1, dtype=torch.int64)
-    assert explorer.source.profile(MemoryChoice("unet", 2)).peak_bytes == profile_memory(net, x, t).peak_bytes
-    assert MemorySource("resnet18-1-11112").factors("resnet18-1-11112") == (1, 2)
+    assert explorer.profile(MemoryChoice("unet", 2)).peak_bytes == profile_memory(net, x, t).peak_bytes
+    assert MemoryExplorer("resnet18-1-11112").factors("resnet18-1-11112") == (1, 2)
 
 
 def test_red_blocks_go_into_students(explorer: MemoryExplorer) -> None:
@@ -149,7 +149,7 @@ def test_bounds_are_lines_on_request(explorer: MemoryExplorer) -> None:
     explorer.model.value = "mobilenetv2"
     explorer.student.value = 1
     explorer.lines.value = "bounds"
-    bounds = explorer.source.bounds(MemoryChoice("mobilenetv2"))
+    bounds = explorer.bounds(MemoryChoice("mobilenetv2"))
     assert bounds.in_place_depthwise_bytes < bounds.peak_bytes
     scale = 2**20 if bounds.peak_bytes >= 2**20 else 2**10
     assert bounds.in_place_depthwise_bytes / scale in lines(explorer)
@@ -163,13 +163,13 @@ def test_what_cannot_be_is_told_in_one_sentence(explorer: MemoryExplorer) -> Non
     assert "knows no blocks in place: choose fused or eager" in sentence(explorer)
     explorer.convention.value = "eager"
     assert explorer.status.value == ""
-    assert explorer.place.layout.display == ""
+    assert explorer.drawn.layout.display == ""
     explorer.lines.value = "bounds"
     assert "bounds are those of the fused convention" in sentence(explorer)
 
 
 def test_a_image_too_small_is_told() -> None:
-    explorer = MemoryExplorer(MemorySource("unet"), image_size=20)
+    explorer = MemoryExplorer("unet", image_size=20)
     explorer.student.value = 1
     assert "20×20" in sentence(explorer)
     assert "\n" not in explorer.status.value
@@ -188,7 +188,7 @@ def test_a_network_of_ones_own_has_students_too() -> None:
     torch.manual_seed(0)
     net, x = own(), torch.zeros(1, 3, 64, 64)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    explorer = MemoryExplorer(MemorySource(net, x))
+    explorer = MemoryExplorer(net, example=x)
     controls = [control.description for control in explorer.view.children[0].children]
     assert controls == ["student", "RED blocks", "dtype", "convention", "lines"]
     assert explorer.student.value == 4
@@ -204,14 +204,14 @@ def test_a_network_of_ones_own_has_students_too() -> None:
 
 
 def test_a_network_that_cannot_pool_harder_has_no_students() -> None:
-    explorer = MemoryExplorer(MemorySource(nn.Conv2d(3, 8, 3), torch.zeros(1, 3, 16, 16)))
+    explorer = MemoryExplorer(nn.Conv2d(3, 8, 3), example=torch.zeros(1, 3, 16, 16))
     assert [factor for _, factor in explorer.student.options] == [1]
     assert explorer.student.disabled
 
 
 def test_names_and_networks_are_told_apart() -> None:
     with pytest.raises(ValueError, match="did you mean 'resnext18'"):
-        MemorySource("resnext-18")
+        MemoryExplorer("resnext-18")
     for model, example in ((own(), None), (TEACHER, torch.zeros(1))):
         with pytest.raises(ValueError, match="together with example="):
-            MemorySource(model, example)
+            MemoryExplorer(model, example=example)

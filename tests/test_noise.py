@@ -108,6 +108,18 @@ def test_processes_that_are_not_supported(config: Any, message: str) -> None:
         DiffusionProcess.from_config(config)
 
 
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("cosin", "'cosine'"), ("Cosinus", "'cosine'"), ("lineal", "'linear'"), ("squaredcos", "'squaredcos_")],
+)
+def test_a_misspelt_schedule_names_the_near_one_and_all(word: str, near: str) -> None:
+    known = r".*\(known: linear, scaled_linear, cosine, squaredcos_cap_v2\)"
+    with pytest.raises(ValueError, match=f"unknown beta_schedule '{word}'; did you mean {near}{known}"):
+        DiffusionProcess(word)
+    with pytest.raises(ValueError, match=r"unknown beta_schedule \['linear'\]"):
+        DiffusionProcess(["linear"])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("change", [{"num_train_timesteps": 0}, {"beta_start": -0.1}, {"beta_end": 1.0}])
 def test_numbers_that_are_none(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))}=.* is not a"):

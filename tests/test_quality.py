@@ -274,11 +274,14 @@ def test_grey_images_are_repeated_only_for_three_channels() -> None:
         features(grey.expand(-1, 3, -1, -1), projection(4, 1, 8), progress=False)
 
 
-def test_images_are_resized_to_what_the_extractor_was_trained_on() -> None:
-    eye = Extractor(nn.Flatten(), "pixels", num_features=16, channels=1, image_size=4)
-    seen = features(torch.full((2, 1, 12, 12), 255, dtype=torch.uint8), eye, progress=False)
-    torch.testing.assert_close(seen.values, torch.ones(2, 16))
-    assert seen.extractor["resize"] == "4×4, bilinear, antialiased" and seen.shape == (1, 12, 12)
+class Halved(nn.Sequential):
+    resize = "half the sides, by averages"
+
+
+def test_a_network_that_resizes_says_how() -> None:
+    eye = Extractor(Halved(nn.AvgPool2d(2), nn.Flatten()), "pixels", num_features=16, channels=1)
+    seen = features(GREY, eye, progress=False)
+    assert seen.extractor["resize"] == "half the sides, by averages" and seen.shape == (1, 8, 8)
 
 
 GREY = torch.linspace(-1, 1, 4 * 64).reshape(4, 1, 8, 8)
@@ -379,18 +382,11 @@ def test_extractors_of_any_precision(dtype: torch.dtype, apart: float) -> None:
     def eye() -> Extractor:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 4))
-        return classifier_extractor(network, "c", None, image_size=(8, 8))
+        return classifier_extractor(network, "c", None)
 
     seen, expected = (features(GREY, one, progress=False) for one in (eye().to(dtype), eye()))
     assert seen.values.dtype == torch.float32
     torch.testing.assert_close(seen.values, expected.values, atol=apart, rtol=0.02)
-
-
-def test_images_are_resized_to_sides_that_differ() -> None:
-    eye = Extractor(nn.Flatten(), "pixels", num_features=24, channels=1, image_size=(4, 6))
-    assert eye.settings["resize"] == "4×6, bilinear, antialiased" and len(features(GREY, eye, progress=False)) == 4
-    with pytest.raises(ValueError, match=r"image_size\[1\]=6.5 is not a whole number"):
-        Extractor(nn.Flatten(), "pixels", num_features=24, channels=1, image_size=(4, 6.5))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------ extractors

@@ -67,6 +67,8 @@ def test_runs_of_the_same_seeds_are_paired() -> None:
     unlike = [series([0.5, 0.69, 0.88], [1, 2, 4]), series([0.5, 0.69, 0.88], [1, 1, 3]), series([0.5, 0.9], [1, 2])]
     for other in [*unlike, pd.Series([0.5, 0.69, 0.88])]:
         assert run_difference(a, other) == difference(a.tolist(), other.tolist())
+    twice = series([0.5, 0.6, 0.69, 0.88], [1, 1, 2, 3])
+    assert run_difference(a, twice) == difference(a.tolist(), twice.tolist())
 
 
 @pytest.mark.parametrize(

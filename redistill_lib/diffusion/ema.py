@@ -9,11 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def decay_at(step: int, decay: float) -> float:
-    """The decay of step 1, 2, …: it rises to `decay`, so that an average of few steps forgets its random start.
-
-    >>> decay_at(1, 0.9999), decay_at(10**6, 0.9999)
-    (0.18181818181818182, 0.9999)
-    """
+    """The decay of step 1, 2, …: it rises to `decay`, so that an average of few steps forgets its random start."""
     return min(decay, (1 + step) / (10 + step))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from redistill_lib.runs import replacing
 
@@ -26,11 +26,10 @@ def image_grid(images: Tensor, columns: int = 10, gap: int = 2) -> Tensor:
     >>> image_grid(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), columns=2).shape
     torch.Size([1, 18, 18])
     """
-    count, channels, height, width = images.shape
-    columns = min(columns, count)
-    rows = math.ceil(count / columns)
-    grid = torch.full((rows * columns, channels, height + gap, width + gap), 255, dtype=torch.uint8)
-    grid[:count, :, :height, :width] = images
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    missing = rows * columns - len(images)
+    grid = F.pad(images, (0, gap, 0, gap, 0, 0, 0, missing), value=255)
     grid = grid.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
     return grid[:, : grid.shape[1] - gap, : grid.shape[2] - gap]
 

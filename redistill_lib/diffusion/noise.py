@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from redistill_lib.data.augment import to_float
 from redistill_lib.network import dtype_of, evaluating, output_of
 
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
-SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+SCHEDULES = ("linear", "scaled_linear", "cosine", "squaredcos_cap_v2")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # What else a scheduler's configuration can say about the process, and the only value that is followed here.
 FIXED = {"trained_betas": None, "rescale_betas_zero_snr": False, "thresholding": False, "clip_sample_range": 1.0}
@@ -36,11 +35,8 @@ class DiffusionProcess:
     v = √ᾱ·ε − √(1−ᾱ)·x (2202.00512). `clip_sample`: whether images are within −1…1, to which samplers then clip;
     False for latents of an autoencoder. Raises ValueError for an unknown name and for a number out of range.
 
-    >>> process = DiffusionProcess("cosine", "v_prediction")
-    >>> x, noise, t = torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.tensor([600])
-    >>> noisy, v = process.add_noise(x, noise, t), process.target(x, noise, t)
-    >>> torch.allclose(process.start_from(v, noisy, t), x, atol=1e-5)
-    True
+    >>> DiffusionProcess("cosine", "v_prediction").alphas_cumprod[500]
+    tensor(0.4923)
     """
 
     beta_schedule: str = "linear"
@@ -51,9 +47,9 @@ class DiffusionProcess:
     clip_sample: bool = True
 
     def __post_init__(self) -> None:
+        check_known("beta_schedule", self.beta_schedule, SCHEDULES)
         if self.beta_schedule == "cosine":
             object.__setattr__(self, "beta_schedule", "squaredcos_cap_v2")
-        check_known("beta_schedule", self.beta_schedule, SCHEDULES)
         check_known("prediction_type", self.prediction_type, PREDICTIONS)
         whole("num_train_timesteps", self.num_train_timesteps)
         for label in ("beta_start", "beta_end"):
@@ -65,9 +61,6 @@ class DiffusionProcess:
         """The process of a diffusers scheduler, of its configuration, or of the folder of either or of a pipeline.
 
         Raises FileNotFoundError for a folder without one, ValueError for a process of another kind.
-
-        >>> DiffusionProcess.from_config({"beta_schedule": "linear", "prediction_type": "sample"}).prediction_type
-        'sample'
         """
         if isinstance(source, str | Path):
             files = [Path(source, name) for name in ("scheduler/scheduler_config.json", "scheduler_config.json")]
@@ -93,23 +86,17 @@ class DiffusionProcess:
         ddpm: Any = diffusers.DDPMScheduler(**asdict(self), timestep_spacing="trailing")
         return getattr(diffusers, SAMPLERS[sampler]).from_config(ddpm.config)
 
-    @cached_property
-    def _kept(self) -> np.ndarray:  # no tensor, since one made while a network is traced would be a fake one
-        steps, first, last = self.num_train_timesteps, self.beta_start, self.beta_end
-        match self.beta_schedule:
-            case "linear":
-                betas = np.linspace(first, last, steps)
-            case "scaled_linear":
-                betas = np.linspace(first**0.5, last**0.5, steps) ** 2
-            case _:  # arXiv 2102.09672, equation 17
-                shares = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-                betas = np.minimum(1 - shares[1:] / shares[:-1], 0.999)
-        return np.cumprod(1 - betas).astype(np.float32)
-
     @property
     def alphas_cumprod(self) -> Tensor:
         """ᾱ of each time step, float32: the share of the image in the variance of a noisy one."""
-        return torch.tensor(self._kept)
+        steps = self.num_train_timesteps
+        if self.beta_schedule == "squaredcos_cap_v2":  # arXiv 2102.09672, equation 17
+            shares = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+            betas = np.minimum(1 - shares[1:] / shares[:-1], 0.999)
+        else:
+            root = 0.5 if self.beta_schedule == "scaled_linear" else 1
+            betas = np.linspace(self.beta_start**root, self.beta_end**root, steps) ** (1 / root)
+        return torch.tensor(np.cumprod(1 - betas), dtype=torch.float32)
 
     def _weights(self, x: Tensor, t: Tensor) -> tuple[Any, Any, Any, Any]:
         """The weights of image and noise in x_t, √ᾱ_t and √(1−ᾱ_t), and in what is predicted."""
@@ -139,7 +126,7 @@ class DiffusionProcess:
 
 
 def check_known(label: str, word: Any, known: Iterable[str]) -> None:
-    if word not in known:
+    if word not in tuple(known):
         close = hint(str(word).replace("pp", "++"), known)  # of DPM++
         raise ValueError(f"unknown {label} {word!r}{close} (known: {', '.join(known)})")
 
@@ -165,8 +152,8 @@ def conditioning_of(model: nn.Module, num_classes: int | None = None) -> Conditi
     """What labels a network takes; None where it takes none.
 
     A network with `num_classes` has one label more, which means no class. One of diffusers has as many as its
-    ``config.num_class_embeds``; only where the classes are known to be one fewer, the last label means no class. It
-    is told how many they are by the data (`num_classes`) or by ``model.register_to_config(num_classes=10)``.
+    ``config.num_class_embeds``; the last means no class only where the classes are known to be one fewer, from the
+    data (`num_classes`) or from ``model.register_to_config(num_classes=10)``.
     """
     embeds, classes = told(model, "num_class_embeds"), told(model, "num_classes")
     if not embeds:
@@ -175,41 +162,41 @@ def conditioning_of(model: nn.Module, num_classes: int | None = None) -> Conditi
     return Conditioning(null, null) if (classes or num_classes) == null else Conditioning(embeds, None)
 
 
-def check_times(model: nn.Module, process: DiffusionProcess, role: str = "network") -> None:
-    """Raise ValueError where a network knows other time steps than the process has, as far as it tells."""
+def check_call(
+    model: nn.Module, shape: Sequence[int], labelled: bool, process: DiffusionProcess, role: str = "network"
+) -> None:
+    """Raise ValueError or TypeError where a network predicts nothing of images C×H×W, or knows other time steps."""
     expected = process.num_train_timesteps
     steps = int(told(model, "num_train_timesteps") or told(model, "T") or expected)
     if steps != expected:
-        raise ValueError(
-            f"the {role} knows {steps} time steps; the schedule has {expected}, so give "
-            f"process=DiffusionProcess(num_train_timesteps={steps}), or build it with as many"
-        )
+        fix = f"give process=DiffusionProcess(num_train_timesteps={steps}), or build it with as many"
+        raise ValueError(f"the {role} knows {steps} time steps; the schedule has {expected}; {fix}")
+    device = next(model.parameters(), torch.zeros(0)).device
+    x = torch.zeros(2, *shape, dtype=dtype_of(model), device=device)
+    t = torch.zeros(2, dtype=torch.int64, device=device)
+    with evaluating(model):
+        try:
+            found = model(x, t, t) if labelled else model(x, t)
+        except Exception as error:  # a network of the user's can raise anything
+            size, asked = "×".join(map(str, shape)), "images, t, labels" if labelled else "images, t"
+            why = f"{error}; it is called as ({asked})"
+            raise ValueError(f"the {role} does not take images of {size}: {why}") from error
+    prediction = output_of(found, f"the {role}")
+    if prediction.shape != x.shape:
+        raise ValueError(f"the {role} returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
 
 
 def check_denoiser(
     model: nn.Module, data: DataSplits, role: str = "network", process: DiffusionProcess | None = None
 ) -> None:
     """Raise ValueError or TypeError where a network cannot denoise these images."""
-    shape = f"{data.in_channels}×{data.image_size}×{data.image_size}"
     channels, labels = told(model, "in_channels"), conditioning_of(model, data.num_classes)
     if channels not in (None, data.in_channels):
-        raise ValueError(f"the {role} takes images of {channels} channels, but those of {data.name} are {shape}")
+        raise ValueError(f"the {role} takes {channels} channels, but images of {data.name} have {data.in_channels}")
     if labels and labels.classes != data.num_classes:
         raise ValueError(f"the {role} takes {labels.classes} classes, but {data.name} has {data.num_classes}")
-    check_times(model, process or DiffusionProcess(), role)
-    x = torch.zeros(2, data.in_channels, data.image_size, data.image_size, dtype=dtype_of(model))
-    t = torch.zeros(2, dtype=torch.int64)
-    with evaluating(model):
-        try:
-            found = model(x, t) if labels is None else model(x, t, t)
-        except Exception as error:  # a network of the user's can raise anything
-            asked = "(images, t)" if labels is None else "(images, t, labels)"
-            raise ValueError(
-                f"the {role} does not take images of {shape}: {error}; it is called as {asked}"
-            ) from error
-    prediction = output_of(found)
-    if prediction.shape != x.shape:
-        raise ValueError(f"the {role} returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
+    shape = data.in_channels, data.image_size, data.image_size
+    check_call(model, shape, labels is not None, process or DiffusionProcess(), role)
 
 
 def denoising_loss(
@@ -244,30 +231,17 @@ def denoising_loss(
 
 
 def check_prediction(
-    model: nn.Module,
-    split: Any,
-    process: DiffusionProcess | None = None,
-    *,
-    role: str = "network",
-    count: int = 512,
-    device: torch.device | str = "cpu",
+    model: nn.Module, split: Any, process: DiffusionProcess, *, role: str = "network", count: int = 512
 ) -> float:
-    """The denoising loss of a trained network on `count` images.
-
-    Warns above 1, or where another prediction explains it far better.
-    """
-    process = process or DiffusionProcess()
-    losses = {
-        kind: denoising_loss(model, split, process=replace(process, prediction_type=kind), count=count, device=device)
-        for kind in PREDICTIONS
-    }
-    loss, best = losses[process.prediction_type], min(losses, key=losses.__getitem__)
+    """`denoising_loss`, with a warning where it is above 1 or another kind of prediction explains it far better."""
+    kinds = {kind: replace(process, prediction_type=kind) for kind in PREDICTIONS}
+    losses = {kind: denoising_loss(model, split, process=each, count=count) for kind, each in kinds.items()}
+    loss, best, cause = losses[process.prediction_type], min(losses, key=losses.__getitem__), ""
     if losses[best] < loss / 10:
         cause = f"read as {best!r} it is {losses[best]:.3g}; give DiffusionProcess(prediction_type={best!r})"
     elif not loss <= 1:
         cause = "it predicts something else, or was trained with another schedule or on other images"
-    else:
-        return loss
-    text = f"the {role}'s denoising loss is {loss:.3g}, where predicting no noise at all costs 1: {cause}"
-    warnings.warn(text, stacklevel=2)
+    if cause:
+        text = f"the {role}'s denoising loss is {loss:.3g}, where predicting no noise at all costs 1: {cause}"
+        warnings.warn(text, stacklevel=2)
     return loss

@@ -36,18 +36,17 @@ def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module
     """
     import diffusers
 
-    folder = Path(folder)
-    folder = folder / "unet" if (folder / "model_index.json").is_file() else folder
+    folder = Path(folder, "unet" if Path(folder, "model_index.json").is_file() else "")
     if not (folder / "config.json").is_file():
         fix = "name the folder that save_pretrained wrote (networks on the hub: UNet2DModel.from_pretrained)"
         raise FileNotFoundError(f"{folder} has no config.json; {fix}")
-    config: dict[str, Any] = dict(diffusers.UNet2DModel.load_config(folder))
+    config: Any = diffusers.UNet2DModel.load_config(folder)
     base = getattr(diffusers, config["_class_name"].removeprefix(PREFIX))
     student = config["_class_name"].startswith(PREFIX) or config.get("derived") or config.get("red_blocks")
     kind = _student_of(base) if student else base
-    options = {"use_safetensors": True, "output_loading_info": True, "local_files_only": True}
+    options = {"variant": variant, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        model, found = kind.from_pretrained(folder, variant=variant, **options)
+        model, found = kind.from_pretrained(folder, **options)
     except OSError as error:
         there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
         fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
@@ -65,13 +64,12 @@ def as_student(model: nn.Module) -> Any:
     ``DDPMPipeline(as_student(model), scheduler).save_pretrained(folder)``. A network without moved strides and blocks
     comes back as it is. Raises TypeError for a network that is not of diffusers.
     """
-    kind: Any = type(model)
-    if not callable(getattr(model, "save_pretrained", None)):
-        raise TypeError(f"{kind.__name__} is not a network of diffusers; load_model(run) reads any other")
+    if not hasattr(model, "save_pretrained"):
+        raise TypeError(f"{type(model).__name__} is not a network of diffusers; load_model(run) reads any other")
     if isinstance(model, _Student) or not (inserted_blocks(model) or model.config.get("derived")):  # type: ignore
         return model
-    twin = copy.copy(model)
-    twin.__class__ = _student_of(kind)
+    twin: Any = copy.copy(model)
+    twin.__class__ = _student_of(twin.__class__)
     return twin
 
 
@@ -81,27 +79,25 @@ class _Student:
     base: Any
 
     def save_pretrained(self: Any, folder: Any, variant: str | None = None, **kwargs: Any) -> None:
-        blocks = inserted_blocks(self)
-        if other := [type(block).__name__ for _, _, block in blocks if type(block) is not RedBlock]:
-            raise ValueError(f"{other[0]} cannot be saved; save the network first and work in place after loading")
+        records = []
+        for layer, side, block in inserted_blocks(self):
+            if type(block) is not RedBlock:
+                name = type(block).__name__
+                raise ValueError(f"{name} cannot be saved; save the network first and work in place after loading")
+            sizes = {"channels": block.channels, "kernel_size": block.kernel_size}
+            records.append({"layer": layer, "side": side, **sizes})
         named = copy.copy(self)  # the config is exchanged as a whole, so the caller's stays as it is
-        records = [
-            {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
-            for layer, side, block in blocks
-            if isinstance(block, RedBlock)
-        ]
         named.register_to_config(red_blocks=records)
         self.base.save_pretrained(named, folder, variant=_own(variant), **kwargs)
 
     @classmethod
     def from_pretrained(cls, folder: Any, **kwargs: Any) -> Any:
         # Strides can only be moved in a network that is there, not in one of low_cpu_mem_usage, which has no weights.
-        wanted = {"variant": _own(kwargs.pop("variant", None)), "low_cpu_mem_usage": False, "use_safetensors": True}
-        told = kwargs.pop("output_loading_info", False)
-        from_pretrained = cls.base.from_pretrained.__func__
-        model, found = from_pretrained(cls, folder, **{**kwargs, **wanted, "output_loading_info": True})
+        wanted = {"variant": _own(kwargs.get("variant")), "low_cpu_mem_usage": False, "use_safetensors": True}
+        load = cls.base.from_pretrained.__func__
+        model, found = load(cls, folder, **{**kwargs, **wanted, "output_loading_info": True})
         _check_loaded(found, folder)
-        return (model, found) if told else model
+        return (model, found) if kwargs.get("output_loading_info") else model
 
     @classmethod
     def from_config(cls, config: Any, **kwargs: Any) -> Any:
@@ -110,8 +106,7 @@ class _Student:
         with torch.random.fork_rng(devices=[]):  # weights about to be replaced cost the caller no random numbers
             model = cls.base.from_config(told, **kwargs)
             for step in derived:
-                x = torch.zeros(1, model.config.in_channels, *step["image_size"])
-                t = torch.zeros(1, dtype=torch.int64)
+                x, t = torch.zeros(1, model.config.in_channels, *step["image_size"]), torch.zeros(1).long()
                 example = (x, t, t) if model.config.get("num_class_embeds") else (x, t)
                 model, _ = derive_student(model, plan=step["plan"], downsampler=step["downsampler"], example=example)
             insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in blocks])
@@ -130,9 +125,10 @@ def __getattr__(name: str) -> Any:
 
     if name == "ModelMixin":
         return diffusers.ModelMixin
-    if name.startswith(PREFIX) and hasattr(diffusers, name.removeprefix(PREFIX)):
-        return _student_of(getattr(diffusers, name.removeprefix(PREFIX)))
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    base = getattr(diffusers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if base is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _student_of(base)
 
 
 def _own(variant: str | None) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass
 from numbers import Number
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
-from redistill_lib.diffusion.noise import SAMPLERS, DiffusionProcess, check_known, check_times, conditioning_of, told
-from redistill_lib.diffusion.samplers import _STEPS, Before, Step, time_steps
+from redistill_lib.diffusion import noise
+from redistill_lib.diffusion.noise import DiffusionProcess, conditioning_of, told
 from redistill_lib.memory import profile_memory
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import dtype_of, evaluating, output_of
@@ -30,11 +30,47 @@ MOST = 256  # images at once; more would only take more memory
 FEW = 16  # where the memory that they take is not known
 
 
-class Guided(nn.Module):
-    """A prediction with classifier-free guidance (arXiv 2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x).
+class Step(NamedTuple):
+    x: Tensor  # x_t
+    noise: Tensor  # that the network sees in it
+    start: Tensor  # the image that it sees, clipped
+    kept: float  # ᾱ_t
+    after: float  # ᾱ to go to, 1 at the end
+    before: tuple[Tensor, float] | None  # `start` and `kept` of the step before, for DPM++
+    draw: Callable[[], Tensor]  # new noise
 
-    Both come from one pass over a doubled batch.
-    """
+
+def ddim(now: Step) -> Tensor:
+    """DDIM (arXiv 2010.02502, equation 12) with σ = 0."""
+    return math.sqrt(now.after) * now.start + math.sqrt(1 - now.after) * now.noise
+
+
+def ddpm(now: Step) -> Tensor:
+    """DDPM (arXiv 2006.11239, equations 6 and 7), where a step over several time steps has the α of them together."""
+    kept, after, alpha = now.kept, now.after, now.kept / now.after
+    mean = (math.sqrt(after) * (1 - alpha) * now.start + math.sqrt(alpha) * (1 - after) * now.x) / (1 - kept)
+    return mean + math.sqrt((1 - after) * (1 - alpha) / (1 - kept)) * now.draw()
+
+
+def dpm_solver(now: Step) -> Tensor:
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2); the first step and the last are of first order."""
+    data, noise = now.start, math.sqrt((1 - now.after) / (1 - now.kept))
+    if now.before is not None and now.after < 1:
+        first, middle, end = (math.log(kept / (1 - kept)) for kept in (now.before[1], now.kept, now.after))
+        data = data + (data - now.before[0]) / (2 * (middle - first) / (end - middle))
+    return noise * now.x + (math.sqrt(now.after) - noise * math.sqrt(now.kept)) * data
+
+
+_STEPS = {"ddim": ddim, "ddpm": ddpm, "dpm++": dpm_solver}
+
+
+def time_steps(steps: int, total: int = 1000) -> list[int]:
+    """The times of a sampling, noisiest first, evenly from `total` − 1 down ("trailing" in arXiv 2305.08891)."""
+    return [round(total - k * total / steps) - 1 for k in range(steps)]
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance (2207.12598, equation 6): (1 + w)·f(x, c) − w·f(x), by one pass of a doubled batch."""
 
     def __init__(self, model: nn.Module, guidance: float = 0.0):
         super().__init__()
@@ -44,14 +80,13 @@ class Guided(nn.Module):
         known = conditioning_of(self.model)
         if known is None or known.null is None or labels is None or not self.guidance:
             return output_of(self.model(x, t) if labels is None else self.model(x, t, labels))
-        nothing = torch.full_like(labels, known.null)
-        doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, nothing))
+        doubled = x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat((labels, torch.full_like(labels, known.null)))
         given, free = output_of(self.model(*doubled)).chunk(2)
         return (1 + self.guidance) * given - self.guidance * free
 
 
 class _Step(Guided):
-    """One step of DDIM as the memory sees it: what is held beside the denoiser, and the arithmetic after it."""
+    """One step of DDIM with what it holds beside the denoiser."""
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         noise = super().forward(x, t, labels)
@@ -59,13 +94,11 @@ class _Step(Guided):
         return 0.9 * start + 0.4 * noise
 
 
-def peak_of_sampling(
-    model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused", dtype: str | None = None
-) -> int:
+def peak_of_sampling(model: nn.Module, example: Tensor, guidance: float = 0.0, convention: Any = "fused") -> int:
     """Peak bytes of activations over a step of sampling, for `example` images B×C×H×W.
 
-    Beside the denoiser's own maps these are the images, which DDIM and DDPM need again after it (DPM++ holds one
-    more copy), and with guidance a doubled batch. `convention` and `dtype` as in `profile_memory`.
+    Beside the denoiser's own maps these are the images, which DDIM and DDPM need again (DPM++ holds one more copy),
+    and with guidance a doubled batch. `convention` as in `profile_memory`.
 
     >>> from redistill_lib.models import create_model
     >>> net, x = create_model("unet-1-2", ch=8, mult=(1, 2), num_classes=10), torch.zeros(1, 3, 16, 16)
@@ -74,19 +107,17 @@ def peak_of_sampling(
     """
     t = torch.zeros(len(example), dtype=torch.int64, device=example.device)
     inputs = (example, t) if conditioning_of(model) is None else (example, t, t.clone())
-    return profile_memory(_Step(model, guidance), *inputs, convention=convention, dtype=dtype).peak_bytes
+    return profile_memory(_Step(model, guidance), *inputs, convention=convention).peak_bytes
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How images are drawn: the options of `sample` and `trajectory`.
 
-    Arguments:
-        sampler: ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2) or ``dpm++`` (2M, 2211.01095).
-        seed: image i depends on the seed and i alone, not on n or the batch; two networks start from equal noise.
-        guidance: w of classifier-free guidance; 0 is the network's own prediction for the label.
-        batch_size: images at once; left out, as many as half of the free memory takes, at most 256.
-        process: what the network was trained on; left out, that of the run or pipeline, or DDPM's own.
+    `sampler` is ``ddim`` (arXiv 2010.02502, η = 0), ``ddpm`` (2006.11239, algorithm 2) or ``dpm++`` (2M, 2211.01095).
+    Image i depends on `seed` and i alone, so that two networks start from equal noise. `guidance` is w of
+    classifier-free guidance. `batch_size`, left out, is what half of the free memory takes, at most 256 images;
+    `process` that of the run or pipeline, or DDPM's own.
     """
 
     sampler: str = "ddim"
@@ -97,19 +128,13 @@ class Sampling:
     process: DiffusionProcess | None = None
 
     def __post_init__(self) -> None:
-        check_known("sampler", self.sampler, SAMPLERS)
-        whole("steps", self.steps), whole("seed", self.seed, least=0)
+        noise.check_known("sampler", self.sampler, noise.SAMPLERS)
+        whole("steps", self.steps)
+        whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
         if not is_number(self.guidance):
             raise ValueError(f"guidance is a finite number, not {self.guidance}")
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Sampling:
-        known = [field.name for field in fields(cls)]
-        for name in options.keys() - known:
-            raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
-        return cls(**options)
 
 
 def sample(
@@ -138,60 +163,46 @@ def sample(
     >>> sample(create_model("unet-1-2", ch=8, mult=(1, 2)), 2, shape=8, steps=3, progress=False).shape
     torch.Size([2, 3, 8, 8])
     """
-    n, how = whole("n", n), Sampling.of(options)
+    known = Sampling.__dataclass_fields__
+    for name in options.keys() - known.keys():
+        raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
+    n, how = whole("n", n), Sampling(**options)
     model, shape, process = _opened(model, shape, how.process)
     if how.steps > process.num_train_timesteps:
         raise ValueError(f"steps={how.steps} are more than the {process.num_train_timesteps} that there are")
-    size = _shape(model, shape)
-    check_times(model, process)
-    wanted = _labels(model, labels, n, how.guidance)
+    size, wanted = _shape(model, shape), _labels(model, labels, n, how.guidance)
+    noise.check_call(model, size, wanted is not None, process)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     batch = how.batch_size or _batch_that_fits(model, size, how.guidance, device)
-    network, how = Guided(model, how.guidance), replace(how, process=process)
+    times, network = time_steps(how.steps, process.num_train_timesteps), Guided(model, how.guidance)
+    levels = [*process.alphas_cumprod[times].tolist(), 1.0]
     bar = progress_bar(how.steps * -(-n // batch), f"{how.sampler}, {n} images", enabled=progress)
 
-    def look(*seen: Any) -> None:
-        bar.update()
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(size, generator=each) for each in draws]).to(device)
+
+    def step(k: int, x: Tensor, before: Any) -> tuple[Tensor, Any]:  # frees what it makes before the next one
+        t = torch.full((len(x),), times[k], device=device)
+        prediction = network(x.to(dtype_of(model)), t, chosen).float()
+        start = process.start_from(prediction, x, t)
+        start = start.clamp(-1, 1) if process.clip_sample else start
         if on_step is not None:
-            on_step(*seen)
+            on_step(k, times[k], x, start)
+        bar.update()
+        now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1], before, draw)
+        return _STEPS[how.sampler](now), (start, levels[k]) if how.sampler == "dpm++" else None
 
     images = []
     with evaluating(network), bar:
         for rows in torch.arange(n).split(batch):
-            draws = [torch.Generator().manual_seed(derive_seed(how.seed, int(row))) for row in rows]
-            draw = partial(_noise, size, draws, device)
+            draws = [torch.Generator().manual_seed(derive_seed(how.seed, row)) for row in rows.tolist()]
             chosen = None if wanted is None else wanted[rows].to(device)
-            images.append(_draw(partial(network, labels=chosen), draw, how, dtype_of(model), look).cpu())
+            x, before = draw(), None
+            for k in range(how.steps):
+                x, before = step(k, x, before)
+            images.append(x.cpu())
     drawn = torch.cat(images)
     return drawn.clamp(-1, 1) if process.clip_sample else drawn
-
-
-def _noise(size: tuple[int, ...], draws: Sequence[torch.Generator], device: torch.device) -> Tensor:
-    return torch.stack([torch.randn(size, generator=draw) for draw in draws]).to(device)
-
-
-def _draw(
-    network: Callable[..., Tensor], draw: Callable[[], Tensor], how: Sampling, dtype: torch.dtype, look: OnStep
-) -> Tensor:
-    process = how.process or DiffusionProcess()
-    times = time_steps(how.steps, process.num_train_timesteps)
-    levels = [*process.alphas_cumprod[times].tolist(), 1.0]
-
-    def step(k: int, x: Tensor, before: Before) -> tuple[Tensor, Before]:  # frees what it makes before the next one
-        t = torch.full((len(x),), times[k], device=x.device)
-        prediction = network(x.to(dtype), t).float()
-        if prediction.shape != x.shape:
-            raise ValueError(f"the denoiser returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
-        start = process.start_from(prediction, x, t)
-        start = start.clamp(-1, 1) if process.clip_sample else start
-        look(k, times[k], x, start)
-        now = Step(x, process.noise_from(prediction, x, t), start, levels[k], levels[k + 1])
-        return _STEPS[how.sampler](now, before, draw), (start, levels[k]) if how.sampler == "dpm++" else None
-
-    x, before = draw(), None
-    for k in range(how.steps):
-        x, before = step(k, x, before)
-    return x
 
 
 @dataclass(frozen=True)
@@ -221,20 +232,18 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
     if "batch_size" in options:
         raise ValueError("a trajectory draws its images at once; leave batch_size out and give fewer images")
     wanted = set(torch.linspace(0, steps - 1, min(shots, steps)).round().int().tolist())
-    seen: list[tuple[int, Tensor, Tensor]] = []
+    shown: list[tuple[int, Tensor, Tensor]] = []
 
     def keep(k: int, t: int, x: Tensor, start: Tensor) -> None:
         if k in wanted:
-            seen.append((t, x.cpu(), start.cpu()))
+            shown.append((t, x.cpu(), start.cpu()))
 
     final = sample(model, n, batch_size=n, on_step=keep, **options)
-    times, noisy, starts = zip(*seen, strict=True)
-    return Trajectory(times, torch.stack(noisy), torch.stack(starts), final)
+    times, noisy, seen = zip(*shown, strict=True)
+    return Trajectory(times, torch.stack(noisy), torch.stack(seen), final)
 
 
-def _opened(
-    model: Any, shape: int | Sequence[int] | None, process: DiffusionProcess | None
-) -> tuple[nn.Module, int | Sequence[int] | None, DiffusionProcess]:
+def _opened(model: Any, shape: Any, process: DiffusionProcess | None) -> tuple[nn.Module, Any, DiffusionProcess]:
     """The network behind a run or a pipeline, the shape of its images and its process, as far as they are told."""
     if isinstance(model, nn.Module):
         return model, shape, process or DiffusionProcess()
@@ -256,7 +265,7 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)
     if len(sides) == 2 and channels is None:
         raise ValueError(f"the network does not tell its channels; give shape=(channels, {sides[0]}, {sides[1]})")
-    sides = (channels, *sides) if channels and len(sides) == 2 else sides
+    sides = (channels, *sides) if len(sides) == 2 else sides
     if len(sides) != 3:
         raise ValueError(f"the shape of the images is (channels, height, width), not {shape}")
     if channels not in (None, sides[0]):
@@ -266,31 +275,27 @@ def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ..
 
 def _labels(model: nn.Module, labels: int | Sequence[int] | Tensor | None, n: int, guidance: float) -> Tensor | None:
     known = conditioning_of(model)
+    if known is None and labels is None and not guidance:
+        return None
     if known is None:
-        if labels is None and not guidance:
-            return None
         what = "guidance" if labels is None else "labels"
         raise ValueError(f"{what} need a network trained with classes; build it with num_classes=")
     if labels is None and guidance:
         raise ValueError("guidance needs labels to guide to; give labels=")
-    classes, null = known.classes, known.null
-    if labels is None and null is not None:
-        return torch.full((n,), null)
-    if labels is None or (guidance and null is None):
-        raise ValueError(
-            f"the network has {classes} labels and none is known to mean no class; "
-            + ("leave guidance out" if guidance else "give labels=")
-            + f", or where its last one does, say so: model.register_to_config(num_classes={classes - 1})"
-        )
+    if labels is None and known.null is not None:
+        return torch.full((n,), known.null)
+    if labels is None or (guidance and known.null is None):
+        fix = "leave guidance out" if guidance else "give labels="
+        fix += f", or where its last one does, say so: model.register_to_config(num_classes={known.classes - 1})"
+        raise ValueError(f"the network has {known.classes} labels and none is known to mean no class; {fix}")
     chosen = torch.as_tensor(labels)
     if chosen.dtype == torch.bool or not torch.can_cast(chosen.dtype, torch.int64):
         raise ValueError(f"labels are whole numbers, not {chosen.dtype}".replace("torch.", ""))
-    chosen = chosen.to("cpu", torch.int64)
-    chosen = chosen if chosen.ndim else chosen.expand(n)
+    chosen = (chosen if chosen.ndim else chosen.expand(n)).to("cpu", torch.int64)
     if chosen.shape != (n,):
         raise ValueError(f"labels are one class for all or one for each of {n} images, not {tuple(chosen.shape)}")
-    if not 0 <= int(chosen.min()) <= int(chosen.max()) < classes:
-        raise ValueError(f"the network knows classes 0 to {classes - 1}, not {chosen.unique().tolist()}")
+    if not 0 <= int(chosen.min()) <= int(chosen.max()) < known.classes:
+        raise ValueError(f"the network knows classes 0 to {known.classes - 1}, not {chosen.unique().tolist()}")
     return chosen
 
 
@@ -298,13 +303,10 @@ def _batch_that_fits(model: nn.Module, size: tuple[int, ...], guidance: float, d
     image = torch.zeros(1, *size, device=device, dtype=dtype_of(model))
     try:
         peak = peak_of_sampling(model, image, guidance, convention="eager")
-    except Exception:  # not every network can be profiled; what is wrong with its inputs, drawing will say
+    except Exception:  # not every network can be profiled
         return FEW
-    return max(1, min(MOST, _free_bytes(device) // 2 // peak))
-
-
-def _free_bytes(device: torch.device) -> int:
+    free = psutil.virtual_memory().available
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + cached
-    return psutil.virtual_memory().available
+        free = torch.cuda.mem_get_info(device)[0] + cached
+    return max(1, min(MOST, free // 2 // peak))

@@ -1,19 +1,148 @@
-"""Explorers: widgets over the figures, for a live notebook.
+"""Explorers: widgets over the figures, in a live notebook; elsewhere they return None, and `live_curves` collects.
 
 ipywidgets and plotly are imported when an explorer is shown.
 """
 
-from redistill_lib.explorers.curves import LiveCurves, live_curves
-from redistill_lib.explorers.diffusion import sampling_trajectories
-from redistill_lib.explorers.maps import feature_map_explorer
-from redistill_lib.explorers.memory import memory_explorer
-from redistill_lib.explorers.plans import stride_plan
+from __future__ import annotations
 
-__all__ = [
-    "LiveCurves",
-    "feature_map_explorer",
-    "live_curves",
-    "memory_explorer",
-    "sampling_trajectories",
-    "stride_plan",
-]
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from redistill_lib.progress import is_live
+
+if TYPE_CHECKING:
+    import ipywidgets as widgets
+    from torch import Tensor, nn
+
+    from redistill_lib.explorers.pairs import Drawn, Networks
+
+__all__ = ["feature_map_explorer", "live_curves", "memory_explorer", "sampling_trajectories", "stride_plan"]
+
+
+def stride_plan(
+    teacher: str | Sequence[str], image_size: int, factors: Sequence[int] = (1, 2, 4, 8), factor: int = 4
+) -> widgets.VBox | None:
+    """Move stride to the front with a slider: the size of the maps, place by place, as a step chart and a table.
+
+    `teacher` is a model name with its plan, or several to choose from.
+
+    >>> stride_plan("resnet18-1-21222", image_size=40) is None
+    True
+    """
+    if not is_live():
+        return None
+    from redistill_lib.explorers.pairs import PlanExplorer
+
+    return PlanExplorer([teacher] if isinstance(teacher, str) else teacher, image_size, factors, factor).view
+
+
+def feature_map_explorer(
+    networks: Networks,
+    images: Tensor,
+    labels: Sequence[object] | None = None,
+    *,
+    factors: Sequence[int] = (1, 2, 4, 8),
+    factor: int = 4,
+    hint: str = "",
+) -> widgets.VBox | None:
+    """Choose image, model, stride, state, place and channel; see the teacher's and the student's map.
+
+    `networks` gives, by the name of a model family, a function from pooling factor to the pairs there are: state
+    (``untrained``, ``naive``, ``red``, …) → (teacher, student, taps). It is called once per factor; it may raise
+    ValueError, whose text is shown. `images` are uint8, N×C×H×W, `labels` their classes. `hint` is shown where
+    nothing but ``untrained`` is there: say which notebook trains.
+
+    >>> import torch
+    >>> feature_map_explorer({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
+    True
+    """
+    if not is_live():
+        return None
+    from redistill_lib.explorers.pairs import MapExplorer
+
+    return MapExplorer(networks, images, labels, factors, factor, hint).view
+
+
+def memory_explorer(
+    model: str | nn.Module = "resnext18-1-21222",
+    image_size: int = 128,
+    *,
+    example: Tensor | tuple[Any, ...] | None = None,
+) -> widgets.VBox | None:
+    """Choose a network, its student, RED blocks, input, dtype and convention; see what is alive at each step.
+
+    `model` is the name of a built-in teacher, or a network of your own together with `example`, a batch that it can
+    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights.
+
+    >>> memory_explorer("resnet18", image_size=224) is None
+    True
+    """
+    if not is_live():
+        return None
+    from redistill_lib.explorers.memory import MemoryExplorer
+
+    return MemoryExplorer(model, image_size, example).view
+
+
+def sampling_trajectories(
+    models: Mapping[str, Drawn],
+    *,
+    shape: int | Sequence[int] | None = None,
+    n: int = 9,
+    steps: int = 25,
+    choices: Sequence[int] = (5, 10, 25, 50, 100),
+) -> widgets.VBox | None:
+    """Choose a step, the number of steps and the noise; see what each network is given there and what it sees in it.
+
+    `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` images per role
+    are drawn by DDIM, all roles from the same noise. `steps` is what it opens with, `choices` what else there is.
+
+    >>> sampling_trajectories({}) is None
+    True
+    """
+    if not is_live():
+        return None
+    from redistill_lib.explorers.pairs import TrajectoryExplorer
+
+    return TrajectoryExplorer(models, shape, n, steps, choices).view
+
+
+class LiveCurves:
+    """A figure of `figures.curves` that grows with every `update`; outside a live notebook it only collects.
+
+    As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``.
+
+    >>> live = live_curves(["teacher", "student"])
+    >>> live.update("teacher", [{"epoch": 1, "validation_accuracy": 0.5, "train_task": 1.2}])
+    >>> len(live.histories["teacher"])
+    1
+    """
+
+    def __init__(self, roles: Iterable[str]):
+        self.histories = {role: pd.DataFrame() for role in roles}
+        self.shown: Any = None
+        if is_live():
+            from IPython.display import display
+
+            from redistill_lib.explorers.controls import empty_figure
+
+            self.shown = empty_figure()
+            self._draw()
+            display(self.shown)
+
+    def update(self, role: str, history: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
+        """The history of a role so far: the rows that ``on_log`` is given, or a frame from `Run.history`."""
+        self.histories[role] = pd.DataFrame(history)
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.shown is not None:
+            from redistill_lib.explorers.controls import redraw
+            from redistill_lib.figures import curves
+
+            redraw(self.shown, curves(self.histories))
+
+
+live_curves = LiveCurves  # called like the other explorers

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    import ipywidgets as widgets
-    import pandas as pd
-    import plotly.graph_objects as go
+import ipywidgets as widgets
+import pandas as pd
+import plotly.graph_objects as go
+
+from redistill_lib.figures.theme import TEMPLATE
+
+Options = Sequence[tuple[str, Any]]  # what is shown, and the value it stands for
+_LOOK = {"layout": {"width": "420px"}, "style": {"description_width": "88px"}}
+_ROWS = {"display": "flex", "flex_flow": "row wrap", "max_width": "900px"}  # side by side as far as there is room
+
+
+def options(values: Iterable[Any], text: str = "{}") -> Options:
+    return [(text.format(value), value) for value in values]
+
+
+def slider(description: str, options: Options = (("", 0),), value: Any = None) -> widgets.SelectionSlider:
+    """It opens at `value`, or at the first option where that is none."""
+    value = value if value in [known for _, known in options] else options[0][1]
+    return widgets.SelectionSlider(options=options, value=value, description=description, **_LOOK)
+
+
+def dropdown(description: str, options: Options = (("", 0),)) -> widgets.Dropdown:
+    return widgets.Dropdown(options=options, description=description, **_LOOK)
 
 
 def empty_figure() -> go.FigureWidget:
-    import plotly.graph_objects as go
-
-    from redistill_lib.figures.theme import TEMPLATE
-
     return go.FigureWidget(layout={"template": TEMPLATE})
 
 
@@ -39,61 +55,33 @@ def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
 
 
 def _settings(part: Any) -> dict[str, Any]:
-    values: dict[str, Any] = part.to_plotly_json()
-    return {key: value for key, value in values.items() if key not in ("type", "uid", "template")}
-
-
-def slider(description: str, options: Sequence[tuple[str, Any]], value: Any = None) -> widgets.SelectionSlider:
-    import ipywidgets as widgets
-
-    value = options[0][1] if value is None else value
-    return widgets.SelectionSlider(options=options, value=value, description=description, **_look())
-
-
-def dropdown(description: str, options: Sequence[tuple[str, Any]]) -> widgets.Dropdown:
-    import ipywidgets as widgets
-
-    return widgets.Dropdown(options=options, description=description, **_look())
-
-
-def _look() -> dict[str, Any]:
-    return {"layout": {"width": "420px"}, "style": {"description_width": "88px"}}
-
-
-def rows(*controls: Any) -> widgets.Box:
-    """Controls side by side as far as there is room."""
-    import ipywidgets as widgets
-
-    return widgets.Box(controls, layout={"display": "flex", "flex_flow": "row wrap", "max_width": "900px"})
-
-
-def as_html(table: pd.DataFrame) -> str:
-    numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
-    text: str = table.to_html(index=False, border=0, justify="left", formatters=numbers)
-    for cell in ("td", "th"):
-        text = text.replace(f"<{cell}>", f'<{cell} style="padding:0 16px 0 8px">')
-    return text
+    return {key: value for key, value in part.to_plotly_json().items() if key not in ("type", "uid", "template")}
 
 
 class Explorer:
-    """Widgets whose controls depend on each other; a subclass makes them, calls `watch`, and draws in `show`.
+    """Controls that depend on each other, over a figure and perhaps a table.
 
-    What was last chosen by hand comes back wherever it is possible again.
+    A subclass makes the controls, calls `lay_out` with them, and draws in `show`. What was last chosen by hand comes
+    back wherever it is possible again.
     """
 
-    def __init__(self) -> None:
-        import ipywidgets as widgets
+    refusal = "This cannot be shown."
+    note = ""
 
+    def show(self) -> go.Figure:
+        """The figure, and besides, if wanted, `set_table`, `note`, and `refusal` in case of an error."""
+        raise NotImplementedError
+
+    def lay_out(self, *controls: Any) -> None:
+        """Draw now and whenever one of the controls is changed by hand."""
         self.busy = False
         self.wanted: dict[str, Any] = {}
-        self.figure, self.status = empty_figure(), widgets.HTML()
-
-    def watch(self, *controls: Any) -> widgets.Box:
-        """Draw now and whenever one of the controls is changed by hand; returns them side by side."""
+        self.figure, self.status, self.table = empty_figure(), widgets.HTML(), widgets.HTML()
+        self.drawn = widgets.VBox([self.figure, self.table])
+        self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn])
         self.draw()
         for control in controls:
             control.observe(self.draw, "value")
-        return rows(*controls)
 
     def draw(self, change: Any = None) -> None:
         if self.busy:
@@ -102,14 +90,25 @@ class Explorer:
             self.wanted[change["owner"].description] = change["new"]
         self.busy = True
         try:
-            self.show()
+            redraw(self.figure, self.show())
+            self._say(html.escape(self.note))
+            self.drawn.layout.display = ""
+        except (ValueError, KeyError, FileNotFoundError) as error:
+            text = error.args[0] if isinstance(error, KeyError) else error
+            self._say(f"<b>{self.refusal}</b> {html.escape(str(text))}")
+            self.drawn.layout.display = "none"  # a figure that is taken out of the page does not come back whole
         finally:
             self.busy = False
 
-    def show(self) -> None:
-        raise NotImplementedError
+    def _say(self, text: str) -> None:
+        self.status.value = f'<p style="margin:4px 8px">{text}</p>' if text else ""
 
-    def choose(self, control: Any, options: Sequence[tuple[str, Any]], otherwise: Any) -> Any:
+    def set_table(self, table: pd.DataFrame) -> None:
+        numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
+        text = table.to_html(index=False, border=0, justify="left", formatters=numbers)
+        self.table.value = re.sub("<(t[dh])>", r'<\1 style="padding:0 16px 0 8px">', text)
+
+    def choose(self, control: Any, options: Options, otherwise: Any) -> Any:
         """Give a control its options and a value; with a single option it can only be read."""
         wanted = self.wanted.get(control.description, otherwise)
         value = wanted if wanted in [value for _, value in options] else otherwise
@@ -119,7 +118,3 @@ class Explorer:
             control.value = value
         control.disabled = len(options) < 2
         return value
-
-    def say(self, text: str, bold: str = "") -> None:
-        bold = f"<b>{bold}</b> " if bold else ""
-        self.status.value = f'<p style="margin:4px 8px">{bold}{html.escape(text)}</p>' if text else ""

@@ -5,32 +5,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
+import plotly.graph_objects as go
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.distill import Tap, match_taps
-from redistill_lib.explorers.controls import Explorer, as_html, dropdown, redraw, slider
-from redistill_lib.memory import Bounds, Profile, memory_bounds, profile_memory
+from redistill_lib.distill import match_taps
+from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
+from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
+from redistill_lib.memory import memory_bounds, profile_memory
 from redistill_lib.memory.profile import Convention
 from redistill_lib.models import create_model, example_inputs, list_models, student_name
-from redistill_lib.progress import is_live
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
-
-if TYPE_CHECKING:
-    import ipywidgets as widgets
-    import pandas as pd
-    import plotly.graph_objects as go
+from redistill_lib.student import derive_student
 
 NONE, PLAIN, IN_PLACE = "none", "as published", "in place"
-_FACTORS = (1, 2, 4, 8)
-_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 256)
-_BATCHES = (1, 2, 4, 8, 16, 32)
-_DTYPES = ("fp32", "fp16", "int8")
-_OWN = "own network"
+_ROLES = {NONE: "student", PLAIN: "red", IN_PLACE: "red in place"}
 
 
 @dataclass(frozen=True)
@@ -46,70 +39,63 @@ class MemoryChoice:
     convention: Convention = "fused"
 
 
-class MemorySource:
-    """Networks and their profiles by choice, each computed once: an explorer's memory, free of widgets.
+class MemoryExplorer(Explorer):
+    """Networks, their `profile` and `bounds` by choice are made once each.
 
     Built-in networks are on the meta device: they have shapes and no weights. Your own network stays as it is.
-    `profile` and `bounds` raise ValueError in one sentence where the network cannot be run or counted like that.
-
-    >>> source = MemorySource("resnext18-1-21222")
-    >>> source.factors("resnext18-1-21222")
-    (1, 2, 4, 8)
-    >>> source.profile(MemoryChoice("resnext18-1-21222", factor=4)).peak_bytes
-    786432
     """
 
-    def __init__(self, model: str | nn.Module, example: Tensor | tuple[Any, ...] | None = None):
+    def __init__(
+        self, model: str | nn.Module, image_size: int = 128, example: Tensor | tuple[Any, ...] | None = None
+    ):
         if isinstance(model, nn.Module) == (example is None):
             raise ValueError("give a network of your own together with example=, a batch for it, and a name without")
         self.own = model if isinstance(model, nn.Module) else None
         self.example = example if isinstance(example, tuple) else (example,)
-        self.models = [_OWN]
+        models = ["own network"]
         if isinstance(model, str):
             student_name(model, 1)  # a name that is none is told here
-            self.models = list(dict.fromkeys([model, *list_models("classifier"), "unet"]))
+            models = list(dict.fromkeys([model, *list_models("classifier"), "unet"]))
         self.factors = functools.cache(self._factors)
         self.network = functools.cache(self._network)
-        self.taps = functools.cache(self._taps)
-        self.profile = functools.cache(self._profile)
-        self.bounds = functools.cache(self._bounds)
+        self.profile = functools.cache(lambda choice: self._run(profile_memory, choice, convention=choice.convention))
+        self.bounds = functools.cache(lambda choice: self._run(memory_bounds, choice))
+        sizes = sorted({32, 48, 64, 96, 128, 160, 192, 224, 256, image_size})
+        self.model = dropdown("model", options(models))
+        self.student, self.blocks = slider("student"), dropdown("RED blocks")
+        self.size = slider("input", options(sizes, "{0}×{0}"), image_size)
+        self.batch = slider("batch", options([1, 2, 4, 8, 16, 32]))
+        self.dtype = dropdown("dtype", options(["fp32", "fp16", "int8"]))
+        self.convention = dropdown("convention", options(["fused", "eager", "paper"]))
+        lines = {"the teacher's peak": "teacher", "bounds (slower)": "bounds", "none, own scale": "none"}
+        self.lines = dropdown("lines", [*lines.items()])
+        controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
+        if self.own:
+            controls = [self.student, self.blocks, self.dtype, self.convention]
+        self.lay_out(*controls, self.lines)
 
     def _factors(self, model: str) -> tuple[int, ...]:
         """The pooling factors that this network's stride allows; 1 is the teacher itself."""
         found = [1]
-        for factor in _FACTORS[1:]:
+        for factor in (2, 4, 8):
             with contextlib.suppress(ValueError, RuntimeError):
-                if self.own:
-                    self.network(model, factor)
-                else:
-                    student_name(model, factor)
+                self.network(model, factor)
                 found.append(factor)
         return tuple(found)
 
     def _network(self, model: str, factor: int) -> nn.Module:
-        from redistill_lib.student import derive_student
-
         if self.own:
             return self.own if factor == 1 else derive_student(self.own, factor, example=self.example)[0]
         with torch.device("meta"):
             return create_model(student_name(model, factor))
 
-    def _inputs(self, model: str, size: int, batch: int) -> tuple[Any, ...]:
-        return self.example if self.own else example_inputs(model, size, batch=batch, device="meta")
-
-    def _taps(self, model: str, factor: int, size: int) -> list[Tap]:
-        return match_taps(self.network(model, factor), self.network(model, 1), self._inputs(model, size, 1))
-
     def _with_blocks(self, choice: MemoryChoice, inputs: tuple[Any, ...]) -> nn.Module:
         plain = self.network(choice.model, choice.factor)
         if choice.blocks == NONE:
             return plain
-        like = next(plain.parameters())
+        like, taps = next(plain.parameters()), match_taps(plain, self.network(choice.model, 1), inputs)
         with torch.device(like.device):
-            blocks = [
-                (tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype))
-                for tap in self.taps(choice.model, choice.factor, choice.size)
-            ]
+            blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
         model = insert_blocks(copy.deepcopy(plain), blocks)
         if choice.blocks == IN_PLACE:
             if choice.convention == "paper":
@@ -119,14 +105,10 @@ class MemorySource:
                 raise ValueError(f"No RED block can work in place here: {next(iter(reasons.values()))}.")
         return model
 
-    def _profile(self, choice: MemoryChoice) -> Profile:
-        return cast("Profile", self._run(choice, profile_memory, convention=choice.convention))
-
-    def _bounds(self, choice: MemoryChoice) -> Bounds:
-        return cast("Bounds", self._run(choice, memory_bounds))
-
-    def _run(self, choice: MemoryChoice, count: Callable[..., Any], **settings: Any) -> Any:
-        inputs = self._inputs(choice.model, choice.size, choice.batch)
+    def _run(self, count: Callable[..., Any], choice: MemoryChoice, **settings: Any) -> Any:
+        inputs = self.example
+        if not self.own:
+            inputs = example_inputs(choice.model, choice.size, batch=choice.batch, device="meta")
         try:
             return count(self._with_blocks(choice, inputs), *inputs, dtype=choice.dtype, **settings)
         except RuntimeError as error:  # PyTorch's own, from some layer inside
@@ -134,99 +116,29 @@ class MemorySource:
             where = "" if self.own else f" on {choice.size}×{choice.size} pixels"
             raise ValueError(f"The network cannot run{where}: {reason}") from None
 
-
-def memory_explorer(
-    model: str | nn.Module = "resnext18-1-21222",
-    image_size: int = 128,
-    *,
-    example: Tensor | tuple[Any, ...] | None = None,
-) -> widgets.VBox | None:
-    """Choose a network, its student, RED blocks, input, dtype and convention; see what is alive at each step.
-
-    `model` is the name of a built-in teacher, or a network of your own together with `example`, a batch that it can
-    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights.
-    Returns None outside a live notebook.
-
-    >>> memory_explorer("resnet18", image_size=224) is None
-    True
-    """
-    if not is_live():
-        return None
-    return MemoryExplorer(MemorySource(model, example), image_size).view
-
-
-class MemoryExplorer(Explorer):
-    """The widgets: they ask the source for profiles and the figures for their image."""
-
-    def __init__(self, source: MemorySource, image_size: int = 128):
-        import ipywidgets as widgets
-
-        super().__init__()
-        self.source = source
-
-        def same(values: Iterable[str]) -> list[tuple[str, str]]:
-            return [(value, value) for value in values]
-
-        sizes = sorted({*_SIZES, image_size})
-        self.model = dropdown("model", same(source.models))
-        self.student = slider("student", [("×1", 1)])
-        self.blocks = dropdown("RED blocks", same([NONE]))
-        self.size = slider("input", [(f"{size}×{size}", size) for size in sizes], image_size)
-        self.batch = slider("batch", [(str(batch), batch) for batch in _BATCHES])
-        self.dtype = dropdown("dtype", same(_DTYPES))
-        self.convention = dropdown("convention", same(["fused", "eager", "paper"]))
-        lines = {
-            "the teacher's peak": "teacher",
-            "bounds (takes a second or two)": "bounds",
-            "none, own scale": "none",
-        }
-        self.lines = dropdown("lines", [*lines.items()])
-        controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
-        if source.own:
-            controls = [self.student, self.blocks, self.dtype, self.convention]
-        self.table = widgets.HTML()
-        self.place = widgets.VBox([self.figure, self.table])
-        self.view = widgets.VBox([self.watch(*controls, self.lines), self.status, self.place])
-
-    def show(self) -> None:
-        try:
-            figure, table = self._views(self._choice())
-        except ValueError as error:
-            self.say(str(error), bold="This cannot be shown.")
-            self.place.layout.display = "none"  # a figure that is taken out of the page does not come back whole
-            return
-        redraw(self.figure, figure)
-        self.say("")
-        self.table.value = as_html(table)
-        self.place.layout.display = ""
-
     def _choice(self) -> MemoryChoice:
         """What the controls say, after those that depend on others have been given what is possible."""
         model = self.model.value
-        factors = self.source.factors(model)
-        factor = self.choose(self.student, [(f"×{f}", f) for f in factors], 4 if 4 in factors else factors[-1])
-        names = (NONE,) if factor == 1 else (NONE, PLAIN, IN_PLACE)  # blocks go into students
-        blocks = self.choose(self.blocks, [(name, name) for name in names], NONE)
+        factors = self.factors(model)
+        factor = self.choose(self.student, options(factors, "×{}"), 4 if 4 in factors else factors[-1])
+        blocks = self.choose(self.blocks, options(_ROLES if factor > 1 else [NONE]), NONE)  # they go into students
         return MemoryChoice(
             model, factor, blocks, self.size.value, self.batch.value, self.dtype.value, self.convention.value
         )
 
-    def _views(self, choice: MemoryChoice) -> tuple[go.Figure, pd.DataFrame]:
-        from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
-
-        role = {NONE: "student", PLAIN: "red", IN_PLACE: "red in place"}[choice.blocks]
-        profiles = {"teacher": self.source.profile(replace(choice, factor=1, blocks=NONE))}
+    def show(self) -> go.Figure:
+        choice, lines = self._choice(), self.lines.value
+        profiles = {"teacher": self.profile(replace(choice, factor=1, blocks=NONE))}
+        if choice.convention == "paper" and choice.blocks == PLAIN:  # beside it, what the blocks add shows
+            profiles["student"] = self.profile(replace(choice, blocks=NONE))
         if choice.factor > 1:
-            profiles[role] = self.source.profile(choice)
-        *_, shown = profiles.values()
+            profiles[_ROLES[choice.blocks]] = self.profile(choice)
+        self.set_table(memory_table(profiles))
         if choice.convention == "paper":
-            if role == "red":  # what the blocks add shows beside the student without them
-                bare = self.source.profile(replace(choice, blocks=NONE))
-                profiles = {"teacher": profiles["teacher"], "student": bare, "red": shown}
-            return memory_by_layer(profiles), memory_table(profiles)
-        lines = self.lines.value
+            return memory_by_layer(profiles)
         if lines == "bounds" and choice.convention != "fused":
             raise ValueError("The bounds are those of the fused convention: choose it, or other lines.")
+        *_, shown = profiles.values()
         reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
-        bounds = self.source.bounds(choice) if lines == "bounds" else None
-        return memory_timeline(shown, reference=reference, bounds=bounds), memory_table(profiles)
+        bounds = self.bounds(choice) if lines == "bounds" else None
+        return memory_timeline(shown, reference=reference, bounds=bounds)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.quality.images import Features
+from redistill_lib.quality.extractors import Features
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # KID: Bińkowski et al. 2018
 PARTS = 10  # Inception Score: Salimans et al. 2016
@@ -32,26 +32,19 @@ def fid(fake: Features, real: Features) -> float:
     Raises ValueError for sets with no more images than features: their covariance has no full rank.
     """
     width = real.values.shape[1]
-    for name, which in (("fake", fake), ("real", real)):
+    for name, which in {"fake": fake, "real": real}.items():
         if len(which) <= width:
+            fix = f"FID needs at least {width + 1:,}, or an extractor with fewer features"
             raise ValueError(
-                f"{len(which):,} {name} images are too few for a covariance of {width:,} features; "
-                f"FID needs at least {width + 1:,}, or an extractor with fewer features"
+                f"{len(which):,} {name} images are too few for a covariance of {width:,} features; {fix}"
             )
     return max(0.0, frechet((fake.mean, fake.cov), (real.mean, real.cov)))
 
 
 def frechet(a: Gaussian, b: Gaussian) -> float:
-    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½), by symmetric roots: several times quicker than by C₁C₂ itself.
-
-    >>> one = torch.eye(2).double()
-    >>> frechet((torch.zeros(2).double(), one), (torch.ones(2).double(), 4 * one))  # 2 + 2 + 8 − 2 · 4
-    4.0
-    """
-    root, failed = torch.linalg.cholesky_ex(a[1])
-    if int(failed):  # not of full rank
-        values, vectors = torch.linalg.eigh(a[1])
-        root = vectors * values.clamp_min(0).sqrt()
+    """|m₁ − m₂|² + tr(C₁ + C₂ − 2 (C₁C₂)^½), by symmetric roots: quicker than by C₁C₂ itself."""
+    values, vectors = torch.linalg.eigh(a[1])
+    root = vectors * values.clamp_min(0).sqrt()
     shared = torch.linalg.eigvalsh(root.T @ b[1] @ root).clamp_min(0).sqrt().sum()
     return float((a[0] - b[0]).square().sum() + a[1].trace() + b[1].trace() - 2 * shared)
 
@@ -59,20 +52,15 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
 def kid(fake: Features, real: Features, *, subset_size: int | None = None, seed: int = 0) -> tuple[float, float]:
     """Unbiased squared MMD with the kernel (x·y/d + 1)³ (Bińkowski et al. 2018): mean and spread over 100 subsets.
 
-    `subset_size`: 1,000 images, or half of the smaller set if that is less. The spread is that of one subset, so it
-    is not the error of the mean. Raises ValueError for a `subset_size` above the smaller set.
+    The spread is that of one subset, not the error of the mean. Raises ValueError for a subset above the smaller set.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    least = min(len(fake), len(real))
-    size = subset_size or kid_subset_size(fake, real)
+    least, size = min(len(fake), len(real)), subset_size or kid_subset_size(fake, real)
     if not 2 <= size <= least:
         raise ValueError(f"KID's subset_size is {size:,}; it is at least 2 and at most the smaller set, {least:,}")
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all features
-        metric = KernelInceptionDistance(nn.Identity(), subsets=SUBSETS, subset_size=size)
-    metric.update(real.values.double(), real=True)
-    metric.update(fake.values.double(), real=False)
-    return _drawn(metric, seed)
+    sets = (real.values.double(), True), (fake.values.double(), False)
+    return _drawn(KernelInceptionDistance, seed, *sets, subsets=SUBSETS, subset_size=size)
 
 
 def kid_subset_size(fake: Features, real: Features) -> int:
@@ -88,14 +76,15 @@ def inception_score(fake: Features, *, seed: int = 0) -> tuple[float, float]:
 
     if fake.logits is None or len(fake) < 10 * PARTS:
         return math.nan, math.nan
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all logits
-        metric = InceptionScore(nn.Identity(), splits=PARTS)
     # Probabilities of 1e-304 and above: a class that is certain to be absent would otherwise make 0 · ∞.
-    metric.update(fake.logits.double().log_softmax(1).clamp_min(-700))
-    return _drawn(metric, seed)
+    return _drawn(InceptionScore, seed, (fake.logits.double().log_softmax(1).clamp_min(-700),), splits=PARTS)
 
 
-def _drawn(metric: Any, seed: int) -> tuple[float, float]:
+def _drawn(kind: Any, seed: int, *sets: Any, **options: Any) -> tuple[float, float]:
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # it keeps all features
+        metric = kind(nn.Identity(), **options)
+    for each in sets:
+        metric.update(*each)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, spread = metric.compute()
@@ -105,9 +94,9 @@ def _drawn(metric: Any, seed: int) -> tuple[float, float]:
 def precision_recall(fake: Features, real: Features, *, seed: int = 0) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2), k = 3.
 
-    Precision is the share of fakes that lie in some real image's ball, which reaches to its third nearest real
-    neighbour; recall the same with the sets exchanged. As both depend on the density of the sets, equally many are
-    taken of each: all of the smaller one, at most 10,000, drawn with `seed`.
+    Precision is the share of fakes in some real image's ball, which reaches to its third nearest real neighbour;
+    recall the same with the sets exchanged. Both depend on the density of the sets, so equally many are taken of
+    each: all of the smaller one, at most 10,000, drawn with `seed`.
     """
     count, generator = precision_recall_count(fake, real), torch.Generator().manual_seed(seed)
     chosen = [which.take(torch.randperm(len(which), generator=generator)[:count]) for which in (fake, real)]
@@ -121,16 +110,11 @@ def precision_recall_count(fake: Features, real: Features) -> int:
 
 def _covered(points: Tensor, centres: Tensor) -> float:
     """The share of `points` in at least one of the balls around `centres`."""
-    # Distances come from a matrix product, so equal images are apart by a rounding error: allow for it.
-    slack = 1e-12 * float(centres.square().sum(1).mean())
+    slack = 1e-6 * float(centres.norm(dim=1).mean())  # cdist multiplies matrices: equal points are not quite 0 apart
     nearest = min(NEIGHBOURS, len(centres) - 1) + 1  # the first is the image itself
-    radii = torch.cat([_squared(part, centres).kthvalue(nearest).values for part in centres.split(CHUNK)])
-    inside = torch.cat([(_squared(part, centres) <= radii + slack).any(1) for part in points.split(CHUNK)])
+    radii = torch.cat([torch.cdist(part, centres).kthvalue(nearest).values for part in centres.split(CHUNK)])
+    inside = torch.cat([(torch.cdist(part, centres) <= radii + slack).any(1) for part in points.split(CHUNK)])
     return float(inside.double().mean())
-
-
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0)
 
 
 @dataclass(frozen=True)
@@ -145,38 +129,39 @@ class Extrapolation:
 def extrapolate(fake: Features, real: Features, *, seed: int = 0) -> Extrapolation:
     """FID free of the bias of finite N: the intercept of a line through FID over 1/N (Chong & Forsyth 2020).
 
-    FID is taken of the whole sets and of their halves, thirds and quarters, pairwise; unlike in the paper the real
-    set shrinks with the fake one, so its bias goes too, and the limit can fall below 0. It is NaN where FID is no
-    straight line in 1/N: a quarter of the smaller set has fewer than two images per feature, or the larger set is
-    more than 1.25 times the smaller.
+    FID is taken of the whole sets and of their halves, thirds and quarters, pairwise. Unlike in the paper the real
+    set shrinks too, so its bias goes as well, and the limit can fall below 0. It is NaN where FID is no straight line
+    in 1/N: with fewer than two images per feature in a quarter of the smaller set, or a larger set of more than 1.25
+    times the smaller.
 
-    The error is by a jackknife over 12 random groups of both sets: the chance by which images were drawn, nothing of
-    the training. It is that of the FID at N, and does for the limit too: for Gaussian samples a known distance apart
-    the interval held that distance in 91 to 99 % of cases (16 to 256 features; with 4 features, in 86 to 96 %).
+    The error is by a jackknife over 12 random groups of both sets: of drawing images, not of the training. For
+    Gaussian samples a known distance apart the interval around the limit held that distance in 91 to 99 % of cases
+    (16 to 256 features; with 4 features, in 86 to 96 %).
     """
     from scipy.special import stdtrit
 
     generator = torch.Generator().manual_seed(seed)
-    moments: list[list[Tensor]] = []  # of each group, fakes' and reals': what can be added up
+    moments = []  # of each group, fakes' and reals': what can be added up
     for which in (fake, real):
         drawn = which.values[torch.randperm(len(which), generator=generator)].tensor_split(GROUPS)
         parts = (F.pad(part.double() - real.mean, (1, 0), value=1.0) for part in drawn)
-        moments.append([part.T @ part for part in parts])
+        moments.append(torch.stack([part.T @ part for part in parts]))
     small, large = sorted((len(fake), len(real)))
     straight = small >= LEVELS[-1] * PER_FEATURE * real.values.shape[1] and large <= LARGER * small
     levels, groups = LEVELS if straight else LEVELS[:1], np.arange(GROUPS)
     cuts = [(level, rows) for level in levels for rows in np.array_split(groups, level)]
 
     def distance(rows: np.ndarray) -> float:
-        a, b = (sum((part[k] for k in rows), torch.zeros(())) for part in moments)
-        return frechet(_gaussian(a), _gaussian(b))
+        a, b = (_gaussian(part[rows].sum(0)) for part in moments)
+        return frechet(a, b)
 
     found = [distance(rows) for _, rows in cuts]
     left_out = np.array([distance(np.delete(groups, k)) for k in groups])
     limit = math.nan
-    if straight:  # each level weighs the same
-        inverse = [1 / sum(float(moments[0][k][0, 0]) for k in rows) for _, rows in cuts]
-        limit = float(np.polyfit(inverse, found, 1, w=[level**-0.5 for level, _ in cuts])[1])
+    if straight:
+        inverse = [1 / float(moments[0][rows, 0, 0].sum()) for _, rows in cuts]
+        weights = [level**-0.5 for level, _ in cuts]  # each level weighs the same
+        limit = float(np.polyfit(inverse, found, 1, w=weights)[1])
     error = float(stdtrit(GROUPS - 1, 0.975) * left_out.std() * math.sqrt(GROUPS - 1))
     return Extrapolation(found[0], limit, error)
 

@@ -1,7 +1,8 @@
-"""The scores of a set of generated images, with all that one has to know before comparing them."""
+"""The scores of generated images with what they were made with, and those of networks beside the memory they take."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +12,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from redistill_lib.checks import hint, whole
+from redistill_lib.memory import format_size
 from redistill_lib.quality import metrics
-from redistill_lib.quality.extractors import Extractor, by, check_extractor
-from redistill_lib.quality.images import Features, features, halves
+from redistill_lib.quality.extractors import Extractor, Features, by, check_extractor, features, halves
+from redistill_lib.results import interval, label, listed, role_key, run_difference, the
 
 ImageSet = Tensor | Dataset[Any] | Features
-STATED = ("ema", "sampler", "steps")  # what every score says about the sampling; None where nobody said
-FREE = ("seed",)  # scores may differ in it and be compared
+STATED = ("ema", "sampler", "steps")  # in the settings of every score; None where nobody said
+_LEAST = {"peak_bytes": 0.0, "parameters": 0.0, "fid": -math.inf, "kid": -math.inf}  # what values are above
+_ERRORS = {"fid": "fid_error", "kid": "kid_std"}  # of a single run
+_BUDGET = 1.15  # peaks within this factor are the same memory: RED blocks need a little
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,8 +34,8 @@ class Quality:
     `precision` and `recall` (0…1): the share of fakes that look real, and of reals that the fakes reach. NaN: not
     defined here, see `redistill_lib.quality.metrics`.
 
-    `settings` say with what: numbers and a hash of images, their size, the extractor, the options of each metric,
-    ema, sampler, steps, seed, and the other settings given to `score_images`.
+    `settings` say with what: numbers of images, a hash of the real ones, their size, the extractor, the options of
+    each metric, ema, sampler, steps, seed, and the other settings given to `score_images`.
     """
 
     fid: float
@@ -47,8 +51,7 @@ class Quality:
 
     def to_frame(self) -> pd.DataFrame:
         """One row: every score by its name, every setting as ``settings.<name>``."""
-        scores = {name: value for name, value in vars(self).items() if name != "settings"}
-        return pd.DataFrame([scores | {f"settings.{name}": value for name, value in self.settings.items()}])
+        return pd.json_normalize(vars(self))
 
     def __repr__(self) -> str:
         s = self.settings
@@ -77,9 +80,9 @@ def score_images(
             scores that are compared; not what tells models apart.
         seed: of the subsets that KID, Inception Score, precision, recall and the interval of FID draw.
 
-    Raises ValueError for images that `features` refuses, sets of different shape or extractor, fewer images
-    than FID needs (one more than the extractor has features), and a setting that is measured here or misspelt;
-    TypeError for a setting that is neither text nor number, bool or None.
+    Raises ValueError for images that `features` refuses, sets of different shape or extractor, no more images than
+    the extractor has features, and a setting that is measured here or misspelt; TypeError for one that is neither
+    text nor number, bool or None.
 
     >>> import torch
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
@@ -89,23 +92,15 @@ def score_images(
     (True, 120, 50)
     """
     whole("seed", seed, least=0)
-    settings = {} if settings is None else settings
-    _check_settings(settings)
+    given = _checked({} if settings is None else settings)
     a, b = (_seen(which, extractor, batch_size, progress) for which in (fake, real))
     if a.shape != b.shape:
         shapes = f"{by(a.shape)} and {by(b.shape)}"
         raise ValueError(f"fake and real images differ in shape, {shapes}: bring both to one size and channels")
-    distance = metrics.fid(a, b)
-    found = metrics.extrapolate(a, b, seed=seed)
-    return Quality(
-        distance,
-        found.limit,
-        found.error,
-        *metrics.kid(a, b, seed=seed),
-        *metrics.inception_score(a, seed=seed),
-        *metrics.precision_recall(a, b, seed=seed),
-        settings=_settings(a, b, settings, seed),
-    )
+    distance, found = metrics.fid(a, b), metrics.extrapolate(a, b, seed=seed)
+    kid, inception = metrics.kid(a, b, seed=seed), metrics.inception_score(a, seed=seed)
+    others = (*kid, *inception, *metrics.precision_recall(a, b, seed=seed))
+    return Quality(distance, found.limit, found.error, *others, settings=_settings(a, b, given, seed))
 
 
 def floor(
@@ -118,8 +113,7 @@ def floor(
 
     >>> import torch
     >>> eye = Extractor(torch.nn.Flatten(), "pixels", num_features=4, channels=1)
-    >>> images = torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0))
-    >>> floor(images, eye).fid < 0.1
+    >>> floor(torch.randint(256, (240, 1, 2, 2), dtype=torch.uint8, generator=torch.manual_seed(0)), eye).fid < 0.1
     True
     """
     whole("seed", seed, least=0)
@@ -146,21 +140,23 @@ def check_comparable(scores: Sequence[Quality] | pd.DataFrame, *, ignore: Sequen
     """
     if isinstance(scores, Quality):
         raise TypeError("check_comparable takes a list of scores, this is a single one: check_comparable([a, b])")
-    if isinstance(scores, Sequence):
-        told = pd.DataFrame([score.settings for score in scores])
-    else:
-        told = scores.filter(regex=r"^settings\.").rename(columns=lambda name: name.removeprefix("settings."))
-        if not len(told.columns):
-            raise ValueError("the frame has no settings.* columns; concatenate Quality.to_frame() of each score")
-    told = told.drop(columns=[*FREE, *ignore], errors="ignore").astype(object)
+    frame = scores if isinstance(scores, pd.DataFrame) else pd.json_normalize([vars(score) for score in scores])
+    told = _told(frame).drop(columns=["seed", *ignore], errors="ignore").astype(object)
     rows = told.where(told.notna(), None).to_dict("records")
-    for k, row in enumerate(rows[1:], 1):
-        if names := [name for name in row if row[name] != rows[0][name]]:
-            text = "; ".join(f"{name} is {rows[0][name]} and {row[name]}" for name in names)
-            raise ValueError(f"scores 0 and {k} cannot be compared: {text}. Score both in the same way")
+    for k, row in enumerate(rows):
+        if unlike := [f"{name} is {rows[0][name]} and {row[name]}" for name in row if row[name] != rows[0][name]]:
+            raise ValueError(f"scores 0 and {k} cannot be compared: {'; '.join(unlike)}. Score both in the same way")
 
 
-def _check_settings(given: Mapping[str, Any]) -> None:
+def _told(frame: pd.DataFrame) -> pd.DataFrame:
+    """The settings of scores by their names."""
+    told = frame.filter(regex=r"^settings\.").rename(columns=lambda name: name.removeprefix("settings."))
+    if not len(told.columns):
+        raise ValueError("the frame has no settings.* columns; concatenate Quality.to_frame() of each score")
+    return told
+
+
+def _checked(given: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise TypeError(f"settings are a dict such as {{'sampler': 'ddim', 'steps': 50}}, not {given!r}")
     for name, value in given.items():
@@ -169,6 +165,7 @@ def _check_settings(given: Mapping[str, Any]) -> None:
         if not isinstance(value, str | int | float | None):  # a bool is an int
             kind = type(value).__name__
             raise TypeError(f"the setting {name!r} is a {kind}; give it as text, number, bool or None")
+    return given
 
 
 def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: int) -> dict[str, Any]:
@@ -181,7 +178,123 @@ def _settings(fake: Features, real: Features, given: Mapping[str, Any], seed: in
         "kid_subsets": f"{metrics.SUBSETS} of {metrics.kid_subset_size(fake, real)}",
         "is_splits": metrics.PARTS,
         "precision_recall": f"k={metrics.NEIGHBOURS}, N={metrics.precision_recall_count(fake, real)}",
+        "seed": seed,
     }
-    if taken := [name for name in given if name in (*measured, *FREE)]:
+    if taken := [name for name in given if name in measured]:
         raise ValueError(f"settings may not say {', '.join(taken)}: the scoring says that itself")
-    return {**measured, **dict.fromkeys(STATED), **given, "seed": seed}
+    return {**measured, **dict.fromkeys(STATED), **given}
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class QualityComparison:
+    """`table` has a row per role and memory: ``n`` runs, the means of ``peak``, ``parameters``, ``fid`` and ``kid``,
+    ``fid_error`` and ``kid_error``, the scores of its runs, and ``budget``, the number of the students of about the
+    same memory, from the least (NaN for the teacher). `settings` are what all scores were made with.
+    """
+
+    table: pd.DataFrame
+    settings: dict[str, Any]
+    floor: Quality | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def headline(self) -> str:
+        """Who has the lowest FID among students of one memory, and from whom the scores cannot tell it."""
+        once = "in one run" if self.table["n"].min() == 1 else "on average"
+        budgets = [part for _, part in self.table.groupby("budget") if len(part) > 1]
+        parts = [_lead(part) for part in budgets or [self.table]]
+        if budgets:
+            teachers = self.table[self.table["role"] == "teacher"]
+            parts += [f"teacher {row['fid']:.1f} at {format_size(row['peak'])}" for _, row in teachers.iterrows()]
+        return f"The lowest FID {once}: {'; '.join(parts)}"
+
+    def __repr__(self) -> str:
+        return f"QualityComparison({self.headline()})"
+
+
+def compare_quality(frame: pd.DataFrame, floor: Quality | None = None) -> QualityComparison:
+    """Means, intervals and who is ahead, by FID.
+
+    `frame` has a row per trained network: `Quality.to_frame()` of its score, and columns ``role``, ``peak_bytes`` and
+    ``parameters``. Rows of one role whose peaks are within 15 % are runs; a column ``seed`` pairs those of two roles.
+    The error of several runs is half the 95 % t-interval of their mean; of a single run, half its FID's 95 % interval
+    over draws of images, or its KID's spread over subsets. `floor` is what `redistill_lib.quality.floor` gives.
+
+    Raises ValueError for a missing column or value, an empty frame, a peak or parameters of 0, and scores or a floor
+    that are not made in the same way.
+
+    >>> def row(role, mib, fid):
+    ...     score = Quality(fid, fid - 1, 0.5, fid / 1000, 0.001, 5.0, 0.1, 0.8, 0.7, {"extractor": "teacher"})
+    ...     return score.to_frame().assign(role=role, peak_bytes=mib * 2**20, parameters=10**6)
+    >>> compare_quality(pd.concat([row("teacher", 8, 9.0), row("student", 2, 15.0), row("red", 2, 12.0)])).headline()
+    'The lowest FID in one run: RED 12.0 (naive student 15.0) at 2.00 MiB; teacher 9.0 at 8.00 MiB'
+    """
+    if missing := [name for name in ("role", *_LEAST, *_ERRORS.values()) if name not in frame.columns]:
+        raise ValueError(f"the frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError("the frame has no row: there is no score to show")
+    for name, least in _LEAST.items():
+        good = pd.to_numeric(frame[name], errors="coerce").between(least, math.inf, inclusive="neither")
+        if roles := list(dict.fromkeys(frame["role"][~good].map(label))):
+            wanted = f"{name} above 0" if least == 0 else name
+            raise ValueError(f"the frame has no {wanted} for {listed(roles)}; give it or leave the row out")
+    check_comparable(frame)
+    settings = _told(frame).iloc[0].to_dict()
+    if floor is not None:
+        ignore = [name for name, value in floor.settings.items() if value == "real images"]
+        ignore += settings.keys() - floor.settings.keys()
+        try:
+            check_comparable(pd.concat([frame.head(1), floor.to_frame()]), ignore=ignore)
+        except ValueError as error:
+            raise ValueError(f"this floor does not belong to these scores: {error}") from None
+    return QualityComparison(_table(frame), settings, floor)
+
+
+def _table(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.assign(role=frame["role"].map(role_key)).reset_index(drop=True)
+    alike = frame.groupby("role")["peak_bytes"].transform(_budgets)
+    rows = []
+    for (role, _), runs in frame.groupby(["role", alike], sort=False):
+        runs = runs.set_index("seed") if "seed" in runs else runs
+        peak, parameters = runs["peak_bytes"].mean(), runs["parameters"].mean()
+        row: dict[str, Any] = {"role": role, "n": len(runs), "peak": peak, "parameters": parameters}
+        for score, error in _ERRORS.items():
+            found = interval(runs[score].tolist())
+            half = found.half if len(runs) > 1 else runs[error].iloc[0]
+            row |= {score: found.value, f"{score}_error": half, f"{score}_runs": runs[score]}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.assign(budget=_budgets(table["peak"][table["role"] != "teacher"]))
+
+
+def _budgets(peaks: pd.Series[float]) -> pd.Series[int]:
+    """Which of them have about the same memory: equal numbers, 0 for the least."""
+    found, first = {}, math.nan
+    for index, peak in peaks.sort_values().items():
+        if not peak <= _BUDGET * first:
+            first = peak
+        found[index] = first
+    return pd.Series(found, dtype=float).rank(method="dense").sub(1).reindex(peaks.index)
+
+
+def _lead(part: pd.DataFrame) -> str:
+    (_, best), *others = part.sort_values("fid").iterrows()
+    rivals = [row for _, row in others if row["role"] != best["role"]]
+    words = []
+    if rivals:
+        rival = next((row for row in rivals if row["role"] == "student"), rivals[0])
+        words.append(f"{label(rival['role'])} {rival['fid']:.1f}")
+    if near := dict.fromkeys(the(row["role"]) for row in rivals if not _decided(best, row)):
+        words.append(f"too close to {listed(near)} to tell")
+    if (ahead := part.loc[part["kid"].idxmin(), "role"]) != best["role"]:
+        words.append(f"by KID {label(ahead)} is ahead")
+    detail = f" ({'; '.join(words)})" if words else ""
+    return f"{label(best['role'])} {best['fid']:.1f}{detail} at {format_size(best['peak'])}"
+
+
+def _decided(best: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the lower FID is lower over seeds, or over draws of images where a run is single."""
+    if min(best["n"], other["n"]) > 1:
+        return run_difference(other["fid_runs"], best["fid_runs"]).decided
+    return bool(math.hypot(best["fid_error"], other["fid_error"]) < other["fid"] - best["fid"])  # an error may be NaN

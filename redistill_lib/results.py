@@ -1,0 +1,212 @@
+"""Results in numbers and words: intervals, differences between methods, tables and headlines, without torch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+_LABELS = {"teacher": "teacher", "student": "naive student", "red-blocks": "RED blocks, no loss"}
+_PARTS = {"red-blocks": "RED blocks", "red": "RED", "kd": "KD", "mse": "MSE", "stage": "STAGE"}
+
+
+def role_key(role: str) -> str:
+    """One spelling per role: ``naive`` is the undistilled ``student``, and ``kd+red`` is ``red+kd``.
+
+    >>> role_key("KD+RED"), role_key("naive")
+    ('red+kd', 'student')
+    """
+    role = role.strip().lower()
+    if role in ("naive", "naive student", "none", "baseline"):
+        return "student"
+    return "+".join(sorted((part.strip() for part in role.split("+")), key=lambda p: (not p.startswith("red"), p)))
+
+
+def label(role: str) -> str:
+    """The role as a reader calls it.
+
+    >>> label("student"), label("red+kd"), label("red-blocks"), label("untrained")
+    ('naive student', 'RED + KD', 'RED blocks, no loss', 'untrained')
+    """
+    key = role_key(role)
+    if key in _LABELS:
+        return _LABELS[key]
+    parts = key.split("+")
+    return " + ".join(_PARTS.get(part, part) for part in parts) if _PARTS.keys() & set(parts) else role
+
+
+def the(role: str) -> str:
+    """The role inside a sentence.
+
+    >>> the("naive"), the("red")
+    ('the naive student', 'RED')
+    """
+    name = label(role)
+    return f"the {name}" if name in ("teacher", "naive student") else name
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with a true minus sign.
+
+    >>> number(-0.461), number(-0.0001)
+    ('−0.46', '0.00')
+    """
+    return f"{value:z.{digits}f}".replace("-", "−")
+
+
+def capital(text: str) -> str:
+    """The text as a sentence begins: unlike `str.capitalize`, all but its first letter stays as it is."""
+    return text[0].upper() + text[1:]
+
+
+def listed(words: Iterable[str]) -> str:
+    """``a, b and c``."""
+    *head, last = words
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean or a difference, and its 95 % interval; the ends are NaN where there are too few values for one."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def half(self) -> float:
+        """Half the width of the interval."""
+        return self.high - self.value
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval excludes 0; never without an interval."""
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return number(self.value) if math.isnan(self.half) else f"{number(self.value)} ± {number(self.half)}"
+
+
+def interval(values: Sequence[float]) -> Estimate:
+    """The mean and its t-interval over runs.
+
+    >>> print(interval([1.0, 2.0, 3.0]))
+    2.00 ± 2.48
+    """
+    return _estimate(float(np.mean(values)), stats.ttest_1samp, values, 0.0)
+
+
+def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """mean(a) − mean(b) with Welch's interval, for independent runs."""
+    return _estimate(float(np.mean(a) - np.mean(b)), partial(stats.ttest_ind, equal_var=False), a, b)
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
+    """mean(a − b) with its t-interval, for values that belong together one by one, such as students of one teacher.
+
+    What both share cancels, so that the interval is narrower. Raises ValueError where the numbers of values differ.
+
+    >>> red, naive = [0.9, 0.7, 0.8], [0.8, 0.6, 0.69]
+    >>> print(paired_difference(red, naive), "|", difference(red, naive))
+    0.10 ± 0.01 | 0.10 ± 0.23
+    """
+    return interval([x - y for x, y in zip(a, b, strict=True)])
+
+
+def run_difference(a: pd.Series[float], b: pd.Series[float]) -> Estimate:
+    """`paired_difference` where both are indexed by the same seeds, each once, otherwise `difference`.
+
+    >>> seeds = pd.Index([0, 1, 2], name="seed")
+    >>> print(run_difference(pd.Series([0.9, 0.7, 0.8], seeds), pd.Series([0.8, 0.6, 0.69], seeds)))
+    0.10 ± 0.01
+    """
+    seeded = a.index.name == b.index.name == "seed" and a.index.is_unique and b.index.is_unique
+    if seeded and set(a.index) == set(b.index):
+        return paired_difference(a.tolist(), b[a.index].tolist())
+    return difference(a.tolist(), b.tolist())
+
+
+def _estimate(value: float, test: Callable[..., Any], *samples: Any) -> Estimate:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy's, about too few or nearly equal values
+        low, high = test(*samples).confidence_interval()
+    return Estimate(value, float(low), float(high))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Summary:
+    """`runs` are the accuracies in % by role, indexed by seed if told; `table` has a row per role.
+
+    ``gap_recovered`` is (mean − naive) / (teacher − naive), in %: NaN without a teacher better than the naive
+    student. ``low`` and ``high`` are NaN for one run.
+    """
+
+    table: pd.DataFrame
+    runs: dict[str, pd.Series[float]]
+
+    @property
+    def students(self) -> pd.DataFrame:
+        """The rows of the students, the best first."""
+        table = self.table[self.table["role"] != "teacher"]
+        return table.sort_values("mean", ascending=False, ignore_index=True)
+
+    @property
+    def teacher(self) -> float:
+        """Its mean, or NaN."""
+        return float(self.table.loc[self.table["role"] == "teacher", "mean"].mean())
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def headline(self) -> str:
+        """Who is best, by how much, and from whom the runs cannot tell it."""
+        if self.students.empty:
+            return f"The teacher reaches {self.teacher:.1f} %"
+        end = "" if math.isnan(self.teacher) else f"; teacher {self.teacher:.1f} %"
+        best, *others = self.students.to_dict("records")
+        name, reached = capital(best["label"]), f"{best['mean']:.1f} %"
+        if not others:
+            return f"{name} reaches {reached}{end}"
+        gaps = {row["role"]: run_difference(self.runs[best["role"]], self.runs[row["role"]]) for row in others}
+        rival = "student" if "student" in gaps else others[0]["role"]
+        spread = "" if math.isnan(gaps[rival].half) else f" ± {number(gaps[rival].half, 1)}"
+        text = f"{reached}, {number(gaps[rival].value, 1)}{spread} points above {the(rival)}"
+        if self.students["n"].max() == 1:
+            return f"{name} does best in one run: {text}{end}"
+        if near := [the(role) for role, gap in gaps.items() if not gap.decided]:
+            return f"{name} leads: {text}; the seeds cannot tell it from {listed(near)}{end}"
+        return f"{name} is the best student: {text}{end}"
+
+    def __repr__(self) -> str:
+        return f"Summary({self.headline()})"
+
+
+def summarize(frame: pd.DataFrame) -> Summary:
+    """Test accuracies by role, with 95 % t-intervals over runs and the share of the gap that each recovers.
+
+    `frame` has a row per run with ``role`` and ``test_accuracy`` (0…1). With a column ``seed``, two roles that have
+    the same seeds are compared in pairs. Raises ValueError for a missing column or a frame without runs.
+
+    >>> summarize(pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]}))
+    Summary(RED does best in one run: 85.0 %, 5.0 points above the naive student; teacher 90.0 %)
+    """
+    if missing := {"role", "test_accuracy"} - set(frame.columns):
+        raise ValueError(f"the frame lacks {', '.join(sorted(missing))}; it has {', '.join(map(str, frame.columns))}")
+    frame = frame.dropna(subset=["test_accuracy"])
+    if frame.empty:
+        raise ValueError("no run in the frame has a test_accuracy")
+    indexed = frame.set_index("seed") if "seed" in frame else frame.reset_index(drop=True)
+    parts = (100 * indexed["test_accuracy"]).groupby(indexed["role"].map(role_key), sort=False)
+    runs = {str(role): part for role, part in parts}
+    rows = [(role, label(role), *astuple(interval(part.tolist())), len(part)) for role, part in runs.items()]
+    table = pd.DataFrame(rows, columns=["role", "label", "mean", "low", "high", "n"])
+    naive, teacher = table.set_index("role")["mean"].reindex(["student", "teacher"])
+    gap = teacher - naive if teacher > naive else math.nan
+    return Summary(table.assign(gap_recovered=100 * (table["mean"] - naive) / gap), runs)
