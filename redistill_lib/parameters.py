@@ -10,6 +10,8 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from redistill_lib.checks import as_path, hint
 
 
@@ -76,8 +78,6 @@ def convert(name: str, value: Any, default: Any) -> Any:
 
 def with_parameters(path: Path, given: Mapping[str, Any]) -> str:
     """The notebook's JSON, with `given` in a cell of its own (papermill's would turn a tuple into text)."""
-    import nbformat
-
     notebook, index = _read(path)
     if given:
         lines = [f"{name} = {value!r}" for name, value in given.items()]
@@ -89,8 +89,6 @@ def with_parameters(path: Path, given: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> tuple[Any, int]:
     """The notebook and the index of its parameters cell."""
-    import nbformat
-
     if not path.is_file():
         beside = [other.name for other in path.parent.glob("*.ipynb")]
         raise FileNotFoundError(f"no notebook at {path}{hint(path.name, beside)}")

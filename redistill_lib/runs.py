@@ -20,14 +20,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from redistill_lib import __version__
 from redistill_lib.checks import as_path, check_fields
 from redistill_lib.source import code_identity
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,6 @@ class Run:
 
     def history(self) -> pd.DataFrame:
         """One row per finished epoch: losses, accuracies between 0 and 1, learning rate, seconds."""
-        import pandas as pd
-
         path = self.path / "history.csv"
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
 
@@ -198,8 +197,6 @@ def find_run(root: str | Path, prefix: str, params: Mapping[str, Any], code: str
 
 def complete_run(path: str | Path) -> Run | None:
     """The complete run in that folder, else None; ValueError for a damaged record, missing or damaged weights."""
-    from safetensors import SafetensorError, safe_open
-
     path = as_path("path", path)
     if not (path / "run.json").exists() or not (run := Run.load(path)).complete:
         return None
@@ -243,8 +240,6 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def write_history(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """``history.csv`` from its rows; columns are those of the first row."""
-    import pandas as pd
-
     write_text(path, pd.DataFrame(rows, columns=list(rows[0])).to_csv(index=False, na_rep="nan"))
 
 
@@ -255,8 +250,6 @@ def locked(path: Path) -> Iterator[None]:
     On file systems without locks (some NFS mounts) the file ``.lock`` stays after a kill. Raises OSError where the
     folder cannot be written.
     """
-    from filelock import FileLock, Timeout
-
     lock, holder, who = FileLock(path / ".lock"), path / ".holder", "another process"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -290,8 +283,6 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     record has the status ``unreadable``. ``.index.json`` keeps what was read, so that only changed records are read
     again. Raises NotADirectoryError for a file.
     """
-    import pandas as pd
-
     root = as_path("root", root)
     if root.is_file():
         raise NotADirectoryError(f"{root} is a file; give the folder that holds the runs")

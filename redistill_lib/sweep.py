@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from redistill_lib.checks import as_path, as_paths
 from redistill_lib.parameters import check_parameters, with_parameters
 from redistill_lib.runs import write_text
@@ -203,8 +205,6 @@ def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
 
     There is one point for each combination of values in `grid`; `parameters` (optional) are the same at all.
     """
-    import yaml
-
     path = as_path("path", path)
     if not path.is_file():
         raise FileNotFoundError(f"no sweep file at {path}")
