@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Side = Literal["input", "output"]
-DISTANCES = ("cosine", "mse")
 
 
 class RedBlock(nn.Module):
@@ -152,6 +151,19 @@ def _overlaps(x: Tensor) -> bool:
     return False
 
 
+def _cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    return (1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)).mean()
+
+
+#: Distances of two B×N tensors, means over the batch.
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": _cosine_distance, "mse": F.mse_loss}
+
+
+def check_distance(label: str, value: object) -> None:
+    if value not in list(DISTANCES):
+        raise ValueError(f"unknown {label} {value!r}; choose one of {', '.join(DISTANCES)}")
+
+
 def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -> Tensor:
     """The distance of two feature maps, B×C×H×W and B×C'×H×W, after averaging each over its channels.
 
@@ -164,17 +176,14 @@ def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -
     >>> round(abs(alignment_loss(x, 5 * x).item()), 4), alignment_loss(x, x, "mse").item()
     (0.0, 0.0)
     """
+    check_distance("distance", distance)
     if student.ndim != 4 or teacher.ndim != 4 or student.shape[-2:] != teacher.shape[-2:]:
         raise ValueError(
             f"alignment needs two B×C×H×W maps of equal height × width, "
             f"not {tuple(student.shape)} from the student and {tuple(teacher.shape)} from the teacher"
         )
     s, t = student.float().mean(1).flatten(1), teacher.float().mean(1).flatten(1)
-    if distance == "cosine":
-        return (1 - F.cosine_similarity(s, t, dim=1, eps=1e-8)).mean()
-    if distance == "mse":
-        return F.mse_loss(s, t)
-    raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
+    return DISTANCES[distance](s, t)
 
 
 class BlockedLayer(nn.Module):

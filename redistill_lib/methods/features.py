@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal
+from redistill_lib.methods.base import Batch, Parts, Shape, Weighted, check_equal
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,13 @@ class FitNet(Weighted):
     name = "fitnet"
     alpha: float = 100.0
 
-    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+    def check(self, student: Shape, teacher: Shape) -> None:
         check_equal(self.name, student[1:], teacher[1:], "choose maps of equal height × width")
         if len(student) == 1:
             raise ValueError(f"{self.name} needs maps C×H×W, not {student}")
-        return _Hint(student[0], teacher[0])
 
+    def parts(self, student: Shape, teacher: Shape, samples: int) -> Parts:
+        return {"project": nn.Conv2d(student[0], teacher[0], 1)}
 
-class _Hint(nn.Module):
-    def __init__(self, student: int, teacher: int):
-        super().__init__()
-        self.project = nn.Conv2d(student, teacher, 1)
-
-    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return F.mse_loss(self.project(student), teacher)
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch, project: nn.Module) -> Tensor:
+        return F.mse_loss(project(student), teacher)
