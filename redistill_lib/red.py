@@ -20,12 +20,11 @@ Side = Literal["input", "output"]
 
 
 class RedBlock(nn.Module):
-    """A gate and an encoded residual: ``x · σ(BN(conv1×1 x)) + ReLU6(BN(conv k×k x))``.
+    """A gate and an encoded residual: ``x · σ(BN(conv1×1 x)) + ReLU6(BN(conv k×k x))``, B×C×H×W → the same shape.
 
-    Works on B×C×H×W and keeps the shape. It belongs to the student: it is trained with it and stays at inference.
-    Parameter names are those of the authors' checkpoints. Source: arXiv 2406.03744, section 3 (RED block).
+    It stays in the student at inference. Parameter names are those of the authors' checkpoints. Source: arXiv
+    2406.03744, section 3 (RED block).
 
-    >>> import torch
     >>> RedBlock(8)(torch.zeros(2, 8, 5, 5)).shape
     torch.Size([2, 8, 5, 5])
     """
@@ -111,22 +110,17 @@ class InPlaceRedBlock(nn.Module):
         # the rows that the next one shares with it, as x has been overwritten there.
         shape = batch, channels, rows + 2 * edge, width
         slab = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
-        slab.narrow(2, edge, min(edge, height)).copy_(x.narrow(2, 0, min(edge, height)))
+        slab.narrow(2, edge, min(edge, height)).copy_(x[:, :, :edge])
         for top in range(0, height, rows):
             n = min(rows, height - top)
-            fresh = max(0, min(n, height - top - edge))
-            if fresh:
-                slab.narrow(2, 2 * edge, fresh).copy_(x.narrow(2, top + edge, fresh))
-            if fresh < n:
-                slab.narrow(2, 2 * edge + fresh, n - fresh).zero_()
-            x.narrow(2, top, n).copy_(self._result(slab.narrow(2, 0, n + 2 * edge)))
-            if edge and top + n < height:
-                slab.narrow(2, 0, 2 * edge).copy_(slab.narrow(2, n, 2 * edge).clone())  # the two may overlap
+            fresh = max(0, min(n, height - top - edge))  # rows below the map are zeros
+            slab.narrow(2, 2 * edge, fresh).copy_(x[:, :, top + edge : top + edge + fresh])
+            slab.narrow(2, 2 * edge + fresh, n - fresh).zero_()
+            x.narrow(2, top, n).copy_(self._result(slab.narrow(2, 0, n + 2 * edge), slab.narrow(2, edge, n)))
+            slab.narrow(2, 0, 2 * edge).copy_(slab.narrow(2, n, 2 * edge).clone())  # the two may overlap
         return x
 
-    def _result(self, slab: Tensor) -> Tensor:
-        edge = self.kernel_size // 2
-        centre = slab.narrow(2, edge, slab.shape[2] - 2 * edge)
+    def _result(self, slab: Tensor, centre: Tensor) -> Tensor:
         gated = self.gate(centre).sigmoid_().mul_(centre)
         return gated.add_(F.relu6(self.encoder(slab), inplace=True))
 
@@ -171,7 +165,6 @@ def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -
     ``mse``: mean squared difference.
     Source: arXiv 2406.03744, section 3 (loss on the RED block's output).
 
-    >>> import torch
     >>> x = torch.rand(2, 3, 4, 4)
     >>> round(abs(alignment_loss(x, 5 * x).item()), 4), alignment_loss(x, x, "mse").item()
     (0.0, 0.0)
@@ -205,7 +198,9 @@ class BlockedLayer(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.layer(self.before(x))
+        return self._behind(self.layer(self.before(x)))
+
+    def _behind(self, out: Tensor) -> Tensor:
         if self.takes_output and isinstance(out, (tuple, list)):
             raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
         result: Tensor = self.after(out)
@@ -225,11 +220,7 @@ class BlockedCall(BlockedLayer):
     """A `BlockedLayer` whose layer takes more than one argument, which TorchScript could not compile."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        out = self.layer(self.before(x), *args, **kwargs)
-        if self.takes_output and isinstance(out, (tuple, list)):
-            raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
-        result: Tensor = self.after(out)
-        return result
+        return self._behind(self.layer(self.before(x), *args, **kwargs))
 
 
 def first_parameter(layer: nn.Module) -> str:
@@ -249,7 +240,6 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
 
     Paths are those of the network without blocks.
 
-    >>> import torch
     >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
     >>> type(net[0]).__name__, net(torch.zeros(1, 3, 6, 6)).shape
     ('BlockedLayer', torch.Size([1, 8, 4, 4]))
@@ -310,18 +300,16 @@ def inserted_blocks(model: nn.Module) -> list[tuple[str, Side, nn.Module]]:
 
 
 class _MapWatch(TorchDispatchMode):
-    """Watches one pass with plain blocks and finds whose input map is not needed once the block has run.
+    """Watches one pass with plain blocks for whose input map is not needed once the block has run.
 
-    A plain block writes its output elsewhere, so any later access to its input map wants the old values: a skip
-    connection, a shortcut, a returned map. Memory is known by weak references, which also tell what outlives the
-    pass. What leaves PyTorch, such as `.numpy()` of a map, is not seen.
+    Any later access to it wants the old values. Memory is known by weak references, which also tell what outlives
+    the pass. What leaves PyTorch, such as `.numpy()` of a map, is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.made: set[StorageWeakRef] = set()  # by an operation of this pass; all else is the caller's or a weight
         self.used: dict[StorageWeakRef, RedBlock] = {}  # input maps of blocks that have run
-        self.ran: set[RedBlock] = set()
         self.reasons: dict[RedBlock, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -333,14 +321,11 @@ class _MapWatch(TorchDispatchMode):
         return out
 
     def before(self, block: RedBlock, args: tuple[Tensor, ...]) -> None:
-        self.ran.add(block)
         if len(args) != 1:
             self.reasons.setdefault(block, "it is called with a keyword")
-            return
-        (storage,) = _storages(args)
-        if storage not in self.made:
+        elif not _storages(args) <= self.made:
             self.reasons.setdefault(block, "its input map is not made by the network but given to it, or a weight")
-        if _overlaps(args[0]):
+        elif _overlaps(args[0]):
             self.reasons.setdefault(block, "elements of its input map share memory")
 
     def after(self, block: RedBlock, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -350,9 +335,8 @@ class _MapWatch(TorchDispatchMode):
         for storage, block in self.used.items():
             if not storage.expired():
                 self.reasons.setdefault(block, "its input map is kept after the pass")
-        for block in blocks:
-            if block not in self.ran:
-                self.reasons.setdefault(block, "the pass never reached it")
+        for block in set(blocks).difference(self.used.values()):
+            self.reasons.setdefault(block, "the pass never reached it")
 
 
 def _storages(*trees: object) -> set[StorageWeakRef]:
@@ -363,8 +347,8 @@ def _storages(*trees: object) -> set[StorageWeakRef]:
 def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, str]:
     """Exchange each RED block that may overwrite its input map for an `InPlaceRedBlock`.
 
-    `model(*inputs, **kwargs)` is run once to see what else reads the maps, which holds for all inputs of that size,
-    dtype and layout that take the same path through the network. The model itself is changed, put into eval mode
+    `model(*inputs, **kwargs)` is run once to see what else reads the maps: other inputs have to be of that size,
+    dtype and layout, and take the same path through the network. The model itself is changed, put into eval mode
     and frozen. Returns path → reason for each block that stays plain.
 
     >>> net, (first, second) = nn.Sequential(nn.Conv2d(3, 8, 3)), (RedBlock(3), RedBlock(8))
