@@ -239,8 +239,8 @@ def test_crd_is_the_papers_estimate_image_by_image() -> None:
     scale: list[float | None] = [None, None]
     for k in range(2):
         student, teacher = crd_maps(k)
-        heads = [[p.detach().double().numpy() for p in head.parameters()] for head in criterion.heads]
-        banks = criterion.memory.vectors.double().numpy().copy()
+        heads = [[p.detach().double().numpy() for p in head.parameters()] for head in criterion.parts.heads]
+        banks = criterion.parts.bank.vectors.double().numpy().copy()
         torch.manual_seed(k)
         shifts = torch.randint(1, SAMPLES, (3, m.negatives)).numpy()
         torch.manual_seed(k)
@@ -266,7 +266,7 @@ def test_crd_is_the_papers_estimate_image_by_image() -> None:
         for side in (0, 1):
             for row, new in zip(INDEX.tolist(), embedded[side], strict=True):
                 banks[side][row] = unit(m.momentum * banks[side][row] + (1 - m.momentum) * new)
-        np.testing.assert_allclose(criterion.memory.vectors.numpy(), banks, atol=1e-6)
+        np.testing.assert_allclose(criterion.parts.bank.vectors.numpy(), banks, atol=1e-6)
 
 
 def test_crd_knows_images_by_index_not_by_position() -> None:
@@ -274,12 +274,12 @@ def test_crd_knows_images_by_index_not_by_position() -> None:
     (student, teacher), order = crd_maps(), torch.tensor([2, 0, 1])
     first(student, teacher, Batch((), index=INDEX))
     second(student[order], teacher[order], Batch((), index=INDEX[order]))
-    torch.testing.assert_close(first.memory.vectors, second.memory.vectors)
-    assert not torch.equal(first.memory.vectors, contrast().memory.vectors)
+    torch.testing.assert_close(first.parts.bank.vectors, second.parts.bank.vectors)
+    assert not torch.equal(first.parts.bank.vectors, contrast().parts.bank.vectors)
 
 
 def test_crd_draws_every_other_image_and_never_the_image_itself() -> None:
-    memory = contrast().memory
+    memory = contrast().parts.bank
     rows = torch.cat([memory.rows(Batch((), index=INDEX), others=20) for _ in range(30)], 1)
     assert rows.shape == (3, 30 * SAMPLES) and torch.equal(rows[:, 0], INDEX)  # no more than there are
     for own, drawn in zip(INDEX.tolist(), rows.reshape(3, 30, SAMPLES)[:, :, 1:], strict=True):
@@ -291,10 +291,10 @@ def test_crd_trains_student_and_heads_alone_and_keeps_its_memory_while_evaluatin
     student.requires_grad_()
     criterion(student, teacher, Batch((), index=INDEX)).backward()
     assert student.grad.abs().sum() > 0 and all(p.grad.abs().sum() > 0 for p in criterion.parameters())
-    assert not criterion.memory.vectors.requires_grad and not criterion.memory.scales.requires_grad
-    before = criterion.memory.vectors.clone()
+    assert not criterion.parts.bank.vectors.requires_grad and not criterion.parts.bank.scales.requires_grad
+    before = criterion.parts.bank.vectors.clone()
     criterion.eval()(student, teacher, Batch((), index=INDEX))
-    assert torch.equal(criterion.memory.vectors, before)
+    assert torch.equal(criterion.parts.bank.vectors, before)
 
 
 def test_crd_takes_pooled_features() -> None:

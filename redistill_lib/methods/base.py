@@ -15,7 +15,6 @@ from redistill_lib.checks import check_above_zero, is_number
 
 #: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
 Shape = tuple[int, ...]
-Parts = dict[str, nn.Module | Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,37 +138,28 @@ class Weighted:
     def check(self, student: Shape, teacher: Shape) -> None:
         """Raise ValueError for shapes that cannot be compared."""
 
-    def parts(self, student: Shape, teacher: Shape, samples: int) -> Parts:
+    def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
         return {}
 
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
         if student:
             self.check(student, teacher)
-        return Compare(self, **self.parts(student, teacher, samples))
+        return Compare(self, self.parts(student, teacher, samples))
 
 
 class Compare(nn.Module):
     """A method's loss as a module, with its parts."""
 
-    def __init__(self, method: Weighted, **parts: nn.Module | Tensor):
+    def __init__(self, method: Weighted, parts: dict[str, nn.Module]):
         super().__init__()
         if not hasattr(method, "loss"):
             raise TypeError(f"{method.name} lacks a loss(student, teacher, batch), or a criterion of its own")
         _check_takes(f"{method.name}.loss", method.loss, "student", "teacher", "batch", *parts)
-        self.method, self.names = method, tuple(parts)
-        for name, part in parts.items():
-            setattr(self, name, part)
+        self.method, self.parts = method, nn.ModuleDict(parts)
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         self.method.check(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
-        return self.method.loss(student, teacher, batch, **{name: getattr(self, name) for name in self.names})
-
-
-class Embedding(nn.Linear):
-    """Maps B×C×H×W, averaged over space, or features B×C → unit vectors B×`out_features`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(super().forward(spatial_mean(x)), dim=1)
+        return self.method.loss(student, teacher, batch, **self.parts)
 
 
 class MemoryBank(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.methods.base import Batch, Parts, Shape, Weighted, check_equal
+from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class FitNet(Weighted):
 
     Needs equal height × width. Source: Romero et al., arXiv 1412.6550, equation 3; weight 100 as in RepDistiller.
 
-    >>> FitNet().criterion((8, 4, 4), (16, 4, 4), samples=0).project.weight.shape
+    >>> FitNet().criterion((8, 4, 4), (16, 4, 4), samples=0).parts.project.weight.shape
     torch.Size([16, 8, 1, 1])
     """
 
@@ -28,7 +28,7 @@ class FitNet(Weighted):
         if len(student) == 1:
             raise ValueError(f"{self.name} needs maps C×H×W, not {student}")
 
-    def parts(self, student: Shape, teacher: Shape, samples: int) -> Parts:
+    def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
         return {"project": nn.Conv2d(student[0], teacher[0], 1)}
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch, project: nn.Module) -> Tensor:

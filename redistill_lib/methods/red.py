@@ -17,8 +17,8 @@ class RED(Weighted):
 
     Needs equal height × width, any channels. Source: arXiv 2406.03744, section 3; alpha 50 as on STL10.
 
-    >>> RED(distance="mse").criterion((8, 4, 4), (16, 4, 4), samples=0)
-    Compare()
+    >>> RED(kernel_size=5).block((8, 4, 4)).channels
+    8
     """
 
     name = "red"
