@@ -79,26 +79,21 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
     """
     thread = threading.get_ident()
 
-    def on_input(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(ref: MapRef, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
         if threading.get_ident() != thread:
             return
-        x = args[0] if args else kwargs.get(first_parameter(module))
-        if not isinstance(x, Tensor):
+        if ref.side == "output":
+            visits[ref](output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
+        elif isinstance(x := args[0] if args else kwargs.get(first_parameter(module)), Tensor):
+            visits[ref](x)
+        else:
             raise TypeError(f"the first argument of {ref.layer!r} is not a tensor; tap the layer before it")
-        visit(x)
-
-    def on_output(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == thread:
-            visit(output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
 
     with ExitStack() as hooks:
-        for ref, visit in visits.items():
+        for ref in visits:
             module = model.get_submodule(ref.layer)
-            if ref.side == "input":
-                hook = module.register_forward_pre_hook(partial(on_input, ref, visit), with_kwargs=True)
-            else:
-                hook = module.register_forward_hook(partial(on_output, ref, visit))
-            hooks.enter_context(hook)
+            register = module.register_forward_pre_hook if ref.side == "input" else module.register_forward_hook
+            hooks.enter_context(register(partial(hook, ref), with_kwargs=True))
         yield
 
 
