@@ -48,10 +48,10 @@ class RedBlock(nn.Module):
 class InPlaceRedBlock(nn.Module):
     """A trained RED block for inference that overwrites its input map, B×C×H×W, and returns that same tensor.
 
-    The map is worked through in slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms
-    folded into convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where
-    `RedBlock` holds two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as
-    `RedBlock`. Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`).
+    It works in slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms folded into
+    convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where `RedBlock` holds
+    two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as `RedBlock`.
+    Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`).
 
     Raises ValueError for a map that requires a gradient or whose elements share memory, and in `from_block` for a
     block in train mode; RuntimeError in train mode, or when run with gradients on after its weights were unfrozen.
@@ -80,7 +80,7 @@ class InPlaceRedBlock(nn.Module):
         """The same block, in eval mode, with copies of its weights."""
         if block.training:
             raise ValueError(
-                "the in-place form uses a RED block's running statistics; call eval() on the block first"
+                "the in-place form needs a RED block's running statistics; call eval() on the block first"
             )
         new = cls(block.channels, block.kernel_size, rows)
         parameter, wide = next(block.parameters()), copy.deepcopy(block)
@@ -224,11 +224,7 @@ class BlockedCall(BlockedLayer):
 
 
 def first_parameter(layer: nn.Module) -> str:
-    """The name of the layer's first argument, empty where it can be given by keyword alone.
-
-    >>> first_parameter(nn.Conv2d(3, 8, 3))
-    'input'
-    """
+    """The name of the layer's first argument, empty where it can be given by keyword alone."""
     while isinstance(layer, BlockedLayer):
         layer = layer.layer
     first = next(iter(inspect.signature(layer.forward).parameters.values()), None)
@@ -284,18 +280,11 @@ def original_paths(model: nn.Module) -> dict[int, str]:
 
 
 def inserted_blocks(model: nn.Module) -> list[tuple[str, Side, nn.Module]]:
-    """What `insert_blocks` put into a network, in the form that it takes.
-
-    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
-    >>> [(path, side) for path, side, _ in inserted_blocks(net)]
-    [('0', 'output')]
-    """
-    paths = original_paths(model)
+    """What `insert_blocks` put into a network, in the form that it takes."""
     found: list[tuple[str, Side, nn.Module]] = []
-    for module in model.modules():
-        if isinstance(module, BlockedLayer):
-            path = paths[id(module)]
-            found += [(path, "input", module.before), (path, "output", module.after)]
+    for layer in (module for module in model.modules() if isinstance(module, BlockedLayer)):
+        path = original_paths(model)[id(layer)]
+        found += [(path, "input", layer.before), (path, "output", layer.after)]
     return [(path, side, block) for path, side, block in found if not isinstance(block, nn.Identity)]
 
 

@@ -20,19 +20,8 @@ class Block(NamedTuple):
     activation: type[nn.Module]
 
 
-# MobileNetV2 (arXiv 1801.04381, table 2): one entry per stage, with its number of blocks.
-V2_STAGES = [
-    (Block(3, expansion, channels, None, nn.ReLU6), depth)
-    for expansion, channels, depth in (
-        (1, 16, 1),
-        (6, 24, 2),
-        (6, 32, 3),
-        (6, 64, 4),
-        (6, 96, 3),
-        (6, 160, 3),
-        (6, 320, 1),
-    )
-]
+# MobileNetV2 (arXiv 1801.04381, table 2): expansion, channels and number of blocks of each stage.
+V2_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
 # MobileNetV3 (arXiv 1905.02244, tables 1 and 2): one entry per block.
 V3_BLOCKS = {
     "mobilenetv3_small": (
@@ -60,7 +49,10 @@ V3_HEADS = {"mobilenetv3_small": 1024, "mobilenetv3_large": 1280}
 
 
 def _places(arch: str) -> list[tuple[Block, int]]:
-    return V2_STAGES if arch == "mobilenetv2" else [(block, 1) for block in V3_BLOCKS[arch]]
+    """What each place of a plan but the stem stands for: a block and how often it is there."""
+    if arch == "mobilenetv2":
+        return [(Block(3, expansion, channels, None, nn.ReLU6), depth) for expansion, channels, depth in V2_STAGES]
+    return [(block, 1) for block in V3_BLOCKS[arch]]
 
 
 def mobilenet_places(arch: str) -> tuple[str, ...]:
@@ -72,14 +64,10 @@ def mobilenet_places(arch: str) -> tuple[str, ...]:
     return tuple(paths)
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, raised by one step where that would lose over 10 %.
-
-    >>> make_divisible(60), make_divisible(18)
-    (64, 24)
-    """
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+def make_divisible(channels: float) -> int:
+    """The nearest multiple of 8, raised by one step where that would lose over 10 %."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class SqueezeExcite(nn.Module):
@@ -97,7 +85,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A block `conv` with a residual around it where stride is 1 and the channel count stays."""
+    """A block `conv` with a residual around it where the map keeps its shape."""
 
     def __init__(self, conv: nn.Sequential, residual: bool) -> None:
         super().__init__()
@@ -134,12 +122,7 @@ class MobileNet(nn.Module):
 
     The places are the stem and the first block of each stage of "mobilenetv2", or every block of a V3.
     `width` multiplies every channel count, rounded by `make_divisible`; the last layer before the classes never
-    shrinks, as in the papers. `redistill_lib.models.create_model` checks the arguments.
-
-    >>> plan = StridePlan.parse("4-22111111111")
-    >>> model = MobileNet("mobilenetv3_small", plan, num_classes=10, in_channels=3, width=0.5)
-    >>> model.eval()(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 10])
+    shrinks, as in the papers. `redistill_lib.models.create_model` makes it from checked arguments.
     """
 
     def __init__(self, arch: str, plan: StridePlan, num_classes: int, in_channels: int, width: float) -> None:
