@@ -86,10 +86,8 @@ class InPlaceRedBlock(nn.Module):
         parameter, wide = next(block.parameters()), copy.deepcopy(block)
         if parameter.dtype.itemsize < 4:  # half precision is folded in single precision
             wide = wide.float()
-        for own, branch in ((new.gate, wide.logit), (new.encoder, wide.residual_encoder)):
-            conv, norm = branch[0], branch[1]
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            fused = fuse_conv_bn_eval(conv, norm)
+        for own, (conv, norm, _) in ((new.gate, wide.logit), (new.encoder, wide.residual_encoder)):
+            fused = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
             own.to(parameter.device, parameter.dtype).load_state_dict(fused.state_dict())
         return new
 

@@ -91,11 +91,6 @@ def option(default: Any, check: Callable[[str, Any], object]) -> Any:
     return field(default=default, metadata={"check": check})
 
 
-def weight(label: str, value: Any) -> None:
-    if not is_number(value) or value < 0:
-        raise ValueError(f"{label} is a number from 0 up, not {value!r}")
-
-
 def above_zero(label: str, value: Any) -> None:
     check_above_zero(**{label: value})
 
@@ -127,7 +122,8 @@ class Weighted:
     loss: Callable[..., Tensor]
 
     def __post_init__(self) -> None:
-        weight("alpha", self.alpha)
+        if not is_number(self.alpha) or self.alpha < 0:
+            raise ValueError(f"alpha is a number from 0 up, not {self.alpha!r}")
         for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             if "check" in each.metadata:
                 each.metadata["check"](each.name, getattr(self, each.name))

@@ -8,16 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from redistill_lib.methods.base import (
-    Batch,
-    Shape,
-    Weighted,
-    above_zero,
-    check_equal,
-    class_probabilities,
-    option,
-    weight,
-)
+from redistill_lib.methods.base import Batch, Shape, Weighted, above_zero, check_equal, class_probabilities, option
 
 
 @dataclass(frozen=True)
@@ -62,8 +53,8 @@ class DKD(KD):
 
     name = "dkd"
     temperature: float = option(4.0, above_zero)
-    target: float = option(1.0, weight)
-    others: float = option(8.0, weight)
+    target: float = 1.0
+    others: float = 8.0
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         shares = class_probabilities(batch, student, self.name)
