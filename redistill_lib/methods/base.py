@@ -55,15 +55,10 @@ def make_criterion(method: Method, student: Shape, teacher: Shape, samples: int)
     try:
         criterion: object = method.criterion(student, teacher, samples)
     except (AttributeError, TypeError) as error:
-        raise TypeError(
-            f"{method.name}.criterion makes an nn.Module from two shapes and the number of training images; here it "
-            f"fails: {error}"
-        ) from error
+        why = "makes an nn.Module from two shapes and the number of training images; here it fails"
+        raise TypeError(f"{method.name}.criterion {why}: {error}") from error
     if not isinstance(criterion, nn.Module):
-        raise TypeError(
-            f"{method.name}.criterion returns a {type(criterion).__name__}, not an nn.Module that is called with "
-            "(student, teacher, batch)"
-        )
+        raise TypeError(f"{method.name}.criterion returns a {type(criterion).__name__}, not an nn.Module")
     _check_takes(f"the forward of {method.name}'s criterion", criterion.forward, "student", "teacher", "batch")
     return criterion
 

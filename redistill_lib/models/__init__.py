@@ -147,8 +147,9 @@ def create_model(
     >>> model = create_model("resnet18", num_classes=5, in_channels=1, width=0.25)
     >>> model.name, model.plan.total, model(torch.zeros(2, 1, 64, 64)).shape
     ('resnet18-2-21222', 32, torch.Size([2, 5]))
-    >>> create_model("unet", strides=(2, 2, 2, 1), ch=8).name
-    'unet-2-221'
+    >>> denoiser = create_model("unet", strides=(2, 2, 2, 1), ch=8)
+    >>> denoiser.name, denoiser(torch.zeros(5, 3, 16, 16), torch.arange(5)).shape
+    ('unet-2-221', torch.Size([5, 3, 16, 16]))
     """
     arch, facts, plan = _split(name)
     in_channels = whole("in_channels", in_channels)
