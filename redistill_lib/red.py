@@ -64,13 +64,11 @@ class InPlaceRedBlock(nn.Module):
     (True, True)
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, rows: int | None = None):
+    def __init__(self, gate: nn.Conv2d, encoder: nn.Conv2d, rows: int | None = None):
         super().__init__()
         if rows is not None and rows < 1:
             raise ValueError(f"a slab needs at least one row, so rows cannot be {rows}; leave it out for H / 16")
-        self.channels, self.kernel_size, self.rows = channels, kernel_size, rows
-        self.gate = nn.Conv2d(channels, channels, 1)
-        self.encoder = nn.Conv2d(channels, channels, kernel_size, padding=(0, kernel_size // 2))
+        self.gate, self.encoder, self.rows = gate, encoder, rows
         self.eval().requires_grad_(False)
         # Pixel by pixel, rows of one sample lie in one piece: neither slab nor weights are copied to be convolved.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -79,17 +77,13 @@ class InPlaceRedBlock(nn.Module):
     def from_block(cls, block: RedBlock, rows: int | None = None) -> InPlaceRedBlock:
         """The same block, in eval mode, with copies of its weights."""
         if block.training:
-            raise ValueError(
-                "the in-place form needs a RED block's running statistics; call eval() on the block first"
-            )
-        new = cls(block.channels, block.kernel_size, rows)
-        parameter, wide = next(block.parameters()), copy.deepcopy(block)
-        if parameter.dtype.itemsize < 4:  # half precision is folded in single precision
-            wide = wide.float()
-        for own, (conv, norm, _) in ((new.gate, wide.logit), (new.encoder, wide.residual_encoder)):
-            fused = fuse_conv_bn_eval(conv, norm)  # type: ignore[type-var, arg-type]
-            own.to(parameter.device, parameter.dtype).load_state_dict(fused.state_dict())
-        return new
+            raise ValueError("the in-place form needs running statistics; call eval() on the block first")
+        dtype = next(block.parameters()).dtype
+        wide = copy.deepcopy(block).float() if dtype.itemsize < 4 else block  # half precision folds in single
+        branches: Any = wide.logit, wide.residual_encoder
+        gate, encoder = (fuse_conv_bn_eval(conv, norm) for conv, norm, _ in branches)
+        encoder.padding = (0, block.kernel_size // 2)  # the slab has the rows above and below
+        return cls(gate, encoder, rows).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -102,7 +96,7 @@ class InPlaceRedBlock(nn.Module):
                 f"{tuple(x.shape)} are {x.stride()}; give it x.contiguous()"
             )
         batch, channels, height, width = x.shape
-        edge = self.kernel_size // 2
+        edge = self.encoder.kernel_size[0] // 2
         rows = min(self.rows or max(1, height // 16), max(1, height))
         # The slab holds the original rows, from `edge` above to `edge` below those at work. It slides down and keeps
         # the rows that the next one shares with it, as x has been overwritten there.
@@ -129,7 +123,7 @@ class InPlaceRedBlock(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, kernel_size={self.kernel_size}, rows={self.rows or 'H / 16'}"
+        return f"rows={self.rows or 'H / 16'}"
 
 
 def _overlaps(x: Tensor) -> bool:
