@@ -404,8 +404,8 @@ class WithoutBatch(nn.Module):
     ("criterion", "message"),
     [
         (lambda self, ours, theirs: Variance(), r"takes \(ours, theirs\), but is called .*; it lacks samples$"),
-        (staticmethod(lambda s, t, batch: (s - t).abs().mean()), "makes an nn.Module from two shapes and .*: unsupp"),
-        (staticmethod(lambda s, t, batch: s.var()), "makes an nn.Module .* it fails: 'tuple' object has no attr"),
+        (staticmethod(lambda s, t, batch: (s - t).abs().mean()), "make its criterion, an nn.Module, from .*: unsupp"),
+        (staticmethod(lambda s, t, batch: s.var()), "from two shapes and .* images: 'tuple' object has no attr"),
         (lambda self, s, t, samples: F.l1_loss, "returns a function, not an nn.Module$"),
         (lambda self, s, t, samples: Variance, "returns a type, not an nn.Module"),
         (lambda self, s, t, samples: WithoutBatch(), r"criterion takes \(ours, theirs\).* lacks batch$"),

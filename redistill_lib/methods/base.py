@@ -55,8 +55,8 @@ def make_criterion(method: Method, student: Shape, teacher: Shape, samples: int)
     try:
         criterion: object = method.criterion(student, teacher, samples)
     except (AttributeError, TypeError) as error:
-        why = "makes an nn.Module from two shapes and the number of training images; here it fails"
-        raise TypeError(f"{method.name}.criterion {why}: {error}") from error
+        task = "make its criterion, an nn.Module, from two shapes and the number of training images"
+        raise TypeError(f"{method.name} cannot {task}: {error}") from error
     if not isinstance(criterion, nn.Module):
         raise TypeError(f"{method.name}.criterion returns a {type(criterion).__name__}, not an nn.Module")
     _check_takes(f"the forward of {method.name}'s criterion", criterion.forward, "student", "teacher", "batch")
