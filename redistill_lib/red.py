@@ -150,6 +150,13 @@ def check_distance(label: str, value: object) -> None:
         raise ValueError(f"unknown {label} {value!r}; choose one of {', '.join(DISTANCES)}")
 
 
+def check_maps(what: str, axes: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    """Raise ValueError for shapes that are not two maps of equal height × width; `axes` is such as "C×H×W"."""
+    if {len(student), len(teacher)} != {axes.count("×") + 1} or student[-2:] != teacher[-2:]:
+        why = f"{student} from the student and {teacher} from the teacher"
+        raise ValueError(f"{what} needs {axes} maps of equal height × width, not {why}")
+
+
 def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -> Tensor:
     """The distance of two feature maps, B×C×H×W and B×C'×H×W, after averaging each over its channels.
 
@@ -162,11 +169,7 @@ def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -
     (0.0, 0.0)
     """
     check_distance("distance", distance)
-    if student.ndim != 4 or teacher.ndim != 4 or student.shape[-2:] != teacher.shape[-2:]:
-        raise ValueError(
-            f"alignment needs two B×C×H×W maps of equal height × width, "
-            f"not {tuple(student.shape)} from the student and {tuple(teacher.shape)} from the teacher"
-        )
+    check_maps("alignment", "B×C×H×W", tuple(student.shape), tuple(teacher.shape))
     s, t = student.float().mean(1).flatten(1), teacher.float().mean(1).flatten(1)
     return DISTANCES[distance](s, t)
 

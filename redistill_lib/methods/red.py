@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import whole
 from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, option, spatial_mean
-from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance
+from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_maps
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,7 @@ class RED(Weighted):
         return RedBlock(student[0], self.kernel_size)
 
     def check(self, student: Shape, teacher: Shape) -> None:
-        if len(student) != 3 or len(teacher) != 3 or student[1:] != teacher[1:]:
-            raise ValueError(
-                f"{self.name} needs C×H×W maps of equal height × width, not {student} from the student and {teacher} "
-                "from the teacher"
-            )
+        check_maps(self.name, "C×H×W", student, teacher)
         if student[1:] == (1, 1) and self.distance == "cosine":
             raise ValueError(
                 f"{self.name} compares patterns, and a 1×1 map has none: its loss would always be 0; leave this tap "

@@ -128,11 +128,7 @@ def student_name(name: str, factor: int) -> str:
 
 
 def create_model(
-    name: str,
-    num_classes: int | None = None,
-    in_channels: int = 3,
-    width: float | None = None,
-    **options: Any,
+    name: str, num_classes: int | None = None, in_channels: int = 3, width: float | None = None, **options: Any
 ) -> ResNet | MobileNet | UNet:
     """A freshly initialised network with the attributes `name` and `plan`: a classifier, or a denoiser's U-Net.
 
