@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any, Literal
 
@@ -17,16 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Side = Literal["input", "output"]
-DISTANCES = ("cosine", "mse")
 
 
 class RedBlock(nn.Module):
-    """A gate and an encoded residual: ``x · σ(BN(conv1×1 x)) + ReLU6(BN(conv k×k x))``.
+    """A gate and an encoded residual: ``x · σ(BN(conv1×1 x)) + ReLU6(BN(conv k×k x))``, B×C×H×W → the same shape.
 
-    Works on B×C×H×W and keeps the shape. It belongs to the student: it is trained with it and stays at inference.
-    Parameter names are those of the authors' checkpoints. Source: arXiv 2406.03744, section 3 (RED block).
+    It stays in the student at inference. Parameter names are those of the authors' checkpoints. Source: arXiv
+    2406.03744, section 3 (RED block).
 
-    >>> import torch
     >>> RedBlock(8)(torch.zeros(2, 8, 5, 5)).shape
     torch.Size([2, 8, 5, 5])
     """
@@ -50,10 +48,10 @@ class RedBlock(nn.Module):
 class InPlaceRedBlock(nn.Module):
     """A trained RED block for inference that overwrites its input map, B×C×H×W, and returns that same tensor.
 
-    The map is worked through in slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms
-    folded into convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where
-    `RedBlock` holds two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as
-    `RedBlock`. Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`).
+    It works in slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms folded into
+    convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where `RedBlock` holds
+    two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as `RedBlock`.
+    Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`).
 
     Raises ValueError for a map that requires a gradient or whose elements share memory, and in `from_block` for a
     block in train mode; RuntimeError in train mode, or when run with gradients on after its weights were unfrozen.
@@ -66,13 +64,11 @@ class InPlaceRedBlock(nn.Module):
     (True, True)
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, rows: int | None = None):
+    def __init__(self, gate: nn.Conv2d, encoder: nn.Conv2d, rows: int | None = None):
         super().__init__()
         if rows is not None and rows < 1:
             raise ValueError(f"a slab needs at least one row, so rows cannot be {rows}; leave it out for H / 16")
-        self.channels, self.kernel_size, self.rows = channels, kernel_size, rows
-        self.gate = nn.Conv2d(channels, channels, 1)
-        self.encoder = nn.Conv2d(channels, channels, kernel_size, padding=(0, kernel_size // 2))
+        self.gate, self.encoder, self.rows = gate, encoder, rows
         self.eval().requires_grad_(False)
         # Pixel by pixel, rows of one sample lie in one piece: neither slab nor weights are copied to be convolved.
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,19 +77,13 @@ class InPlaceRedBlock(nn.Module):
     def from_block(cls, block: RedBlock, rows: int | None = None) -> InPlaceRedBlock:
         """The same block, in eval mode, with copies of its weights."""
         if block.training:
-            raise ValueError(
-                "the in-place form uses a RED block's running statistics; call eval() on the block first"
-            )
-        new = cls(block.channels, block.kernel_size, rows)
-        parameter, wide = next(block.parameters()), copy.deepcopy(block)
-        if parameter.dtype.itemsize < 4:  # half precision is folded in single precision
-            wide = wide.float()
-        for own, branch in ((new.gate, wide.logit), (new.encoder, wide.residual_encoder)):
-            conv, norm = branch[0], branch[1]
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            fused = fuse_conv_bn_eval(conv, norm)
-            own.to(parameter.device, parameter.dtype).load_state_dict(fused.state_dict())
-        return new
+            raise ValueError("the in-place form needs running statistics; call eval() on the block first")
+        dtype = next(block.parameters()).dtype
+        wide = copy.deepcopy(block).float() if dtype.itemsize < 4 else block  # half precision folds in single
+        branches: Any = wide.logit, wide.residual_encoder
+        gate, encoder = (fuse_conv_bn_eval(conv, norm) for conv, norm, _ in branches)
+        encoder.padding = (0, block.kernel_size // 2)  # the slab has the rows above and below
+        return cls(gate, encoder, rows).to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad:
@@ -106,28 +96,23 @@ class InPlaceRedBlock(nn.Module):
                 f"{tuple(x.shape)} are {x.stride()}; give it x.contiguous()"
             )
         batch, channels, height, width = x.shape
-        edge = self.kernel_size // 2
+        edge = self.encoder.kernel_size[0] // 2
         rows = min(self.rows or max(1, height // 16), max(1, height))
         # The slab holds the original rows, from `edge` above to `edge` below those at work. It slides down and keeps
         # the rows that the next one shares with it, as x has been overwritten there.
         shape = batch, channels, rows + 2 * edge, width
         slab = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
-        slab.narrow(2, edge, min(edge, height)).copy_(x.narrow(2, 0, min(edge, height)))
+        slab.narrow(2, edge, min(edge, height)).copy_(x[:, :, :edge])
         for top in range(0, height, rows):
             n = min(rows, height - top)
-            fresh = max(0, min(n, height - top - edge))
-            if fresh:
-                slab.narrow(2, 2 * edge, fresh).copy_(x.narrow(2, top + edge, fresh))
-            if fresh < n:
-                slab.narrow(2, 2 * edge + fresh, n - fresh).zero_()
-            x.narrow(2, top, n).copy_(self._result(slab.narrow(2, 0, n + 2 * edge)))
-            if edge and top + n < height:
-                slab.narrow(2, 0, 2 * edge).copy_(slab.narrow(2, n, 2 * edge).clone())  # the two may overlap
+            fresh = max(0, min(n, height - top - edge))  # rows below the map are zeros
+            slab.narrow(2, 2 * edge, fresh).copy_(x[:, :, top + edge : top + edge + fresh])
+            slab.narrow(2, 2 * edge + fresh, n - fresh).zero_()
+            x.narrow(2, top, n).copy_(self._result(slab.narrow(2, 0, n + 2 * edge), slab.narrow(2, edge, n)))
+            slab.narrow(2, 0, 2 * edge).copy_(slab.narrow(2, n, 2 * edge).clone())  # the two may overlap
         return x
 
-    def _result(self, slab: Tensor) -> Tensor:
-        edge = self.kernel_size // 2
-        centre = slab.narrow(2, edge, slab.shape[2] - 2 * edge)
+    def _result(self, slab: Tensor, centre: Tensor) -> Tensor:
         gated = self.gate(centre).sigmoid_().mul_(centre)
         return gated.add_(F.relu6(self.encoder(slab), inplace=True))
 
@@ -138,7 +123,7 @@ class InPlaceRedBlock(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"channels={self.channels}, kernel_size={self.kernel_size}, rows={self.rows or 'H / 16'}"
+        return f"rows={self.rows or 'H / 16'}"
 
 
 def _overlaps(x: Tensor) -> bool:
@@ -152,6 +137,26 @@ def _overlaps(x: Tensor) -> bool:
     return False
 
 
+def _cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    return (1 - F.cosine_similarity(a, b, dim=1, eps=1e-8)).mean()
+
+
+#: Distances of two B×N tensors, means over the batch.
+DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cosine": _cosine_distance, "mse": F.mse_loss}
+
+
+def check_distance(label: str, value: object) -> None:
+    if value not in list(DISTANCES):
+        raise ValueError(f"unknown {label} {value!r}; choose one of {', '.join(DISTANCES)}")
+
+
+def check_maps(what: str, axes: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    """Raise ValueError for shapes that are not two maps of equal height × width; `axes` is such as "C×H×W"."""
+    if {len(student), len(teacher)} != {axes.count("×") + 1} or student[-2:] != teacher[-2:]:
+        why = f"{student} from the student and {teacher} from the teacher"
+        raise ValueError(f"{what} needs {axes} maps of equal height × width, not {why}")
+
+
 def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -> Tensor:
     """The distance of two feature maps, B×C×H×W and B×C'×H×W, after averaging each over its channels.
 
@@ -159,22 +164,14 @@ def alignment_loss(student: Tensor, teacher: Tensor, distance: str = "cosine") -
     ``mse``: mean squared difference.
     Source: arXiv 2406.03744, section 3 (loss on the RED block's output).
 
-    >>> import torch
     >>> x = torch.rand(2, 3, 4, 4)
     >>> round(abs(alignment_loss(x, 5 * x).item()), 4), alignment_loss(x, x, "mse").item()
     (0.0, 0.0)
     """
-    if student.ndim != 4 or teacher.ndim != 4 or student.shape[-2:] != teacher.shape[-2:]:
-        raise ValueError(
-            f"alignment needs two B×C×H×W maps of equal height × width, "
-            f"not {tuple(student.shape)} from the student and {tuple(teacher.shape)} from the teacher"
-        )
+    check_distance("distance", distance)
+    check_maps("alignment", "B×C×H×W", tuple(student.shape), tuple(teacher.shape))
     s, t = student.float().mean(1).flatten(1), teacher.float().mean(1).flatten(1)
-    if distance == "cosine":
-        return (1 - F.cosine_similarity(s, t, dim=1, eps=1e-8)).mean()
-    if distance == "mse":
-        return F.mse_loss(s, t)
-    raise ValueError(f"unknown distance {distance!r}; choose one of {', '.join(DISTANCES)}")
+    return DISTANCES[distance](s, t)
 
 
 class BlockedLayer(nn.Module):
@@ -196,7 +193,9 @@ class BlockedLayer(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.layer(self.before(x))
+        return self._behind(self.layer(self.before(x)))
+
+    def _behind(self, out: Tensor) -> Tensor:
         if self.takes_output and isinstance(out, (tuple, list)):
             raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
         result: Tensor = self.after(out)
@@ -216,19 +215,11 @@ class BlockedCall(BlockedLayer):
     """A `BlockedLayer` whose layer takes more than one argument, which TorchScript could not compile."""
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        out = self.layer(self.before(x), *args, **kwargs)
-        if self.takes_output and isinstance(out, (tuple, list)):
-            raise TypeError("a block stands on a layer that returns several tensors; tap a layer inside it")
-        result: Tensor = self.after(out)
-        return result
+        return self._behind(self.layer(self.before(x), *args, **kwargs))
 
 
 def first_parameter(layer: nn.Module) -> str:
-    """The name of the layer's first argument, empty where it can be given by keyword alone.
-
-    >>> first_parameter(nn.Conv2d(3, 8, 3))
-    'input'
-    """
+    """The name of the layer's first argument, empty where it can be given by keyword alone."""
     while isinstance(layer, BlockedLayer):
         layer = layer.layer
     first = next(iter(inspect.signature(layer.forward).parameters.values()), None)
@@ -240,7 +231,6 @@ def insert_blocks(model: nn.Module, blocks: Iterable[tuple[str, Side, nn.Module]
 
     Paths are those of the network without blocks.
 
-    >>> import torch
     >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
     >>> type(net[0]).__name__, net(torch.zeros(1, 3, 6, 6)).shape
     ('BlockedLayer', torch.Size([1, 8, 4, 4]))
@@ -285,34 +275,25 @@ def original_paths(model: nn.Module) -> dict[int, str]:
 
 
 def inserted_blocks(model: nn.Module) -> list[tuple[str, Side, nn.Module]]:
-    """What `insert_blocks` put into a network, in the form that it takes.
-
-    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "output", RedBlock(8))])
-    >>> [(path, side) for path, side, _ in inserted_blocks(net)]
-    [('0', 'output')]
-    """
-    paths = original_paths(model)
+    """What `insert_blocks` put into a network, in the form that it takes."""
     found: list[tuple[str, Side, nn.Module]] = []
-    for module in model.modules():
-        if isinstance(module, BlockedLayer):
-            path = paths[id(module)]
-            found += [(path, "input", module.before), (path, "output", module.after)]
+    for layer in (module for module in model.modules() if isinstance(module, BlockedLayer)):
+        path = original_paths(model)[id(layer)]
+        found += [(path, "input", layer.before), (path, "output", layer.after)]
     return [(path, side, block) for path, side, block in found if not isinstance(block, nn.Identity)]
 
 
 class _MapWatch(TorchDispatchMode):
-    """Watches one pass with plain blocks and finds whose input map is not needed once the block has run.
+    """Watches one pass with plain blocks for whose input map is not needed once the block has run.
 
-    A plain block writes its output elsewhere, so any later access to its input map wants the old values: a skip
-    connection, a shortcut, a returned map. Memory is known by weak references, which also tell what outlives the
-    pass. What leaves PyTorch, such as `.numpy()` of a map, is not seen.
+    Any later access to it wants the old values. Memory is known by weak references, which also tell what outlives
+    the pass. What leaves PyTorch, such as `.numpy()` of a map, is not seen.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.made: set[StorageWeakRef] = set()  # by an operation of this pass; all else is the caller's or a weight
         self.used: dict[StorageWeakRef, RedBlock] = {}  # input maps of blocks that have run
-        self.ran: set[RedBlock] = set()
         self.reasons: dict[RedBlock, str] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -324,14 +305,11 @@ class _MapWatch(TorchDispatchMode):
         return out
 
     def before(self, block: RedBlock, args: tuple[Tensor, ...]) -> None:
-        self.ran.add(block)
         if len(args) != 1:
             self.reasons.setdefault(block, "it is called with a keyword")
-            return
-        (storage,) = _storages(args)
-        if storage not in self.made:
+        elif not _storages(args) <= self.made:
             self.reasons.setdefault(block, "its input map is not made by the network but given to it, or a weight")
-        if _overlaps(args[0]):
+        elif _overlaps(args[0]):
             self.reasons.setdefault(block, "elements of its input map share memory")
 
     def after(self, block: RedBlock, args: tuple[Tensor, ...], out: Tensor) -> None:
@@ -341,9 +319,8 @@ class _MapWatch(TorchDispatchMode):
         for storage, block in self.used.items():
             if not storage.expired():
                 self.reasons.setdefault(block, "its input map is kept after the pass")
-        for block in blocks:
-            if block not in self.ran:
-                self.reasons.setdefault(block, "the pass never reached it")
+        for block in set(blocks).difference(self.used.values()):
+            self.reasons.setdefault(block, "the pass never reached it")
 
 
 def _storages(*trees: object) -> set[StorageWeakRef]:
@@ -354,8 +331,8 @@ def _storages(*trees: object) -> set[StorageWeakRef]:
 def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, str]:
     """Exchange each RED block that may overwrite its input map for an `InPlaceRedBlock`.
 
-    `model(*inputs, **kwargs)` is run once to see what else reads the maps, which holds for all inputs of that size,
-    dtype and layout that take the same path through the network. The model itself is changed, put into eval mode
+    `model(*inputs, **kwargs)` is run once to see what else reads the maps: other inputs have to be of that size,
+    dtype and layout, and take the same path through the network. The model itself is changed, put into eval mode
     and frozen. Returns path → reason for each block that stays plain.
 
     >>> net, (first, second) = nn.Sequential(nn.Conv2d(3, 8, 3)), (RedBlock(3), RedBlock(8))

@@ -287,7 +287,7 @@ def test_results_without_a_main_tensor_are_named() -> None:
     with pytest.raises(TypeError, match="the teacher returns a dict with boxes, scores"):
         Distillation(Answering("dict"), Answering("boxes"), methods="kd")(X)
     classes = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
-    with pytest.raises(ValueError, match=r"kd needs equal shapes, not \(4, 3\) .* \(4, 5\).*same classes"):
+    with pytest.raises(ValueError, match=r"kd needs equal shapes, not \(3,\) .* \(5,\).*same classes"):
         Distillation(classes, Answering("dict"), methods="kd")(X)
 
 
@@ -407,3 +407,34 @@ def test_a_method_of_ones_own() -> None:
     object.__setattr__(bad, "reads", "map")
     with pytest.raises(ValueError, match="attention reads 'maps' or 'outputs', not 'map'"):
         Distillation(make_student(), make_teacher(), TAPS, bad, example=X)
+
+
+class PerImage(Gain):
+    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return student.square().mean((1, 2, 3))
+
+
+class Unbatched(Gain):
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:  # type: ignore[override]
+        return F.mse_loss(student, teacher)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (
+            lambda self, s, t: Gain(1.0),
+            r"attention\.criterion takes .*\(student, teacher, samples\); it lacks samples",
+        ),
+        (lambda self, s, t, n: F.mse_loss, r"attention\.criterion returns a function, not an nn\.Module"),
+        (lambda self, s, t, n: Unbatched(1.0), r"forward of attention's criterion .*; it lacks batch"),
+        (
+            lambda self, s, t, n: PerImage(1.0),
+            r"attention's loss is a tensor \(8,\), not a scalar tensor; return its m",
+        ),
+    ],
+)
+def test_methods_that_cannot_work(criterion: Any, message: str) -> None:
+    Wrong = dataclass(frozen=True)(type("Wrong", (Attention,), {"criterion": criterion}))
+    with pytest.raises(TypeError, match=message):
+        Distillation(make_student(), make_teacher(), TAPS[:1], Wrong(), example=X)(torch.cat([X, X]), targets=Y)

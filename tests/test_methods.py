@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.methods import (
@@ -23,9 +24,11 @@ from redistill_lib.methods import (
     Method,
     REDBlocks,
     Stage,
+    Weighted,
     make_method,
     parse_methods,
 )
+from redistill_lib.methods.base import check_loss, make_criterion
 from redistill_lib.red import alignment_loss
 
 
@@ -236,8 +239,8 @@ def test_crd_is_the_papers_estimate_image_by_image() -> None:
     scale: list[float | None] = [None, None]
     for k in range(2):
         student, teacher = crd_maps(k)
-        heads = [[p.detach().double().numpy() for p in head.parameters()] for head in criterion.heads]
-        banks = criterion.banks.double().numpy().copy()
+        heads = [[p.detach().double().numpy() for p in head.parameters()] for head in criterion.parts.heads]
+        banks = criterion.parts.bank.vectors.double().numpy().copy()
         torch.manual_seed(k)
         shifts = torch.randint(1, SAMPLES, (3, m.negatives)).numpy()
         torch.manual_seed(k)
@@ -263,7 +266,7 @@ def test_crd_is_the_papers_estimate_image_by_image() -> None:
         for side in (0, 1):
             for row, new in zip(INDEX.tolist(), embedded[side], strict=True):
                 banks[side][row] = unit(m.momentum * banks[side][row] + (1 - m.momentum) * new)
-        np.testing.assert_allclose(criterion.banks.numpy(), banks, atol=1e-6)
+        np.testing.assert_allclose(criterion.parts.bank.vectors.numpy(), banks, atol=1e-6)
 
 
 def test_crd_knows_images_by_index_not_by_position() -> None:
@@ -271,21 +274,16 @@ def test_crd_knows_images_by_index_not_by_position() -> None:
     (student, teacher), order = crd_maps(), torch.tensor([2, 0, 1])
     first(student, teacher, Batch((), index=INDEX))
     second(student[order], teacher[order], Batch((), index=INDEX[order]))
-    torch.testing.assert_close(first.banks, second.banks)
-    assert not torch.equal(first.banks, contrast().banks)
+    torch.testing.assert_close(first.parts.bank.vectors, second.parts.bank.vectors)
+    assert not torch.equal(first.parts.bank.vectors, contrast().parts.bank.vectors)
 
 
 def test_crd_draws_every_other_image_and_never_the_image_itself() -> None:
-    criterion = contrast(CRD(dim=3, negatives=8))
-    seen: list[Tensor] = []
-    estimate = criterion._estimate
-    criterion._estimate = lambda anchors, memory, side: seen.append(memory) or estimate(anchors, memory, side)
-    banks = criterion.banks.clone()
-    for _ in range(30):
-        criterion.banks.copy_(banks)
-        criterion(*crd_maps(), Batch((), index=INDEX))
-    drawn = {tuple(row.tolist()) for memory in seen[::2] for row in memory[0, 1:]}
-    assert drawn == {tuple(row.tolist()) for k, row in enumerate(banks[1]) if k != INDEX[0]}
+    memory = contrast().parts.bank
+    rows = torch.cat([memory.rows(Batch((), index=INDEX), others=20) for _ in range(30)], 1)
+    assert rows.shape == (3, 30 * SAMPLES) and torch.equal(rows[:, 0], INDEX)  # no more than there are
+    for own, drawn in zip(INDEX.tolist(), rows.reshape(3, 30, SAMPLES)[:, :, 1:], strict=True):
+        assert set(drawn.flatten().tolist()) == set(range(SAMPLES)) - {own}
 
 
 def test_crd_trains_student_and_heads_alone_and_keeps_its_memory_while_evaluating() -> None:
@@ -293,10 +291,10 @@ def test_crd_trains_student_and_heads_alone_and_keeps_its_memory_while_evaluatin
     student.requires_grad_()
     criterion(student, teacher, Batch((), index=INDEX)).backward()
     assert student.grad.abs().sum() > 0 and all(p.grad.abs().sum() > 0 for p in criterion.parameters())
-    assert not criterion.banks.requires_grad and not criterion.scales.requires_grad
-    before = criterion.banks.clone()
+    assert not criterion.parts.bank.vectors.requires_grad and not criterion.parts.bank.scales.requires_grad
+    before = criterion.parts.bank.vectors.clone()
     criterion.eval()(student, teacher, Batch((), index=INDEX))
-    assert torch.equal(criterion.banks, before)
+    assert torch.equal(criterion.parts.bank.vectors, before)
 
 
 def test_crd_takes_pooled_features() -> None:
@@ -357,6 +355,7 @@ def test_parse() -> None:
         ("", "'' is not a method; write its name"),
         ("red+", "'' is not a method"),
         ("red+red(alpha=1.0)", "names a method twice"),
+        ("mse+kd(temperature=2, alpha=1, temperature=3)", r"'kd\(temperature=2, .* gives an option twice$"),
         ("red(1.0)", r"'red\(1.0\)' is not a method"),
         ("red(alpha=1.0", "is not a method"),
         ("red(alpha=[1)", "is not a method"),
@@ -381,6 +380,87 @@ class Formless:
 def test_what_is_no_method(methods: Any) -> None:
     with pytest.raises(TypeError, match=r"a name, such as 'red\+kd', or a dataclass with name, reads, alpha"):
         parse_methods(methods)
+
+
+@dataclass(frozen=True)
+class Spread(Weighted):
+    """A method of one's own, written in the way that each test says."""
+
+    name = "spread"
+    alpha: float = 1.0
+
+
+class Variance(nn.Module):
+    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return (student.var() - teacher.var()).abs()
+
+
+class WithoutBatch(nn.Module):
+    def forward(self, ours: Tensor, theirs: Tensor) -> Tensor:
+        return (ours.var() - theirs.var()).abs()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda self, ours, theirs: Variance(), r"takes \(ours, theirs\), but is called .*; it lacks samples$"),
+        (staticmethod(lambda s, t, batch: (s - t).abs().mean()), "make its criterion, an nn.Module, from .*: unsupp"),
+        (staticmethod(lambda s, t, batch: s.var()), "from two shapes and .* images: 'tuple' object has no attr"),
+        (lambda self, s, t, samples: F.l1_loss, "returns a function, not an nn.Module$"),
+        (lambda self, s, t, samples: Variance, "returns a type, not an nn.Module"),
+        (lambda self, s, t, samples: WithoutBatch(), r"criterion takes \(ours, theirs\).* lacks batch$"),
+        (lambda self, s, t, samples: nn.L1Loss(), r"takes \(input, target\), but is called .*; it lacks batch$"),
+    ],
+)
+def test_criteria_of_ones_own_that_are_none(criterion: Any, message: str) -> None:
+    own = type("Own", (Spread,), {"criterion": criterion})()
+    with pytest.raises(TypeError, match=f"spread.* {message}"):
+        make_criterion(own, (3, 4, 4), (3, 4, 4), samples=0)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({}, r"spread lacks a loss\(student, teacher, batch\), or a criterion of its own"),
+        ({"loss": lambda self, s, t: s.mean()}, r"spread.loss takes \(s, t\), but is called .*; it lacks batch$"),
+        (
+            {"loss": lambda self, s, t, batch: s.mean(), "parts": lambda *_: {"gate": nn.ReLU()}},
+            r"called with \(student, teacher, batch, gate\); it lacks gate$",
+        ),
+    ],
+)
+def test_losses_of_ones_own_that_cannot_be_called(members: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make_criterion(type("Own", (Spread,), members)(), (3, 4, 4), (3, 4, 4), samples=0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [(torch.ones(2), r"a tensor \(2,\)"), (torch.ones(1), r"\(1,\)"), (0.5, "a float"), (None, "None")],
+)
+def test_a_loss_is_a_scalar_tensor(loss: Any, found: str) -> None:
+    with pytest.raises(TypeError, match=f"spread's loss is .*{found}.*, not a scalar tensor; return its mean"):
+        check_loss("spread", loss)
+
+
+def test_methods_of_ones_own_that_fit() -> None:
+    maps = torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+    for members in ({"criterion": lambda self, *shapes: Variance()}, {"loss": lambda self, *maps: Variance()(*maps)}):
+        own = type("Own", (Spread,), members)()
+        value = make_criterion(own, (3, 4, 4), (3, 4, 4), samples=0)(*maps, Batch(()))
+        assert check_loss("spread", value) is value and value == 0
+    kinds = [(method, make_criterion(method(), (3, 4, 4), (3, 4, 4), 9)) for method in METHODS.values()]
+    assert all(isinstance(criterion, nn.Module) for _, criterion in kinds)
+
+
+def test_what_a_method_lacks_is_named() -> None:
+    @dataclass
+    class Bare:
+        name = "bare"
+        alpha: float = 1.0
+
+    with pytest.raises(TypeError, match=r"not .*Bare\(alpha=1.0\); it lacks reads, block, criterion"):
+        parse_methods(Bare())  # type: ignore[arg-type]
 
 
 def test_make_method() -> None:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.models import (
+    ARCHITECTURES,
     create_model,
     list_models,
     load_checkpoint,
-    places,
     student_name,
     usual_plan,
 )
@@ -293,13 +293,13 @@ def test_map_sizes_follow_the_plan(arch: str, channels: int) -> None:
         x = torch.zeros(2, channels, 64, 64)
         assert model(x).shape == (2, 7)
         expected = [64 // total for total in accumulate(model.plan.places, mul)]
-        assert map_sizes(model, [*places(arch), last], x) == [*expected, 64 // model.plan.total]
+        assert map_sizes(model, [*ARCHITECTURES[arch].paths, last], x) == [*expected, 64 // model.plan.total]
 
 
 def test_places_carry_the_strides() -> None:
     for arch in list_models():
         model = on_meta(arch)
-        found = [model.get_submodule(path).stride for path in places(arch)]
+        found = [model.get_submodule(path).stride for path in ARCHITECTURES[arch].paths]
         assert tuple(s if isinstance(s, int) else s[0] for s in found) == model.plan.places
 
 
@@ -405,9 +405,8 @@ def test_models_by_kind() -> None:
 
 
 def test_questions_about_unknown_architectures() -> None:
-    for ask in (places, usual_plan):
-        with pytest.raises(ValueError, match=r"did you mean .*'resnet18'"):
-            ask("resnet_18")
+    with pytest.raises(ValueError, match=r"did you mean .*'resnet18'"):
+        usual_plan("resnet_18")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------

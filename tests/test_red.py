@@ -211,7 +211,7 @@ def test_in_place_errors() -> None:
     with pytest.raises(ValueError, match=r"call eval\(\) on the block first"):
         InPlaceRedBlock.from_block(RedBlock(2))
     with pytest.raises(ValueError, match="rows cannot be 0"):
-        InPlaceRedBlock(2, rows=0)
+        InPlaceRedBlock.from_block(trained(2), rows=0)
     with pytest.raises(RuntimeError, match=r"run it under torch.no_grad"):
         block.requires_grad_()(x)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from redistill_lib.distill import match_taps
-from redistill_lib.models import create_model, load_checkpoint, places, student_name, usual_plan
+from redistill_lib.models import ARCHITECTURES, create_model, load_checkpoint, student_name, usual_plan
 from redistill_lib.plans import StridePlan
 from redistill_lib.red import RedBlock, insert_blocks
 
@@ -60,7 +60,7 @@ def test_names_and_plans() -> None:
     assert student_name(TEACHER, 2) == STUDENT
     assert student_name("unet", 4) == "unet-4-211"
     assert student_name("unet-1-22", 2) == "unet-2-21"
-    assert places("unet") == ("head", "downblocks.2.main", "downblocks.5.main", "downblocks.8.main")
+    assert ARCHITECTURES["unet"].paths == ("head", "downblocks.2.main", "downblocks.5.main", "downblocks.8.main")
 
 
 def test_dropout_is_in_every_residual_block() -> None:
@@ -226,7 +226,7 @@ def test_attention_is_where_it_was_asked_for() -> None:
 @pytest.mark.parametrize("name", [TEACHER, STUDENT, "unet-8-111"])
 def test_map_sizes_follow_the_plan(name: str) -> None:
     model, sizes = create_model(name, ch=8), {}
-    for key in (*places("unet"), "middleblocks.1", "upblocks.3", "upblocks.7", "upblocks.11"):
+    for key in (*ARCHITECTURES["unet"].paths, "middleblocks.1", "upblocks.3", "upblocks.7", "upblocks.11"):
         hook = lambda _m, _x, out, key=key: sizes.update({key: out.shape[2]})  # noqa: E731
         model.get_submodule(key).register_forward_hook(hook)
     x, t = batch(32)

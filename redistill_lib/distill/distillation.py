@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from redistill_lib.checks import check_fields, check_type, whole
 from redistill_lib.distill.taps import Tap
 from redistill_lib.distill.teachers import LiveTeacher
-from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, parse_methods
+from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, check_loss, make_criterion, parse_methods
 from redistill_lib.network import (
     MapRef,
     check_float,
@@ -244,7 +244,7 @@ class Distillation(nn.Module):
 
     def _criterion(self, term: Term, shape: Shape, other: Shape, inputs: Inputs | None, samples: int) -> nn.Module:
         try:
-            return term.method.criterion(shape, other, samples)
+            return make_criterion(term.method, shape, other, samples)
         except IndexError:
             why = f"{term.method.name} needs the shapes of its maps; give Distillation an example="
             raise ValueError(why) from None
@@ -307,10 +307,9 @@ class Distillation(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32) if own is None else own.dtype
         try:
             with torch.autocast(x.device.type, enabled=False):
-                loss: Tensor = criterion(x.to(dtype), other.to(dtype), batch)
+                return check_loss(term.method.name, criterion(x.to(dtype), other.to(dtype), batch))
         except ValueError as error:
             raise self._explained(term, error, batch.inputs, x.shape[1:], other.shape[1:]) from None
-        return loss
 
     def _distill_loss(self, losses: dict[str, Tensor]) -> Tensor:
         weighted: dict[str, list[Tensor]] = {}

@@ -12,30 +12,11 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from redistill_lib.checks import hint
-from redistill_lib.methods.base import Batch, Compare, Method, Shape, Weighted
+from redistill_lib.methods.base import Batch, Method, Shape, Weighted, check_loss, make_criterion  # noqa: F401
 from redistill_lib.methods.contrast import CRD
 from redistill_lib.methods.features import FitNet
 from redistill_lib.methods.logits import DKD, KD, MSE
 from redistill_lib.methods.red import RED, REDBlocks, Stage
-
-__all__ = [
-    "CRD",
-    "DKD",
-    "KD",
-    "METHODS",
-    "MSE",
-    "RED",
-    "Batch",
-    "Compare",
-    "FitNet",
-    "Method",
-    "REDBlocks",
-    "Shape",
-    "Stage",
-    "Weighted",
-    "make_method",
-    "parse_methods",
-]
 
 _MEMBERS = ("name", "reads", "alpha", "block", "criterion")
 
@@ -68,9 +49,11 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
     given = methods if isinstance(methods, Sequence) else [methods]
     made = tuple(_parse(m) if isinstance(m, str) else m for m in given)
     for method in made:
-        if isinstance(method, type) or not is_dataclass(method) or not all(hasattr(method, m) for m in _MEMBERS):
+        lacks = [name for name in _MEMBERS if not hasattr(method, name)]
+        if isinstance(method, type) or not is_dataclass(method) or lacks:
             raise TypeError(
                 f"a method is a name, such as 'red+kd', or a dataclass with {', '.join(_MEMBERS)}, not {method!r}"
+                + (f"; it lacks {', '.join(lacks)}" if is_dataclass(method) and lacks else "")
             )
         if method.reads not in ("maps", "outputs"):
             raise ValueError(f"{method.name} reads 'maps' or 'outputs', not {method.reads!r}")
@@ -86,8 +69,10 @@ def _parse(text: str) -> Method:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body if match else None
         if not match or not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
             raise ValueError
-        options = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        options = [(str(k.arg), ast.literal_eval(k.value)) for k in call.keywords]
     except (SyntaxError, TypeError, ValueError):
         why = f"{text.strip()!r} is not a method; write its name, or name and options, "
         raise ValueError(why + "red(alpha=1.0, distance='mse'), and join several by +") from None
-    return make_method(match[1], **options)
+    if len(dict(options)) < len(options):
+        raise ValueError(f"{text.strip()!r} gives an option twice")
+    return make_method(match[1], **dict(options))

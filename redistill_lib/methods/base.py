@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.checks import is_number
+from redistill_lib.checks import check_above_zero, is_number
 
 #: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
 Shape = tuple[int, ...]
@@ -47,44 +49,172 @@ class Method(Protocol):
     def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module: ...
 
 
+def make_criterion(method: Method, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+    """`method.criterion`, or a TypeError that names what a method of one's own lacks."""
+    _check_takes(f"{method.name}.criterion", method.criterion, "student", "teacher", "samples")
+    try:
+        criterion: object = method.criterion(student, teacher, samples)
+    except (AttributeError, TypeError) as error:
+        task = "make its criterion, an nn.Module, from two shapes and the number of training images"
+        raise TypeError(f"{method.name} cannot {task}: {error}") from error
+    if not isinstance(criterion, nn.Module):
+        raise TypeError(f"{method.name}.criterion returns a {type(criterion).__name__}, not an nn.Module")
+    _check_takes(f"the forward of {method.name}'s criterion", criterion.forward, "student", "teacher", "batch")
+    return criterion
+
+
+def check_loss(method: str, loss: object) -> Tensor:
+    """`loss` if it is a scalar tensor, or a TypeError."""
+    if isinstance(loss, Tensor) and loss.ndim == 0:
+        return loss
+    found = f"a tensor {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise TypeError(f"{method}'s loss is {found}, not a scalar tensor; return its mean() or sum(), without item()")
+
+
+def _check_takes(what: str, function: Callable[..., object], *names: str) -> None:
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*names)
+    except TypeError:
+        lacks = f"; it lacks {', '.join(more)}" if (more := names[len(signature.parameters) :]) else ""
+        takes = ", ".join(signature.parameters)
+        raise TypeError(f"{what} takes ({takes}), but is called with ({', '.join(names)}){lacks}") from None
+
+
+def option(default: Any, check: Callable[[str, Any], object]) -> Any:
+    """A method's field, whose value is checked by ``check(name, value)`` when the method is made."""
+    return field(default=default, metadata={"check": check})
+
+
+def above_zero(label: str, value: Any) -> None:
+    check_above_zero(**{label: value})
+
+
+def share(label: str, value: Any) -> None:
+    if not is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{label} is a share from 0 to below 1, not {value!r}")
+
+
 class Weighted:
-    """What the methods here have in common: a checked weight, and no block."""
+    """What the methods here have in common: checked options, no block, and a loss that is a function of their own.
+
+    A subclass has ``loss(student, teacher, batch)`` → scalar. Where that needs projectors or memories, `parts` makes
+    them for each tap, and the loss gets them by name.
+
+    >>> @dataclass(frozen=True)
+    ... class Energy(Weighted):
+    ...     name = "energy"
+    ...     alpha: float = 1.0
+    ...     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+    ...         return (student.square().mean() - teacher.square().mean()).square()
+    >>> Energy().criterion((3, 4, 4), (8, 4, 4), samples=0)(torch.zeros(2, 3, 4, 4), torch.ones(2, 8, 4, 4), None)
+    tensor(1.)
+    """
 
     name: ClassVar[str]
     reads: ClassVar[Literal["maps", "outputs"]] = "maps"
     alpha: float
+    loss: Callable[..., Tensor]
 
     def __post_init__(self) -> None:
         if not is_number(self.alpha) or self.alpha < 0:
             raise ValueError(f"alpha is a number from 0 up, not {self.alpha!r}")
+        for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            if "check" in each.metadata:
+                each.metadata["check"](each.name, getattr(self, each.name))
 
     def block(self, student: Shape) -> nn.Module | None:
         return None
 
+    def check(self, student: Shape, teacher: Shape) -> None:
+        """Raise ValueError for shapes that cannot be compared."""
+
+    def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
+        return {}
+
+    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+        if student:
+            self.check(student, teacher)
+        return Compare(self, self.parts(student, teacher, samples))
+
 
 class Compare(nn.Module):
-    """A criterion without parameters: ``function(student, teacher)``."""
+    """A method's loss as a module, with its parts."""
 
-    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
+    def __init__(self, method: Weighted, parts: dict[str, nn.Module]):
         super().__init__()
-        self.function = function
+        if not hasattr(method, "loss"):
+            raise TypeError(f"{method.name} lacks a loss(student, teacher, batch), or a criterion of its own")
+        _check_takes(f"{method.name}.loss", method.loss, "student", "teacher", "batch", *parts)
+        self.method, self.parts = method, nn.ModuleDict(parts)
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return self.function(student, teacher)
+        self.method.check(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
+        return self.method.loss(student, teacher, batch, **self.parts)
+
+
+class MemoryBank(nn.Module):
+    """A unit vector of student and teacher for each training image, 2×samples×dim; random until it is first updated.
+
+    >>> bank = MemoryBank("crd", samples=10, dim=4)
+    >>> bank.vectors[:, bank.rows(Batch((), index=torch.tensor([3, 7])), others=5)].shape
+    torch.Size([2, 2, 6, 4])
+    """
+
+    def __init__(self, method: str, samples: int, dim: int):
+        super().__init__()
+        if samples < 2:
+            raise ValueError(f"{method} remembers each training image; give Distillation samples=, their number")
+        self.method = method
+        self.vectors = nn.Buffer(F.normalize(torch.randn(2, samples, dim), dim=2))
+        self.scales = nn.Buffer(torch.zeros(2, 1, 1))
+
+    def rows(self, batch: Batch, others: int) -> Tensor:
+        """B×(1 + others): the row of each image, then those of others, drawn evenly with replacement."""
+        if batch.index is None:
+            raise ValueError(
+                f"{self.method} keeps a memory of each image; call the distillation with index=, their rows"
+            )
+        own, samples = torch.as_tensor(batch.index), self.vectors.shape[1]
+        if not 0 <= own.min() <= own.max() < samples:
+            raise ValueError(
+                f"{self.method} remembers images 0 to {samples - 1}, but the batch's index holds {own.tolist()}"
+            )
+        own = own.to(self.vectors.device)[:, None]
+        shift = torch.randint(1, samples, (len(own), min(others, samples - 1)), device=own.device)
+        return torch.cat([own, (own + shift) % samples], 1)
+
+    @torch.no_grad()
+    def scale(self, similarities: Tensor) -> Tensor:
+        """The mean of similarities above 0, 2×B×K, over the first batch: 2×1×1, the same from then on."""
+        self.scales.copy_(torch.where(self.scales > 0, self.scales, similarities.mean((1, 2), keepdim=True)))
+        return self.scales
+
+    @torch.no_grad()
+    def update(self, rows: Tensor, new: Tensor, momentum: float) -> None:
+        """In training, move the vectors at `rows` (B) towards new ones (2×B×dim)."""
+        if self.training:
+            self.vectors[:, rows] = F.normalize(self.vectors[:, rows].lerp(new, 1 - momentum), dim=2)
+
+
+def spatial_mean(x: Tensor) -> Tensor:
+    """B×C×… → B×C."""
+    return x.flatten(2).mean(2) if x.ndim > 2 else x
 
 
 def check_equal(method: str, student: Shape, teacher: Shape, advice: str) -> None:
     """Raise ValueError where a method that needs equal shapes gets unequal ones."""
-    if tuple(student) != tuple(teacher):
+    if student != teacher:
         raise ValueError(
-            f"{method} needs equal shapes, not {tuple(student)} from the student and {tuple(teacher)} from the "
-            f"teacher; {advice}"
+            f"{method} needs equal shapes, not {student} from the student and {teacher} from the teacher; {advice}"
         )
 
 
-def class_probabilities(batch: Batch, classes: int, method: str) -> Tensor:
-    """The batch's targets, class numbers or probabilities, as probabilities B×classes."""
-    targets = batch.targets
+def class_probabilities(batch: Batch, outputs: Tensor, method: str) -> Tensor:
+    """The batch's targets, class numbers or probabilities, as probabilities in the shape of `outputs`, B×classes."""
+    if outputs.ndim != 2:
+        raise ValueError(f"{method} needs outputs B×classes, not {tuple(outputs.shape)}")
+    targets, classes = batch.targets, outputs.shape[1]
     if not isinstance(targets, Tensor):
         raise ValueError(f"{method} needs the targets of each batch; call the distillation with targets=")
     if targets.is_floating_point() and targets.shape[1:] == (classes,):

@@ -16,24 +16,20 @@ class FitNet(Weighted):
 
     Needs equal height × width. Source: Romero et al., arXiv 1412.6550, equation 3; weight 100 as in RepDistiller.
 
-    >>> FitNet().criterion((8, 4, 4), (16, 4, 4), samples=0).project.weight.shape
+    >>> FitNet().criterion((8, 4, 4), (16, 4, 4), samples=0).parts.project.weight.shape
     torch.Size([16, 8, 1, 1])
     """
 
     name = "fitnet"
     alpha: float = 100.0
 
-    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+    def check(self, student: Shape, teacher: Shape) -> None:
         check_equal(self.name, student[1:], teacher[1:], "choose maps of equal height × width")
         if len(student) == 1:
             raise ValueError(f"{self.name} needs maps C×H×W, not {student}")
-        return _Hint(student[0], teacher[0])
 
+    def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
+        return {"project": nn.Conv2d(student[0], teacher[0], 1)}
 
-class _Hint(nn.Module):
-    def __init__(self, student: int, teacher: int):
-        super().__init__()
-        self.project = nn.Conv2d(student, teacher, 1)
-
-    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return F.mse_loss(self.project(student), teacher)
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch, project: nn.Module) -> Tensor:
+        return F.mse_loss(project(student), teacher)

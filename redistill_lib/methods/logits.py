@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from redistill_lib.checks import check_above_zero
-from redistill_lib.methods.base import Batch, Compare, Shape, Weighted, check_equal, class_probabilities
-
-_SAME_CLASSES = "train both on the same classes"
+from redistill_lib.methods.base import Batch, Shape, Weighted, above_zero, check_equal, class_probabilities, option
 
 
 @dataclass(frozen=True)
@@ -25,19 +22,13 @@ class KD(Weighted):
     """
 
     name, reads = "kd", "outputs"
-    temperature: float = 2.0
+    temperature: float = option(2.0, above_zero)
     alpha: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_above_zero(temperature=self.temperature)
+    def check(self, student: Shape, teacher: Shape) -> None:
+        check_equal(self.name, student, teacher, "train both on the same classes")
 
-    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
-        check_equal(self.name, student, teacher, _SAME_CLASSES)
-        return Compare(self._loss)
-
-    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        check_equal(self.name, student.shape, teacher.shape, _SAME_CLASSES)
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         s, t = (F.log_softmax(logits / self.temperature, dim=1) for logits in (student, teacher))
         return self.temperature**2 * _divergence(s, t).mean()
 
@@ -61,29 +52,17 @@ class DKD(KD):
     """
 
     name = "dkd"
-    temperature: float = 4.0
+    temperature: float = option(4.0, above_zero)
     target: float = 1.0
     others: float = 8.0
 
-    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
-        check_equal(self.name, student, teacher, _SAME_CLASSES)
-        return _Decoupled(self)
-
-
-class _Decoupled(nn.Module):
-    def __init__(self, method: DKD):
-        super().__init__()
-        self.method = method
-
-    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        if student.ndim != 2:
-            raise ValueError(f"{self.method.name} needs outputs B×classes, not {tuple(student.shape)}")
-        m, shares = self.method, class_probabilities(batch, student.shape[1], self.method.name)
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        shares = class_probabilities(batch, student, self.name)
         rows, classes = shares.nonzero(as_tuple=True)  # one row for each class in an image's target
         own = F.one_hot(classes, student.shape[1]).bool()
-        parts = [_decouple(logits[rows] / m.temperature, own) for logits in (student, teacher)]
+        parts = [_decouple(logits[rows] / self.temperature, own) for logits in (student, teacher)]
         target, others = (_divergence(s, t) for s, t in zip(*parts, strict=True))
-        loss = m.temperature**2 * (m.target * target + m.others * others)
+        loss = self.temperature**2 * (self.target * target + self.others * others)
         return (shares[rows, classes] * loss).sum() / len(student)
 
 
@@ -104,10 +83,8 @@ class MSE(Weighted):
     name, reads = "mse", "outputs"
     alpha: float = 1.0
 
-    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
+    def check(self, student: Shape, teacher: Shape) -> None:
         check_equal(self.name, student, teacher, "it compares value by value")
-        return Compare(self._loss)
 
-    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-        check_equal(self.name, student.shape, teacher.shape, "it compares value by value")
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         return F.mse_loss(student, teacher)

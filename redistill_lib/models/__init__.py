@@ -10,26 +10,11 @@ from torch import Tensor
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
-from redistill_lib.models.checkpoint import load_checkpoint
+from redistill_lib.models.checkpoint import load_checkpoint  # noqa: F401
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
 from redistill_lib.models.unet import UNet, UNetConfig
 from redistill_lib.plans import StridePlan
-
-__all__ = [
-    "ARCHITECTURES",
-    "Architecture",
-    "MobileNet",
-    "ResNet",
-    "UNet",
-    "create_model",
-    "example_inputs",
-    "list_models",
-    "load_checkpoint",
-    "places",
-    "student_name",
-    "usual_plan",
-]
 
 Kind = Literal["classifier", "diffusion"]  # images → logits; images and time steps → noise
 
@@ -40,7 +25,7 @@ class Architecture:
 
     build: type[ResNet] | type[MobileNet] | None  # None: a U-Net
     usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's)
-    paths: tuple[str, ...]  # the module that carries each place's stride: "layer3.0.conv1"
+    paths: tuple[str, ...]  # the module of each place's stride: "layer3.0.conv1"; U-Net: of two blocks per level
     named: int  # parts of the path that a reader calls the place by
     allowed: tuple[int, ...] = (1, 2, 4)  # strides of every place but the stem
     stem: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -127,17 +112,6 @@ def usual_plan(arch: str) -> StridePlan:
     return _split(arch)[1].usual
 
 
-def places(arch: str) -> tuple[str, ...]:
-    """Module paths of the layers whose strides the plan's places are, stem first.
-
-    Those of a U-Net are for its usual two residual blocks per level.
-
-    >>> places("resnet18")[:3]
-    ('conv1', 'maxpool', 'layer1.0.conv1')
-    """
-    return _split(arch)[1].paths
-
-
 def student_name(name: str, factor: int) -> str:
     """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
 
@@ -157,33 +131,29 @@ def student_name(name: str, factor: int) -> str:
 
 
 def create_model(
-    name: str,
-    num_classes: int | None = None,
-    in_channels: int = 3,
-    width: float | None = None,
-    **options: Any,
+    name: str, num_classes: int | None = None, in_channels: int = 3, width: float | None = None, **options: Any
 ) -> ResNet | MobileNet | UNet:
-    """A freshly initialised network: a classifier, or the U-Net that predicts the noise of a diffusion model.
+    """A freshly initialised network with the attributes `name` and `plan`: a classifier, or a denoiser's U-Net.
 
-    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan. The model
-    has the attributes `name` (with the plan) and `plan`.
-    A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given). `width`, from 0.125
-    to 8 (1 unless given), multiplies its channel counts.
-    A U-Net is called with images and time steps (int64, B), and labels (int64, B) if it has `num_classes`, and
-    returns the images' shape. Its `options` are `strides` (instead of a plan in its name) and those of `UNetConfig`.
+    `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan.
+    A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given); `width`, from 0.125
+    to 8 (1 unless given), multiplies its channel counts. A U-Net maps images, time steps (int64, B), and labels
+    (int64, B) if it has `num_classes`, to the images' shape; its `options` are `strides` (instead of a plan in its
+    name) and those of `UNetConfig`.
 
     Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
     >>> model = create_model("resnet18", num_classes=5, in_channels=1, width=0.25)
     >>> model.name, model.plan.total, model(torch.zeros(2, 1, 64, 64)).shape
     ('resnet18-2-21222', 32, torch.Size([2, 5]))
-    >>> create_model("unet", strides=(2, 2, 2, 1), ch=8).name
-    'unet-2-221'
+    >>> denoiser = create_model("unet", strides=(2, 2, 2, 1), ch=8)
+    >>> denoiser.name, denoiser(torch.zeros(5, 3, 16, 16), torch.arange(5)).shape
+    ('unet-2-221', torch.Size([5, 3, 16, 16]))
     """
     arch, facts, plan = _split(name)
     in_channels = whole("in_channels", in_channels)
-    own = ["strides", *(field.name for field in fields(UNetConfig))]
-    taken = ["num_classes", "width"] if facts.build else [*own, "num_classes"]
+    own = ["num_classes", "strides", *(field.name for field in fields(UNetConfig))]
+    taken = ["num_classes", "width"] if facts.build else own
     for option, value in {**options, **({} if width is None else {"width": width})}.items():
         if option not in taken:
             raise ValueError(
@@ -213,8 +183,8 @@ def example_inputs(
     >>> [tuple(x.shape) for x in example_inputs("unet-2-221", 32, batch=4)]
     [(4, 3, 32, 32), (4,)]
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    images = torch.zeros(batch, in_channels, height, width, device=device)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    images = torch.zeros(batch, in_channels, *size, device=device)
     steps = torch.zeros(batch, dtype=torch.int64, device=device)
     return (images, steps) if _split(name)[1].kind == "diffusion" else (images,)
 

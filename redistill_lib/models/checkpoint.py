@@ -45,17 +45,13 @@ def load_checkpoint(
     while inner := next((given[key] for key in WRAPPERS if isinstance(given.get(key), Mapping)), None):
         given = dict(inner)  # type: ignore[call-overload]
     given, others = _unwrap(given, model.state_dict())
-    wanted = nn.ModuleList(blocks)
-    parts: list[tuple[nn.Module, str, dict[str, object]]] = [
-        (model, getattr(model, "name", type(model).__name__), given)
-    ]
+    wanted, found = nn.ModuleList(blocks), dict[str, object]()
     if len(wanted):
         found = {name.removeprefix(BLOCKS): others.pop(name) for name in list(others) if name.startswith(BLOCKS)}
-        parts.append((wanted, "the RED blocks", found))
-    for part, label, state in parts:
-        _check(part, label, state)
-    for part, _, state in parts:
-        part.load_state_dict(state)
+    _check(model, getattr(model, "name", type(model).__name__), given)
+    _check(wanted, "the RED blocks", found)
+    model.load_state_dict(given)
+    wanted.load_state_dict(found)
     if others:
         kinds = ", ".join(dict.fromkeys(name.partition(".")[0] for name in others))
         warnings.warn(
@@ -79,23 +75,22 @@ def _unwrap(given: dict[str, object], own: Mapping[str, Tensor]) -> tuple[dict[s
 
 def _check(module: nn.Module, label: str, given: Mapping[str, object]) -> None:
     own = module.state_dict()
-    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
-
-    def some(what: str, names: list[str]) -> str:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        return f"{what} {', '.join(names[:3])}{more}"
-
+    shapes = {name: value.shape for name, value in given.items() if isinstance(value, Tensor)}
     found = {
         "missing": [name for name in own if name not in given],
         "unexpected": [name for name in given if name not in own],
-        "not a tensor:": [name for name in own if name in given and name not in tensors],
+        "not a tensor:": [name for name in own if name in given and name not in shapes],
         "of another shape:": [
-            f"{name} ({'×'.join(map(str, tensors[name].shape))}, here {'×'.join(map(str, own[name].shape))})"
+            f"{name} ({'×'.join(map(str, shapes[name]))}, here {'×'.join(map(str, own[name].shape))})"
             for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
+            if name in shapes and shapes[name] != own[name].shape
         ],
     }
-    problems = [some(what, names) for what, names in found.items() if names]
+    problems = []
+    for what, names in found.items():
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            problems.append(f"{what} {', '.join(names[:3])}{more}")
     if problems:
         raise ValueError(f"The checkpoint does not fit {label}: {'; '.join(problems)}.")
 

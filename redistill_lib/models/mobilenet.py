@@ -18,24 +18,15 @@ class Block(NamedTuple):
     channels: int
     squeeze: bool | None  # squeeze-and-excitation; False: only its slot, which the checkpoints' indices count
     activation: type[nn.Module]
+    depth: int = 1  # how many of it in a row; the first one has the stride
 
 
-# MobileNetV2 (arXiv 1801.04381, table 2): one entry per stage, with its number of blocks.
-V2_STAGES = [
-    (Block(3, expansion, channels, None, nn.ReLU6), depth)
-    for expansion, channels, depth in (
-        (1, 16, 1),
-        (6, 24, 2),
-        (6, 32, 3),
-        (6, 64, 4),
-        (6, 96, 3),
-        (6, 160, 3),
-        (6, 320, 1),
-    )
-]
-# MobileNetV3 (arXiv 1905.02244, tables 1 and 2): one entry per block.
-V3_BLOCKS = {
-    "mobilenetv3_small": (
+# MobileNetV2 (arXiv 1801.04381, table 2): expansion, channels and depth of each stage.
+V2_STAGES = ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1))
+# What each place of a plan but the stem stands for; V3 as in arXiv 1905.02244, tables 1 and 2.
+BLOCKS = {
+    "mobilenetv2": [Block(3, expansion, outputs, None, nn.ReLU6, depth) for expansion, outputs, depth in V2_STAGES],
+    "mobilenetv3_small": [
         Block(3, 1, 16, True, nn.ReLU),
         Block(3, 4.5, 24, False, nn.ReLU),
         Block(3, 3.67, 24, False, nn.ReLU),
@@ -43,8 +34,8 @@ V3_BLOCKS = {
         *[Block(5, 6, 40, True, nn.Hardswish)] * 2,
         *[Block(5, 3, 48, True, nn.Hardswish)] * 2,
         *[Block(5, 6, 96, True, nn.Hardswish)] * 3,
-    ),
-    "mobilenetv3_large": (
+    ],
+    "mobilenetv3_large": [
         Block(3, 1, 16, False, nn.ReLU),
         Block(3, 4, 24, False, nn.ReLU),
         Block(3, 3, 24, False, nn.ReLU),
@@ -54,32 +45,24 @@ V3_BLOCKS = {
         *[Block(3, 2.3, 80, False, nn.Hardswish)] * 2,
         *[Block(3, 6, 112, True, nn.Hardswish)] * 2,
         *[Block(5, 6, 160, True, nn.Hardswish)] * 3,
-    ),
+    ],
 }
 V3_HEADS = {"mobilenetv3_small": 1024, "mobilenetv3_large": 1280}
 
 
-def _places(arch: str) -> list[tuple[Block, int]]:
-    return V2_STAGES if arch == "mobilenetv2" else [(block, 1) for block in V3_BLOCKS[arch]]
-
-
 def mobilenet_places(arch: str) -> tuple[str, ...]:
     paths, index = ["features.0.0"], 1
-    for block, depth in _places(arch):
+    for block in BLOCKS[arch]:
         # Without an expansion the block has no 1×1 convolution before its depthwise one.
         paths.append(f"features.{index}.conv.{0 if block.expansion == 1 else 3}")
-        index += depth
+        index += block.depth
     return tuple(paths)
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of `divisor`, raised by one step where that would lose over 10 %.
-
-    >>> make_divisible(60), make_divisible(18)
-    (64, 24)
-    """
-    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded + divisor if rounded < 0.9 * channels else rounded
+def make_divisible(channels: float) -> int:
+    """The nearest multiple of 8, raised by one step where that would lose over 10 %."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class SqueezeExcite(nn.Module):
@@ -97,7 +80,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """A block `conv` with a residual around it where stride is 1 and the channel count stays."""
+    """A block `conv` with a residual around it where the map keeps its shape."""
 
     def __init__(self, conv: nn.Sequential, residual: bool) -> None:
         super().__init__()
@@ -134,12 +117,7 @@ class MobileNet(nn.Module):
 
     The places are the stem and the first block of each stage of "mobilenetv2", or every block of a V3.
     `width` multiplies every channel count, rounded by `make_divisible`; the last layer before the classes never
-    shrinks, as in the papers. `redistill_lib.models.create_model` checks the arguments.
-
-    >>> plan = StridePlan.parse("4-22111111111")
-    >>> model = MobileNet("mobilenetv3_small", plan, num_classes=10, in_channels=3, width=0.5)
-    >>> model.eval()(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 10])
+    shrinks, as in the papers. `redistill_lib.models.create_model` makes it from checked arguments.
     """
 
     def __init__(self, arch: str, plan: StridePlan, num_classes: int, in_channels: int, width: float) -> None:
@@ -149,9 +127,9 @@ class MobileNet(nn.Module):
         activation, first, last = (nn.ReLU6, 32, 1280) if second else (nn.Hardswish, 16, V3_HEADS[arch])
         channels = hidden = make_divisible(first * width)
         features: list[nn.Module] = [nn.Sequential(*_conv_bn(in_channels, channels, 3, plan.stem), activation())]
-        for (block, depth), stride in zip(_places(arch), plan.stages, strict=True):
+        for block, stride in zip(BLOCKS[arch], plan.stages, strict=True):
             outputs = make_divisible(block.channels * width)
-            for index in range(depth):
+            for index in range(block.depth):
                 features.append(_block(channels, outputs, stride if index == 0 else 1, block))
                 hidden, channels = make_divisible(channels * block.expansion), outputs
         self.features = nn.Sequential(*features)

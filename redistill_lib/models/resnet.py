@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -20,16 +19,11 @@ class Layout(NamedTuple):
     grouped: bool
 
 
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 LAYOUTS = {
     f"{family}{depth}": Layout(depths, depth >= 50, family == "resnext")
     for family in ("resnet", "resnext")
-    for depth, depths in {
-        18: (2, 2, 2, 2),
-        34: (3, 4, 6, 3),
-        50: (3, 4, 6, 3),
-        101: (3, 4, 23, 3),
-        152: (3, 8, 36, 3),
-    }.items()
+    for depth, depths in DEPTHS.items()
 }
 
 
@@ -37,11 +31,6 @@ def place_paths(arch: str) -> tuple[str, ...]:
     """Module paths of the six strided layers; a bottleneck strides in its 3×3 (torchvision's "v1.5")."""
     conv = "conv2" if LAYOUTS[arch].bottleneck else "conv1"
     return ("conv1", "maxpool", *(f"layer{stage}.0.{conv}" for stage in range(1, 5)))
-
-
-def _groups(grouped: bool, channels: int) -> int:
-    # 32 groups as in ResNeXt; the gcd keeps narrow networks (width < 1) buildable.
-    return math.gcd(32, channels) if grouped else 1
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
@@ -60,7 +49,7 @@ class BasicBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(planes)
         self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, groups=_groups(grouped, planes), bias=False)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, groups=gcd(planes, 32 if grouped else 1), bias=False)
         self.bn2 = nn.BatchNorm2d(planes)
         self.downsample = _shortcut(inputs, planes, stride)
 
@@ -80,7 +69,7 @@ class Bottleneck(nn.Module):
         inner, outputs = planes * (2 if grouped else 1), planes * self.expansion
         self.conv1 = nn.Conv2d(inputs, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=_groups(grouped, inner), bias=False)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=gcd(inner, 32 if grouped else 1), bias=False)
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -100,10 +89,7 @@ class ResNet(nn.Module):
     `arch` is a key of `LAYOUTS`; the plan's six places are conv1 (7×7), maxpool (3×3), layer1 … layer4.
     `width` scales the 64 channels of the stem, to the nearest multiple of 8, and each stage has twice the
     channels of the one before (width 0.25: 16, 32, 64, 128). Grouped convolutions have gcd(32, channels)
-    groups. Use `redistill_lib.models.create_model`, which checks the arguments.
-
-    >>> ResNet("resnet18", StridePlan.parse("4-11221"), 10, 3, 0.25)(torch.zeros(1, 3, 32, 32)).shape
-    torch.Size([1, 10])
+    groups. `redistill_lib.models.create_model` makes it from checked arguments.
     """
 
     def __init__(self, arch: str, plan: StridePlan, num_classes: int, in_channels: int, width: float) -> None:
@@ -118,14 +104,12 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU()
         # With stride 1 it stays a 3×3 max pool: the student loses the pool's stride, not the pool.
         self.maxpool = nn.MaxPool2d(3, pool, 1)
-        channels, layers = base, []
-        for stage, (depth, stride) in enumerate(zip(layout.depths, stages, strict=True)):
-            blocks = OrderedDict[str, nn.Module]()
+        channels, layers = base, [nn.Sequential() for _ in stages]
+        for stage, (layer, depth, stride) in enumerate(zip(layers, layout.depths, stages, strict=True)):
             planes = base * 2**stage
             for index in range(depth):
-                blocks[str(index)] = block(channels, planes, stride if index == 0 else 1, layout.grouped)
+                layer.append(block(channels, planes, stride if index == 0 else 1, layout.grouped))
                 channels = planes * block.expansion
-            layers.append(nn.Sequential(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)

@@ -109,10 +109,6 @@ class UNet(nn.Module):
     label `num_classes` means no class, and so does leaving labels out (arXiv 2207.12598, section 3.1).
 
     Raises ValueError for options that do not fit each other, and on inputs of another shape or kind.
-
-    >>> model = UNet(StridePlan.parse("2-21"), config=UNetConfig(ch=8, mult=(1, 2, 2)))
-    >>> model.name, model(torch.zeros(5, 3, 16, 16), torch.arange(5)).shape
-    ('unet-2-21', torch.Size([5, 3, 16, 16]))
     """
 
     def __init__(

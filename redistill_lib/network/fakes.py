@@ -19,11 +19,7 @@ Found = TypeVar("Found")
 
 
 def tensors_in(values: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists, dicts, and in plain result objects such as dataclasses, in order.
-
-    >>> [tensor.item() for tensor in tensors_in({"a": torch.tensor(1), "b": [torch.tensor(2), None]})]
-    [1, 2]
-    """
+    """All tensors in nested tuples, lists, dicts, and in plain result objects such as dataclasses, in order."""
     found: list[Tensor] = []
     for leaf in tree_leaves(values):
         if isinstance(leaf, Tensor):
@@ -48,10 +44,10 @@ def real_copy(model: nn.Module) -> nn.Module:
 
 
 def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tensors], Found]) -> Found:
-    """`watch(model, values, source)` without gradients, on copies in eval mode, so that `model` stays as it is.
+    """`watch(model, values, source)` without gradients, on copies in eval mode; raises what the model raises.
 
     The tensors have no contents (`source` is "fake"). Where a pass depends on values or leaves PyTorch, it is
-    computed ("real"). Raises what the model raises.
+    computed ("real").
     """
     held = held_tensors(model)
     device = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))

@@ -19,11 +19,7 @@ _MAIN = ("logits", "sample", "prediction", "out")  # where result objects and di
 
 
 class MapRef(NamedTuple):
-    """The tensor on one side of a layer; an empty `layer` is the whole network.
-
-    >>> str(MapRef("layer2.0", "input"))
-    'layer2.0.input'
-    """
+    """The tensor on one side of a layer; an empty `layer` is the whole network."""
 
     layer: str
     side: Side
@@ -33,10 +29,7 @@ class MapRef(NamedTuple):
 
 
 def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
-    """The layer's path without RED blocks (an official ``net.`` prefix is dropped), or a KeyError with near names.
-
-    A layer that is known under several names is given its first.
-    """
+    """The layer's first path without RED blocks and an official ``net.`` prefix, or a KeyError with near names."""
     paths = original_paths(model)
     names = {name: paths[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
     names |= {path: path for path in paths.values()}
@@ -49,20 +42,13 @@ def find_layer(model: nn.Module, path: str, role: str = "network") -> str:
 def locate(model: nn.Module, ref: MapRef, role: str = "network") -> MapRef:
     """Where the map of `ref` is found in a network with or without RED blocks.
 
-    Blocks belong to their place: an output is taken behind the layer's block, an input behind the block before it.
-
-    >>> from redistill_lib.red import RedBlock, insert_blocks
-    >>> net = insert_blocks(nn.Sequential(nn.Conv2d(3, 8, 3)), [("0", "input", RedBlock(3))])
-    >>> str(locate(net, MapRef("0", "input"))), str(locate(net, MapRef("0", "output")))
-    ('0.layer.input', '0.output')
+    An output is taken behind the layer's block, an input behind the block before it.
     """
-    layer = find_layer(model, ref[0], role)
-    paths = original_paths(model)
-    found = [(name, module) for name, module in model.named_modules() if paths[id(module)] == layer]
-    if ref[1] == "input":  # the innermost: blocks come before it
-        inner = [name for name, module in found if not isinstance(module, BlockedLayer)]
-        return MapRef(inner[0], "input")
-    return MapRef(found[0][0], "output")
+    layer, paths = find_layer(model, ref.layer, role), original_paths(model)
+    found = {name: module for name, module in model.named_modules() if paths[id(module)] == layer}
+    if ref.side == "input":  # the innermost: blocks come before it
+        found = {name: module for name, module in found.items() if not isinstance(module, BlockedLayer)}
+    return MapRef(next(iter(found)), ref.side)
 
 
 @contextmanager
@@ -70,40 +56,29 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
     """While open, call each visitor with the tensor at its place (see `locate`) in passes of this thread.
 
     An input is the layer's first argument; an output that is no tensor goes through `output_of`.
-
-    >>> net, seen = nn.Sequential(nn.ReLU()), []
-    >>> with reading(net, {MapRef("0", "output"): seen.append}):
-    ...     _ = net(torch.tensor([-1.0, 2.0]))
-    >>> seen
-    [tensor([0., 2.])]
     """
     thread = threading.get_ident()
 
-    def on_input(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(ref: MapRef, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
         if threading.get_ident() != thread:
             return
-        x = args[0] if args else kwargs.get(first_parameter(module))
-        if not isinstance(x, Tensor):
+        if ref.side == "output":
+            visits[ref](output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
+        elif isinstance(x := args[0] if args else kwargs.get(first_parameter(module)), Tensor):
+            visits[ref](x)
+        else:
             raise TypeError(f"the first argument of {ref.layer!r} is not a tensor; tap the layer before it")
-        visit(x)
-
-    def on_output(ref: MapRef, visit: Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if threading.get_ident() == thread:
-            visit(output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
 
     with ExitStack() as hooks:
-        for ref, visit in visits.items():
+        for ref in visits:
             module = model.get_submodule(ref.layer)
-            if ref.side == "input":
-                hook = module.register_forward_pre_hook(partial(on_input, ref, visit), with_kwargs=True)
-            else:
-                hook = module.register_forward_hook(partial(on_output, ref, visit))
-            hooks.enter_context(hook)
+            register = module.register_forward_pre_hook if ref.side == "input" else module.register_forward_hook
+            hooks.enter_context(register(partial(hook, ref), with_kwargs=True))
         yield
 
 
 def output_of(outputs: Any, source: str = "the network") -> Tensor:
-    """The main tensor of what a network or a layer returns, or a TypeError that names `source`.
+    """The main tensor of what a network or a layer (`source`) returns, or a TypeError.
 
     That is the tensor itself; ``logits``, ``sample``, ``prediction`` or ``out`` of a result object or dict; or the
     first entry of a tuple or list.
@@ -141,11 +116,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype of a network's float weights; float32 where it has none.
-
-    >>> dtype_of(nn.Linear(2, 2).half())
-    torch.float16
-    """
+    """The dtype of a network's float weights; float32 where it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
@@ -170,10 +141,6 @@ def run_and_read(
 
     With `stop_early` the pass ends at the last map, and the network returns None. Raises RuntimeError where a map is
     made more than once in the pass or never.
-
-    >>> net, ref = nn.Sequential(nn.ReLU(), nn.Flatten()), MapRef("0", "output")
-    >>> run_and_read(net, {ref: locate(net, ref)}, [torch.ones(1, 2)])
-    (tensor([[1., 1.]]), {MapRef(layer='0', side='output'): tensor([[1., 1.]])})
     """
     maps: dict[MapRef, Tensor] = {}
     answer = MapRef("", "output")  # needs no hook, so that a compiled network gives it too
