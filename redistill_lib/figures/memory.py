@@ -5,19 +5,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish
+from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish, name_columns
 from redistill_lib.memory import Bounds, Profile, Row, format_size
 from redistill_lib.memory.schedule import Buffer
 
 _PLOT = 330  # pixels
 _VEIL = "rgba(255,255,255,0.75)"  # behind texts over areas
-_TICK = 16  # characters of a name on an axis
 _COLOURED = 8  # tensors at most
 ROLES = {  # of a tensor at the peak, each with its colours; the largest has the first
     "read": ("#0F7B6C", "#4B9C91", "#87BDB5"),
@@ -87,7 +86,7 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
             annotation={"text": text, "yshift": lift + 2, "font": {"color": tone, "size": 12}, "bgcolor": _VEIL},
         )  # fmt: skip
     figure.update_yaxes(range=[0, highest / scale * 1.16], title=f"alive ({unit})")
-    below = slanted(figure, _ticks(profile, edges), "step of the forward pass, from input to output")
+    below = name_columns(figure, _ticks(profile, edges), "step of the forward pass, from input to output")
     figure.update_xaxes(range=[0.5, edges[-1]])
     figure.update_layout(
         hovermode="x", legend={"entrywidthmode": "fraction", "entrywidth": 0.5, "traceorder": "normal"}
@@ -193,7 +192,7 @@ def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
     for k in starts:
         if all(abs(edges[k] - edges[other]) >= room for other in kept):
             kept.append(k)
-    texts = {k: short(names[k], _TICK) for k in sorted(kept)}
+    texts = {k: short(names[k], 16) for k in sorted(kept)}
     return {float(edges[k]) + 0.5: f"<b>{text}</b>" if k == peak else text for k, text in texts.items()}
 
 
@@ -282,15 +281,6 @@ def place_of(row: Row) -> str:
 def short(name: str, most: int) -> str:
     """A module's path with its middle left out where it is too long."""
     return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"
-
-
-def slanted(figure: go.Figure, ticks: Mapping[float, str], title: str) -> int:
-    """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
-    figure.update_xaxes(
-        tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=-60, ticklabelstandoff=4, showgrid=False,
-        title=title,
-    )  # fmt: skip
-    return 56 + 6 * min(_TICK, max(len(re.sub("<.*?>", "", name)) for name in ticks.values()))
 
 
 def setting(profile: Profile) -> str:

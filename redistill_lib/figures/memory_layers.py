@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 
-from redistill_lib.figures.memory import block_names, layer_name, place_of, ratio, setting, short, slanted, unit_of
-from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, name_rows, symbol
+from redistill_lib.figures.memory import block_names, layer_name, place_of, ratio, setting, short, unit_of
+from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, name_columns, name_rows, symbol
 from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.results import capital, label, listed, role_key, the
 
@@ -118,7 +118,7 @@ def memory_by_layer(
             marker={"symbol": f"{symbol(role)}-open", "size": 9, "color": color(role), "line": {"width": 1.5}},
             name=f"{role_name(role)}, published", **_told(f"{role_name(role)} as published", sizes.items()),
         )  # fmt: skip
-    below = slanted(figure, {k: short(name, 16) for k, name in enumerate(names)}, "layer, from input to output")
+    below = name_columns(figure, {k: short(name, 16) for k, name in enumerate(names)}, "layer, from input to output")
     figure.update_xaxes(range=[-0.6, len(names) - 0.4])
     figure.update_yaxes(title=f"most alive in the layer ({unit})", range=[0, highest / scale * 1.14])
     figure.update_traces(width=wide, textposition="none", selector={"type": "bar"})

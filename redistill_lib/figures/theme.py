@@ -6,7 +6,7 @@ import math
 import re
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -74,6 +74,11 @@ def faint(color: str, opacity: float = 0.35) -> str:
     return f"rgba({r},{g},{b},{opacity:g})"
 
 
+def muted(text: str) -> str:
+    """Text in grey, inside a title, a name or an annotation."""
+    return f'<span style="color:{MUTED}">{text}</span>'
+
+
 def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
     """Lines or markers in the look of a role; the hover text is its name, followed by `hover`.
 
@@ -95,6 +100,15 @@ def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
     figure.update_yaxes(
         tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False
     )
+
+
+def name_columns(figure: go.Figure, names: Mapping[float, str], title: str) -> int:
+    """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
+    figure.update_xaxes(
+        tickvals=list(names), ticktext=list(names.values()), tickangle=-60, ticklabelstandoff=4, showgrid=False,
+        title=title,
+    )  # fmt: skip
+    return 56 + 6 * max(len(re.sub("<.*?>", "", name)) for name in names.values())
 
 
 def finish(
