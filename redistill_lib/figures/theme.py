@@ -43,7 +43,6 @@ TEMPLATE = go.layout.Template(
         },
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "colorway": [*_COLORS.values()],
         "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"size": 13, "color": INK}, "align": "left"},
         "legend": {
             "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 0, "yanchor": "bottom",
@@ -77,6 +76,11 @@ def faint(color: str, opacity: float = 0.35) -> str:
 def muted(text: str) -> str:
     """Text in grey, inside a title, a name or an annotation."""
     return f'<span style="color:{MUTED}">{text}</span>'
+
+
+def short(name: str, most: int) -> str:
+    """A module's path with its middle left out where it is too long."""
+    return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"
 
 
 def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
@@ -148,7 +152,6 @@ def finish(
 
 
 def _legend_rows(figure: go.Figure, width: int) -> int:
-    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
-    if share := figure.layout.legend.entrywidth:
-        return math.ceil(len(names) * share)
-    return max(1, math.ceil(sum(48 + 8 * len(name) for name in names) / width))
+    parts = [part for part in (*figure.data, *figure.layout.shapes) if part.name and part.showlegend is not False]
+    wide = [48 + 7 * len(re.sub("<.*?>", "", part.name)) for part in parts]
+    return 1 if sum(wide) <= width else math.ceil(len(wide) / max(1, width // max(wide)))
