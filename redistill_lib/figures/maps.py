@@ -29,7 +29,6 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
     label. Each map is divided by its root mean square, since the similarity (a cosine) disregards strength, and
     coloured on one scale per row.
 
-    >>> from redistill_lib.maps import MapComparison
     >>> m = np.ones((4, 4), np.float32)
     >>> c = MapComparison(np.zeros((8, 8, 1), np.uint8), m, m, "a output", "b output", 1.0, None, 4, 4, 2)
     >>> len(feature_maps(c).data)
@@ -125,19 +124,16 @@ def tap_scores(frame: pd.DataFrame) -> go.Figure:
     for k, role in enumerate(roles):
         part = frame[frame["student"] == role]
         shift = min(0.13, 0.8 / len(roles)) * (k - (len(roles) - 1) / 2)
-        dots = role_trace(
-            role, hover, x=part["score"], y=part["tap"].map(order) + shift, mode="markers", marker_size=11,
-            error_x_array=part["high"] - part["score"], error_x_width=0,
-            customdata=part[["tap", "teacher_tap", "low", "high", "n"]],
-        )  # fmt: skip
-        figure.add_trace(dots)
+        dots = {"x": part["score"], "y": part["tap"].map(order) + shift, "mode": "markers", "marker_size": 11}
+        dots |= {"error_x_array": part["high"] - part["score"], "error_x_width": 0}
+        told = part[["tap", "teacher_tap", "low", "high", "n"]]
+        figure.add_trace(role_trace(role, hover, **dots, customdata=told))
     name_rows(figure, ticks)
     for k in range(1, len(ticks)):
         figure.add_hline(k - 0.5, line={"width": 1, "color": GRID})
-    least = min(0.0, float(frame[["score", "low"]].min().min())) - 0.05
-    figure.update_xaxes(range=[least, 1.03], title="cosine similarity to the teacher's map (1 = the same pattern)")
+    figure.update_xaxes(rangemode="tozero", title="cosine similarity to the teacher's map (1 = the same pattern)")
     means = frame.groupby("student", sort=False)["score"].mean().sort_values(ascending=False)
-    found = ", ".join(f"{label(str(role))} {number(mean)}" for role, mean in means.items())
-    found = f"Mean similarity to the teacher's maps: {found}"
+    told = ", ".join(f"{label(str(role))} {number(mean)}" for role, mean in means.items())
+    found = f"Mean similarity to the teacher's maps: {told}"
     note = f"Mean over {int(frame['n'].max())} images; lines: 95 % interval over images. {_FLOOR}"
     return finish(figure, found, note, plot=20 + 58 * len(ticks), legend=True, margins=(190, 8, 24, 56))

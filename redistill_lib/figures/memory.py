@@ -144,7 +144,7 @@ def _add_hover(figure: go.Figure, profile: Profile, edges: NDArray[np.float64], 
     for k in kept:
         row = rows[k]
         alive = sorted((tensors[index] for index in row.alive), key=lambda tensor: -tensor.nbytes)
-        names = [f"{short(_name(profile, t), 20)} {format_size(t.nbytes)}" for t in alive[:2]]
+        names = [f"{short(_name(profile, t), 20)} {format_size(t.nbytes)}" for t in alive[:3]]
         told.append(
             f"<b>{short(row.name, 40)}</b>: {short(row.op, 40)}<br>step {k + 1}, makes {_shape(row.shape)}<br>"
             f"{format_size(row.live_bytes)} alive: {', '.join([*names, '…'][: len(alive)])}"

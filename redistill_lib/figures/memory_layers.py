@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.memory import block_names, bound_values, layer_name, place_of, ratio, setting, unit_of
-from redistill_lib.figures.theme import INK, PAGE, color, faint, finish, muted, name_columns, name_rows, short, symbol
+from redistill_lib.figures.theme import INK, PAGE, color, faint, finish, look, muted, name_columns, name_rows, short
 from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.results import capital, label, listed, role_key, the
 
@@ -88,6 +88,7 @@ def memory_by_layer(
     highest = max(each.peak_bytes for each in profiles.values())
     unit, scale = unit_of(highest)
     names = list(dict.fromkeys(name for live in sorted(layers.values(), key=len, reverse=True) for name in live))
+    peaks = {role: max(live.items(), key=lambda item: item[1]) for role, live in layers.items()}
     students = [role for role in layers if role != "teacher"]
     wide, figure, equal = 0.8 / max(1, len(students)), go.Figure(), []
     for role, live in layers.items():
@@ -95,7 +96,7 @@ def memory_by_layer(
         at = {name: names.index(name) + shift for name in live}
         bare = layers.get("student", live) if role in students else live
         figure.add_traces(_bars(role, live, bare, at, scale))
-        layer, size = _peak(live)
+        layer, size = peaks[role]
         figure.add_annotation(
             x=at[layer], y=size / scale, text=f"<b>{format_size(size)}</b>", font_color=color(role),
             textangle=-90 if role in students else 0, yanchor="bottom", yshift=4,
@@ -103,9 +104,10 @@ def memory_by_layer(
         if role in values:
             sizes = {name: mib * 2**20 for name, mib in zip(live, values[role], strict=True)}
             equal += [sizes[name] == size for name, size in live.items()]
-            look = {"symbol": f"{symbol(role)}-open", "size": 9, "color": color(role), "line": {"width": 1.5}}
+            tone, symbol = look(role)
+            marker = {"symbol": f"{symbol}-open", "size": 9, "color": tone, "line": {"width": 1.5}}
             told = _told(f"{role_name(role)}, published", sizes, at, scale)
-            figure.add_scatter(**told, mode="markers", marker=look)
+            figure.add_scatter(**told, mode="markers", marker=marker)
     figure.update_traces(width=wide, selector={"type": "bar"})
     figure.update_traces(width=1, selector={"name": "teacher"})
     below = name_columns(figure, {k: short(name, 16) for k, name in enumerate(names)}, "layer, from input to output")
@@ -115,7 +117,7 @@ def memory_by_layer(
     note = f"{listed(dict.fromkeys(p.model for p in profiles.values()))} {setting(profile)}; weights not included."
     if values:
         note += f" Open markers: the authors' values, {sum(equal)} of {len(equal)} equal to ours to the byte."
-    return finish(figure, _finding(layers), note, plot=340, margins=(64, 0, 12, below), legend=True)
+    return finish(figure, _finding(peaks), note, plot=340, margins=(64, 0, 12, below), legend=True)
 
 
 def _told(name: str, sizes: Sizes, at: Mapping[str, float], scale: int) -> dict[str, Any]:
@@ -140,12 +142,7 @@ def _bars(role: str, live: Sizes, bare: Sizes, at: Mapping[str, float], scale: i
     return bars
 
 
-def _peak(live: Sizes) -> tuple[str, float]:
-    return max(live.items(), key=lambda item: item[1])
-
-
-def _finding(layers: Mapping[str, Sizes]) -> str:
-    peaks = {role: _peak(live) for role, live in layers.items()}
+def _finding(peaks: Mapping[str, tuple[str, float]]) -> str:
     told = {role: f"{format_size(size)} at {layer_name(layer)}" for role, (layer, size) in peaks.items()}
     first, *others = peaks
     base = "student" if "student" in others else [*others, first][0]
@@ -168,7 +165,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     >>> x = torch.zeros(1, 3, 32, 32)
     >>> figure = memory_bars({"teacher": profile_memory(net(1), x), "student": profile_memory(net(4), x)})
     >>> figure.layout.title.text.partition("<br>")[0]
-    '<b>Naive student: 14.0 KiB at its peak, 3.1× less than the teacher</b>'
+    '<b>Naive student: the peak is 14.0 KiB at layer 0, 3.1× less than the teacher (44.0 KiB at layer 0)</b>'
     """
     if not profiles:
         raise ValueError("memory_bars needs at least one profile")
@@ -199,14 +196,10 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
         )  # fmt: skip
     name_rows(figure, names)
     figure.update_xaxes(title=f"peak of live activations ({unit})", range=[0, reach])
-    (first, reference), *others = profiles.items()
-    role, best = min(others or [(first, reference)], key=lambda item: item[1].peak_bytes)
-    found = f"{capital(role_name(role))}: {format_size(best.peak_bytes)} at its peak"
-    if others:
-        found += f", {ratio(reference.peak_bytes, best.peak_bytes)} the {role_name(first)}"
     inputs = listed(dict.fromkeys(setting(profile).removeprefix("on ") for profile in profiles.values()))
     note = f"Input {inputs}. Weights are in another memory, or read from flash: never part of the bar."
     plot, legend = 18 + 58 * len(names), bool(marks)
+    found = _finding({role_key(role): (place_of(p.peak_op), p.peak_bytes) for role, p in profiles.items()})
     return finish(figure, found, note, plot=plot, margins=(180, 22, 130, 56), legend=legend)
 
 

@@ -21,6 +21,7 @@ from redistill_lib.results import label, listed, number, paired_difference, role
 SIDE = 96  # pixels an image is reduced to when it is larger
 _MEASURE = "Difference: root mean square over pixels, where black is −1 and white 1"
 Panel = tuple[go.Image | go.Heatmap, str, str]  # what is shown, the text above it, the text below it
+Rows = Sequence[Sequence[Panel]]
 
 
 def images(
@@ -50,39 +51,31 @@ def images(
     return panels(rows, (height, width), found, shape if title else "")
 
 
-def trajectories(paths: Mapping[str, Trajectory], *, image: int = 0) -> go.Figure:
-    """One image on its way out of the noise, from left to right in time: a row per role.
+def trajectories(paths: Mapping[str, Trajectory]) -> go.Figure:
+    """The first image on its way out of the noise, from left to right in time: a row per role.
 
     `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps. First row:
     x_t, what the first of the networks is given; then the image that each sees in what it is given; last column:
-    where it ends. Below a student's images stands how far they are from the teacher's, for this image; the title
-    has the means over all images of the trajectories.
+    where it ends. Below a student's images stands how far they are from the teacher's; the title has the means over
+    all images of the trajectories. Raises ValueError for paths that differ in time steps or size.
 
-    Raises ValueError for paths that differ in time steps or size, and for an image they do not have.
-
-    >>> import torch
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
     >>> len(trajectories({"teacher": path, "student": path}).data)
     8
     """
     first, leader = _checked(paths), next(iter(paths))
-    if not 0 <= image < len(first.final):
-        raise ValueError(f"the trajectories have images 0 to {len(first.final) - 1}, not {image}")
     seen = {role: torch.cat([path.seen, path.final[None]]) for role, path in paths.items()}
     apart, times = _differences(seen), [*(f"t = {t}" for t in first.t), "<b>the end</b>"]
     lines = [(leader, "is given", first.noisy), *((role, "sees", shots) for role, shots in seen.items())]
     rows: list[list[Panel]] = [[] for _ in lines]
     for r, (role, does, shots) in enumerate(lines):
-        for k, shown in enumerate(shots[:, image]):
+        for k, shown in enumerate(shots[:, 0]):
             last = k == len(first.t)
             name = f"{label(role)} ends in" if last else f"{label(role)} {does} at {times[k]}"
-            far = number(float(apart[role][k, image])) if r and role in apart else ""
+            far = number(float(apart[role][k, 0])) if r and role in apart else ""
             head = times[k] if r == last else ""  # nothing is given at the end
             rows[r].append((image_trace(to_uint8(shown), name), head, far and muted(far)))
-    note = (
-        f"Image {image}. Below students: difference from the teacher's. {_MEASURE}; in the title the mean over "
-        f"{len(first.final)} images."
-    )
+    note = f"Below students: difference from the teacher's. {_MEASURE}; in the title over {len(first.final)} images."
     text = f"{label(leader)} on its way out of the noise"
     if apart:
         starts, ends = (_told({role: values[k] for role, values in apart.items()}) for k in (0, -1))
@@ -96,7 +89,6 @@ def trajectory_step(paths: Mapping[str, Trajectory], shot: int) -> go.Figure:
 
     `paths` as for `trajectories`; `shot` counts from 0, −1 is the last. One column per role.
 
-    >>> import torch
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
     >>> trajectory_step({"teacher": path, "red": path}, 1).layout.title.text.partition("<br>")[0]
     '<b>At t = 499 the difference from what the teacher sees is 0.00 (RED)</b>'
@@ -119,11 +111,8 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
 
     `samples` (what `redistill_lib.sample` returns: N×C×H×W, −1…1) by role; the first `count` are shown. The title
     says how far each role's images are from the teacher's, image by image, over all N, and whether a paired 95 %
-    t-interval over images tells the nearest from the others.
+    t-interval over images tells the nearest from the others. Raises ValueError for samples of unlike shape.
 
-    Raises ValueError for samples of unlike shape.
-
-    >>> import torch
     >>> teacher = torch.zeros(9, 1, 8, 8)
     >>> figure = sample_grids({"teacher": teacher, "student": teacher + 0.5, "red": teacher + 0.25})
     >>> figure.layout.title.text.partition("<br>")[0]
@@ -131,9 +120,7 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
     """
     shapes = ["×".join(map(str, images.shape)) for images in samples.values()]
     if len(set(shapes)) != 1:
-        raise ValueError(
-            f"the samples need one shape, as many of each role, not {', '.join(shapes) or 'none at all'}"
-        )
+        raise ValueError(f"the samples need one shape and one number, not {', '.join(shapes) or 'none at all'}")
     total = len(next(iter(samples.values())))
     if not total or count < 1:
         raise ValueError(f"there is nothing to show: count={count} of {total} samples")
@@ -146,13 +133,7 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
 
 
 def panels(
-    rows: Sequence[Sequence[Panel]],
-    extent: Sequence[int],
-    title: str,
-    note: str,
-    *,
-    names: Sequence[str] = (),
-    right: int = 12,
+    rows: Rows, extent: Sequence[int], title: str, note: str, names: Sequence[str] = (), right: int = 12
 ) -> go.Figure:
     """A figure of images or maps in rows, each over `extent` (height, width), with names left of the rows.
 
@@ -221,10 +202,8 @@ def _checked(paths: Mapping[str, Trajectory]) -> Trajectory:
         raise ValueError("there is no trajectory to show")
     first = next(iter(paths.values()))
     for role, path in paths.items():
-        if path.t != first.t or path.final.shape != first.final.shape:
-            raise ValueError(
-                f"the trajectory of {role} is {path}, others are {first}: draw all with the same settings"
-            )
+        if (path.t, path.final.shape) != (first.t, first.final.shape):
+            raise ValueError(f"the trajectory of {role} is {path}, others are {first}: use the same settings for all")
     return first
 
 

@@ -10,29 +10,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from redistill_lib.results import label, role_key
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
+Box = tuple[int, int, int, int]
 PAGE = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
-# Kept apart by lightness as well as hue, so that they hold under the common colour blindnesses and in grey.
-_COLORS = {
-    "teacher": "#1F2328",
-    "student": "#8A8F98",
-    "kd": "#0072B2",
-    "red": "#CC4C00",
-    "red+kd": "#7A1F5C",
-    "red-blocks": "#E6B03C",
-    "red-blocks+kd": "#56B4E9",
+# Colour and marker: colour is never alone. Colours differ in lightness as well as hue, for the common colour
+# blindnesses and for grey.
+_LOOKS = {
+    "teacher": ("#1F2328", "circle"),
+    "student": ("#8A8F98", "circle"),
+    "kd": ("#0072B2", "square"),
+    "red": ("#CC4C00", "diamond"),
+    "red+kd": ("#7A1F5C", "star"),
+    "red+mse": ("#332288", "cross"),
+    "red-blocks": ("#E6B03C", "hexagon"),
+    "red-blocks+kd": ("#56B4E9", "pentagon"),
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
-_SYMBOLS = {
-    "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
-    "red-blocks": "hexagon", "red-blocks+kd": "pentagon", "red+mse": "cross",
-}  # fmt: skip
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
@@ -58,19 +58,18 @@ TEMPLATE = go.layout.Template(
 
 def color(role: str) -> str:
     """The role's colour, the same in every figure; where it has none, one that follows from its name."""
+    return look(role)[0]
+
+
+def look(role: str) -> tuple[str, str]:
+    """The role's colour and marker."""
     key = role_key(role)
-    return _COLORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
-
-
-def symbol(role: str) -> str:
-    """The role's marker, so that colour is never alone."""
-    return _SYMBOLS.get(role_key(role), "triangle-up")
+    return _LOOKS.get(key) or (_SPARE[zlib.crc32(key.encode()) % len(_SPARE)], "triangle-up")
 
 
 def faint(color: str, opacity: float = 0.35) -> str:
     """The same colour, see-through."""
-    r, g, b = (int(color[k : k + 2], 16) for k in (1, 3, 5))
-    return f"rgba({r},{g},{b},{opacity:g})"
+    return "rgba({},{},{},{:g})".format(*hex_to_rgb(color), opacity)
 
 
 def muted(text: str) -> str:
@@ -88,10 +87,10 @@ def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
 
     `settings` as of `plotly.graph_objects.Scatter`; they may change a part of the look.
     """
-    tone, name = color(role), label(role)
+    (tone, symbol), name = look(role), label(role)
     trace = go.Scatter(
         name=name, legendgroup=name, line={"color": tone, "width": 2.5},
-        marker={"color": tone, "symbol": symbol(role), "size": 9},
+        marker={"color": tone, "symbol": symbol, "size": 9},
         error_x={"color": tone, "thickness": 1.5, "width": 4},
         error_y={"color": tone, "thickness": 1.5, "width": 4},
         hovertemplate=f"<b>{name}</b>{hover}<extra></extra>",
@@ -116,14 +115,7 @@ def name_columns(figure: go.Figure, names: Mapping[float, str], title: str) -> i
 
 
 def finish(
-    figure: go.Figure,
-    title: str,
-    subtitle: str = "",
-    *,
-    plot: int,
-    width: int = PAGE,
-    margins: tuple[int, int, int, int] = (64, 8, 24, 56),
-    legend: bool = False,
+    figure: go.Figure, title: str, note: str = "", *, plot: int, margins: Box = (64, 8, 24, 56), legend: bool = False
 ) -> go.Figure:
     """Give a figure the template, its size, and its title: the finding, and below it what one has to know to read it.
 
@@ -132,23 +124,19 @@ def finish(
     """
     # No line break before a number, % or a bracket, nor around +.
     joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+])|(?<=\+) ", NBSP, title)
-    lines = [line.replace(NBSP, " ") for line in textwrap.wrap(joined, (width - 40) * 10 // 82)]
-    small = textwrap.wrap(subtitle, (width - 40) * 10 // 61)
+    lines, small = textwrap.wrap(joined, 100), textwrap.wrap(note, 134)
+    text = [f"<b>{line.replace(NBSP, ' ')}</b>" for line in lines]
+    if small:  # in the title's text: plotly misplaces a title's own subtitle when the title has several lines
+        text.append(f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>')
     left, above, right, below = margins
-    # The note is part of the title's text: plotly misplaces a title's own subtitle when the title has several lines.
-    note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
     top = 26 + LINE * (len(lines) + len(small)) + above
-    bottom = below + (26 * _legend_rows(figure, width - left - right) if legend else 0)
+    bottom = below + (26 * _legend_rows(figure, PAGE - left - right) if legend else 0)
     height = top + plot + bottom
-    figure.update_layout(
-        template=TEMPLATE, width=width, height=height, showlegend=legend,
+    return figure.update_layout(
+        template=TEMPLATE, width=PAGE, height=height, showlegend=legend,
         margin={"l": left, "t": top, "r": right, "b": bottom},
-        title={
-            "text": "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])]),
-            "y": 1 - 20 / height, "yref": "container",
-        },
+        title={"text": "<br>".join(text), "y": 1 - 20 / height, "yref": "container"},
     )  # fmt: skip
-    return figure
 
 
 def _legend_rows(figure: go.Figure, width: int) -> int:

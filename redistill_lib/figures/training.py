@@ -12,7 +12,6 @@ from plotly.subplots import make_subplots
 from redistill_lib.figures.theme import INK, color, faint, finish, muted, name_rows, role_trace
 from redistill_lib.results import label, summarize
 
-_COLUMNS = ["epoch", "validation_accuracy", "train_task"]
 _TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 1)
 
 
@@ -37,7 +36,8 @@ def accuracies(frame: pd.DataFrame) -> go.Figure:
             single = {
                 "x": summary.runs[role],
                 "y": [k] * row["n"],
-                "marker": {"color": faint(color(role)), "size": 8},
+                "marker_size": 8,
+                "marker_color": faint(color(role)),
             }
             figure.add_trace(role_trace(role, ", one run: %{x:.1f} %", mode="markers", **single))
         if not math.isnan(row["gap_recovered"]):
@@ -67,24 +67,22 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
     figure = make_subplots(1, 2, horizontal_spacing=0.11)
     longest, best = 1, []
     for role, history in histories.items():
-        rows = history.reindex(columns=_COLUMNS)
-        kept = rows.nlargest(1, "validation_accuracy") if len(rows) else rows
-        if len(rows):
-            longest = max(longest, int(rows["epoch"].max()))
-            best.append((kept["validation_accuracy"].item(), label(role)))
-        at, reached = ", epoch %{x}<br>", {"x": kept["epoch"], "y": 100 * kept["validation_accuracy"]}
-        accuracy = {"x": rows["epoch"], "y": 100 * rows["validation_accuracy"]}
-        loss = {"x": rows["epoch"], "y": rows["train_task"], "showlegend": False}
+        rows = history.reindex(columns=["epoch", "validation_accuracy", "train_task"])
+        x, accuracy, at = rows["epoch"], 100 * rows["validation_accuracy"], ", epoch %{x}<br>"
+        kept = accuracy[accuracy == accuracy.max()].head(1)
+        longest = max([longest, *x])
+        best += [(value, label(role)) for value in kept]
+        mark = {"x": x[kept.index], "y": kept, "mode": "markers", "marker_size": 11, "showlegend": False}
         traces = [
-            role_trace(role, at + "validation %{y:.1f} %", mode="lines", **accuracy),
-            role_trace(role, at + "kept: %{y:.1f} %", mode="markers", marker_size=11, showlegend=False, **reached),
-            role_trace(role, at + "task loss %{y:.3f}", mode="lines", **loss),
+            role_trace(role, at + "validation %{y:.1f} %", x=x, y=accuracy, mode="lines"),
+            role_trace(role, at + "kept: %{y:.1f} %", **mark),
+            role_trace(role, at + "task loss %{y:.3f}", x=x, y=rows["train_task"], mode="lines", showlegend=False),
         ]
         figure.add_traces(traces, rows=[1, 1, 1], cols=[1, 1, 2])
     figure.update_xaxes(title="epoch", range=[0.5, longest + 0.5], dtick=1 if longest <= 10 else None)
     figure.update_yaxes(title="validation accuracy (%)", row=1, col=1)
     figure.update_yaxes(title="training loss (task, nats)", rangemode="tozero", row=1, col=2)
-    told = ", ".join(f"{name} {100 * accuracy:.1f} %" for accuracy, name in sorted(best, reverse=True))
+    told = ", ".join(f"{name} {value:.1f} %" for value, name in sorted(best, reverse=True))
     found = f"Best on validation: {told}" if best else "Waiting for the first epoch"
     note = "Marker: the epoch that is kept, the best on validation. One run each."
     return finish(figure, found, note, plot=280, legend=True)
