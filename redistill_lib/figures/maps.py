@@ -98,12 +98,10 @@ def _finding(told: Sequence[tuple[str, MapComparison]], rows: int) -> str:
         who = who.partition(",")[0]
         who = who if who.endswith("student") else f"{who} student"
         return capital(f"{at}the {who}'s map has {s} pixels, the teacher's {t}: similarity {number(first.score)}")
-    scores: dict[str, list[float]] = {}
-    for name, c in told:
-        scores.setdefault(name, []).append(c.score)
+    scores = pd.Series([c.score for _, c in told], index=[name for name, _ in told])
     what = "similarity to the teacher's map" if rows == 1 else "mean similarity to the teacher's maps"
-    means = listed(f"{number(float(np.mean(values)))} ({name})" for name, values in scores.items())
-    return capital(f"{at}{what} is {means}")
+    means = scores.groupby(level=0, sort=False).mean()
+    return capital(f"{at}{what} is {listed(f'{number(mean)} ({name})' for name, mean in means.items())}")
 
 
 def tap_scores(frame: pd.DataFrame) -> go.Figure:
@@ -116,21 +114,16 @@ def tap_scores(frame: pd.DataFrame) -> go.Figure:
     places, roles = frame.drop_duplicates("tap"), list(dict.fromkeys(frame["student"]))
     ticks = [f"<b>{t}</b><br>← teacher's {u}" for t, u in zip(places["tap"], places["teacher_tap"], strict=True)]
     order = {tap: k for k, tap in enumerate(places["tap"])}
-    hover = (
-        " at %{customdata[0]} ← %{customdata[1]}<br>similarity %{x:.3f} (95 %: %{customdata[2]:.3f} to "
-        "%{customdata[3]:.3f})<br>%{customdata[4]} images"
-    )
+    hover = ": %{x:.3f} (95 %: %{customdata[0]:.3f} to %{customdata[1]:.3f})"
     figure = go.Figure()
     for k, role in enumerate(roles):
         part = frame[frame["student"] == role]
         shift = min(0.13, 0.8 / len(roles)) * (k - (len(roles) - 1) / 2)
         dots = {"x": part["score"], "y": part["tap"].map(order) + shift, "mode": "markers", "marker_size": 11}
         dots |= {"error_x_array": part["high"] - part["score"], "error_x_width": 0}
-        told = part[["tap", "teacher_tap", "low", "high", "n"]]
-        figure.add_trace(role_trace(role, hover, **dots, customdata=told))
+        figure.add_trace(role_trace(role, hover, **dots, customdata=part[["low", "high"]]))
     name_rows(figure, ticks)
-    for k in range(1, len(ticks)):
-        figure.add_hline(k - 0.5, line={"width": 1, "color": GRID})
+    figure.update_yaxes(minor={"tickvals": [k + 0.5 for k in order.values()], "showgrid": True, "gridcolor": GRID})
     figure.update_xaxes(rangemode="tozero", title="cosine similarity to the teacher's map (1 = the same pattern)")
     means = frame.groupby("student", sort=False)["score"].mean().sort_values(ascending=False)
     told = ", ".join(f"{label(str(role))} {number(mean)}" for role, mean in means.items())

@@ -88,8 +88,7 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
     below = name_columns(figure, _ticks(profile, edges), "step of the forward pass, from input to output")
     figure.update_xaxes(range=[0.5, edges[-1]])
     figure.update_layout(hovermode="x", legend_traceorder="normal")
-    found, note = _finding(profile, reference), _note(profile, bounds)
-    return finish(figure, found, note, plot=_PLOT, margins=(64, 0, 12, below), legend=True)
+    return finish(figure, *_words(profile, bounds, reference), plot=_PLOT, margins=(64, 0, 12, below), legend=True)
 
 
 def _edges(rows: Sequence[Row]) -> NDArray[np.float64]:
@@ -169,28 +168,23 @@ def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
     return {float(edges[k]) + 0.5: f"<b>{text}</b>" if k == peak else text for k, text in texts.items()}
 
 
-def _finding(profile: Profile, reference: Profile | None) -> str:
+def _words(profile: Profile, bounds: Bounds | None, reference: Profile | None) -> tuple[str, str]:
+    """The finding, and what one has to know to read the figure."""
     text = f"The peak is {format_size(profile.peak_bytes)} at {place_of(profile.peak_op)}"
     if reference:
         text += f", {ratio(reference.peak_bytes, profile.peak_bytes)} the teacher's"
     else:
         text += f", step {profile.peak_index + 1} of {len(profile.rows)}"
     held = profile.peak_op.held_bytes
-    return (
-        f"{text}; {format_size(held)} of it is only held for later steps" if 3 * held >= profile.peak_bytes else text
-    )
-
-
-def _note(profile: Profile, bounds: Bounds | None) -> str:
-    text = (
-        f"{profile.model} {setting(profile)}; weights ({format_size(profile.weight_bytes)}) not included. "
-        "In colour: what is alive at the peak, read or made by that step or held for a later one."
-    )
+    if 3 * held >= profile.peak_bytes:
+        text += f"; {format_size(held)} of it is only held for later steps"
+    note = f"{profile.model} {setting(profile)}; weights ({format_size(profile.weight_bytes)}) not included. "
+    note += "In colour: what is alive at the peak, read or made by that step or held for a later one."
     if bounds and bounds.order_bytes == profile.peak_bytes:
-        text += " No other order of execution needs less."
+        note += " No other order of execution needs less."
     if profile.unfused:
-        text += f" Taken to need input and output side by side: {', '.join(profile.unfused)}."
-    return text
+        note += f" Taken to need input and output side by side: {', '.join(profile.unfused)}."
+    return text, note
 
 
 def bound_values(bounds: Bounds | None, peak: int) -> dict[str, int]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torchinfo import ModelStatistics
 
 Sizes = Mapping[str, float]  # bytes by layer
-_MARKERS = ("circle", "diamond", "triangle-up", "square")
+_MARKERS = ("circle", "diamond", "triangle-up", "square", "pentagon")
 _ROOM = PAGE - 310  # pixels for the longest bar and the text beside it
 
 
@@ -82,13 +82,11 @@ def memory_by_layer(
         if profile.convention != "paper":
             raise ValueError("published values are the authors' estimates: profile with convention='paper'")
         if len(row) != len(layers[role]):
-            raise ValueError(
-                f"{len(row)} published values for the {len(layers[role])} layers of the {role_name(role)}"
-            )
-    highest = max(each.peak_bytes for each in profiles.values())
-    unit, scale = unit_of(highest)
+            raise ValueError(f"{len(row)} published values for the {len(layers[role])} layers of the {label(role)}")
     names = list(dict.fromkeys(name for live in sorted(layers.values(), key=len, reverse=True) for name in live))
     peaks = {role: max(live.items(), key=lambda item: item[1]) for role, live in layers.items()}
+    highest = max(size for _, size in peaks.values())
+    unit, scale = unit_of(highest)
     students = [role for role in layers if role != "teacher"]
     wide, figure, equal = 0.8 / max(1, len(students)), go.Figure(), []
     for role, live in layers.items():
@@ -161,11 +159,9 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
 
     >>> import torch
     >>> from redistill_lib.memory import profile_memory
-    >>> def net(s): return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, s, 1), torch.nn.Conv2d(8, 8, 3, 2, 1))
-    >>> x = torch.zeros(1, 3, 32, 32)
-    >>> figure = memory_bars({"teacher": profile_memory(net(1), x), "student": profile_memory(net(4), x)})
-    >>> figure.layout.title.text.partition("<br>")[0]
-    '<b>Naive student: the peak is 14.0 KiB at layer 0, 3.1× less than the teacher (44.0 KiB at layer 0)</b>'
+    >>> profile = profile_memory(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 32, 32))
+    >>> memory_bars({"teacher": profile}).layout.title.text.partition("<br>")[0]
+    '<b>Teacher: the peak is 44.0 KiB at conv</b>'
     """
     if not profiles:
         raise ValueError("memory_bars needs at least one profile")
@@ -180,8 +176,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
             x=[profile.peak_bytes / scale], y=[k], orientation="h", width=0.6, name=role_name(role), showlegend=False,
             marker={"color": color(role), "line": {"width": 0}}, textposition="outside", cliponaxis=False,
             text=f" <b>{peak}</b> {muted(where)}",
-            hovertemplate=f"<b>{role_name(role)}</b>: {peak}<br>at {profile.peak_op.name} ({profile.peak_op.op})<br>"
-            f"{profile.model} {setting(profile)}<extra></extra>",
+            hovertemplate=f"<b>{role_name(role)}</b>, {profile.model}: %{{text}}<extra></extra>",
         )  # fmt: skip
         figure.add_annotation(y=k, text=format_size(profile.weight_bytes), **beside)
         names.append(f"<b>{role_name(role)}</b><br>{muted(short(profile.model, 22))}")

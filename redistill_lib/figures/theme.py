@@ -100,17 +100,12 @@ def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
 
 def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
     """Give the y axis one row per name, at 0, 1, … from the top."""
-    figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False
-    )
+    figure.update_yaxes(tickvals=[*range(len(names))], ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False)
 
 
 def name_columns(figure: go.Figure, names: Mapping[float, str], title: str) -> int:
     """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
-    figure.update_xaxes(
-        tickvals=list(names), ticktext=list(names.values()), tickangle=-60, ticklabelstandoff=4, showgrid=False,
-        title=title,
-    )  # fmt: skip
+    figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()], tickangle=-60, showgrid=False, title=title)
     return 56 + 6 * max(len(re.sub("<.*?>", "", name)) for name in names.values())
 
 
