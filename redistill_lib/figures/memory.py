@@ -213,12 +213,9 @@ def red_place(row: Row) -> tuple[str, str]:
 
 def red_runs(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """First step of each RED block, and the step after its last."""
-    runs = []
-    for (_, side), steps in itertools.groupby(range(len(rows)), key=lambda k: red_place(rows[k])):
-        first, *others = steps
-        if side:
-            runs.append((first, first + len(others) + 1))
-    return runs
+    groups = itertools.groupby(range(len(rows)), key=lambda k: red_place(rows[k]))
+    runs = [(side, [*steps]) for (_, side), steps in groups]
+    return [(steps[0], steps[-1] + 1) for side, steps in runs if side]
 
 
 def block_names(rows: Sequence[Row]) -> list[str]:

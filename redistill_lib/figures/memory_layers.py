@@ -65,11 +65,9 @@ def memory_by_layer(
 
     >>> import torch
     >>> from redistill_lib.memory import profile_memory
-    >>> def net(s): return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, s, 1), torch.nn.Conv2d(8, 8, 3, 2, 1))
-    >>> x = torch.zeros(1, 3, 32, 32)
-    >>> figure = memory_by_layer({"teacher": profile_memory(net(1), x), "student": profile_memory(net(4), x)})
-    >>> figure.layout.title.text.partition("<br>")[0]
-    '<b>Naive student: the peak is 14.0 KiB at layer 0, 3.1× less than the teacher (44.0 KiB at layer 0)</b>'
+    >>> def profile(s): return profile_memory(torch.nn.Conv2d(3, 8, 3, s, padding=1), torch.zeros(1, 3, 32, 32))
+    >>> memory_by_layer({"teacher": profile(1), "student": profile(4)}).layout.title.text.partition("<br>")[0]
+    '<b>Naive student: the peak is 14.0 KiB at conv, 3.1× less than the teacher (44.0 KiB at conv)</b>'
     """
     if not profiles:
         raise ValueError("memory_by_layer needs at least one profile")

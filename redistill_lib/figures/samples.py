@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
@@ -164,13 +163,21 @@ def panels(
 
 def image_trace(image: Any, name: str, *, most: int = SIDE, extent: Sequence[int] = ()) -> go.Image:
     """An image (uint8, C×H×W) over `extent` (height, width), by default its own; reduced to `most` pixels a side."""
+    from PIL import Image
+
     pixels = np.asarray(image).transpose(1, 2, 0)
     step = math.ceil(max(pixels.shape[:2]) / most)
     shown = pixels[::step, ::step]
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):  # JPEG where PNG would be large
+        buffer = io.BytesIO()
+        Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown).save(buffer, kind, **options)
+        if buffer.tell() < 6000:
+            break
+    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
     height, width = extent or pixels.shape[:2]
     dy, dx = height / shown.shape[0], width / shown.shape[1]
     place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy}
-    return go.Image(source=_uri(shown), name=name, hovertemplate=f"{name}<extra></extra>", **place)
+    return go.Image(source=source, name=name, hovertemplate=f"{name}<extra></extra>", **place)
 
 
 def _grids(images: Mapping[str, Tensor]) -> tuple[list[Panel], Sequence[int]]:
@@ -182,19 +189,6 @@ def _grids(images: Mapping[str, Tensor]) -> tuple[list[Panel], Sequence[int]]:
         head = f"<b>{label(role).partition(',')[0]}</b>"
         found.append((image_trace(grid, label(role), most=columns * SIDE), head, ""))
     return found, grid.shape[1:]
-
-
-def _uri(image: NDArray[np.uint8]) -> str:
-    """PNG, or JPEG where that would be large."""
-    from PIL import Image
-
-    encoded = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):
-        buffer = io.BytesIO()
-        encoded.save(buffer, kind, **options)
-        if buffer.tell() < 6000:
-            break
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _checked(paths: Mapping[str, Trajectory]) -> Trajectory:

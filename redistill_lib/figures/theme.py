@@ -34,26 +34,18 @@ _LOOKS = {
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
 
-_AXIS = {"gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8}}
+_AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
-        "title": {
-            "font": {"size": 17}, "x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "pad": {"l": 12},
-        },
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        "title": {"font": {"size": 17}, "x": 0, "xanchor": "left", "yanchor": "top", "pad": {"l": 12}},
         "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"size": 13, "color": INK}, "align": "left"},
-        "legend": {
-            "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 0, "yanchor": "bottom",
-            "yref": "container", "font": {"size": 13}, "itemsizing": "constant",
-        },
+        "legend": {"orientation": "h", "y": 0, "yanchor": "bottom", "yref": "container", "itemsizing": "constant"},
         "xaxis": _AXIS,
         "yaxis": _AXIS | {"automargin": "left+width"},
-        "modebar": {"orientation": "h"},
-        "annotationdefaults": {"font": {"size": 13, "color": INK}, "showarrow": False},
+        "annotationdefaults": {"showarrow": False},
     }
-)  # fmt: skip
+)
 
 
 def color(role: str) -> str:
@@ -130,7 +122,7 @@ def finish(
     return figure.update_layout(
         template=TEMPLATE, width=PAGE, height=height, showlegend=legend,
         margin={"l": left, "t": top, "r": right, "b": bottom},
-        title={"text": "<br>".join(text), "y": 1 - 20 / height, "yref": "container"},
+        title={"text": "<br>".join(text), "y": 1 - 20 / height},
     )  # fmt: skip
 
 
