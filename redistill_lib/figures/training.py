@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from redistill_lib.figures.theme import INK, color, faint, finish, muted, name_rows, role_trace
+from redistill_lib.figures.theme import INK, finish, muted, name_rows, role_trace
 from redistill_lib.results import label, summarize
 
 _TICKS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.5, 1)
@@ -33,13 +33,8 @@ def accuracies(frame: pd.DataFrame) -> go.Figure:
         if row["n"] > 1:
             note = "Large marker: mean over runs (seeds); line: 95 % t-interval; small dots: single runs."
             hover += f", 95 %: {row['low']:.2f} to {row['high']:.2f} %"
-            single = {
-                "x": summary.runs[role],
-                "y": [k] * row["n"],
-                "marker_size": 8,
-                "marker_color": faint(color(role)),
-            }
-            figure.add_trace(role_trace(role, ", one run: %{x:.1f} %", mode="markers", **single))
+            dots = {"x": summary.runs[role], "y": [k] * row["n"], "marker_size": 8}
+            figure.add_trace(role_trace(role, ", one run: %{x:.1f} %", mode="markers", opacity=0.35, **dots))
         if not math.isnan(row["gap_recovered"]):
             hover += f"<br>recovers {row['gap_recovered']:.0f} % of the gap between naive student and teacher"
         mean = {"x": [row["mean"]], "y": [k], "marker_size": 14, "error_x_array": [row["high"] - row["mean"]]}
