@@ -45,7 +45,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
         key = (c.teacher_place, c.student_place, c.teacher.shape, c.teacher.tobytes(), c.image.tobytes())
         groups.setdefault(key, []).append((name, c))
     budget = max(16, math.isqrt(_CELLS // (len(told) + len(groups))))
-    (_, first), rows = told[0], []
+    first, rows = told[0][1], []
     extent = first.image.shape[:2]
     for group in groups.values():
         image, teacher, place = group[0][1].image, group[0][1].teacher, group[0][1].teacher_place

@@ -69,7 +69,8 @@ def _traces(role: str, part: pd.DataFrame, score: str, name: str, times: int) ->
     ]
     silent = {"name": None, "hoverinfo": "skip", "hovertemplate": None}
     bubble = {"color": faint(tone, 0.16), "symbol": "circle", "line": {"color": faint(tone, 0.6)}, "sizemode": "area"}
-    bubble["size"], line = part["parameters"], {"color": faint(tone, 0.6), "width": 1.5, "dash": "dot"}
+    bubble["size"] = part["parameters"]
+    line = {"color": faint(tone, 0.6), "width": 1.5, "dash": "dot"}
     place = {"x": part["x"], "y": values, "error_y_array": errors, "customdata": detail}
     traces = [
         role_trace(role, "", x=part["x"], y=values, mode="lines+markers", marker=bubble, line=line, **silent),

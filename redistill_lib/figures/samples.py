@@ -74,7 +74,7 @@ def trajectories(paths: Mapping[str, Trajectory]) -> go.Figure:
             far = number(float(apart[role][k, 0])) if r and role in apart else ""
             head = times[k] if r == last else ""  # nothing is given at the end
             rows[r].append((image_trace(to_uint8(shown), name), head, far and muted(far)))
-    note = f"Below students: difference from the teacher's. {_MEASURE}; in the title over {len(first.final)} images."
+    note = f"Below students: difference from the teacher's. {_MEASURE}; title: mean over {len(first.final)} images."
     text = f"{label(leader)} on its way out of the noise"
     if apart:
         starts, ends = (_told({role: values[k] for role, values in apart.items()}) for k in (0, -1))

@@ -60,10 +60,10 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
     '<b>Best on validation: RED 60.0 %</b>'
     """
     figure = make_subplots(1, 2, horizontal_spacing=0.11)
-    longest, best = 1, []
+    longest, best, at = 1, [], ", epoch %{x}<br>"
     for role, history in histories.items():
         rows = history.reindex(columns=["epoch", "validation_accuracy", "train_task"])
-        x, accuracy, at = rows["epoch"], 100 * rows["validation_accuracy"], ", epoch %{x}<br>"
+        x, accuracy = rows["epoch"], 100 * rows["validation_accuracy"]
         kept = accuracy[accuracy == accuracy.max()].head(1)
         longest = max([longest, *x])
         best += [(value, label(role)) for value in kept]
