@@ -74,25 +74,13 @@ def test_trajectories_show_each_role_and_how_far_it_is_from_the_teacher() -> Non
     assert [text for text in texts if text.startswith("t =")] == ["t = 999", "t = 599", "t = 199"]
 
 
-def test_the_chosen_image_is_the_one_that_is_measured() -> None:
-    other = path(0, 0, 0, 0)
-    other.final[2] = 0.5
-    texts = words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, image=2))
-    assert texts.count("0.50") == 1
-    assert "0.50" not in words(figures.trajectories({"teacher": PATHS["teacher"], "red": other}, image=1))
-
-
 @pytest.mark.parametrize(
-    ("paths", "options", "message"),
-    [
-        ({}, {}, "no trajectory to show"),
-        (PATHS, {"image": 4}, "images 0 to 3, not 4"),
-        ({**PATHS, "kd": path(0, 0, 0, 0, t=(9, 5, 1))}, {}, "the trajectory of kd"),
-    ],
+    ("paths", "message"),
+    [({}, "no trajectory to show"), ({**PATHS, "kd": path(0, 0, 0, 0, t=(9, 5, 1))}, "the trajectory of kd")],
 )
-def test_trajectories_refuse(paths: Any, options: Any, message: str) -> None:
+def test_trajectories_refuse(paths: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        figures.trajectories(paths, **options)
+        figures.trajectories(paths)
 
 
 def test_a_step_shows_what_all_are_given_and_see() -> None:

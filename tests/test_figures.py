@@ -227,31 +227,25 @@ def test_images_are_laid_out_with_their_captions() -> None:
 
 
 def test_stride_plans_find_where_resolution_goes() -> None:
-    parse = StridePlan.parse
-    plans = {"teacher": parse("1-21222"), "student": parse("4-11221")}
-    figure = figures.stride_plans(plans, 40, places=["conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"])
+    models = {"teacher": "resnet18-1-21222", "student": "resnet18-4-11221"}
+    figure = figures.stride_plans(models, 40)
     expected = (
         "The naive student works on 10×10 maps from its conv1 on, where the teacher still has 40×40; both end at 3×3"
     )
     assert headline(figure) == expected
-    assert [c[1] for c in figure.data[1].customdata] == map_sides(plans["student"], 40) == [40, 10, 10, 10, 5, 3, 3]
-    same = figures.stride_plans({"teacher": parse("1-22"), "student": parse("1-22")}, 8)
+    plan = StridePlan.parse("4-11221")
+    assert [c[1] for c in figure.data[1].customdata] == map_sides(plan, 40) == [40, 10, 10, 10, 5, 3, 3]
+    same = figures.stride_plans(dict.fromkeys(models, "resnet18"), 8)
     assert headline(same) == "Teacher and naive student drop resolution at the same places"
-    uneven = figures.stride_plans({"teacher": parse("1-22"), "student": parse("2-2111")}, 8)
-    assert list(uneven.layout.xaxis.ticktext) == ["image", "stem", "stage 1", "stage 2", "stage 3", "stage 4"]
-    many = figures.stride_plans({"teacher": parse("1-211111111")}, 8, places=[f"features.{k}" for k in range(10)])
-    assert list(many.layout.xaxis.ticktext) == ["image", *map(str, range(10))]
-    assert many.layout.xaxis.title.text == "place in the network (features.N)"
-    table = figures.plan_table(plans, 40)
+    table = figures.plan_table(models, 40)
     assert table["naive student: map"].tolist() == ["40×40", "10×10", "10×10", "10×10", "5×5", "3×3", "3×3"]
 
 
-def test_model_names_stand_for_their_plans_and_places() -> None:
-    named = figures.stride_plans({"teacher": "resnet18", "student": "resnet18-8-11221"}, 64)
-    plain = figures.stride_plans(
-        {"teacher": StridePlan.parse("2-21222"), "student": StridePlan.parse("8-11221")},
-        64,
-        places=("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4"),
-    )
-    assert named == plain
+def test_places_are_named_by_the_network_that_has_the_most() -> None:
+    models = {"teacher": "resnet18", "student": "mobilenetv3_large"}
+    figure = figures.stride_plans(models, 64)
+    assert list(figure.layout.xaxis.ticktext) == ["image", *(f"features.{k}" for k in range(16))]
+    table = figures.plan_table(models, 64)
+    assert table["place"].tolist() == list(figure.layout.xaxis.ticktext)
+    assert table["teacher: map"].tolist() == ["64×64", "32×32", "16×16", "16×16", "8×8", "4×4", "2×2", *[""] * 10]
     assert list(figures.plan_table({"teacher": "resnet18"}, 64)["place"][:3]) == ["image", "conv1", "maxpool"]

@@ -1,19 +1,12 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
-from redistill_lib.figures.comparison import accuracies
 from redistill_lib.figures.diagrams import plan_table, stride_plans
-from redistill_lib.figures.diffusion import (
-    denoising_curves,
-    sample_grids,
-    trajectories,
-    trajectory_step,
-)
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
 from redistill_lib.figures.quality import quality_vs_memory
-from redistill_lib.figures.samples import images
-from redistill_lib.figures.training import curves
+from redistill_lib.figures.samples import images, sample_grids, trajectories, trajectory_step
+from redistill_lib.figures.training import accuracies, curves, denoising_curves
 
 __all__ = [
     "accuracies",

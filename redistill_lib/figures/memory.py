@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish
+from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish, name_columns, short
 from redistill_lib.memory import Bounds, Profile, Row, format_size
 from redistill_lib.memory.schedule import Buffer
 
 _PLOT = 330  # pixels
 _VEIL = "rgba(255,255,255,0.75)"  # behind texts over areas
-_TICK = 16  # characters of a name on an axis
 _COLOURED = 8  # tensors at most
 ROLES = {  # of a tensor at the peak, each with its colours; the largest has the first
     "read": ("#0F7B6C", "#4B9C91", "#87BDB5"),
@@ -45,28 +45,23 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
     """
     if profile.schedule is None:
         raise ValueError("the paper's convention counts layers and has no tensors: use memory_by_layer for it")
-    unit, scale = unit_of(max(profile.peak_bytes, reference.peak_bytes if reference else 0))
+    highest = max(profile.peak_bytes, reference.peak_bytes if reference else 0)
+    unit, scale = unit_of(highest)
     rows, peak, edges = profile.rows, profile.peak_index, _edges(profile.rows)
     figure = go.Figure()
     for name, fill, live in _areas(profile):
-        there = np.flatnonzero(live)
-        first, last = there[0], there[-1] + 1
-        x, y = edges[first:last], live[first:last] / scale
-        if last == len(rows):  # the last step too has a width
-            x, y = edges[first:], np.append(y, y[-1])
-        x, y = x.astype(np.float32), y.astype(np.float32)  # half the file
+        y = np.append(live, live[-1]) / scale  # the last step too has a width
+        alive = slice(np.flatnonzero(y)[0], np.flatnonzero(y)[-1] + 1)
         figure.add_scatter(
-            x=x, y=y, stackgroup="live", mode="lines", name=name, fillcolor=fill, hoverinfo="skip",
+            x=edges[alive].astype(np.float32), y=y[alive].astype(np.float32),  # half the file
+            stackgroup="live", mode="lines", name=name, fillcolor=fill, hoverinfo="skip",
             line={"shape": "hv", "width": 0.5, "color": "white"}, showlegend=fill not in GREYS[1:],
         )  # fmt: skip
-    if runs := red_runs(rows):
-        figure.add_scatter(
-            x=[None], y=[None], mode="markers", name="below: RED blocks",
-            marker={"symbol": "square", "size": 12, "color": color("red")},
+    for k, (start, end) in enumerate(red_runs(rows)):  # a strip below the axis
+        figure.add_shape(
+            type="rect", x0=edges[start], x1=edges[end], yref="paper", y0=-0.022, y1=-0.002, line_width=0,
+            fillcolor=color("red"), name="below: RED blocks", showlegend=not k,
         )  # fmt: skip
-    for start, end in runs:  # a strip below the axis
-        place = {"x0": edges[start], "x1": edges[end], "yref": "paper", "y0": -0.022, "y1": -0.002}
-        figure.add_shape(type="rect", fillcolor=color("red"), line_width=0, **place)
     _add_hover(figure, profile, edges, scale)
     at = (edges[peak] + edges[peak + 1]) / 2
     side, other = ("left", "right") if at < 0.5 * edges[-1] else ("right", "left")
@@ -75,25 +70,25 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
         text=f"<b>peak {format_size(profile.peak_bytes)}</b> at {place_of(profile.peak_op)}", ay=-16,
         ax=14 if side == "left" else -14, xanchor=side, yanchor="bottom", bgcolor=_VEIL,
     )  # fmt: skip
-    lines = _lines(profile, bounds, reference)
-    highest = max([profile.peak_bytes, *lines])
+    lines = {reference.peak_bytes: ["teacher"]} if reference else {}
+    for name, value in bound_values(bounds, profile.peak_bytes).items():
+        lines.setdefault(value, []).append(name.partition(":")[0])
+    highest = max([highest, *lines])
     free = 0.0  # pixels above 0 at which the next text stands clear of the last one
-    for value, text in sorted(lines.items()):
-        tone, width, dash = (INK, 2, "dash") if text.startswith("teacher") else (MUTED, 1.5, "dot")
+    for value, names in sorted(lines.items()):
+        tone, width, dash = (INK, 2, "dash") if "teacher" in names else (MUTED, 1.5, "dot")
         height = value / highest * _PLOT / 1.16
         lift, free = max(0, free - height), max(free, height) + 17
         figure.add_hline(
             value / scale, line={"color": tone, "width": width, "dash": dash}, annotation_position=f"top {other}",
-            annotation={"text": text, "yshift": lift + 2, "font": {"color": tone, "size": 12}, "bgcolor": _VEIL},
+            annotation={"text": f"{', '.join(names)} {format_size(value)}", "yshift": lift + 2, "bgcolor": _VEIL},
+            annotation_font={"color": tone, "size": 12},
         )  # fmt: skip
     figure.update_yaxes(range=[0, highest / scale * 1.16], title=f"alive ({unit})")
-    below = slanted(figure, _ticks(profile, edges), "step of the forward pass, from input to output")
+    below = name_columns(figure, _ticks(profile, edges), "step of the forward pass, from input to output")
     figure.update_xaxes(range=[0.5, edges[-1]])
-    figure.update_layout(
-        hovermode="x", legend={"entrywidthmode": "fraction", "entrywidth": 0.5, "traceorder": "normal"}
-    )
-    found, note = _finding(profile, reference), _note(profile, bounds)
-    return finish(figure, found, note, plot=_PLOT, margins=(64, 0, 12, below), legend=True)
+    figure.update_layout(hovermode="x", legend_traceorder="normal")
+    return finish(figure, *_words(profile, bounds, reference), plot=_PLOT, margins=(64, 0, 12, below), legend=True)
 
 
 def _edges(rows: Sequence[Row]) -> NDArray[np.float64]:
@@ -109,9 +104,7 @@ def _areas(profile: Profile) -> list[tuple[str, str, NDArray[np.float64]]]:
     """Name, colour and bytes per step of what is stacked, from the bottom; the oldest coloured tensor is first."""
     assert profile.schedule is not None
     step, found, count = profile.schedule.steps[profile.peak_index], {}, Counter[str]()
-    for tensor in profile.peak_tensors[:_COLOURED]:
-        if tensor.nbytes < profile.peak_bytes / 200:
-            break
+    for tensor in [t for t in profile.peak_tensors if t.nbytes >= profile.peak_bytes / 200][:_COLOURED]:
         used = tensor.index in (*step.reads, *step.overwrites)
         role = "made" if tensor.index in step.writes else "read" if used else "held"
         name = f"{role}: {short(_name(profile, tensor), 24)} {_shape(tensor.shape)}"
@@ -120,14 +113,13 @@ def _areas(profile: Profile) -> list[tuple[str, str, NDArray[np.float64]]]:
     areas, greys = [], np.zeros((len(GREYS), len(profile.rows)))
     greys[0] = [row.live_bytes for row in profile.rows]  # with scratch space, which is no tensor
     for tensor in sorted(profile.tensors, key=lambda t: (t.first, t.kind != "input", -t.last)):
-        there = slice(tensor.first, tensor.last + 1)
-        greys[0, there] -= tensor.nbytes
+        live = np.zeros(len(profile.rows))
+        live[tensor.first : tensor.last + 1] = tensor.nbytes
+        greys[0] -= live
         if tensor.index in found:
-            live = np.zeros(len(profile.rows))
-            live[there] = tensor.nbytes
             areas.append((*found[tensor.index], live))
         else:  # in the grey with the least in it, so that neighbours differ
-            greys[greys[:, tensor.first].argmin(), there] += tensor.nbytes
+            greys[greys[:, tensor.first].argmin()] += live
     rest = zip(GREYS, greys, strict=True)
     return [*areas, *(("every other tensor", grey, live) for grey, live in rest if live.any())]
 
@@ -147,41 +139,20 @@ def _add_hover(figure: go.Figure, profile: Profile, edges: NDArray[np.float64], 
     """An invisible point per step, on top of what is alive in it; fewer where slabs crowd."""
     rows, halves = profile.rows, np.floor(edges * 2)
     kept = [k for k in range(len(rows)) if not k or halves[k] > halves[k - 1] or k == profile.peak_index]
-    tensors = {tensor.index: tensor for tensor in profile.tensors}
-    most, told = 4 if len(rows) <= 250 else 2, []
+    tensors, told = {tensor.index: tensor for tensor in profile.tensors}, []
     for k in kept:
         row = rows[k]
         alive = sorted((tensors[index] for index in row.alive), key=lambda tensor: -tensor.nbytes)
-        names = [f"{short(_name(profile, t), 20)} {format_size(t.nbytes)}" for t in alive[:most]]
-        if len(alive) > most:
-            names.append(f"{len(alive) - most} more {format_size(sum(t.nbytes for t in alive[most:]))}")
+        names = [f"{short(_name(profile, t), 20)} {format_size(t.nbytes)}" for t in alive[:3]]
         told.append(
             f"<b>{short(row.name, 40)}</b>: {short(row.op, 40)}<br>step {k + 1}, makes {_shape(row.shape)}<br>"
-            f"{format_size(row.live_bytes)} alive: {', '.join(names)}"
+            f"{format_size(row.live_bytes)} alive: {', '.join([*names, '…'][: len(alive)])}"
         )
     # As text and not by template, so that the axis does not show the place as if it were a step's number.
     figure.add_scatter(
         x=(edges[:-1] + edges[1:])[kept] / 2, y=[rows[k].live_bytes / scale for k in kept], mode="markers",
         marker={"opacity": 0}, showlegend=False, name="alive", hovertext=told, hoverinfo="text",
     )  # fmt: skip
-
-
-def _lines(profile: Profile, bounds: Bounds | None, reference: Profile | None) -> dict[int, str]:
-    """The text of each horizontal line by its height in bytes; equal ones are one line."""
-    found: dict[int, list[str]] = {}
-    if reference:
-        found[reference.peak_bytes] = ["teacher"]
-    if bounds:
-        names = {
-            "order_bytes": "best order" if bounds.order_exact else "any order ≥",
-            "op_bytes": "largest step",
-            "in_place_depthwise_bytes": "depthwise in place",
-            "streaming_bytes": "streamed by rows",
-        }
-        for attribute, name in names.items():
-            if (value := getattr(bounds, attribute)) != profile.peak_bytes:
-                found.setdefault(value, []).append(name)
-    return {value: f"{', '.join(names)} {format_size(value)}" for value, names in found.items()}
 
 
 def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
@@ -193,11 +164,12 @@ def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
     for k in starts:
         if all(abs(edges[k] - edges[other]) >= room for other in kept):
             kept.append(k)
-    texts = {k: short(names[k], _TICK) for k in sorted(kept)}
+    texts = {k: short(names[k], 16) for k in sorted(kept)}
     return {float(edges[k]) + 0.5: f"<b>{text}</b>" if k == peak else text for k, text in texts.items()}
 
 
-def _finding(profile: Profile, reference: Profile | None) -> str:
+def _words(profile: Profile, bounds: Bounds | None, reference: Profile | None) -> tuple[str, str]:
+    """The finding, and what one has to know to read the figure."""
     text = f"The peak is {format_size(profile.peak_bytes)} at {place_of(profile.peak_op)}"
     if reference:
         text += f", {ratio(reference.peak_bytes, profile.peak_bytes)} the teacher's"
@@ -206,19 +178,26 @@ def _finding(profile: Profile, reference: Profile | None) -> str:
     held = profile.peak_op.held_bytes
     if 3 * held >= profile.peak_bytes:
         text += f"; {format_size(held)} of it is only held for later steps"
-    return text
-
-
-def _note(profile: Profile, bounds: Bounds | None) -> str:
-    parts = [
-        f"{profile.model} {setting(profile)}; weights ({format_size(profile.weight_bytes)}) not included.",
-        "In colour: what is alive at the peak, read or made by that step or held for a later one.",
-    ]
+    note = f"{profile.model} {setting(profile)}; weights ({format_size(profile.weight_bytes)}) not included. "
+    note += "In colour: what is alive at the peak, read or made by that step or held for a later one."
     if bounds and bounds.order_bytes == profile.peak_bytes:
-        parts.append("No other order of execution needs less.")
+        note += " No other order of execution needs less."
     if profile.unfused:
-        parts.append(f"Taken to need input and output side by side: {', '.join(profile.unfused)}.")
-    return " ".join(parts)
+        note += f" Taken to need input and output side by side: {', '.join(profile.unfused)}."
+    return text, note
+
+
+def bound_values(bounds: Bounds | None, peak: int) -> dict[str, int]:
+    """What the network could do with otherwise, by the name that a reader has for it, where that is not the peak."""
+    if bounds is None:
+        return {}
+    found = {
+        "largest step: its input and output": bounds.op_bytes,
+        "best order of execution" if bounds.order_exact else "any order needs at least": bounds.order_bytes,
+        "first layers streamed by rows": bounds.streaming_bytes,
+        "depthwise convolutions in place": bounds.in_place_depthwise_bytes,
+    }
+    return {name: value for name, value in found.items() if value != peak}
 
 
 def unit_of(nbytes: float) -> tuple[str, int]:
@@ -234,13 +213,9 @@ def red_place(row: Row) -> tuple[str, str]:
 
 def red_runs(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """First step of each RED block, and the step after its last."""
-    runs, start = [], 0
-    for (_, side), steps in itertools.groupby(rows, key=red_place):
-        end = start + len(list(steps))
-        if side:
-            runs.append((start, end))
-        start = end
-    return runs
+    groups = itertools.groupby(range(len(rows)), key=lambda k: red_place(rows[k]))
+    runs = [(side, [*steps]) for (_, side), steps in groups]
+    return [(steps[0], steps[-1] + 1) for side, steps in runs if side]
 
 
 def block_names(rows: Sequence[Row]) -> list[str]:
@@ -248,24 +223,20 @@ def block_names(rows: Sequence[Row]) -> list[str]:
 
     What is computed outside any module, as the concatenations of a U-Net, belongs to the layer that follows.
     """
-    inside: dict[str, list[list[str]]] = {}
+    inside: defaultdict[str, set[str]] = defaultdict(set)  # what stands below each first part of a path
     for row in rows:
         if row.module and not red_place(row)[1]:
-            first, *rest = row.module.split(".")
-            inside.setdefault(first, []).append(rest)
-    flat = {  # a short sequence of single operators is one layer: the head of a classifier, the tail of a U-Net
-        first
-        for first, rest in inside.items()
-        if len(inside) > 1 and len({path[0] for path in rest if path}) <= 3 and max(map(len, rest)) < 2
-    }
-    names: list[str] = []
-    for row in reversed(rows):
+            first, _, below = row.module.partition(".")
+            inside[first].add(below)
+    names: list[str | None] = []
+    for row in rows:
         first, *rest = row.module.split(".")
-        deeper = rest[:1] if rest and rest[0].isdigit() and first not in flat else []
-        names.append(".".join([first, *deeper]) or (names[-1] if names else ""))
-    names.reverse()
-    last = next((name for name in reversed(names) if name), "")
-    return [name or last or row.op for name, row in zip(names, rows, strict=True)]
+        others = inside.get(first, set()) - {""}
+        # A short sequence of single operators is one layer: the head of a classifier, the tail of a U-Net.
+        flat = len(inside) > 1 and len(others) <= 3 and not any("." in path for path in others)
+        numbered = rest and rest[0].isdigit() and not flat
+        names.append((f"{first}.{rest[0]}" if numbered else first) or None)
+    return pd.Series(names, dtype=object).bfill().ffill().fillna(pd.Series([row.op for row in rows])).tolist()
 
 
 def layer_name(path: str) -> str:
@@ -277,20 +248,6 @@ def place_of(row: Row) -> str:
     """What a reader calls the place of a step: its module, or the RED block that it belongs to."""
     layer, side = red_place(row)
     return f"the RED block {side} {layer}" if side else layer_name(short(row.name, 36))
-
-
-def short(name: str, most: int) -> str:
-    """A module's path with its middle left out where it is too long."""
-    return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"
-
-
-def slanted(figure: go.Figure, ticks: Mapping[float, str], title: str) -> int:
-    """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
-    figure.update_xaxes(
-        tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=-60, ticklabelstandoff=4, showgrid=False,
-        title=title,
-    )  # fmt: skip
-    return 56 + 6 * min(_TICK, max(len(re.sub("<.*?>", "", name)) for name in ticks.values()))
 
 
 def setting(profile: Profile) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,8 +30,6 @@ def quality_vs_memory(frame: pd.DataFrame, *, floor: Quality | None = None) -> g
     `frame` and `floor` as for `redistill_lib.quality.compare_quality`, which also says what is refused. A point is a
     role's mean, its line the error, faint dots the single runs; the floor is a dashed line.
 
-    >>> import pandas as pd
-    >>> from redistill_lib.quality import Quality
     >>> score = Quality(9.0, 8.0, 0.5, 0.009, 0.001, 5.0, 0.1, 0.8, 0.7, {"extractor": "teacher"})
     >>> frame = score.to_frame().assign(role="teacher", peak_bytes=2**20, parameters=10**6)
     >>> quality_vs_memory(frame).layout.title.text.partition("<br>")[0]
@@ -73,16 +69,13 @@ def _traces(role: str, part: pd.DataFrame, score: str, name: str, times: int) ->
     ]
     silent = {"name": None, "hoverinfo": "skip", "hovertemplate": None}
     bubble = {"color": faint(tone, 0.16), "symbol": "circle", "line": {"color": faint(tone, 0.6)}, "sizemode": "area"}
+    bubble["size"] = part["parameters"]
+    line = {"color": faint(tone, 0.6), "width": 1.5, "dash": "dot"}
+    place = {"x": part["x"], "y": values, "error_y_array": errors, "customdata": detail}
     traces = [
-        role_trace(
-            role, "", x=part["x"], y=values, mode="lines+markers", marker=bubble | {"size": part["parameters"]},
-            line={"color": faint(tone, 0.6), "width": 1.5, "dash": "dot"}, **silent,
-        ),
-        role_trace(
-            role, f": {name} %{{customdata}}", x=part["x"], y=values, mode="markers", error_y_array=errors,
-            customdata=detail,
-        ),
-    ]  # fmt: skip
+        role_trace(role, "", x=part["x"], y=values, mode="lines+markers", marker=bubble, line=line, **silent),
+        role_trace(role, f": {name} %{{customdata}}", mode="markers", **place),
+    ]
     runs = part[part["n"] > 1].explode(f"{score}_runs")
     if len(runs):
         dots = {"x": runs["x"], "y": times * runs[f"{score}_runs"].astype(float), "mode": "markers"}
@@ -91,25 +84,21 @@ def _traces(role: str, part: pd.DataFrame, score: str, name: str, times: int) ->
 
 
 def _note(result: QualityComparison) -> str:
-    parts = [capital(", ".join(_said(result.settings))) + "."]
-    if result.table["n"].max() == 1:
-        parts.append("Line: 95 % over draws of images (KID: over subsets), not over seeds.")
-    else:
-        parts.append("Line: 95 % t-interval over runs; of a single run, over draws of images.")
-    sizes = dict.fromkeys(f"{f(result.table['parameters']) / 1e6:.1f} M" for f in (min, max))
-    parts.append(f"Area: parameters, {' to '.join(sizes)}.")
-    if result.table["budget"].dropna().duplicated().any():
-        parts.append("Students of about one memory stand side by side.")
-    if result.floor is not None:
-        parts.append("Dashed: real images, one half against the other.")
-    return " ".join(parts)
-
-
-def _said(settings: Mapping[str, Any]) -> list[str]:
-    parts = []
+    said = []
     for name, text in _SETTINGS.items():
-        if not pd.isna(settings.get(name)):  # a frame makes NaN of None
-            parts.append(text.format(settings[name]))
+        if not pd.isna(result.settings.get(name)):  # a frame makes NaN of None
+            said.append(text.format(result.settings[name]))
         elif name in _ALWAYS:
-            parts.append(f"{name} not stated")
-    return parts
+            said.append(f"{name} not stated")
+    parts = [capital(", ".join(said))]
+    if result.table["n"].max() == 1:
+        parts.append("Line: 95 % over draws of images (KID: over subsets), not over seeds")
+    else:
+        parts.append("Line: 95 % t-interval over runs; of a single run, over draws of images")
+    sizes = dict.fromkeys(f"{f(result.table['parameters']) / 1e6:.1f} M" for f in (min, max))
+    parts.append(f"Area: parameters, {' to '.join(sizes)}")
+    if result.table["budget"].dropna().duplicated().any():
+        parts.append("Students of about one memory stand side by side")
+    if result.floor is not None:
+        parts.append("Dashed: real images, one half against the other")
+    return f"{'. '.join(parts)}."

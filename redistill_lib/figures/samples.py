@@ -1,20 +1,26 @@
-"""Images of a data set."""
+"""Images side by side: of a data set, on their way out of the noise, generated."""
 
 from __future__ import annotations
 
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
-from redistill_lib.figures.theme import PAGE, finish
+from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
+from redistill_lib.figures.theme import PAGE, finish, muted
+from redistill_lib.results import label, listed, number, paired_difference, role_key, the
 
 SIDE = 96  # pixels an image is reduced to when it is larger
+_MEASURE = "Difference: root mean square over pixels, where black is −1 and white 1"
+Panel = tuple[go.Image | go.Heatmap, str, str]  # what is shown, the text above it, the text below it
+Rows = Sequence[Sequence[Panel]]
 
 
 def images(
@@ -33,51 +39,187 @@ def images(
     words = [str(c) for c in captions] if captions is not None else [""] * len(array)
     if len(words) != len(array):
         raise ValueError(f"{len(array)} images but {len(words)} captions; give one per image")
-    columns = min(columns, len(array))
-    rows = math.ceil(len(array) / columns)
+    shown = [
+        (image_trace(image, f"image {k}: {word}"), "", word)
+        for k, (image, word) in enumerate(zip(array, words, strict=True))
+    ]
     height, width = array.shape[-2:]
-    across, down = 1.12 * width, (1.32 if captions is not None else 1.12) * height
-    figure = go.Figure()
-    for index, image in enumerate(array):
-        x, y = index % columns * across, index // columns * down
-        figure.add_trace(image_trace(image.transpose(1, 2, 0), f"image {index}: {words[index]}", x, y))
-        if words[index]:
-            add_text(figure, words[index], x + width / 2, y + 1.12 * height)
-    plot = fit_panels(figure, max(columns, 4) * across, (-0.02 * height, rows * down))
     shape = f"{height}×{width} pixels, {'grey' if array.shape[1] == 1 else 'colour'}"
     found = title or f"{len(array)} images of {shape}"
-    return finish(figure, found, shape if title else "", plot=plot, margins=(12, 0, 12, 8))
+    rows = [shown[k : k + columns] for k in range(0, len(shown), columns)]
+    return panels(rows, (height, width), found, shape if title else "")
 
 
-def image_trace(image: NDArray[np.uint8], name: str, x: float = 0, y: float = 0, most: int = SIDE) -> go.Image:
-    """An image (H×W×C) with its corner at (x, y), a unit per pixel; reduced to `most` pixels a side."""
-    step = math.ceil(max(image.shape[:2]) / most)
-    shown = image[::step, ::step]
-    dy, dx = (whole / part for whole, part in zip(image.shape[:2], shown.shape[:2], strict=True))
-    place = {"x0": x + dx / 2, "y0": y + dy / 2, "dx": dx, "dy": dy}
-    return go.Image(source=_uri(shown), name=name, hovertemplate=f"{name}<extra></extra>", **place)
+def trajectories(paths: Mapping[str, Trajectory]) -> go.Figure:
+    """The first image on its way out of the noise, from left to right in time: a row per role.
+
+    `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps. First row:
+    x_t, what the first of the networks is given; then the image that each sees in what it is given; last column:
+    where it ends. Below a student's images stands how far they are from the teacher's; the title has the means over
+    all images of the trajectories. Raises ValueError for paths that differ in time steps or size.
+
+    >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
+    >>> len(trajectories({"teacher": path, "student": path}).data)
+    8
+    """
+    first, leader = _checked(paths), next(iter(paths))
+    seen = {role: torch.cat([path.seen, path.final[None]]) for role, path in paths.items()}
+    apart, times = _differences(seen), [*(f"t = {t}" for t in first.t), "<b>the end</b>"]
+    lines = [(leader, "is given", first.noisy), *((role, "sees", shots) for role, shots in seen.items())]
+    rows: list[list[Panel]] = [[] for _ in lines]
+    for r, (role, does, shots) in enumerate(lines):
+        for k, shown in enumerate(shots[:, 0]):
+            last = k == len(first.t)
+            name = f"{label(role)} ends in" if last else f"{label(role)} {does} at {times[k]}"
+            far = number(float(apart[role][k, 0])) if r and role in apart else ""
+            head = times[k] if r == last else ""  # nothing is given at the end
+            rows[r].append((image_trace(to_uint8(shown), name), head, far and muted(far)))
+    note = f"Below students: difference from the teacher's. {_MEASURE}; title: mean over {len(first.final)} images."
+    text = f"{label(leader)} on its way out of the noise"
+    if apart:
+        starts, ends = (_told({role: values[k] for role, values in apart.items()}) for k in (0, -1))
+        text = f"Difference from what the teacher sees: {starts} at t = {first.t[0]}, {ends} at the end"
+    names = [f"<b>{label(role)}</b><br>{does}" for role, does, _ in lines]
+    return panels(rows, first.final.shape[-2:], text, note, names=names)
 
 
-def add_text(figure: go.Figure, text: str, x: float, y: float, anchor: str = "center") -> None:
-    figure.add_annotation(text=text, x=x, y=y, xanchor=anchor, yanchor="middle", align=anchor, showarrow=False)
+def trajectory_step(paths: Mapping[str, Trajectory], shot: int) -> go.Figure:
+    """All images of each role at one shot: above what the networks are given, below what they see in it.
+
+    `paths` as for `trajectories`; `shot` counts from 0, −1 is the last. One column per role.
+
+    >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
+    >>> trajectory_step({"teacher": path, "red": path}, 1).layout.title.text.partition("<br>")[0]
+    '<b>At t = 499 the difference from what the teacher sees is 0.00 (RED)</b>'
+    """
+    first = _checked(paths)
+    if not -len(first.t) <= shot < len(first.t):
+        raise ValueError(f"the trajectories have {len(first.t)} shots, counted from 0; there is no shot {shot}")
+    given, extent = _grids({role: path.noisy[shot] for role, path in paths.items()})
+    images = {role: path.seen[shot] for role, path in paths.items()}
+    text = f"At t = {first.t[shot]}"
+    if apart := _differences(images):
+        text += f" the difference from what the teacher sees is {_told(apart)}"
+    note = f"{_MEASURE}; mean over {len(first.final)} images."
+    names = ["each<br>is given", "each<br>sees"]
+    return panels([given, _grids(images)[0]], extent, text, note, names=names)
 
 
-def fit_panels(figure: go.Figure, width: float, heights: tuple[float, float], names: int = 0) -> int:
-    """Show so many units across, right of so many pixels for names; the height in pixels that this takes."""
-    scale = (PAGE - 24 - names) / width
-    figure.update_xaxes(visible=False, range=[-names / scale, width], constrain="domain")
-    figure.update_yaxes(visible=False, range=heights[::-1], scaleanchor="x", constrain="domain")
-    return round(scale * (heights[1] - heights[0]))
+def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure:
+    """Generated images of each role side by side, place by place from the same noise.
+
+    `samples` (what `redistill_lib.sample` returns: N×C×H×W, −1…1) by role; the first `count` are shown. The title
+    says how far each role's images are from the teacher's, image by image, over all N, and whether a paired 95 %
+    t-interval over images tells the nearest from the others. Raises ValueError for samples of unlike shape.
+
+    >>> teacher = torch.zeros(9, 1, 8, 8)
+    >>> figure = sample_grids({"teacher": teacher, "student": teacher + 0.5, "red": teacher + 0.25})
+    >>> figure.layout.title.text.partition("<br>")[0]
+    "<b>Difference from the teacher's images: 0.25 (RED) and 0.50 (naive student)</b>"
+    """
+    shapes = ["×".join(map(str, images.shape)) for images in samples.values()]
+    if len(set(shapes)) != 1:
+        raise ValueError(f"the samples need one shape and one number, not {', '.join(shapes) or 'none at all'}")
+    total = len(next(iter(samples.values())))
+    if not total or count < 1:
+        raise ValueError(f"there is nothing to show: count={count} of {total} samples")
+    if not all(images.is_floating_point() for images in samples.values()):
+        raise ValueError("the samples are floats in −1…1, as redistill_lib.sample returns them, not bytes")
+    row, extent = _grids({role: images[:count] for role, images in samples.items()})
+    shown = f"{min(count, total)} of {total} shown; one place, one noise."
+    note = f"{shown} {_MEASURE}; mean over {total} images, one run each."
+    return panels([row], extent, _nearest(samples), note)
 
 
-def _uri(image: NDArray[np.uint8]) -> str:
-    """PNG, or JPEG where that would be large."""
+def panels(
+    rows: Rows, extent: Sequence[int], title: str, note: str, names: Sequence[str] = (), right: int = 12
+) -> go.Figure:
+    """A figure of images or maps in rows, each over `extent` (height, width), with names left of the rows.
+
+    At least `right` pixels stay free beside them.
+    """
+    height, width = extent
+    columns, left = max(map(len, rows)), 124 if names else 12
+    side = min(250, (PAGE - left - right) // columns, max(110, 800 // len(rows)))  # pixels from panel to panel
+    unit = 1.1 * width / side  # of the axes, per pixel
+    heads, words = ([text for row in rows for panel in row if (text := panel[k])] for k in (1, 2))
+    above = unit * 18 * max((1 + text.count("<br>") for text in heads), default=0)
+    across, down = side * unit, above + height + unit * (26 if words else 8)
+    figure = go.Figure()
+    for r, row in enumerate(rows):
+        for k, (trace, head, word) in enumerate(row):
+            figure.add_trace(trace.update(x0=trace.x0 + k * across, y0=trace.y0 + r * down))
+            for text, y in ((head, r * down - above), (word, r * down + height)):
+                if text:
+                    figure.add_annotation(text=text, x=k * across + width / 2, y=y, yanchor="top")
+    for r, name in enumerate(names):
+        figure.add_annotation(text=name, x=0, xshift=-8, xanchor="right", y=r * down + height / 2, align="right")
+    figure.update_annotations(font_size=12)
+    figure.update_xaxes(visible=False, range=[0, columns * across], constrain="domain")
+    figure.update_yaxes(visible=False, range=[len(rows) * down - above, -above], scaleanchor="x", constrain="domain")
+    margins = (left, 4, PAGE - left - columns * side, 4)
+    return finish(figure, title, note, plot=round(len(rows) * down / unit), margins=margins)
+
+
+def image_trace(image: Any, name: str, *, most: int = SIDE, extent: Sequence[int] = ()) -> go.Image:
+    """An image (uint8, C×H×W) over `extent` (height, width), by default its own; reduced to `most` pixels a side."""
     from PIL import Image
 
-    encoded = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    for kind in ("png", "jpeg"):
+    pixels = np.asarray(image).transpose(1, 2, 0)
+    step = math.ceil(max(pixels.shape[:2]) / most)
+    shown = pixels[::step, ::step]
+    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):  # JPEG where PNG would be large
         buffer = io.BytesIO()
-        encoded.save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {"optimize": True}))
+        Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown).save(buffer, kind, **options)
         if buffer.tell() < 6000:
             break
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    height, width = extent or pixels.shape[:2]
+    dy, dx = height / shown.shape[0], width / shown.shape[1]
+    place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy}
+    return go.Image(source=source, name=name, hovertemplate=f"{name}<extra></extra>", **place)
+
+
+def _grids(images: Mapping[str, Tensor]) -> tuple[list[Panel], Sequence[int]]:
+    """A panel per role with all its images, and the height and width of each."""
+    found = []
+    for role, batch in images.items():
+        columns = math.ceil(math.sqrt(len(batch)))
+        grid = image_grid(to_uint8(batch), columns)
+        head = f"<b>{label(role).partition(',')[0]}</b>"
+        found.append((image_trace(grid, label(role), most=columns * SIDE), head, ""))
+    return found, grid.shape[1:]
+
+
+def _checked(paths: Mapping[str, Trajectory]) -> Trajectory:
+    if not paths:
+        raise ValueError("there is no trajectory to show")
+    first = next(iter(paths.values()))
+    for role, path in paths.items():
+        if (path.t, path.final.shape) != (first.t, first.final.shape):
+            raise ValueError(f"the trajectory of {role} is {path}, others are {first}: use the same settings for all")
+    return first
+
+
+def _differences(images: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By student: the root mean square difference of each image from the teacher's; nothing without a teacher."""
+    if "teacher" not in images:
+        return {}
+    students = {role: shown for role, shown in images.items() if role_key(role) != "teacher"}
+    return {r: (shown - images["teacher"]).square().mean((-3, -2, -1)).sqrt() for r, shown in students.items()}
+
+
+def _told(values: Mapping[str, Tensor]) -> str:
+    return listed(f"{number(float(value.mean()))} ({label(role)})" for role, value in values.items())
+
+
+def _nearest(samples: Mapping[str, Tensor]) -> str:
+    """The mean differences from the teacher's images, the least first, and from whom the images cannot tell it."""
+    values = dict(sorted(_differences(samples).items(), key=lambda item: float(item[1].mean())))
+    if not values:
+        return f"{len(next(iter(samples.values())))} images each of {listed(map(label, samples))}"
+    best, *others = values
+    text = f"Difference from the teacher's images: {_told(values)}"
+    gaps = {role: paired_difference(values[role].tolist(), values[best].tolist()) for role in others}
+    near = [the(role) for role, gap in gaps.items() if not gap.decided]
+    return f"{text}; these images cannot tell {the(best)} from {listed(near)}" if near else text

@@ -6,72 +6,72 @@ import math
 import re
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from redistill_lib.results import label, role_key
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
+Box = tuple[int, int, int, int]
 PAGE = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
-# Kept apart by lightness as well as hue, so that they hold under the common colour blindnesses and in grey.
-_COLORS = {
-    "teacher": "#1F2328",
-    "student": "#8A8F98",
-    "kd": "#0072B2",
-    "red": "#CC4C00",
-    "red+kd": "#7A1F5C",
-    "red-blocks": "#E6B03C",
-    "red-blocks+kd": "#56B4E9",
+# Colour and marker: colour is never alone. Colours differ in lightness as well as hue, for the common colour
+# blindnesses and for grey.
+_LOOKS = {
+    "teacher": ("#1F2328", "circle"),
+    "student": ("#8A8F98", "circle"),
+    "kd": ("#0072B2", "square"),
+    "red": ("#CC4C00", "diamond"),
+    "red+kd": ("#7A1F5C", "star"),
+    "red+mse": ("#332288", "cross"),
+    "red-blocks": ("#E6B03C", "hexagon"),
+    "red-blocks+kd": ("#56B4E9", "pentagon"),
 }
 _SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
-_SYMBOLS = {
-    "teacher": "circle", "student": "circle", "kd": "square", "red": "diamond", "red+kd": "star",
-    "red-blocks": "hexagon", "red-blocks+kd": "pentagon", "red+mse": "cross",
-}  # fmt: skip
 
-_AXIS = {"gridcolor": GRID, "zeroline": False, "ticks": "", "title": {"font": {"size": 13}, "standoff": 8}}
+_AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
-        "title": {
-            "font": {"size": 17}, "x": 0, "xref": "container", "xanchor": "left", "yanchor": "top", "pad": {"l": 12},
-        },
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "colorway": [*_COLORS.values()],
+        "title": {"font": {"size": 17}, "x": 0, "xanchor": "left", "yanchor": "top", "pad": {"l": 12}},
         "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"size": 13, "color": INK}, "align": "left"},
-        "legend": {
-            "orientation": "h", "x": 0, "xanchor": "left", "xref": "paper", "y": 0, "yanchor": "bottom",
-            "yref": "container", "font": {"size": 13}, "itemsizing": "constant",
-        },
+        "legend": {"orientation": "h", "y": 0, "yanchor": "bottom", "yref": "container", "itemsizing": "constant"},
         "xaxis": _AXIS,
         "yaxis": _AXIS | {"automargin": "left+width"},
-        "modebar": {"orientation": "h"},
-        "annotationdefaults": {"font": {"size": 13, "color": INK}, "showarrow": False},
+        "annotationdefaults": {"showarrow": False},
     }
-)  # fmt: skip
+)
 
 
 def color(role: str) -> str:
     """The role's colour, the same in every figure; where it has none, one that follows from its name."""
+    return look(role)[0]
+
+
+def look(role: str) -> tuple[str, str]:
+    """The role's colour and marker."""
     key = role_key(role)
-    return _COLORS.get(key) or _SPARE[zlib.crc32(key.encode()) % len(_SPARE)]
-
-
-def symbol(role: str) -> str:
-    """The role's marker, so that colour is never alone."""
-    return _SYMBOLS.get(role_key(role), "triangle-up")
+    return _LOOKS.get(key) or (_SPARE[zlib.crc32(key.encode()) % len(_SPARE)], "triangle-up")
 
 
 def faint(color: str, opacity: float = 0.35) -> str:
     """The same colour, see-through."""
-    r, g, b = (int(color[k : k + 2], 16) for k in (1, 3, 5))
-    return f"rgba({r},{g},{b},{opacity:g})"
+    return "rgba({},{},{},{:g})".format(*hex_to_rgb(color), opacity)
+
+
+def muted(text: str) -> str:
+    """Text in grey, inside a title, a name or an annotation."""
+    return f'<span style="color:{MUTED}">{text}</span>'
+
+
+def short(name: str, most: int) -> str:
+    """A module's path with its middle left out where it is too long."""
+    return name if len(name) <= most else f"{name[: most - 12]}…{name[-11:]}"
 
 
 def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
@@ -79,10 +79,10 @@ def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
 
     `settings` as of `plotly.graph_objects.Scatter`; they may change a part of the look.
     """
-    tone, name = color(role), label(role)
+    (tone, symbol), name = look(role), label(role)
     trace = go.Scatter(
         name=name, legendgroup=name, line={"color": tone, "width": 2.5},
-        marker={"color": tone, "symbol": symbol(role), "size": 9},
+        marker={"color": tone, "symbol": symbol, "size": 9},
         error_x={"color": tone, "thickness": 1.5, "width": 4},
         error_y={"color": tone, "thickness": 1.5, "width": 4},
         hovertemplate=f"<b>{name}</b>{hover}<extra></extra>",
@@ -92,20 +92,17 @@ def role_trace(role: str, hover: str, **settings: Any) -> go.Scatter:
 
 def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
     """Give the y axis one row per name, at 0, 1, … from the top."""
-    figure.update_yaxes(
-        tickvals=list(range(len(names))), ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False
-    )
+    figure.update_yaxes(tickvals=[*range(len(names))], ticktext=names, range=[len(names) - 0.5, -0.5], showgrid=False)
+
+
+def name_columns(figure: go.Figure, names: Mapping[float, str], title: str) -> int:
+    """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
+    figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()], tickangle=-60, showgrid=False, title=title)
+    return 56 + 6 * max(len(re.sub("<.*?>", "", name)) for name in names.values())
 
 
 def finish(
-    figure: go.Figure,
-    title: str,
-    subtitle: str = "",
-    *,
-    plot: int,
-    width: int = PAGE,
-    margins: tuple[int, int, int, int] = (64, 8, 24, 56),
-    legend: bool = False,
+    figure: go.Figure, title: str, note: str = "", *, plot: int, margins: Box = (64, 8, 24, 56), legend: bool = False
 ) -> go.Figure:
     """Give a figure the template, its size, and its title: the finding, and below it what one has to know to read it.
 
@@ -114,27 +111,22 @@ def finish(
     """
     # No line break before a number, % or a bracket, nor around +.
     joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+])|(?<=\+) ", NBSP, title)
-    lines = [line.replace(NBSP, " ") for line in textwrap.wrap(joined, (width - 40) * 10 // 82)]
-    small = textwrap.wrap(subtitle, (width - 40) * 10 // 61)
+    lines, small = textwrap.wrap(joined, 100), textwrap.wrap(note, 134)
+    text = [f"<b>{line.replace(NBSP, ' ')}</b>" for line in lines]
+    if small:  # in the title's text: plotly misplaces a title's own subtitle when the title has several lines
+        text.append(f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>')
     left, above, right, below = margins
-    # The note is part of the title's text: plotly misplaces a title's own subtitle when the title has several lines.
-    note = f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>'
     top = 26 + LINE * (len(lines) + len(small)) + above
-    bottom = below + (26 * _legend_rows(figure, width - left - right) if legend else 0)
+    bottom = below + (26 * _legend_rows(figure, PAGE - left - right) if legend else 0)
     height = top + plot + bottom
-    figure.update_layout(
-        template=TEMPLATE, width=width, height=height, showlegend=legend,
+    return figure.update_layout(
+        template=TEMPLATE, width=PAGE, height=height, showlegend=legend,
         margin={"l": left, "t": top, "r": right, "b": bottom},
-        title={
-            "text": "<br>".join([*(f"<b>{line}</b>" for line in lines), *([note] if small else [])]),
-            "y": 1 - 20 / height, "yref": "container",
-        },
+        title={"text": "<br>".join(text), "y": 1 - 20 / height},
     )  # fmt: skip
-    return figure
 
 
 def _legend_rows(figure: go.Figure, width: int) -> int:
-    names = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
-    if share := figure.layout.legend.entrywidth:
-        return math.ceil(len(names) * share)
-    return max(1, math.ceil(sum(48 + 8 * len(name) for name in names) / width))
+    parts = [part for part in (*figure.data, *figure.layout.shapes) if part.name and part.showlegend is not False]
+    wide = [48 + 7 * len(re.sub("<.*?>", "", part.name)) for part in parts]
+    return 1 if sum(wide) <= width else math.ceil(len(wide) / max(1, width // max(wide)))
