@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import finish, name_columns, role_trace
-from redistill_lib.models import ARCHITECTURES, places, student_name
+from redistill_lib.models import place_names, student_name
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import capital, label, listed, the
 
@@ -37,9 +37,7 @@ def plan_table(models: Mapping[str, str], image_size: int) -> pd.DataFrame:
 def _read(models: Mapping[str, str]) -> tuple[dict[str, StridePlan], list[str]]:
     """The plans, and the names of the image and of every place, as the network with the most places has them."""
     plans = {role: StridePlan.parse(student_name(name, 1).partition("-")[2]) for role, name in models.items()}
-    longest = max(models.values(), key=lambda name: len(places(name)))
-    parts = ARCHITECTURES[longest.partition("-")[0]].named
-    return plans, ["image", *(".".join(path.split(".")[:parts]) for path in places(longest))]
+    return plans, ["image", *max(map(place_names, models.values()), key=len)]
 
 
 def stride_plans(models: Mapping[str, str], image_size: int) -> go.Figure:

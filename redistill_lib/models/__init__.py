@@ -112,6 +112,15 @@ def usual_plan(arch: str) -> StridePlan:
     return _split(arch)[1].usual
 
 
+def place_names(name: str) -> tuple[str, ...]:
+    """What a reader calls the places of a network's plan, stem first.
+
+    >>> place_names("resnet18-4-11221")
+    ('conv1', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4')
+    """
+    return _split(name)[1].names
+
+
 def student_name(name: str, factor: int) -> str:
     """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
 
