@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 
     runs = commands.add_parser("runs", help="list training runs")
     runs.add_argument("root", nargs="?", type=Path, default=Path("runs"), metavar="ROOT")
-    runs.add_argument("--columns", metavar="A,B", help="these alone, such as id,name,model.name,recipe.epochs")
+    runs.add_argument("--columns", metavar="A,B", help="these alone, such as id,name,model.name,recipe.steps")
 
     memory = commands.add_parser(
         "memory",
