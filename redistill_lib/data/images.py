@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,11 +29,9 @@ from redistill_lib.progress import progress_bar
 
 __all__ = ["LazyImages", "TensorImages", "as_batch", "decode_image"]
 
-EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
-PROBED = 100_000  # larger sets have only a thousand of their headers read beforehand
-DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
+PROBED = 100_000  # of larger sets only a thousand headers are read beforehand
 Result = TypeVar("Result")
-Failures = dict[str, dict[int, str]]  # part → index of an image that cannot be read → why
+Failures = dict[int, Exception]  # row of an image that cannot be read → why
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
@@ -96,73 +94,79 @@ class TensorImages(Images):
 class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
-    ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the numbers of the
-    images in use, ``labels``: theirs; ``origin`` names the table in errors. ``size`` (the side in pixels) and
-    ``channels`` are needed for decoding only.
+    ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the rows in use,
+    ``labels``: theirs; ``parts``: the parts of the table, each as its name in errors and its rows. ``size`` (the
+    side in pixels) and ``channels`` are needed for decoding only.
     """
 
     table: Any
     labels: Tensor
     rows: Tensor
-    origin: str
+    parts: Mapping[str, tuple[str, range]]
     size: int = 0
     channels: int = 0
 
     def take(self, rows: Tensor) -> LazyImages:
         return replace(self, labels=self.labels[rows], rows=self.rows[rows])
 
-    def each(
-        self, function: Callable[..., Any], failures: dict[int, str], indices: Sequence[int] | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """The index and ``function(encoded bytes or path, its name in errors)`` of these images, on all cores.
-
-        Images for which it raises a ValueError are missing, and in ``failures`` instead.
-        """
+    def each(self, function: Callable[[Any], Any], failures: Failures) -> Iterator[Any]:
+        """``function(encoded bytes or path)`` of each image, on all cores; where it fails, None and a failure."""
         # Pillow refuses what is really too large; its warning before that is ignored, unless a caller has a filter.
         if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        (column,) = self.table.column_names
 
         def attempt(item: dict[str, Any] | None, row: int) -> Any:
-            raw = item and (item["bytes"] or item["path"])
-            where = raw if isinstance(raw, str) else f"row {row} of {self.origin}, column '{column}',"
             try:
-                return function(raw, where)
-            except ValueError as error:
-                return error
+                return function(item and (item["bytes"] or item["path"]))
+            except Exception as error:  # Pillow's decoders raise nearly anything
+                failures[row] = error
 
-        indices = range(len(self)) if indices is None else indices
-        for start in range(0, len(indices), 256):
-            chunk = indices[start : start + 256]
-            rows = self.rows[list(chunk)].tolist()
-            results = _threads(os.getpid()).map(attempt, self.table[rows][column], rows)
-            for index, result in zip(chunk, results, strict=True):
-                if isinstance(result, ValueError):
-                    failures[index] = str(result)
-                else:
-                    yield index, result
+        (column,) = self.table.column_names
+        for chunk in self.rows.split(256):
+            rows = chunk.tolist()
+            yield from _threads(os.getpid()).map(attempt, self.table[rows][column], rows)
 
-    def decoded(self, failures: dict[int, str], indices: Sequence[int] | None = None) -> Iterator[tuple[int, Tensor]]:
-        return self.each(partial(decode_image, size=self.size, channels=self.channels), failures, indices)
+    def decoded(self, failures: Failures) -> Iterator[Tensor | None]:
+        return self.each(partial(decode_image, size=self.size, channels=self.channels), failures)
+
+    def where(self, row: int) -> str:
+        """The name of an image in errors: its path or its row."""
+        (column,) = self.table.column_names
+        item = self.table[row][column]
+        if item and item["path"] and not item["bytes"]:
+            return item["path"]
+        part, rows = next(part for part in self.parts.values() if row in part[1])
+        return f"row {rows.index(row)} of {part}, column '{column}',"
+
+    def check_readable(self, failures: Failures, name: str) -> None:
+        """Raise one ValueError for all images that cannot be read."""
+        if failures:
+            rows = sorted(failures)[:10]
+            reasons = [f"{self.where(row)} cannot be read as an 8-bit image ({failures[row]})" for row in rows]
+            more = f"; and {len(failures) - 10:,} more" if len(failures) > 10 else ""
+            raise ValueError(
+                f"{len(failures):,} of the images of {name} cannot be read; replace or remove them, or leave them "
+                f"out with skip_unreadable=True: {'; '.join(reasons)}{more}."
+            )
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.as_tensor(indices, dtype=torch.int64)
-        failures: dict[int, str] = {}
-        images = [image for _, image in self.decoded(failures, chosen.tolist())]
-        check_readable({"": failures}, self.origin)
-        return torch.stack(images), self.labels[chosen]
+        chosen = self.take(torch.as_tensor(indices, dtype=torch.int64))
+        failures: Failures = {}
+        images: list[Any] = list(chosen.decoded(failures))
+        self.check_readable(failures, "this batch")
+        return torch.stack(images), chosen.labels
 
     @cached_property
     def digest(self) -> bytes:
         """A hash of what decides the pixels: side, channels and every encoded byte, read for it once."""
 
-        def hashed(raw: bytes | str, where: str) -> bytes:
+        def hashed(raw: bytes | str) -> bytes:
             return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
 
-        total = hashlib.sha256(repr((self.size, self.channels)).encode())
-        for _, found in self.each(hashed, {}):
-            total.update(found)
-        return total.digest()
+        failures: Failures = {}
+        found = list(self.each(hashed, failures))
+        self.check_readable(failures, "this split")
+        return hashlib.sha256(repr((self.size, self.channels)).encode() + b"".join(found)).digest()
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
@@ -185,13 +189,12 @@ def as_batch(batch: Any) -> Any:
     return batch
 
 
-def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) -> Tensor:
-    """One image as uint8 channels×size×size: the square at its centre, resized.
+def decode_image(raw: bytes | str | None, size: int, channels: int) -> Tensor:
+    """One image (encoded bytes, or a path) as uint8 channels×size×size: the square at its centre, resized.
 
-    It is turned as its EXIF says, whatever its format, and what is transparent shows white. ``raw`` is the encoded
-    bytes or a path. Raises ValueError, naming ``where``, for anything that does not decode.
+    It is turned as its EXIF says, whatever its format, and what is transparent shows white.
     """
-    with _opened(raw, where) as image:
+    with _opened(raw) as image:
         image.load()
         with suppress(SyntaxError):  # an EXIF block that cannot be parsed turns nothing
             ImageOps.exif_transpose(image, in_place=True)
@@ -205,78 +208,62 @@ def decode_image(raw: bytes | str | None, where: str, size: int, channels: int) 
 
 
 @contextmanager
-def _opened(raw: bytes | str | None, where: str) -> Iterator[Any]:
-    """Open an image; whatever goes wrong with it becomes a ValueError that names ``where``."""
+def _opened(raw: bytes | str | None) -> Iterator[Any]:
     if not raw:
-        raise ValueError(f"{where} holds no image")
-    try:
-        with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"mode {image.mode} has more than 8 bits per channel; convert it first")
-            yield image
-    except Exception as error:  # Pillow's decoders raise nearly anything
-        raise ValueError(f"{where} cannot be read as an 8-bit image ({error})") from error
+        raise ValueError("it holds no image")
+    with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as image:
+        if image.mode.startswith(("I", "F")):
+            raise ValueError(f"mode {image.mode} has more than 8 bits per channel; convert it first")
+        yield image
 
 
-def _header(raw: bytes | str | None, where: str) -> tuple[tuple[int, int], bool, str]:
-    with _opened(raw, where) as image:
-        return image.size, image.mode in ("1", "L", "LA", "La"), where
-
-
-def check_readable(failures: Failures, name: str) -> None:
-    """Raise one ValueError for all images that cannot be read."""
-    if reasons := [reason for found in failures.values() for reason in found.values()]:
-        more = f"; and {len(reasons) - 10:,} more" if len(reasons) > 10 else ""
-        raise ValueError(
-            f"{len(reasons):,} of the images of {name} cannot be read; replace or remove them, or leave them out "
-            f"with skip_unreadable=True: {'; '.join(reasons[:10])}{more}."
-        )
+def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
+    with _opened(raw) as image:
+        return image.size, image.mode in ("1", "L", "LA", "La")
 
 
 def probe(
-    parts: Mapping[str, LazyImages], name: str, size: int | None, channels: int | None, every: bool
-) -> tuple[int, int, Failures]:
-    """The common side and channel number of all images, from their headers alone, and which cannot be read.
+    encoded: LazyImages, name: str, size: int | None, channels: int | None, every: bool
+) -> tuple[LazyImages, Failures]:
+    """The images with their common side and channel number, from the headers alone, and which cannot be read.
 
-    One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of a
-    part with more than ``PROBED`` images a thousand are looked at unless ``every``, and it counts as colour.
+    One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of more than
+    ``PROBED`` images a thousand are looked at unless ``every``, and they count as colour.
     """
-    grey, shapes = True, dict[tuple[int, int], str]()  # shape → the first image of it
-    failures: Failures = {part: {} for part in parts}
-    for part, encoded in parts.items():
-        few = len(encoded) <= PROBED
-        grey &= few
-        indices = range(0, len(encoded), 1 if few or every else len(encoded) // 1000 or 1)
-        for _, (shape, is_grey, where) in encoded.each(_header, failures[part], indices):
-            grey &= is_grey
-            shapes.setdefault(shape, where)
+    grey = few = len(encoded) <= PROBED
+    looked_at = encoded if few or every else encoded.take(torch.arange(0, len(encoded), len(encoded) // 1000 or 1))
+    shapes: dict[tuple[int, int], int] = {}  # shape → row of the first image of it
+    failures: Failures = {}
+    for row, header in zip(looked_at.rows.tolist(), looked_at.each(_header, failures), strict=True):
+        if header:
+            shapes.setdefault(header[0], row)
+            grey &= header[1]
     if not shapes:
-        check_readable(failures, name)
+        encoded.check_readable(failures, name)
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
-        seen = ", ".join(f"{where} is {shape[0]}×{shape[1]}" for shape, where in islice(shapes.items(), 2))
+        seen = ", ".join(f"{encoded.where(row)} is {w}×{h}" for (w, h), row in islice(shapes.items(), 2))
         raise ValueError(
             f"The images of {name} are not squares of one size: {seen}; pass image_size= (the square at their centre "
             f"is resized to it), for example image_size={min(map(min, shapes))}."
         )
-    return size or next(iter(shapes))[0], channels or (1 if grey else 3), failures
+    return replace(encoded, size=size or next(iter(shapes))[0], channels=channels or (1 if grey else 3)), failures
 
 
-def decode_all(parts: Mapping[str, LazyImages], name: str) -> tuple[dict[str, TensorImages], Failures]:
-    """Decode whole parts on all cores, and say which images cannot be read and why: they stay black."""
-    images, failures = {}, {part: dict[int, str]() for part in parts}
-    with progress_bar(sum(map(len, parts.values())), f"decoding {name}") as bar:
-        for part, lazy in parts.items():
-            pixels = torch.zeros(len(lazy), lazy.channels, lazy.size, lazy.size, dtype=torch.uint8)
-            for index, image in lazy.decoded(failures[part]):
+def decode_all(encoded: LazyImages, name: str) -> tuple[TensorImages, Failures]:
+    """Decode on all cores; images that cannot be read stay black."""
+    failures: Failures = {}
+    pixels = torch.zeros(len(encoded), encoded.channels, encoded.size, encoded.size, dtype=torch.uint8)
+    with progress_bar(len(encoded), f"decoding {name}") as bar:
+        for index, image in enumerate(encoded.decoded(failures)):
+            if image is not None:
                 pixels[index] = image
-                bar.update()
-            images[part] = TensorImages(pixels, lazy.labels)
-    return images, failures
+            bar.update()
+    return TensorImages(pixels, encoded.labels), failures
 
 
-def warn_of_flat(splits: Mapping[str, Any], name: str) -> None:
+def warn_of_flat(splits: Iterable[Any], name: str) -> None:
     """One warning with the number of images in memory that are of one colour throughout: mostly a decoding fault."""
-    loaded = [split.images.flatten(2) for split in splits.values() if isinstance(split, TensorImages)]
+    loaded = [split.images.flatten(2) for split in splits if isinstance(split, TensorImages)]
     if flat := sum(int((images.amax(2) == images.amin(2)).all(1).sum()) for images in loaded):
         what = f"{flat:,} of {sum(map(len, loaded)):,} images of {name}"
         warnings.warn(f"{what} are of one flat colour at this size; look at them.", stacklevel=2)
@@ -304,24 +291,19 @@ def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
         return None
 
 
-def read_cache(path: Path, parts: Mapping[str, LazyImages]) -> tuple[dict[str, TensorImages], Failures] | None:
-    """What `decode_all` gave; None where the file is missing, damaged, or of other parts: it is then rebuilt."""
+def read_cache(path: Path, labels: Tensor) -> tuple[TensorImages, Tensor] | None:
+    """What `write_cache` kept; None where the file is missing or damaged: it is then rebuilt."""
     try:
         found = load_file(path)
-        failures = {part: dict.fromkeys(found[f"{part}.unreadable"].tolist(), "") for part in parts}
-        images = {part: TensorImages(found[part], encoded.labels) for part, encoded in parts.items()}
+        return TensorImages(found["images"], labels[found["rows"]]), found["rows"]
     except (OSError, SafetensorError, KeyError, ValueError):
         return None
-    return images, failures
 
 
-def write_cache(path: Path, images: Mapping[str, TensorImages], failures: Failures) -> None:
-    tensors = {part: split.images for part, split in images.items()}
-    tensors |= {f"{part}.unreadable": torch.tensor(list(bad), dtype=torch.int64) for part, bad in failures.items()}
-
+def write_cache(path: Path, images: Tensor, rows: Tensor) -> None:
     def write() -> None:
         with TemporaryDirectory(dir=path.parent) as scratch:  # a reader never sees half a file
-            save_file(tensors, Path(scratch) / path.name)
+            save_file({"images": images, "rows": rows}, Path(scratch) / path.name)
             os.replace(Path(scratch) / path.name, path)
 
     kept_in(path.parent, write)

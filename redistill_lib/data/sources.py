@@ -22,7 +22,7 @@ from redistill_lib.data.images import LazyImages, fingerprint, kept_in
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Source", "find_parts"]
+__all__ = ["Source", "find_images"]
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
@@ -65,13 +65,14 @@ class Source:
         check_fields(self)
 
 
-def find_parts(name: str, source: Source) -> tuple[dict[str, LazyImages], tuple[str, ...], str]:
-    """The parts of data set ``name`` (train, perhaps validation and test), the class names, and a fingerprint.
+def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...], str]:
+    """All images of data set ``name`` in parts (train, perhaps validation and test), the class names, a fingerprint.
 
     Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class. A part that has only −1 is
     left out. Where that is the test (ImageNet's labels are not published), the source's validation part, on which
     such sets are reported, takes its place.
     """
+    import datasets
     import pandas as pd
 
     tables, stamp = _find_tables(name, source)
@@ -84,34 +85,50 @@ def find_parts(name: str, source: Source) -> tuple[dict[str, LazyImages], tuple[
         )
     known = range(len(names)) if names else sorted(set(train) - {-1})
     classes = tuple(names or map(str, known))
-    parts = {}
+    kept: list[Any] = []
+    numbers, parts = [], {}
     for split, (images, labels, _) in columns.items():
         if split != "train" and (labels == -1).all():
             continue
-        numbers = torch.from_numpy(pd.Index(known).get_indexer(labels))
-        for row in (numbers < 0).nonzero().flatten().tolist():
+        found = pd.Index(known).get_indexer(labels)
+        if (found < 0).any():
+            row = found.argmin()
             few = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
             raise ValueError(
                 f"Row {row} of {split} of {name} has the label {labels[row]}, "
                 f"outside the {len(classes)} classes of train ({few})."
             )
-        parts[split] = LazyImages(images, numbers, torch.arange(len(numbers)), f"{split} of {name}")
+        start = sum(len(part) for part in kept)
+        parts[split] = f"{split} of {name}", range(start, start + len(images))
+        kept.append(images)
+        numbers.append(torch.from_numpy(found))
+    stamp = fingerprint(stamp, list(parts), [images.column_names for images in kept])
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    return parts, classes, fingerprint(stamp, [part.table.column_names for part in parts.values()])
+    column = kept[0].column_names
+    table = datasets.concatenate_datasets(
+        [images.rename_columns(dict(zip(images.column_names, column, strict=True))) for images in kept]
+    )
+    return LazyImages(table, torch.cat(numbers), torch.arange(len(table)), parts), classes, stamp
 
 
 def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
     """The table of each split, with encoded images or their paths, and a fingerprint."""
     if name.startswith("hf:"):
         return _from_hub(name)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if name and os.path.isdir(folder):  # Path's own raises OSError for a name that is too long
         files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
         if files:
             return _from_parquet(folder, files, source.cache_dir)
-        return _from_images(folder, source.label_column is not False)
-    if name and folder.exists():
+        try:
+            return _from_images(folder, source.label_column is not False)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be read as a folder of images: {error.strerror} (…{str(error.filename)[-80:]}); "
+                f"rename it, move it elsewhere, or mend its permissions."
+            ) from error
+    if name and os.path.exists(folder):
         raise ValueError(f"{name} is a file; give the folder it lies in.")
     if re.search(r"[/\\]|^[.~]", name):
         raise FileNotFoundError(f"There is no folder {name}; see data/README.md for where each data set goes.")

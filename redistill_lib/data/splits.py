@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,8 @@ from torch import Tensor
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import (
-    DECODING,
-    EAGER_BYTES,
-    Failures,
     LazyImages,
     TensorImages,
-    check_readable,
     decode_all,
     fingerprint,
     probe,
@@ -30,7 +26,7 @@ from redistill_lib.data.images import (
     warn_of_flat,
     write_cache,
 )
-from redistill_lib.data.sources import Source, find_parts
+from redistill_lib.data.sources import Source, find_images
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,8 +35,8 @@ __all__ = ["DataSplits", "load_data"]
 
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
-Loaded = tuple[dict[str, Split], tuple[str, ...], str]  # splits, class names, origin
-Choice = dict[str, tuple[str, Tensor]]  # split → (part of the source, rows of it)
+EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
+DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -138,16 +134,36 @@ def load_data(
                 f"{hint(option, known) or '.'}"
             )
     settings = kind(**options)
-    images, classes, origin = (_from_source if kind is Source else _built_in)(request, settings)
-    channels, size, _ = images["train"][0][0].shape
-    present = set(images["train"].labels.tolist())
+    pool: Any
+    if isinstance(settings, Source):
+        pool, classes, key = find_images(name, settings)
+        parts = pool.parts
+    else:
+        side = settings.digit_size if isinstance(settings, Clutter) else image_size or 32
+        pool, classes = TensorImages(*read_digits(side)), tuple("0123456789")
+        parts = {"train": ("the digits", range(len(pool)))}
+    chosen, origin = _divide(pool.labels, parts, request)
+    splits: dict[str, Any] = {}
+    for stream, (split, rows) in enumerate(chosen.items()):
+        images = pool.take(rows)
+        if isinstance(settings, Clutter):
+            count, generator = getattr(settings, f"{split}_size"), _generator(seed, 10 + stream)
+            images = TensorImages(*compose(images.images, images.labels, count, settings, generator))
+        splits[split] = images.take(_spread(images.labels, limit, seed, each=1))
+    if isinstance(settings, Clutter):
+        origin = f"each split composed from its own digits, {origin}"
+    if isinstance(settings, Source):
+        splits, left_out = _read(pool, splits, request, settings, key)
+        origin += f"; {left_out:,} unreadable left out" if left_out else ""
+        warn_of_flat(splits.values(), name)
+    channels, size, _ = splits["train"][0][0].shape
+    present = set(splits["train"].labels.tolist())
     if limit is not None and (absent := [word for number, word in enumerate(classes) if number not in present]):
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
-    changed = {key: value for key, value in vars(settings).items() if value != getattr(kind, key)}
-    for same_images in ("canvas", "lazy", "cache_dir"):  # image_size, and what only says when and where to keep them
-        changed.pop(same_images, None)
+    same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
+    changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
     return DataSplits(
-        **images,
+        **splits,
         num_classes=len(classes),
         in_channels=channels,
         image_size=size,
@@ -185,32 +201,6 @@ class _Request:
         whole("seed", self.seed, 0, 2**48)
 
 
-def _built_in(request: _Request, options: Digits | Clutter) -> Loaded:
-    clutter = options if isinstance(options, Clutter) else None
-    digits, labels = read_digits(clutter.digit_size if clutter else request.image_size or 32)
-    chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
-    splits: dict[str, Split] = {}
-    for stream, (split, (_, rows)) in enumerate(chosen.items()):
-        images, numbers = digits[rows], labels[rows]
-        if clutter:
-            generator = _generator(request.seed, 10 + stream)
-            images, numbers = compose(images, numbers, getattr(clutter, f"{split}_size"), clutter, generator)
-        kept = _spread(numbers, request.limit, request.seed, each=1)
-        splits[split] = TensorImages(images[kept], numbers[kept])
-    return splits, tuple("0123456789"), f"each split composed from its own digits, {origin}" if clutter else origin
-
-
-def _from_source(request: _Request, source: Source) -> Loaded:
-    parts, classes, key = find_parts(request.name, source)
-    labels = {part: encoded.labels for part, encoded in parts.items()}
-    chosen, origin = _divide(labels, {part: encoded.origin for part, encoded in parts.items()}, request)
-    for split, (part, rows) in chosen.items():
-        chosen[split] = part, rows[_spread(labels[part][rows], request.limit, request.seed, each=1)]
-    splits, left_out = _read(parts, chosen, request, source, key)
-    warn_of_flat(splits, request.name)
-    return splits, classes, f"{origin}; {left_out:,} unreadable left out" if left_out else origin
-
-
 def _generator(seed: int, stream: int) -> torch.Generator:
     """Independent streams per purpose, so that one more draw in one of them changes nothing elsewhere."""
     return torch.Generator().manual_seed(100 * seed + stream)
@@ -229,24 +219,27 @@ def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0, each:
     return order[torch.argsort(position, stable=True)[:count]].sort().values
 
 
-def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Request) -> tuple[Choice, str]:
-    """Which rows of which part make up each split, and that in words; ``origins`` names the parts."""
-    train, origin = labels["train"], origins["train"]
-    left, words = torch.arange(len(train)), []
-    chosen: Choice = {}
+def _divide(
+    labels: Tensor, parts: Mapping[str, tuple[str, range]], request: _Request
+) -> tuple[dict[str, Tensor], str]:
+    """Which rows make up each split, and that in words; ``parts`` are the parts' names and rows."""
+    origin, its = parts["train"]
+    left = torch.arange(its.start, its.stop)
+    present, chosen, words = set(labels[left].tolist()), {}, []
     for stream, split, fraction in ((1, "test", request.test), (2, "validation", request.validation)):
-        if split in labels:
-            chosen[split] = split, torch.arange(len(labels[split]))
-            words.append(f"{split}: {origins[split]}")
+        if split in parts:
+            part, rows = parts[split]
+            chosen[split] = torch.arange(rows.start, rows.stop)
+            words.append(f"{split}: {part}")
             continue
-        held = _spread(train[left], round(fraction * len(train)), request.seed, stream)
+        held = left[_spread(labels[left], round(fraction * len(its)), request.seed, stream)]
         if not len(held):
-            raise ValueError(f"{split}={fraction} of {len(train)} images ({origin}) is an empty split; raise it.")
-        chosen[split] = "train", left[held]
+            raise ValueError(f"{split}={fraction} of {len(its)} images ({origin}) is an empty split; raise it.")
+        chosen[split] = held
         words.append(f"{split}: {fraction:.0%} of {origin}")
-        left = left[~torch.isin(torch.arange(len(left)), held)]
-    chosen["train"] = "train", left
-    if missing := set(train.tolist()) - set(train[left].tolist()):
+        left = left[~torch.isin(left, held)]
+    chosen["train"] = left
+    if missing := present - set(labels[left].tolist()):
         raise ValueError(
             f"Class {min(missing)} has too few images in {origin} to be split: none is left; "
             f"lower validation= and test=, or add images."
@@ -255,43 +248,37 @@ def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Reques
 
 
 def _read(
-    parts: dict[str, LazyImages], chosen: Choice, request: _Request, source: Source, key: str
+    encoded: LazyImages, splits: Mapping[str, LazyImages], request: _Request, source: Source, key: str
 ) -> tuple[dict[str, Split], int]:
     """Each split: from the cache, decoded, or lazy where that is too large; and how many images were left out."""
     cache = None
     if source.cache_dir is not None and source.lazy is not True:
-        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])
-        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels, source.skip_unreadable, DECODING)
+        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])[:40]
+        stamp = fingerprint(key, request.image_size, source.channels, source.skip_unreadable, DECODING)
         cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
-        if cached := read_cache(cache, parts):
-            return _pick(*cached, chosen)
-    used = {split: parts[part].take(rows) for split, (part, rows) in chosen.items()}
-    size, lazy = request.image_size, source.lazy
-    channels: int | None = source.channels
-    if size is None or channels is None or lazy is not False:
-        size, channels, failures = probe(used, request.name, size, channels, source.skip_unreadable)
-    if lazy is None:
-        lazy = sum(map(len, used.values())) * channels * size * size > EAGER_BYTES
-    keep = cache is not None and not lazy and request.limit is None  # part of a data set is not worth keeping
-    if not keep:
-        parts, chosen = used, {split: (split, torch.arange(len(part))) for split, part in used.items()}
-    images: dict[str, Any] = {part: replace(encoded, size=size, channels=channels) for part, encoded in parts.items()}
-    if not lazy:
-        images, failures = decode_all(images, request.name)
-    if not source.skip_unreadable:
-        check_readable(failures, request.name)
-    if cache is not None and keep:
-        write_cache(cache, images, failures)
-    return _pick(images, failures, chosen)
-
-
-def _pick(images: Mapping[str, Split], failures: Failures, chosen: Choice) -> tuple[dict[str, Split], int]:
-    """The rows of each split, less those that cannot be read, and the number of these."""
-    picked, left_out = {}, 0
-    for split, (part, rows) in chosen.items():
-        good = rows[~torch.isin(rows, torch.tensor(list(failures[part]), dtype=torch.int64))]
-        if not len(good):
+    images: Any
+    cached = cache and read_cache(cache, encoded.labels)
+    if cached:
+        images, rows = cached
+    else:
+        used = encoded.take(torch.cat([split.rows for split in splits.values()]))
+        used, failures = probe(used, request.name, request.image_size, source.channels, source.skip_unreadable)
+        decoded_bytes = len(used) * used.channels * used.size**2
+        images = used
+        if not (decoded_bytes > EAGER_BYTES if source.lazy is None else source.lazy):
+            images, failures = decode_all(used, request.name)
+        if not source.skip_unreadable:
+            used.check_readable(failures, request.name)
+        unreadable = torch.isin(used.rows, torch.tensor(list(failures), dtype=torch.int64))
+        images, rows = images.take(torch.nonzero(~unreadable).flatten()), used.rows[~unreadable]
+        # Part of a data set is not worth keeping.
+        if cache and isinstance(images, TensorImages) and request.limit is None:
+            write_cache(cache, images.images, rows)
+    place = torch.full((len(encoded),), -1).index_copy_(0, rows, torch.arange(len(rows)))
+    picked = {}
+    for split, lazy in splits.items():
+        at = place[lazy.rows]
+        picked[split] = images.take(at[at >= 0])
+        if not len(picked[split]):
             raise ValueError(f"No image of {split} can be read.")
-        picked[split] = images[part].take(good)
-        left_out += len(rows) - len(good)
-    return picked, left_out
+    return picked, sum(map(len, splits.values())) - sum(map(len, picked.values()))
