@@ -1,29 +1,27 @@
 """Augmented images that have names: each is a function of (data, index, view) alone.
 
 `index` is a row of the training split, `view` a number, usually the epoch. Batch size, order, worker, process and
-the training's seed do not matter, so students of several seeds see the same images, and a teacher's maps of them can
-be kept under (index, view).
+seed of the training do not matter: all students see the same images, and a teacher's maps of them can be kept.
 
-A recipe names the operations in order: ``"crop+flip"``, ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one of
-the two for each image. Nothing is implicit, not even the mirror image, which of a digit is another sign.
+A recipe names the operations in order, as ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one of the two for
+each image. Nothing is implicit, not even `flip`: a mirrored digit may be another sign.
 
 - `flip`: mirrored left to right, every second image.
 - `crop`: shifted by up to an eighth of the height in both directions, the rest black.
 - `resized_crop`: a rectangle of 8 to 100 % of the area, of width / height from 3/4 to 4/3 (log-uniform), stretched
   to the whole, bilinearly. The first of ten proposals that fits; if none does, the first, trimmed.
-- `cutout`: a grey square, half the height wide, around a random centre (DeVries and Taylor, 2017, arXiv 1708.04552).
-- `mixup`: λ·image + (1 − λ)·partner, λ ~ Beta(0.2, 0.2) (Zhang et al., 2018, arXiv 1710.09412).
+- `cutout`: a grey square, half the height wide, around a random centre (arXiv 1708.04552).
+- `mixup`: λ·image + (1 − λ)·partner, λ ~ Beta(0.2, 0.2) (arXiv 1710.09412).
 - `cutmix`: a rectangle of the partner pasted in, of the image's proportions and 1 − λ of its area, clipped at the
-  border; the label's weight is the area really left (Yun et al., 2019, arXiv 1905.04899).
+  border; the label's weight is the area really left (arXiv 1905.04899).
 
 The partner is another row of the split, in its own view of the same number before mixing. The authors of ReDistill
-draw all of it once per batch and take partners from the batch; here each image draws its own, of equal distribution.
+draw once per batch and take partners from it; here each image draws its own, of equal distribution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -52,9 +50,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 def sample_rng(index: int, view: int, stream: int = 0) -> Generator:
-    """The random numbers of one view of one image. Each `stream` is independent of the others.
-
-    Raises ValueError for a negative or fractional number.
+    """The random numbers of one view of one image; each `stream` is independent. ValueError for a number below 0.
 
     >>> sample_rng(7, view=2).random() == sample_rng(7, view=2).random() != sample_rng(7, view=3).random()
     True
@@ -106,9 +102,8 @@ class Views(Dataset[Any]):
 def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: int) -> tuple[Tensor, Tensor]:
     """The views `view` (int64 B) of the rows `index` (int64 B) of a split of uint8 images.
 
-    Returns float32 B×C×H×W in −1…1 on the CPU, and the targets: labels (int64 B), or probabilities (float32
-    B×num_classes) if the recipe mixes. Raises ValueError for an unknown recipe, a row that the split lacks, and a
-    negative view.
+    Returns float32 B×C×H×W in −1…1 on the CPU, and labels (int64 B), or probabilities (float32 B×num_classes) if the
+    recipe mixes. ValueError for an unknown recipe, a row that the split lacks, a negative view.
 
     >>> from redistill_lib.data import TensorImages
     >>> split = TensorImages(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(9))
@@ -135,9 +130,7 @@ def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: i
 
 
 def parse_recipe(recipe: str) -> tuple[_Step, ...]:
-    """The steps of a recipe, each a tuple of alternatives.
-
-    Raises ValueError for an operation that is unknown, misplaced or named twice.
+    """The steps of a recipe, each a tuple of alternatives. ValueError for an unknown, misplaced or repeated word.
 
     >>> parse_recipe("flip+cutmix|mixup")
     (('flip',), ('cutmix', 'mixup'))
@@ -162,14 +155,11 @@ def parse_recipe(recipe: str) -> tuple[_Step, ...]:
 
 
 def _draw(index: Tensor, view: Tensor) -> Numbers:
-    """All numbers that any operation may need, in the order of `SLOTS`: those of `sample_rng(…, STREAM)`.
-
-    One generator is given each image's key in turn; constructing one per image takes as long as augmenting.
-    """
-    generator = sample_rng(0, 0, STREAM)
+    """All numbers that any operation may need, in the order of `SLOTS`: those of `sample_rng(…, STREAM)`."""
+    generator = sample_rng(0, 0, STREAM)  # given each image's key in turn: making one per image is five times slower
     state: Any = generator.bit_generator.state
     drawn = np.empty((len(index), WIDTH))
-    for row, key in zip(drawn, zip(index.tolist(), view.tolist(), strict=True), strict=True):
+    for row, *key in zip(drawn, index.tolist(), view.tolist(), strict=True):
         state["state"]["key"][:] = key
         generator.bit_generator.state = state
         generator.random(out=row)
@@ -186,17 +176,14 @@ def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[_Step]) -
     images, labels = split.__getitems__(index.tolist())
     images = to_float(images)
     for step in steps:
-        if step == ("none",):
-            continue
-        pick = _below(len(step), numbers[SLOTS[next(word for word in step if word != "none")]][0])
-        for number, word in enumerate(step):
-            (chosen,) = np.nonzero(pick == number)
-            if word == "none" or not len(chosen):
-                continue
-            if len(chosen) == len(index):
-                images = OPERATIONS[word](images, numbers[SLOTS[word]][1:])
-            else:  # take() keeps the numbers in rows, which [:, chosen] does not
-                images[chosen] = OPERATIONS[word](images[chosen], numbers[SLOTS[word]][1:].take(chosen, axis=1))
+        named = [word for word in step if word != "none"]
+        for word in named:
+            operation, own = OPERATIONS[word], numbers[SLOTS[word]][1:]
+            (chosen,) = np.nonzero(_below(len(step), numbers[SLOTS[named[0]]][0]) == step.index(word))
+            if len(step) == 1:
+                images = operation(images, own)
+            elif len(chosen):  # take() keeps the numbers in rows, which [:, chosen] does not
+                images[chosen] = operation(images[chosen], own.take(chosen, axis=1))
     return images, labels
 
 
@@ -262,19 +249,11 @@ def _mix(step: _Step, numbers: Numbers, size: tuple[int, int]) -> tuple[Tensor, 
     return torch.where(pasted, 0.0, torch.where(blend, weight, 1.0)[:, :, None, None]), share
 
 
-OPERATIONS: dict[str, Callable[[Tensor, Numbers], Tensor]] = {
-    "flip": _flip,
-    "crop": _crop,
-    "resized_crop": _resized_crop,
-    "cutout": _cutout,
-}
+OPERATIONS = {"flip": _flip, "crop": _crop, "resized_crop": _resized_crop, "cutout": _cutout}
 MIXING = ("mixup", "cutmix")
 
-# How many numbers each operation draws; the first of them picks among alternatives. Every operation has its place
-# whether or not a recipe names it, so that none changes what another draws: a new one belongs at the end.
-DRAWS = {"flip": 2, "crop": 3, "resized_crop": 23, "cutout": 3, "mix": 5}
-WIDTH = sum(DRAWS.values())
-SLOTS = {
-    word: slice(end - count, end)
-    for (word, count), end in zip(DRAWS.items(), accumulate(DRAWS.values()), strict=True)
-}
+# The numbers of each operation; the first of them picks among alternatives. Every operation has its place whether or
+# not a recipe names it, so that none changes what another draws: a new one belongs at the end.
+SLOTS = {"flip": slice(2), "crop": slice(2, 5), "resized_crop": slice(5, 28), "cutout": slice(28, 31)}
+SLOTS["mix"] = slice(31, 36)
+WIDTH = 36
