@@ -1,8 +1,7 @@
 """The two data sets that need no network: handwritten digits, and the same digits small among clutter.
 
-``cluttered`` is the built-in case in which aggressive pooling costs accuracy: strokes are one or two pixels wide, the
-digit may be anywhere, and fragments of others lie around it. Every random number comes from integer draws of a CPU
-``torch.Generator``, so a seed gives the same bytes on any machine.
+In ``cluttered`` aggressive pooling costs accuracy: strokes are one or two pixels wide, the digit may be anywhere, and
+fragments of others lie around it. All random numbers are integers, so a seed gives the same bytes on any machine.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ __all__ = ["Clutter", "compose", "read_digits"]
 
 @dataclass(frozen=True)
 class Clutter:
-    """What a cluttered image is made of; lengths in pixels.
+    """What a cluttered image is made of; ValueError when the parts do not fit each other.
 
-    ``noise`` is the standard deviation of the added noise as a fraction of full scale (0…1).
-    ``digit_size``, ``fragment_size`` are the sides of the digit to be recognised and of the pieces of other
-    digits. Raises ValueError when the parts do not fit each other.
+    The sides of the canvas, of the digit and of fragments of other digits, in pixels; how many fragments; the standard
+    deviation of the noise as a fraction of full scale (0…1); how many images each split gets.
 
     >>> Clutter(distractors=0).canvas
     40
@@ -76,15 +74,12 @@ def compose(
 ) -> tuple[Tensor, Tensor]:
     """``count`` cluttered images, uint8 count×1×canvas×canvas, and their labels.
 
-    ``digits``: uint8 N×1×digit_size×digit_size, of one part of the data; ``labels``: theirs.
-
-    Each source digit is used equally often (±1). Fragments come from *other* digits of the same ``digits``,
-    so parts composed from disjoint sources share nothing. Where things overlap the brighter pixel wins.
+    ``digits`` (uint8 N×1×digit_size×digit_size) are used equally often (±1), and are the only source of fragments.
+    Where things overlap the brighter pixel wins.
     """
     n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
     draw = partial(torch.randint, generator=generator)
-    rounds = -(-count // n)
-    chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:count]
+    chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-count // n))])[:count]
     images = torch.zeros(count, canvas * canvas, dtype=torch.uint8)
     _paste(images, digits[chosen, 0], draw(canvas - side + 1, (2, count)), canvas)
     for _ in range(clutter.distractors):

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -95,13 +95,14 @@ class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
     ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the rows in use,
-    ``labels``: theirs; ``parts``: the parts of the table, each as its name in errors and its rows. ``size`` (the
-    side in pixels) and ``channels`` are needed for decoding only.
+    ``labels``: theirs. In errors ``name`` is the data set's, and ``parts`` names which rows came from where. ``size``
+    (the side in pixels) and ``channels`` are needed for decoding only.
     """
 
     table: Any
     labels: Tensor
     rows: Tensor
+    name: str
     parts: Mapping[str, tuple[str, range]]
     size: int = 0
     channels: int = 0
@@ -135,25 +136,24 @@ class LazyImages(Images):
         item = self.table[row][column]
         if item and item["path"] and not item["bytes"]:
             return item["path"]
-        part, rows = next(part for part in self.parts.values() if row in part[1])
-        return f"row {rows.index(row)} of {part}, column '{column}',"
+        return f"row {row_in_part(row, self.parts)}, column '{column}',"
 
-    def check_readable(self, failures: Failures, name: str) -> None:
+    def check_readable(self, failures: Failures) -> None:
         """Raise one ValueError for all images that cannot be read."""
         if failures:
             rows = sorted(failures)[:10]
             reasons = [f"{self.where(row)} cannot be read as an 8-bit image ({failures[row]})" for row in rows]
             more = f"; and {len(failures) - 10:,} more" if len(failures) > 10 else ""
             raise ValueError(
-                f"{len(failures):,} of the images of {name} cannot be read; replace or remove them, or leave them "
-                f"out with skip_unreadable=True: {'; '.join(reasons)}{more}."
+                f"{len(failures):,} of the images of {self.name} cannot be read; replace or remove them, or leave "
+                f"them out with skip_unreadable=True: {'; '.join(reasons)}{more}."
             )
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = self.take(torch.as_tensor(indices, dtype=torch.int64))
         failures: Failures = {}
         images: list[Any] = list(chosen.decoded(failures))
-        self.check_readable(failures, "this batch")
+        self.check_readable(failures)
         return torch.stack(images), chosen.labels
 
     @cached_property
@@ -165,11 +165,16 @@ class LazyImages(Images):
 
         failures: Failures = {}
         found = list(self.each(hashed, failures))
-        self.check_readable(failures, "this split")
+        self.check_readable(failures)
         return hashlib.sha256(repr((self.size, self.channels)).encode() + b"".join(found)).digest()
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
+
+
+def row_in_part(row: int, parts: Mapping[str, tuple[str, range]]) -> str:
+    part, rows = next(part for part in parts.values() if row in part[1])
+    return f"{rows.index(row)} of {part}"
 
 
 @cache
@@ -222,9 +227,7 @@ def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
         return image.size, image.mode in ("1", "L", "LA", "La")
 
 
-def probe(
-    encoded: LazyImages, name: str, size: int | None, channels: int | None, every: bool
-) -> tuple[LazyImages, Failures]:
+def probe(encoded: LazyImages, size: int | None, channels: int | None, every: bool) -> tuple[LazyImages, Failures]:
     """The images with their common side and channel number, from the headers alone, and which cannot be read.
 
     One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of more than
@@ -239,21 +242,21 @@ def probe(
             shapes.setdefault(header[0], row)
             grey &= header[1]
     if not shapes:
-        encoded.check_readable(failures, name)
+        encoded.check_readable(failures)
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
         seen = ", ".join(f"{encoded.where(row)} is {w}×{h}" for (w, h), row in islice(shapes.items(), 2))
         raise ValueError(
-            f"The images of {name} are not squares of one size: {seen}; pass image_size= (the square at their centre "
-            f"is resized to it), for example image_size={min(map(min, shapes))}."
+            f"The images of {encoded.name} are not squares of one size: {seen}; pass image_size= (the square at their "
+            f"centre is resized to it), for example image_size={min(map(min, shapes))}."
         )
     return replace(encoded, size=size or next(iter(shapes))[0], channels=channels or (1 if grey else 3)), failures
 
 
-def decode_all(encoded: LazyImages, name: str) -> tuple[TensorImages, Failures]:
+def decode_all(encoded: LazyImages) -> tuple[TensorImages, Failures]:
     """Decode on all cores; images that cannot be read stay black."""
     failures: Failures = {}
     pixels = torch.zeros(len(encoded), encoded.channels, encoded.size, encoded.size, dtype=torch.uint8)
-    with progress_bar(len(encoded), f"decoding {name}") as bar:
+    with progress_bar(len(encoded), f"decoding {encoded.name}") as bar:
         for index, image in enumerate(encoded.decoded(failures)):
             if image is not None:
                 pixels[index] = image
@@ -261,12 +264,13 @@ def decode_all(encoded: LazyImages, name: str) -> tuple[TensorImages, Failures]:
     return TensorImages(pixels, encoded.labels), failures
 
 
-def warn_of_flat(splits: Iterable[Any], name: str) -> None:
-    """One warning with the number of images in memory that are of one colour throughout: mostly a decoding fault."""
-    loaded = [split.images.flatten(2) for split in splits if isinstance(split, TensorImages)]
-    if flat := sum(int((images.amax(2) == images.amin(2)).all(1).sum()) for images in loaded):
-        what = f"{flat:,} of {sum(map(len, loaded)):,} images of {name}"
-        warnings.warn(f"{what} are of one flat colour at this size; look at them.", stacklevel=2)
+def warn_of_flat(images: Images, name: str) -> None:
+    """One warning with the number of images that are of one colour throughout: mostly a decoding fault."""
+    if isinstance(images, TensorImages):
+        pixels = images.images.flatten(2)
+        if flat := int((pixels.amax(2) == pixels.amin(2)).all(1).sum()):
+            what = f"{flat:,} of {len(images):,} images of {name}"
+            warnings.warn(f"{what} are of one flat colour at this size; look at them.", stacklevel=2)
 
 
 def fingerprint(*facts: object) -> str:
@@ -300,10 +304,10 @@ def read_cache(path: Path, labels: Tensor) -> tuple[TensorImages, Tensor] | None
         return None
 
 
-def write_cache(path: Path, images: Tensor, rows: Tensor) -> None:
+def write_cache(path: Path, images: TensorImages, rows: Tensor) -> None:
     def write() -> None:
         with TemporaryDirectory(dir=path.parent) as scratch:  # a reader never sees half a file
-            save_file({"images": images, "rows": rows}, Path(scratch) / path.name)
+            save_file({"images": images.images, "rows": rows}, Path(scratch) / path.name)
             os.replace(Path(scratch) / path.name, path)
 
     kept_in(path.parent, write)

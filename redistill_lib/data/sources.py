@@ -6,9 +6,10 @@ import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 
 from redistill_lib.checks import check_fields, hint
-from redistill_lib.data.images import LazyImages, fingerprint, kept_in
+from redistill_lib.data.images import LazyImages, fingerprint, kept_in, row_in_part
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,12 +47,11 @@ Tables = dict[str, Any]  # split → `datasets.Dataset`
 class Source:
     """How a data set that is not built in is read.
 
-    ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads images
-    without labels (all get label 0), as a diffusion model needs them. ``lazy``: decode on access (True), at
-    once (False), or at once up to 1 GiB decoded (None). ``channels``: 1 or 3; None takes 1 if every image
-    is greyscale, else 3. ``skip_unreadable`` leaves images out that cannot be read (of those decoded on
-    access: whose header cannot) instead of naming them in an error. ``cache_dir``: where decoded images are
-    kept (None: nowhere); a change of source or size makes a new cache.
+    ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads images without
+    labels (all get label 0), as a diffusion model needs them. ``lazy``: decode on access (True), at once (False), or
+    at once up to 1 GiB decoded (None). ``channels``: None takes 1 if every image is greyscale, else 3.
+    ``skip_unreadable`` leaves images out that cannot be read (of those decoded on access: whose header cannot)
+    instead of naming them in an error. ``cache_dir``: where decoded images are kept (None: nowhere).
     """
 
     image_column: str | None = None
@@ -76,8 +76,11 @@ def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...],
     import pandas as pd
 
     tables, stamp = _find_tables(name, source)
-    columns = {split: _read_columns(table, source, f"{split} of {name}") for split, table in tables.items()}
-    _, train, names = columns["train"]
+    ends = accumulate(map(len, tables.values()))
+    rows = {split: range(end - len(tables[split]), end) for split, end in zip(tables, ends, strict=True)}
+    parts = {split: (f"{split} of {name}", its) for split, its in rows.items()}
+    images, labels, names = _read_columns(datasets.concatenate_datasets([*tables.values()]), source, parts)
+    train = labels.iloc[rows["train"]]
     if source.label_column is not False and train.nunique() < 2:
         raise ValueError(
             f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()}); "
@@ -85,31 +88,20 @@ def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...],
         )
     known = range(len(names)) if names else sorted(set(train) - {-1})
     classes = tuple(names or map(str, known))
-    kept: list[Any] = []
-    numbers, parts = [], {}
-    for split, (images, labels, _) in columns.items():
-        if split != "train" and (labels == -1).all():
-            continue
-        found = pd.Index(known).get_indexer(labels)
-        if (found < 0).any():
-            row = found.argmin()
+    numbers = pd.Index(known).get_indexer(labels)
+    for split, its in rows.items():
+        if split != "train" and (labels.iloc[its] == -1).all():
+            del parts[split]
+        elif (wrong := numbers[its] < 0).any():
             few = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
             raise ValueError(
-                f"Row {row} of {split} of {name} has the label {labels[row]}, "
+                f"Row {wrong.argmax()} of {split} of {name} has the label {labels[its[wrong.argmax()]]}, "
                 f"outside the {len(classes)} classes of train ({few})."
             )
-        start = sum(len(part) for part in kept)
-        parts[split] = f"{split} of {name}", range(start, start + len(images))
-        kept.append(images)
-        numbers.append(torch.from_numpy(found))
-    stamp = fingerprint(stamp, list(parts), [images.column_names for images in kept])
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    column = kept[0].column_names
-    table = datasets.concatenate_datasets(
-        [images.rename_columns(dict(zip(images.column_names, column, strict=True))) for images in kept]
-    )
-    return LazyImages(table, torch.cat(numbers), torch.arange(len(table)), parts), classes, stamp
+    encoded = LazyImages(images, torch.from_numpy(numbers), torch.arange(len(images)), name, parts)
+    return encoded, classes, fingerprint(stamp, list(parts), images.column_names)
 
 
 def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
@@ -185,30 +177,33 @@ def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[
     """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
     import datasets
 
-    tables = {}
-    for split, names in _by_split([path.name for path in files], str(folder), shards=True).items():
-        paths = [path for path in files if path.name in names]
-        # In small batches, since a small file may unpack to one image in a million rows.
-        read = partial(datasets.Dataset.from_parquet, [str(path) for path in paths], batch_size=256)
-        try:
-            if cache_dir is not None:
-                unpacked = str(Path(cache_dir) / "arrow" / _stamp(paths, folder))
-                tables[split] = kept_in(Path(cache_dir), partial(read, cache_dir=unpacked))
-            if tables.get(split) is None:
-                with TemporaryDirectory() as scratch:
-                    tables[split] = read(cache_dir=scratch, keep_in_memory=True)
-        except Exception as error:  # `datasets` and pyarrow have many
-            raise ValueError(
-                f"The {split} files of {folder} cannot be read as one parquet table ({error.__cause__ or error})."
-            ) from error
-    return tables, _stamp(files, folder)
+    splits = _by_split([path.name for path in files], str(folder), shards=True)
+    paths = {split: [str(path) for path in files if path.name in names] for split, names in splits.items()}
+    # In small batches, since a small file may unpack to one image in a million rows.
+    read = partial(datasets.DatasetDict.from_parquet, paths, batch_size=256)
+    stamp, tables = _stamp(files, folder), None
+    try:
+        if cache_dir is not None:
+            tables = kept_in(Path(cache_dir), partial(read, cache_dir=str(Path(cache_dir) / "arrow" / stamp)))
+        if tables is None:
+            with TemporaryDirectory() as scratch:
+                tables = read(cache_dir=scratch, keep_in_memory=True)
+    except Exception as error:  # `datasets` and pyarrow have many
+        raise ValueError(
+            f"The {', '.join(splits)} files of {folder} cannot be read as one parquet table "
+            f"({error.__cause__ or error})."
+        ) from error
+    return tables, stamp
 
 
-def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Series, list[str] | None]:
+def _read_columns(
+    table: Any, source: Source, parts: Mapping[str, tuple[str, range]]
+) -> tuple[Any, pd.Series, list[str] | None]:
     """The table with encoded images alone, the labels, and the classes' names if the table has them."""
     import datasets
     import pandas as pd
 
+    origin, _ = parts["train"]
     kinds = {field.name: str(field.type) for field in table.features.arrow_schema}
     encoded = [name for name, kind in kinds.items() if kind.startswith("struct<") and "bytes: " in kind]
     allowed = [*encoded, *(name for name, kind in kinds.items() if kind in ("binary", "large_binary", "string"))]
@@ -226,8 +221,9 @@ def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Seri
     if labels.dtype.kind == "f":  # pandas keeps a missing whole number as NaN, and the others of its column as floats
         wrong |= labels % 1 != 0
     if wrong.any():
+        row = int(wrong.argmax())
         raise ValueError(
-            f"Row {wrong.argmax()} of {origin} has the label {labels[wrong.argmax()]} in column '{label}'; "
+            f"Row {row_in_part(row, parts)} has the label {labels[row]} in column '{label}'; "
             f"labels are whole numbers or text. Mend or remove the row."
         )
     labels = labels.astype("int64") if labels.dtype.kind == "f" else labels

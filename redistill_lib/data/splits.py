@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ __all__ = ["DataSplits", "load_data"]
 
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
+KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of the built-in sets
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 
@@ -43,10 +44,9 @@ DECODING = 2  # raised whenever the same bytes decode to other pixels: older cac
 class DataSplits:
     """Three splits of one data set.
 
-    Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` →
-    (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled. ``origin`` says in
-    words where validation and test come from, and how many images were left out. ``params`` are JSON and load the
-    same images again: ``load_data(**splits.params)``. Both belong into a run's record.
+    Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` → (uint8
+    B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. ``origin`` says where validation and test come
+    from, and how many images were left out. ``params`` are JSON: ``load_data(**params)`` gives the same images again.
     """
 
     train: Split
@@ -103,59 +103,56 @@ def load_data(
             images.
         image_size: side in pixels; the square at an image's centre is resized to it. None keeps the size
             (``digits``: 32, ``cluttered``: a canvas of 40).
-        validation, test: fractions of the training part to hold out, stratified by class and drawn with `seed`;
-            used only where the source has no such split of its own.
+        validation, test: fractions of train to hold out, stratified by class and drawn with `seed`, where the source
+            has no such split of its own.
         seed: of the data; it is not the seed of a training.
         limit: at most this many images per split, stratified; each class keeps one where the limit allows it.
-        options: the fields of `Clutter` for ``cluttered``; those of `Source` for what is not built in, such as
-            ``cache_dir``, which the built-in sets do not need and ignore.
+        options: the fields of `Clutter` for ``cluttered``, of `Source` for what is not built in.
 
     ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included,
     so no stroke of a test image has been seen in training.
 
-    Images are turned as their EXIF says, and what is transparent shows white. One warning counts images of one flat
-    colour. Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
+    Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
 
     >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
     DataSplits('cluttered': 60 train · 20 validation · 20 test; 10 classes; 1×40×40 uint8; ...)
     """
     name = str(os.fspath(check_type("name", name, str, os.PathLike)))
     request = _Request(name, image_size, validation, test, seed, limit)
-    kind = {"digits": Digits, "cluttered": Clutter}.get(name, Source)
+    kind = KINDS.get(name, Source)
     if kind is not Source:
         options.pop("cache_dir", None)
     if name == "cluttered" and image_size is not None and options.setdefault("canvas", image_size) != image_size:
         raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
     known = [option.name for option in fields(kind)]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"'{name}' has no option '{option}'; it has {', '.join([*known, 'image_size'])} and the like"
-                f"{hint(option, known) or '.'}"
-            )
+    if unknown := [option for option in options if option not in known]:
+        raise ValueError(
+            f"'{name}' has no option '{unknown[0]}'; it has {', '.join([*known, 'image_size'])} and the like"
+            f"{hint(unknown[0], known) or '.'}"
+        )
     settings = kind(**options)
     pool: Any
     if isinstance(settings, Source):
         pool, classes, key = find_images(name, settings)
         parts = pool.parts
     else:
-        side = settings.digit_size if isinstance(settings, Clutter) else image_size or 32
-        pool, classes = TensorImages(*read_digits(side)), tuple("0123456789")
+        pool, classes = (
+            TensorImages(*read_digits(getattr(settings, "digit_size", image_size or 32))),
+            tuple("0123456789"),
+        )
         parts = {"train": ("the digits", range(len(pool)))}
     chosen, origin = _divide(pool.labels, parts, request)
-    splits: dict[str, Any] = {}
-    for stream, (split, rows) in enumerate(chosen.items()):
-        images = pool.take(rows)
-        if isinstance(settings, Clutter):
-            count, generator = getattr(settings, f"{split}_size"), _generator(seed, 10 + stream)
-            images = TensorImages(*compose(images.images, images.labels, count, settings, generator))
-        splits[split] = images.take(_spread(images.labels, limit, seed, each=1))
+    splits: dict[str, Any] = {split: pool.take(rows) for split, rows in chosen.items()}
     if isinstance(settings, Clutter):
         origin = f"each split composed from its own digits, {origin}"
+        for stream, (split, digits) in enumerate(splits.items(), start=10):
+            count, generator = getattr(settings, f"{split}_size"), _generator(seed, stream)
+            splits[split] = TensorImages(*compose(digits.images, digits.labels, count, settings, generator))
+    if limit is not None:
+        splits = {k: split.take(_spread(split.labels, limit, seed, each=1)) for k, split in splits.items()}
     if isinstance(settings, Source):
         splits, left_out = _read(pool, splits, request, settings, key)
         origin += f"; {left_out:,} unreadable left out" if left_out else ""
-        warn_of_flat(splits.values(), name)
     channels, size, _ = splits["train"][0][0].shape
     present = set(splits["train"].labels.tolist())
     if limit is not None and (absent := [word for number, word in enumerate(classes) if number not in present]):
@@ -172,11 +169,6 @@ def load_data(
         origin=origin,
         params={**asdict(request), "image_size": size, **changed},
     )
-
-
-@dataclass(frozen=True)
-class Digits:
-    """The options of ``digits``: none."""
 
 
 @dataclass(frozen=True)
@@ -251,34 +243,31 @@ def _read(
     encoded: LazyImages, splits: Mapping[str, LazyImages], request: _Request, source: Source, key: str
 ) -> tuple[dict[str, Split], int]:
     """Each split: from the cache, decoded, or lazy where that is too large; and how many images were left out."""
-    cache = None
+    cache = found = None
+    images: Any
     if source.cache_dir is not None and source.lazy is not True:
         readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])[:40]
         stamp = fingerprint(key, request.image_size, source.channels, source.skip_unreadable, DECODING)
         cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
-    images: Any
-    cached = cache and read_cache(cache, encoded.labels)
-    if cached:
-        images, rows = cached
-    else:
+        found = read_cache(cache, encoded.labels)
+    if found is None:
         used = encoded.take(torch.cat([split.rows for split in splits.values()]))
-        used, failures = probe(used, request.name, request.image_size, source.channels, source.skip_unreadable)
-        decoded_bytes = len(used) * used.channels * used.size**2
+        used, failures = probe(used, request.image_size, source.channels, source.skip_unreadable)
+        lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
         images = used
-        if not (decoded_bytes > EAGER_BYTES if source.lazy is None else source.lazy):
-            images, failures = decode_all(used, request.name)
+        if not lazy:
+            images, failures = decode_all(used)
         if not source.skip_unreadable:
-            used.check_readable(failures, request.name)
-        unreadable = torch.isin(used.rows, torch.tensor(list(failures), dtype=torch.int64))
-        images, rows = images.take(torch.nonzero(~unreadable).flatten()), used.rows[~unreadable]
-        # Part of a data set is not worth keeping.
-        if cache and isinstance(images, TensorImages) and request.limit is None:
-            write_cache(cache, images.images, rows)
+            used.check_readable(failures)
+        good = torch.tensor([k for k, row in enumerate(used.rows.tolist()) if row not in failures], dtype=torch.int64)
+        found = images.take(good), used.rows[good]
+        if cache and not lazy and request.limit is None:  # part of a data set is not worth keeping
+            write_cache(cache, *found)
+    images, rows = found
+    warn_of_flat(images, request.name)
     place = torch.full((len(encoded),), -1).index_copy_(0, rows, torch.arange(len(rows)))
-    picked = {}
-    for split, lazy in splits.items():
-        at = place[lazy.rows]
-        picked[split] = images.take(at[at >= 0])
-        if not len(picked[split]):
-            raise ValueError(f"No image of {split} can be read.")
+    places = {split: place[part.rows] for split, part in splits.items()}
+    picked = {split: images.take(at[at >= 0]) for split, at in places.items()}
+    if empty := [split for split, left in picked.items() if not len(left)]:
+        raise ValueError(f"No image of {empty[0]} can be read.")
     return picked, sum(map(len, splits.values())) - sum(map(len, picked.values()))
