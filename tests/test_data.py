@@ -533,7 +533,7 @@ def test_lazy_and_eager_give_the_same_images(monkeypatch: pytest.MonkeyPatch, tm
     assert same(eager, lazy)
     assert torch.equal(lazy.train[2][0], eager.train.images[2])
     assert "decoded on access" in repr(lazy.train)
-    monkeypatch.setattr(splits, "EAGER_BYTES", 30 * 3 * 36 - 1)  # one byte less than they need
+    monkeypatch.setattr(images, "EAGER_BYTES", 30 * 3 * 36 - 1)  # one byte less than they need
     assert isinstance(load_data(root, cache_dir=None, image_size=6).train, LazyImages)
 
 

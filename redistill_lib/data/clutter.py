@@ -23,8 +23,8 @@ __all__ = ["Clutter", "compose", "read_digits"]
 class Clutter:
     """What a cluttered image is made of; ValueError when the parts do not fit each other.
 
-    The sides of the canvas, of the digit and of fragments of other digits, in pixels; how many fragments; the standard
-    deviation of the noise as a fraction of full scale (0…1); how many images each split gets.
+    Sides of the canvas, the digit and the fragments of others, in pixels; the number of fragments; the standard
+    deviation of the noise as a fraction of full scale; the number of images of each split.
 
     >>> Clutter(distractors=0).canvas
     40

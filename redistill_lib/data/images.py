@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +28,13 @@ from torch.utils.data import Dataset, get_worker_info
 from redistill_lib.checks import check_fields
 from redistill_lib.progress import progress_bar
 
+if TYPE_CHECKING:
+    from redistill_lib.data.sources import Source
+
 __all__ = ["LazyImages", "TensorImages", "as_batch", "decode_image"]
 
+EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
+DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 PROBED = 100_000  # of larger sets only a thousand headers are read beforehand
 Result = TypeVar("Result")
 Failures = dict[int, Exception]  # row of an image that cannot be read → why
@@ -38,6 +44,7 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     """What both kinds of split share: ``labels`` int64 N, and ``__getitems__``, which gives a whole batch."""
 
     labels: Tensor
+    __getitems__: Callable[..., tuple[Tensor, Tensor]]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -45,9 +52,6 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([index])
         return images[0], labels[0]
-
-    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
 
     def head(self, count: int) -> tuple[Tensor, Tensor]:
         """The first `count` images, uint8 B×C×H×W, and their labels."""
@@ -149,6 +153,17 @@ class LazyImages(Images):
                 f"them out with skip_unreadable=True: {'; '.join(reasons)}{more}."
             )
 
+    def decode(self) -> tuple[TensorImages, Failures]:
+        """All in memory; those that cannot be read are black."""
+        failures: Failures = {}
+        pixels = torch.zeros(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
+        with progress_bar(len(self), f"decoding {self.name}") as bar:
+            for index, image in enumerate(self.decoded(failures)):
+                if image is not None:
+                    pixels[index] = image
+                bar.update()
+        return TensorImages(pixels, self.labels), failures
+
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = self.take(torch.as_tensor(indices, dtype=torch.int64))
         failures: Failures = {}
@@ -227,7 +242,7 @@ def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
         return image.size, image.mode in ("1", "L", "LA", "La")
 
 
-def probe(encoded: LazyImages, size: int | None, channels: int | None, every: bool) -> tuple[LazyImages, Failures]:
+def _probed(encoded: LazyImages, size: int | None, channels: int | None, every: bool) -> tuple[LazyImages, Failures]:
     """The images with their common side and channel number, from the headers alone, and which cannot be read.
 
     One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of more than
@@ -246,31 +261,52 @@ def probe(encoded: LazyImages, size: int | None, channels: int | None, every: bo
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
         seen = ", ".join(f"{encoded.where(row)} is {w}×{h}" for (w, h), row in islice(shapes.items(), 2))
         raise ValueError(
-            f"The images of {encoded.name} are not squares of one size: {seen}; pass image_size= (the square at their "
-            f"centre is resized to it), for example image_size={min(map(min, shapes))}."
+            f"The images of {encoded.name} are not squares of one size: {seen}; pass image_size= (the square at "
+            f"their centre is resized to it), for example image_size={min(map(min, shapes))}."
         )
     return replace(encoded, size=size or next(iter(shapes))[0], channels=channels or (1 if grey else 3)), failures
 
 
-def decode_all(encoded: LazyImages) -> tuple[TensorImages, Failures]:
-    """Decode on all cores; images that cannot be read stay black."""
-    failures: Failures = {}
-    pixels = torch.zeros(len(encoded), encoded.channels, encoded.size, encoded.size, dtype=torch.uint8)
-    with progress_bar(len(encoded), f"decoding {encoded.name}") as bar:
-        for index, image in enumerate(encoded.decoded(failures)):
-            if image is not None:
-                pixels[index] = image
-            bar.update()
-    return TensorImages(pixels, encoded.labels), failures
+def read_splits(
+    encoded: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Source, key: str
+) -> dict[str, TensorImages] | dict[str, LazyImages]:
+    """Each split from the cache, decoded, or lazy where that is too large; without what cannot be read.
 
-
-def warn_of_flat(images: Images, name: str) -> None:
-    """One warning with the number of images that are of one colour throughout: mostly a decoding fault."""
+    ``encoded`` are all images of the source, of which ``splits`` are some; ``key`` tells them from others.
+    """
+    images: Any
+    cache = found = None
+    if source.cache_dir is not None and source.lazy is not True:
+        readable = re.sub(r"\W+", "-", Path(encoded.name.removeprefix("hf:")).name)[:40]
+        stamp = fingerprint(key, size, source.channels, source.skip_unreadable, DECODING)
+        cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
+        found = _read_cache(cache, encoded.labels)
+    if found is None:
+        used = encoded.take(torch.cat([split.rows for split in splits.values()]))
+        used, failures = _probed(used, size, source.channels, source.skip_unreadable)
+        lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
+        images = used
+        if not lazy:
+            images, failures = used.decode()
+        if not source.skip_unreadable:
+            used.check_readable(failures)
+        good = torch.tensor([k for k, row in enumerate(used.rows.tolist()) if row not in failures], dtype=torch.int64)
+        found = images.take(good), used.rows[good]
+        whole = len(used) == int((encoded.labels >= 0).sum())  # part of a data set is not worth keeping
+        if cache and not lazy and whole:
+            kept_in(cache.parent, partial(_write_cache, cache, *found))
+    images, rows = found
     if isinstance(images, TensorImages):
         pixels = images.images.flatten(2)
         if flat := int((pixels.amax(2) == pixels.amin(2)).all(1).sum()):
-            what = f"{flat:,} of {len(images):,} images of {name}"
+            what = f"{flat:,} of {len(images):,} images of {encoded.name}"
             warnings.warn(f"{what} are of one flat colour at this size; look at them.", stacklevel=2)
+    place = torch.full((len(encoded),), -1).index_copy_(0, rows, torch.arange(len(rows)))
+    places = {split: place[part.rows] for split, part in splits.items()}
+    picked = {split: images.take(at[at >= 0]) for split, at in places.items()}
+    if empty := [split for split, left in picked.items() if not len(left)]:
+        raise ValueError(f"No image of {empty[0]} can be read.")
+    return picked
 
 
 def fingerprint(*facts: object) -> str:
@@ -295,8 +331,8 @@ def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
         return None
 
 
-def read_cache(path: Path, labels: Tensor) -> tuple[TensorImages, Tensor] | None:
-    """What `write_cache` kept; None where the file is missing or damaged: it is then rebuilt."""
+def _read_cache(path: Path, labels: Tensor) -> tuple[TensorImages, Tensor] | None:
+    """None where the file is missing or damaged: it is then rebuilt."""
     try:
         found = load_file(path)
         return TensorImages(found["images"], labels[found["rows"]]), found["rows"]
@@ -304,10 +340,7 @@ def read_cache(path: Path, labels: Tensor) -> tuple[TensorImages, Tensor] | None
         return None
 
 
-def write_cache(path: Path, images: TensorImages, rows: Tensor) -> None:
-    def write() -> None:
-        with TemporaryDirectory(dir=path.parent) as scratch:  # a reader never sees half a file
-            save_file({"images": images.images, "rows": rows}, Path(scratch) / path.name)
-            os.replace(Path(scratch) / path.name, path)
-
-    kept_in(path.parent, write)
+def _write_cache(path: Path, images: TensorImages, rows: Tensor) -> None:
+    with TemporaryDirectory(dir=path.parent) as scratch:  # a reader never sees half a file
+        save_file({"images": images.images, "rows": rows}, Path(scratch) / path.name)
+        os.replace(Path(scratch) / path.name, path)

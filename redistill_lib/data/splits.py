@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,16 +14,7 @@ from torch import Tensor
 
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
-from redistill_lib.data.images import (
-    LazyImages,
-    TensorImages,
-    decode_all,
-    fingerprint,
-    probe,
-    read_cache,
-    warn_of_flat,
-    write_cache,
-)
+from redistill_lib.data.images import LazyImages, TensorImages, read_splits
 from redistill_lib.data.sources import Source, find_images
 
 if TYPE_CHECKING:
@@ -36,8 +25,6 @@ __all__ = ["DataSplits", "load_data"]
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
 KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of the built-in sets
-EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
-DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -151,8 +138,10 @@ def load_data(
     if limit is not None:
         splits = {k: split.take(_spread(split.labels, limit, seed, each=1)) for k, split in splits.items()}
     if isinstance(settings, Source):
-        splits, left_out = _read(pool, splits, request, settings, key)
-        origin += f"; {left_out:,} unreadable left out" if left_out else ""
+        count = sum(map(len, splits.values()))
+        splits = dict(read_splits(pool, splits, image_size, settings, key))
+        if left_out := count - sum(map(len, splits.values())):
+            origin += f"; {left_out:,} unreadable left out"
     channels, size, _ = splits["train"][0][0].shape
     present = set(splits["train"].labels.tolist())
     if limit is not None and (absent := [word for number, word in enumerate(classes) if number not in present]):
@@ -237,37 +226,3 @@ def _divide(
             f"lower validation= and test=, or add images."
         )
     return {split: chosen[split] for split in SPLITS}, f"{', '.join(reversed(words))} (seed {request.seed})"
-
-
-def _read(
-    encoded: LazyImages, splits: Mapping[str, LazyImages], request: _Request, source: Source, key: str
-) -> tuple[dict[str, Split], int]:
-    """Each split: from the cache, decoded, or lazy where that is too large; and how many images were left out."""
-    cache = found = None
-    images: Any
-    if source.cache_dir is not None and source.lazy is not True:
-        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])[:40]
-        stamp = fingerprint(key, request.image_size, source.channels, source.skip_unreadable, DECODING)
-        cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
-        found = read_cache(cache, encoded.labels)
-    if found is None:
-        used = encoded.take(torch.cat([split.rows for split in splits.values()]))
-        used, failures = probe(used, request.image_size, source.channels, source.skip_unreadable)
-        lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
-        images = used
-        if not lazy:
-            images, failures = decode_all(used)
-        if not source.skip_unreadable:
-            used.check_readable(failures)
-        good = torch.tensor([k for k, row in enumerate(used.rows.tolist()) if row not in failures], dtype=torch.int64)
-        found = images.take(good), used.rows[good]
-        if cache and not lazy and request.limit is None:  # part of a data set is not worth keeping
-            write_cache(cache, *found)
-    images, rows = found
-    warn_of_flat(images, request.name)
-    place = torch.full((len(encoded),), -1).index_copy_(0, rows, torch.arange(len(rows)))
-    places = {split: place[part.rows] for split, part in splits.items()}
-    picked = {split: images.take(at[at >= 0]) for split, at in places.items()}
-    if empty := [split for split, left in picked.items() if not len(left)]:
-        raise ValueError(f"No image of {empty[0]} can be read.")
-    return picked, sum(map(len, splits.values())) - sum(map(len, picked.values()))
