@@ -37,7 +37,6 @@ EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by b
 DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 PROBED = 100_000  # of larger sets only a thousand headers are read beforehand
 Result = TypeVar("Result")
-Failures = dict[int, Exception]  # row of an image that cannot be read → why
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
@@ -114,25 +113,22 @@ class LazyImages(Images):
     def take(self, rows: Tensor) -> LazyImages:
         return replace(self, labels=self.labels[rows], rows=self.rows[rows])
 
-    def each(self, function: Callable[[Any], Any], failures: Failures) -> Iterator[Any]:
-        """``function(encoded bytes or path)`` of each image, on all cores; where it fails, None and a failure."""
+    def each(self, function: Callable[[Any], Any]) -> Iterator[tuple[int, Any]]:
+        """The row and ``function(encoded bytes or path)``, or the error it raises, of each image, on all cores."""
         # Pillow refuses what is really too large; its warning before that is ignored, unless a caller has a filter.
         if not any(category is Image.DecompressionBombWarning for _, _, category, *_ in warnings.filters):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
-        def attempt(item: dict[str, Any] | None, row: int) -> Any:
+        def attempt(item: dict[str, Any] | None) -> Any:
             try:
                 return function(item and (item["bytes"] or item["path"]))
             except Exception as error:  # Pillow's decoders raise nearly anything
-                failures[row] = error
+                return error
 
         (column,) = self.table.column_names
         for chunk in self.rows.split(256):
             rows = chunk.tolist()
-            yield from _threads(os.getpid()).map(attempt, self.table[rows][column], rows)
-
-    def decoded(self, failures: Failures) -> Iterator[Tensor | None]:
-        return self.each(partial(decode_image, size=self.size, channels=self.channels), failures)
+            yield from zip(rows, _threads(os.getpid()).map(attempt, self.table[rows][column]), strict=True)
 
     def where(self, row: int) -> str:
         """The name of an image in errors: its path or its row."""
@@ -142,34 +138,30 @@ class LazyImages(Images):
             return item["path"]
         return f"row {row_in_part(row, self.parts)}, column '{column}',"
 
-    def check_readable(self, failures: Failures) -> None:
-        """Raise one ValueError for all images that cannot be read."""
-        if failures:
-            rows = sorted(failures)[:10]
-            reasons = [f"{self.where(row)} cannot be read as an 8-bit image ({failures[row]})" for row in rows]
-            more = f"; and {len(failures) - 10:,} more" if len(failures) > 10 else ""
+    def check_readable(self, results: Mapping[int, Any]) -> None:
+        """Raise one ValueError for all rows whose result is an error."""
+        if failed := {row: found for row, found in sorted(results.items()) if isinstance(found, Exception)}:
+            reasons = [
+                f"{self.where(row)} cannot be read as an 8-bit image ({failed[row]})" for row in [*failed][:10]
+            ]
+            more = f"; and {len(failed) - 10:,} more" if len(failed) > 10 else ""
             raise ValueError(
-                f"{len(failures):,} of the images of {self.name} cannot be read; replace or remove them, or leave "
+                f"{len(failed):,} of the images of {self.name} cannot be read; replace or remove them, or leave "
                 f"them out with skip_unreadable=True: {'; '.join(reasons)}{more}."
             )
 
-    def decode(self) -> tuple[TensorImages, Failures]:
-        """All in memory; those that cannot be read are black."""
-        failures: Failures = {}
-        pixels = torch.zeros(len(self), self.channels, self.size, self.size, dtype=torch.uint8)
-        with progress_bar(len(self), f"decoding {self.name}") as bar:
-            for index, image in enumerate(self.decoded(failures)):
-                if image is not None:
-                    pixels[index] = image
-                bar.update()
-        return TensorImages(pixels, self.labels), failures
+    def all(self, function: Callable[[Any], Any]) -> list[Any]:
+        results = list(self.each(function))
+        self.check_readable(dict(results))
+        return [result for _, result in results]
+
+    @property
+    def decoder(self) -> Callable[[Any], Tensor]:
+        return partial(decode_image, size=self.size, channels=self.channels)
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = self.take(torch.as_tensor(indices, dtype=torch.int64))
-        failures: Failures = {}
-        images: list[Any] = list(chosen.decoded(failures))
-        self.check_readable(failures)
-        return torch.stack(images), chosen.labels
+        return torch.stack(chosen.all(self.decoder)), chosen.labels
 
     @cached_property
     def digest(self) -> bytes:
@@ -178,10 +170,7 @@ class LazyImages(Images):
         def hashed(raw: bytes | str) -> bytes:
             return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
 
-        failures: Failures = {}
-        found = list(self.each(hashed, failures))
-        self.check_readable(failures)
-        return hashlib.sha256(repr((self.size, self.channels)).encode() + b"".join(found)).digest()
+        return hashlib.sha256(repr((self.size, self.channels)).encode() + b"".join(self.all(hashed))).digest()
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
@@ -242,29 +231,31 @@ def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
         return image.size, image.mode in ("1", "L", "LA", "La")
 
 
-def _probed(encoded: LazyImages, size: int | None, channels: int | None, every: bool) -> tuple[LazyImages, Failures]:
-    """The images with their common side and channel number, from the headers alone, and which cannot be read.
+def _probed(
+    encoded: LazyImages, size: int | None, channels: int | None, every: bool
+) -> tuple[LazyImages, dict[int, Any]]:
+    """The images with their common side and channel number, from the headers alone, and the headers or errors.
 
     One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of more than
     ``PROBED`` images a thousand are looked at unless ``every``, and they count as colour.
     """
     grey = few = len(encoded) <= PROBED
     looked_at = encoded if few or every else encoded.take(torch.arange(0, len(encoded), len(encoded) // 1000 or 1))
+    headers = dict(looked_at.each(_header))
     shapes: dict[tuple[int, int], int] = {}  # shape → row of the first image of it
-    failures: Failures = {}
-    for row, header in zip(looked_at.rows.tolist(), looked_at.each(_header, failures), strict=True):
-        if header:
+    for row, header in headers.items():
+        if not isinstance(header, Exception):
             shapes.setdefault(header[0], row)
             grey &= header[1]
     if not shapes:
-        encoded.check_readable(failures)
+        encoded.check_readable(headers)
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
         seen = ", ".join(f"{encoded.where(row)} is {w}×{h}" for (w, h), row in islice(shapes.items(), 2))
         raise ValueError(
             f"The images of {encoded.name} are not squares of one size: {seen}; pass image_size= (the square at "
             f"their centre is resized to it), for example image_size={min(map(min, shapes))}."
         )
-    return replace(encoded, size=size or next(iter(shapes))[0], channels=channels or (1 if grey else 3)), failures
+    return replace(encoded, size=size or next(iter(shapes))[0], channels=channels or (1 if grey else 3)), headers
 
 
 def read_splits(
@@ -283,18 +274,23 @@ def read_splits(
         found = _read_cache(cache, encoded.labels)
     if found is None:
         used = encoded.take(torch.cat([split.rows for split in splits.values()]))
-        used, failures = _probed(used, size, source.channels, source.skip_unreadable)
+        whole = len(used) == int((encoded.labels >= 0).sum())
+        used, results = _probed(used, size, source.channels, source.skip_unreadable)
         lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
-        images = used
         if not lazy:
-            images, failures = used.decode()
+            with progress_bar(len(used), f"decoding {used.name}") as bar:
+                for row, image in used.each(used.decoder):
+                    results[row] = image
+                    bar.update()
         if not source.skip_unreadable:
-            used.check_readable(failures)
-        good = torch.tensor([k for k, row in enumerate(used.rows.tolist()) if row not in failures], dtype=torch.int64)
-        found = images.take(good), used.rows[good]
-        whole = len(used) == int((encoded.labels >= 0).sum())  # part of a data set is not worth keeping
-        if cache and not lazy and whole:
-            kept_in(cache.parent, partial(_write_cache, cache, *found))
+            used.check_readable(results)
+        good = [k for k, row in enumerate(used.rows.tolist()) if not isinstance(results.get(row), Exception)]
+        images = used = used.take(torch.tensor(good, dtype=torch.int64))
+        if not lazy:
+            images = TensorImages(torch.stack([results[row] for row in used.rows.tolist()]), used.labels)
+            if cache and whole:  # part of a data set is not worth keeping
+                kept_in(cache.parent, partial(_write_cache, cache, images, used.rows))
+        found = images, used.rows
     images, rows = found
     if isinstance(images, TensorImages):
         pixels = images.images.flatten(2)

@@ -12,16 +12,13 @@ from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
 
 from redistill_lib.checks import check_fields, hint
 from redistill_lib.data.images import LazyImages, fingerprint, kept_in, row_in_part
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["Source", "find_images"]
 
@@ -40,7 +37,6 @@ HUB_NAMES = {
     "imagenet": "hf:ILSVRC/imagenet-1k",
 }
 _SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?![a-z])", re.IGNORECASE)
-Tables = dict[str, Any]  # split → `datasets.Dataset`
 
 
 @dataclass(frozen=True)
@@ -68,43 +64,37 @@ class Source:
 def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...], str]:
     """All images of data set ``name`` in parts (train, perhaps validation and test), the class names, a fingerprint.
 
-    Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class. A part that has only −1 is
-    left out. Where that is the test (ImageNet's labels are not published), the source's validation part, on which
-    such sets are reported, takes its place.
+    Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class, and a part without any is
+    left out. Where that is the test (as ImageNet's), the source's validation part takes its place.
     """
     import datasets
     import pandas as pd
 
     tables, stamp = _find_tables(name, source)
     ends = accumulate(map(len, tables.values()))
-    rows = {split: range(end - len(tables[split]), end) for split, end in zip(tables, ends, strict=True)}
-    parts = {split: (f"{split} of {name}", its) for split, its in rows.items()}
+    parts = {s: (f"{s} of {name}", range(end - len(tables[s]), end)) for s, end in zip(tables, ends, strict=True)}
     images, labels, names = _read_columns(datasets.concatenate_datasets([*tables.values()]), source, parts)
-    train = labels.iloc[rows["train"]]
+    train = labels.iloc[parts["train"][1]]
     if source.label_column is not False and train.nunique() < 2:
-        raise ValueError(
-            f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()}); "
-            f"a classifier needs two, and a diffusion model none: pass label_column=False."
-        )
+        what = f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()})"
+        raise ValueError(f"{what}; a classifier needs two, and a diffusion model none: pass label_column=False.")
     known = range(len(names)) if names else sorted(set(train) - {-1})
     classes = tuple(names or map(str, known))
     numbers = pd.Index(known).get_indexer(labels)
-    for split, its in rows.items():
-        if split != "train" and (labels.iloc[its] == -1).all():
+    for split, (origin, rows) in [*parts.items()]:
+        if split != "train" and (labels.iloc[rows] == -1).all():
             del parts[split]
-        elif (wrong := numbers[its] < 0).any():
+        elif (wrong := numbers[rows] < 0).any():
             few = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
-            raise ValueError(
-                f"Row {wrong.argmax()} of {split} of {name} has the label {labels[its[wrong.argmax()]]}, "
-                f"outside the {len(classes)} classes of train ({few})."
-            )
+            what = f"Row {wrong.argmax()} of {origin} has the label {labels[rows[wrong.argmax()]]}"
+            raise ValueError(f"{what}, outside the {len(classes)} classes of train ({few}).")
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     encoded = LazyImages(images, torch.from_numpy(numbers), torch.arange(len(images)), name, parts)
     return encoded, classes, fingerprint(stamp, list(parts), images.column_names)
 
 
-def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
+def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
     """The table of each split, with encoded images or their paths, and a fingerprint."""
     if name.startswith("hf:"):
         return _from_hub(name)
@@ -113,29 +103,23 @@ def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
         files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
         if files:
             return _from_parquet(folder, files, source.cache_dir)
-        try:
-            return _from_images(folder, source.label_column is not False)
-        except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be read as a folder of images: {error.strerror} (…{str(error.filename)[-80:]}); "
-                f"rename it, move it elsewhere, or mend its permissions."
-            ) from error
+        return _from_images(folder, source.label_column is not False)
     if name and os.path.exists(folder):
         raise ValueError(f"{name} is a file; give the folder it lies in.")
     if re.search(r"[/\\]|^[.~]", name):
         raise FileNotFoundError(f"There is no folder {name}; see data/README.md for where each data set goes.")
     if name.lower() in HUB_NAMES:
         raise ValueError(f"Unknown data set '{name}'; it is on the Hugging Face hub, as '{HUB_NAMES[name.lower()]}'.")
+    known = "cluttered, digits, hf:<repository> or the path of an existing folder"
     raise ValueError(
-        f"Unknown data set '{name}'; give cluttered, digits, hf:<repository> or the path of an existing folder"
-        f"{hint(name, ['cluttered', 'digits', *HUB_NAMES]) or '.'}"
+        f"Unknown data set '{name}'; give {known}{hint(name, ['cluttered', 'digits', *HUB_NAMES]) or '.'}"
     )
 
 
 def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, list[str]]:
-    """The names of files, folders or hub splits that belong to train and, where there are any, validation and test.
+    """Those of the names (of files, folders or hub splits) that belong to train, validation and test.
 
-    A ValueError for two words for one split, such as val and valid, and for several names that are no shards of a
+    ValueError for two words for one split, such as val and valid, and for several names that are no shards of a
     table, unless one of them is exactly the split's.
     """
     found: dict[str, dict[str, str]] = defaultdict(dict)  # split → name → its word for the split
@@ -151,7 +135,7 @@ def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, l
     return {split: [split] if split in words and not shards else list(words) for split, words in found.items()}
 
 
-def _from_hub(name: str) -> tuple[Tables, str]:
+def _from_hub(name: str) -> tuple[dict[str, Any], str]:
     import datasets
 
     repository, _, configuration = name.removeprefix("hf:").partition(":")
@@ -159,21 +143,21 @@ def _from_hub(name: str) -> tuple[Tables, str]:
         found = datasets.load_dataset(repository, configuration or None)
     except Exception as error:  # the hub's client has many; the reader needs to know what was asked of it
         detail = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{name} could not be loaded from the Hugging Face hub: {detail} "
-            f"Check the spelling and the network; a configuration is named hf:<repository>:<configuration>."
-        ) from error
+        advice = "Check the spelling and the network; a configuration is named hf:<repository>:<configuration>."
+        raise ValueError(f"{name} could not be loaded from the Hugging Face hub: {detail} {advice}") from error
     tables = {split: found[key] for split, (key,) in _by_split([str(key) for key in found], name).items()}
     return tables, fingerprint([(split, table._fingerprint) for split, table in tables.items()])
 
 
 def _stamp(paths: Iterable[Path], root: Path) -> str:
-    """What tells changed files. The inode's time is among it, since copies may keep the time of writing."""
+    """What tells changed files, with the inode's time, since copies may keep the time of writing."""
     stats = [(path, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may lead nowhere
     return fingerprint([(str(p.relative_to(root)), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
 
 
-def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None) -> tuple[Tables, str]:
+def _from_parquet(
+    folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None
+) -> tuple[dict[str, Any], str]:
     """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
     import datasets
 
@@ -189,17 +173,17 @@ def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[
             with TemporaryDirectory() as scratch:
                 tables = read(cache_dir=scratch, keep_in_memory=True)
     except Exception as error:  # `datasets` and pyarrow have many
+        reason = error.__cause__ or error
         raise ValueError(
-            f"The {', '.join(splits)} files of {folder} cannot be read as one parquet table "
-            f"({error.__cause__ or error})."
+            f"The {', '.join(splits)} files of {folder} cannot be read as one parquet table ({reason})."
         ) from error
     return tables, stamp
 
 
 def _read_columns(
     table: Any, source: Source, parts: Mapping[str, tuple[str, range]]
-) -> tuple[Any, pd.Series, list[str] | None]:
-    """The table with encoded images alone, the labels, and the classes' names if the table has them."""
+) -> tuple[Any, Any, list[str] | None]:
+    """The table with encoded images alone, the labels as a Series, the classes' names if the table has them."""
     import datasets
     import pandas as pd
 
@@ -221,13 +205,9 @@ def _read_columns(
     if labels.dtype.kind == "f":  # pandas keeps a missing whole number as NaN, and the others of its column as floats
         wrong |= labels % 1 != 0
     if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"Row {row_in_part(row, parts)} has the label {labels[row]} in column '{label}'; "
-            f"labels are whole numbers or text. Mend or remove the row."
-        )
-    labels = labels.astype("int64") if labels.dtype.kind == "f" else labels
-    return images, labels, classes.get(label)
+        where = f"Row {row_in_part(wrong.argmax(), parts)} has the label {labels[wrong.argmax()]} in column '{label}'"
+        raise ValueError(f"{where}; labels are whole numbers or text. Mend or remove the row.")
+    return images, labels.astype("int64") if labels.dtype.kind == "f" else labels, classes.get(label)
 
 
 def _column(
@@ -236,8 +216,8 @@ def _column(
     if wanted in allowed:
         return wanted
     if wanted is not None:
-        known = f"it has {', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
-        raise ValueError(f"{origin} has no {role} column '{wanted}'; {known}")
+        known = f"{', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
+        raise ValueError(f"{origin} has no {role} column '{wanted}'; it has {known}")
     if len(likely) == 1:
         return likely[0]
     found = f"several possible {role} columns ({', '.join(likely)})" if likely else f"no {role} column that I know"
@@ -270,39 +250,41 @@ def _roots(folder: Path, labelled: bool) -> dict[str, Path]:
         return {"train": folder}
     splits = {split: folder / name for split, (name,) in _by_split([p.name for p in inside], str(folder)).items()}
     if len(splits) == 1 and others and (not labelled or any(map(_folders, others))):
-        raise ValueError(
-            f"{folder} holds {splits['train'].name}, which may be a split or a class beside {others[0].name}; "
-            f"move the other folders away, or rename it."
-        )
+        what = f"{folder} holds {splits['train'].name}, which may be a split or a class beside {others[0].name}"
+        raise ValueError(f"{what}; move the other folders away, or rename it.")
     return splits
 
 
-def _from_images(folder: Path, labelled: bool) -> tuple[Tables, str]:
+def _from_images(folder: Path, labelled: bool) -> tuple[dict[str, Any], str]:
     import datasets
 
     known = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in known if kind in Image.OPEN and kind not in NO_IMAGES}
     features = datasets.Features(image=datasets.Image(decode=False), label=datasets.Value("string"))
     tables, used, skipped = {}, list[Path](), Counter[str]()
-    for split, root in _roots(folder, labelled).items():
-        found = [path for path in _files(root) if not labelled or path.parent != root]
-        files = [path for path in found if path.suffix.lower() in suffixes]
-        skipped.update(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in suffixes)
-        if not files:
-            raise ValueError(
-                f"{root} holds no images; expected train*.parquet, <split>/<class>/*.png or <class>/*.png."
-            )
-        labels = [path.relative_to(root).parts[0] for path in files]
-        empty = sorted({path.name for path in _folders(root)} - set(labels))
-        if labelled and split == "train" and empty:
-            raise ValueError(f"The class folders {', '.join(empty)} of {root} hold no images; fill or remove them.")
-        images = [{"path": str(path), "bytes": None} for path in files]
-        tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
-        used += files
+    try:
+        roots = _roots(folder, labelled)
+        for split, root in roots.items():
+            found = [path for path in _files(root) if not labelled or path.parent != root]
+            files = [path for path in found if path.suffix.lower() in suffixes]
+            skipped.update(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in suffixes)
+            if not files:
+                raise ValueError(f"{root} holds no images; expected train*.parquet, <split>/<class>/* or <class>/*.")
+            labels = [path.relative_to(root).parts[0] for path in files]
+            empty = sorted({path.name for path in _folders(root)} - set(labels))
+            if labelled and split == "train" and empty:
+                raise ValueError(
+                    f"The class folders {', '.join(empty)} of {root} hold no images; fill or remove them."
+                )
+            images = [{"path": str(path), "bytes": None} for path in files]
+            tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
+            used += files
+        stamp = _stamp(used, folder)
+    except OSError as error:
+        what = f"{folder} cannot be read as a folder of images: {error.strerror} (…{str(error.filename)[-80:]})"
+        raise ValueError(f"{what}; rename it, move it elsewhere, or mend its permissions.") from error
     if skipped:
-        what = ", ".join(f"{suffix} ({count:,})" for suffix, count in skipped.most_common(5))
-        warnings.warn(
-            f"{skipped.total():,} files of {folder} are left out, being no images that Pillow reads: {what}.",
-            stacklevel=2,
-        )
-    return tables, _stamp(used, folder)
+        kinds = ", ".join(f"{suffix} ({count:,})" for suffix, count in skipped.most_common(5))
+        what = f"{skipped.total():,} files of {folder} are left out, being no images that Pillow reads: {kinds}."
+        warnings.warn(what, stacklevel=2)
+    return tables, stamp
