@@ -4,8 +4,7 @@
     load_data("hf:uoft-cs/cifar10")   # anything on the Hugging Face hub
     load_data("path/to/folder")       # parquet files in the hub's layout, or <split>/<class>/*.png
 
-Models and methods are chosen on ``validation``, which is held out of train; ``test`` is read once, at the
-end.
+Models and methods are chosen on ``validation``, held out of train; ``test`` is read once, at the end.
 """
 
 from redistill_lib.data.augment import Views, to_float

@@ -39,7 +39,6 @@ __all__ = ["Views", "augment", "derive_seed", "parse_recipe", "sample_rng", "to_
 Numbers = NDArray[np.float64]  # uniform in 0…1: one row per decision, one column per image
 _Step = tuple[str, ...]
 
-BLACK = -1.0  # what to_float makes of 0
 ALPHA = 0.2  # of mixup and cutmix, as in the paper's STL-10 recipe
 STREAM = 2**63  # of sample_rng; small numbers are free for others
 
@@ -77,13 +76,11 @@ class Views(Dataset[Any]):
     A batch is images (float32 B×C×H×W, −1…1), targets as `augment` gives them, labels, index and view (int64 B).
     Raises ValueError for an unknown recipe.
 
-    >>> from redistill_lib.data import as_batch, load_data
-    >>> data = load_data("digits")
-    >>> views = Views(data.train, "crop+mixup", data.num_classes)
-    >>> batches = [[(5, 0), (3, 0)], [(5, 1), (0, 1)]]
-    >>> loader = torch.utils.data.DataLoader(views, batch_sampler=batches, collate_fn=as_batch)
-    >>> [(images.shape[0], targets.shape[1], index.tolist()) for images, targets, labels, index, view in loader]
-    [(2, 10, [5, 3]), (2, 10, [5, 0])]
+    >>> from redistill_lib.data import load_data
+    >>> views = Views(load_data("digits").train, "crop+mixup", num_classes=10)
+    >>> images, targets, labels, index, view = views.__getitems__([(5, 0), (3, 0)])
+    >>> tuple(images.shape), tuple(targets.shape), index.tolist()
+    ((2, 1, 32, 32), (2, 10), [5, 3])
     """
 
     def __init__(self, split: Any, recipe: str, num_classes: int) -> None:
@@ -107,9 +104,8 @@ def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: i
 
     >>> from redistill_lib.data import TensorImages
     >>> split = TensorImages(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(9))
-    >>> images, targets = augment(split, torch.tensor([4, 4]), torch.tensor([0, 1]), "crop+mixup", num_classes=10)
-    >>> tuple(images.shape), tuple(targets.shape)
-    ((2, 1, 8, 8), (2, 10))
+    >>> [part.shape for part in augment(split, torch.tensor([4]), torch.tensor([0]), "crop+mixup", num_classes=10)]
+    [torch.Size([1, 1, 8, 8]), torch.Size([1, 10])]
     """
     steps = parse_recipe(recipe)
     wrong = (index < 0) | (index >= len(split)) | (view < 0)
@@ -140,17 +136,15 @@ def parse_recipe(recipe: str) -> tuple[_Step, ...]:
     words = [word for step in steps for word in step]
     for word in words:
         if word not in known:
-            raise ValueError(
-                f"Unknown augmentation '{word}' in '{recipe}' (there are {', '.join(known)}){hint(word, known)}"
-            )
+            known_words = f"(there are {', '.join(known)}){hint(word, known)}"
+            raise ValueError(f"Unknown augmentation '{word}' in '{recipe}' {known_words}")
         if word != "none" and words.count(word) > 1:
             raise ValueError(f"'{word}' is named twice in '{recipe}', where it would draw the same numbers twice.")
     for step in steps:
         if set(step) & set(MIXING) and (step is not steps[-1] or set(step) & set(OPERATIONS)):
-            raise ValueError(
-                f"'{'|'.join(step)}' mixes labels, so it has to be the last step of '{recipe}'; "
-                f"beside one another only mixup, cutmix and none can be alternatives, as in cutmix|mixup."
-            )
+            rule = "beside one another only mixup, cutmix and none can be alternatives, as in cutmix|mixup."
+            last = f"'{'|'.join(step)}' mixes labels, so it has to be the last step of '{recipe}'"
+            raise ValueError(f"{last}; {rule}")
     return steps
 
 
@@ -167,8 +161,7 @@ def _draw(index: Tensor, view: Tensor) -> Numbers:
 
 
 def _below(limit: int, numbers: Numbers) -> NDArray[np.int64]:
-    """Whole numbers 0 … limit − 1."""
-    return (numbers * limit).astype(np.int64)
+    return (numbers * limit).astype(np.int64)  # 0 … limit − 1
 
 
 def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[_Step]) -> tuple[Tensor, Tensor]:
@@ -196,7 +189,7 @@ def _flip(images: Tensor, numbers: Numbers) -> Tensor:
 def _crop(images: Tensor, numbers: Numbers) -> Tensor:
     height, width = images.shape[2:]
     padding = height // 8
-    windows = F.pad(images, (padding,) * 4, value=BLACK).unfold(2, height, 1).unfold(3, width, 1)
+    windows = F.pad(images, (padding,) * 4, value=-1).unfold(2, height, 1).unfold(3, width, 1)
     top, left = _below(2 * padding + 1, numbers)
     return windows[torch.arange(len(images)), :, top, left]
 

@@ -44,10 +44,9 @@ class Clutter:
         for name in vars(self).keys() - {"noise"}:
             whole(f"cluttered: {name}", getattr(self, name), least=int(name != "distractors"))
         if not self.fragment_size <= self.digit_size <= self.canvas:
-            raise ValueError(
-                f"cluttered: fragments are cut from digits, which have to fit the canvas, but fragment_size is "
-                f"{self.fragment_size}, digit_size {self.digit_size} and canvas (image_size) {self.canvas} px."
-            )
+            sizes = f"{self.fragment_size}, digit_size {self.digit_size} and canvas (image_size) {self.canvas} px."
+            rule = "fragments are cut from digits, which have to fit the canvas"
+            raise ValueError(f"cluttered: {rule}, but fragment_size is {sizes}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"cluttered: noise is {self.noise}; it is a fraction of full scale, from 0 to 1.")
 
@@ -87,8 +86,13 @@ def compose(
         top, left = draw(side - piece + 1, (2, count))
         pieces = digits[:, 0].unfold(1, piece, 1).unfold(2, piece, 1)[other, top, left]
         _paste(images, pieces, draw(canvas - piece + 1, (2, count)), canvas)
-    if clutter.noise:
-        images = _add_noise(images, clutter.noise, generator)
+    if clutter.noise:  # the centred sum of four random bytes: nearly Gaussian, and exact in integers
+        total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
+        for _ in range(4):
+            total += draw(256, images.shape, dtype=torch.uint8)
+        deviation = math.sqrt(4 * (256**2 - 1) / 12)
+        scale = round(clutter.noise * 255 / deviation * 2**16)  # fixed point: no rounding differs between machines
+        images = (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)
     return images.view(count, 1, canvas, canvas), labels[chosen]
 
 
@@ -98,13 +102,3 @@ def _paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> Non
     square = (step[:, None] * canvas + step).flatten()
     index = (corners[0] * canvas + corners[1])[:, None] + square
     images.scatter_(1, index, torch.maximum(images.gather(1, index), patches.flatten(1)))
-
-
-def _add_noise(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Add the centred sum of four random bytes to each pixel: nearly Gaussian, and exact in integers."""
-    total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
-    for _ in range(4):
-        total += torch.randint(256, images.shape, dtype=torch.uint8, generator=generator)
-    deviation = math.sqrt(4 * (256**2 - 1) / 12)
-    scale = round(noise * 255 / deviation * 2**16)  # fixed point: no rounding that could differ between machines
-    return (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)

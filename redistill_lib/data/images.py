@@ -7,7 +7,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +28,11 @@ from torch.utils.data import Dataset, get_worker_info
 from redistill_lib.checks import check_fields
 from redistill_lib.progress import progress_bar
 
-if TYPE_CHECKING:
-    from redistill_lib.data.sources import Source
-
 __all__ = ["LazyImages", "TensorImages", "as_batch", "decode_image"]
 
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 PROBED = 100_000  # of larger sets only a thousand headers are read beforehand
-Result = TypeVar("Result")
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
@@ -61,10 +57,8 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
 class TensorImages(Images):
     """Images in memory: ``images`` uint8 N×C×H×W and ``labels`` int64 N; indices give a whole batch.
 
-    >>> split = TensorImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5))
-    >>> images, labels = split.__getitems__([4, 0])
-    >>> tuple(images.shape), labels.tolist()
-    ((2, 1, 8, 8), [4, 0])
+    >>> TensorImages(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.arange(5)).__getitems__([4, 0])[1]
+    tensor([4, 0])
     """
 
     images: Tensor
@@ -138,30 +132,25 @@ class LazyImages(Images):
             return item["path"]
         return f"row {row_in_part(row, self.parts)}, column '{column}',"
 
-    def check_readable(self, results: Mapping[int, Any]) -> None:
-        """Raise one ValueError for all rows whose result is an error."""
-        if failed := {row: found for row, found in sorted(results.items()) if isinstance(found, Exception)}:
-            reasons = [
-                f"{self.where(row)} cannot be read as an 8-bit image ({failed[row]})" for row in [*failed][:10]
-            ]
+    def readable(self, results: Iterable[tuple[int, Any]]) -> list[Any]:
+        """What `each` gave without the rows, or one ValueError for all errors among it."""
+        results = list(results)
+        failed = {row: result for row, result in results if isinstance(result, Exception)}
+        first = [f"{self.where(row)} cannot be read as an 8-bit image ({failed[row]})" for row in sorted(failed)[:10]]
+        if failed:
             more = f"; and {len(failed) - 10:,} more" if len(failed) > 10 else ""
             raise ValueError(
                 f"{len(failed):,} of the images of {self.name} cannot be read; replace or remove them, or leave "
-                f"them out with skip_unreadable=True: {'; '.join(reasons)}{more}."
+                f"them out with skip_unreadable=True: {'; '.join(first)}{more}."
             )
-
-    def all(self, function: Callable[[Any], Any]) -> list[Any]:
-        results = list(self.each(function))
-        self.check_readable(dict(results))
         return [result for _, result in results]
 
-    @property
-    def decoder(self) -> Callable[[Any], Tensor]:
-        return partial(decode_image, size=self.size, channels=self.channels)
+    def decoded(self) -> Iterator[tuple[int, Any]]:
+        return self.each(partial(decode_image, size=self.size, channels=self.channels))
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         chosen = self.take(torch.as_tensor(indices, dtype=torch.int64))
-        return torch.stack(chosen.all(self.decoder)), chosen.labels
+        return torch.stack(chosen.readable(chosen.decoded())), chosen.labels
 
     @cached_property
     def digest(self) -> bytes:
@@ -170,7 +159,8 @@ class LazyImages(Images):
         def hashed(raw: bytes | str) -> bytes:
             return hashlib.sha256(raw if isinstance(raw, bytes) else Path(raw).read_bytes()).digest()
 
-        return hashlib.sha256(repr((self.size, self.channels)).encode() + b"".join(self.all(hashed))).digest()
+        found = self.readable(self.each(hashed))
+        return hashlib.sha256(repr((self.size, self.channels)).encode() + b"".join(found)).digest()
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
@@ -191,8 +181,7 @@ def as_batch(batch: Any) -> Any:
     """``collate_fn`` for a DataLoader over a split, whose ``__getitems__`` already returns a whole batch.
 
     >>> split = TensorImages(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4))
-    >>> loader = torch.utils.data.DataLoader(split, batch_size=2, collate_fn=as_batch)
-    >>> [labels.tolist() for images, labels in loader]
+    >>> [labels.tolist() for images, labels in torch.utils.data.DataLoader(split, 2, collate_fn=as_batch)]
     [[0, 1], [2, 3]]
     """
     return batch
@@ -236,8 +225,7 @@ def _probed(
 ) -> tuple[LazyImages, dict[int, Any]]:
     """The images with their common side and channel number, from the headers alone, and the headers or errors.
 
-    One channel only if every image is greyscale. Without ``size`` all have to be squares of one side. Of more than
-    ``PROBED`` images a thousand are looked at unless ``every``, and they count as colour.
+    Of more than ``PROBED`` images a thousand are looked at unless ``every``, and they count as colour.
     """
     grey = few = len(encoded) <= PROBED
     looked_at = encoded if few or every else encoded.take(torch.arange(0, len(encoded), len(encoded) // 1000 or 1))
@@ -248,7 +236,7 @@ def _probed(
             shapes.setdefault(header[0], row)
             grey &= header[1]
     if not shapes:
-        encoded.check_readable(headers)
+        encoded.readable(headers.items())
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
         seen = ", ".join(f"{encoded.where(row)} is {w}×{h}" for (w, h), row in islice(shapes.items(), 2))
         raise ValueError(
@@ -259,19 +247,18 @@ def _probed(
 
 
 def read_splits(
-    encoded: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Source, key: str
+    encoded: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Any, key: str
 ) -> dict[str, TensorImages] | dict[str, LazyImages]:
-    """Each split from the cache, decoded, or lazy where that is too large; without what cannot be read.
-
-    ``encoded`` are all images of the source, of which ``splits`` are some; ``key`` tells them from others.
-    """
+    """Each split of the images ``encoded`` from the cache, decoded, or lazy where that is too large."""
     images: Any
     cache = found = None
     if source.cache_dir is not None and source.lazy is not True:
         readable = re.sub(r"\W+", "-", Path(encoded.name.removeprefix("hf:")).name)[:40]
         stamp = fingerprint(key, size, source.channels, source.skip_unreadable, DECODING)
         cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
-        found = _read_cache(cache, encoded.labels)
+        with suppress(OSError, SafetensorError, KeyError, ValueError):  # missing or damaged: it is then rebuilt
+            kept = load_file(cache)
+            found = TensorImages(kept["images"], encoded.labels[kept["rows"]]), kept["rows"]
     if found is None:
         used = encoded.take(torch.cat([split.rows for split in splits.values()]))
         whole = len(used) == int((encoded.labels >= 0).sum())
@@ -279,11 +266,11 @@ def read_splits(
         lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
         if not lazy:
             with progress_bar(len(used), f"decoding {used.name}") as bar:
-                for row, image in used.each(used.decoder):
+                for row, image in used.decoded():
                     results[row] = image
                     bar.update()
         if not source.skip_unreadable:
-            used.check_readable(results)
+            used.readable(results.items())
         good = [k for k, row in enumerate(used.rows.tolist()) if not isinstance(results.get(row), Exception)]
         images = used = used.take(torch.tensor(good, dtype=torch.int64))
         if not lazy:
@@ -310,29 +297,17 @@ def fingerprint(*facts: object) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def kept_in(folder: Path, write: Callable[[], Result]) -> Result | None:
-    """``write()``, which writes into the cache ``folder``; one warning and None where that is full or read-only.
-
-    The folder is made, with a .gitignore of its own: caches lie wherever a notebook runs.
-    """
+def kept_in(folder: Path, write: Callable[[], Any]) -> Any:
+    """``write()``, which writes into the cache ``folder``; one warning and None where that is full or read-only."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".gitignore").write_text("*\n")
+        (folder / ".gitignore").write_text("*\n")  # caches lie wherever a notebook runs
         return write()
     except Exception as error:
         reason = error.__cause__ or error  # `datasets` hides it
         if not isinstance(reason, OSError | SafetensorError):
             raise
         warnings.warn(f"Nothing is kept in the cache {folder} ({reason}); give another cache_dir=.", stacklevel=2)
-        return None
-
-
-def _read_cache(path: Path, labels: Tensor) -> tuple[TensorImages, Tensor] | None:
-    """None where the file is missing or damaged: it is then rebuilt."""
-    try:
-        found = load_file(path)
-        return TensorImages(found["images"], labels[found["rows"]]), found["rows"]
-    except (OSError, SafetensorError, KeyError, ValueError):
         return None
 
 

@@ -102,7 +102,7 @@ def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
     if name and os.path.isdir(folder):  # Path's own raises OSError for a name that is too long
         files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
         if files:
-            return _from_parquet(folder, files, source.cache_dir)
+            return _from_parquet(folder, files, source)
         return _from_images(folder, source.label_column is not False)
     if name and os.path.exists(folder):
         raise ValueError(f"{name} is a file; give the folder it lies in.")
@@ -111,9 +111,8 @@ def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
     if name.lower() in HUB_NAMES:
         raise ValueError(f"Unknown data set '{name}'; it is on the Hugging Face hub, as '{HUB_NAMES[name.lower()]}'.")
     known = "cluttered, digits, hf:<repository> or the path of an existing folder"
-    raise ValueError(
-        f"Unknown data set '{name}'; give {known}{hint(name, ['cluttered', 'digits', *HUB_NAMES]) or '.'}"
-    )
+    meant = hint(name, ["cluttered", "digits", *HUB_NAMES]) or "."
+    raise ValueError(f"Unknown data set '{name}'; give {known}{meant}")
 
 
 def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, list[str]]:
@@ -155,9 +154,7 @@ def _stamp(paths: Iterable[Path], root: Path) -> str:
     return fingerprint([(str(p.relative_to(root)), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
 
 
-def _from_parquet(
-    folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None
-) -> tuple[dict[str, Any], str]:
+def _from_parquet(folder: Path, files: list[Path], source: Source) -> tuple[dict[str, Any], str]:
     """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
     import datasets
 
@@ -167,16 +164,15 @@ def _from_parquet(
     read = partial(datasets.DatasetDict.from_parquet, paths, batch_size=256)
     stamp, tables = _stamp(files, folder), None
     try:
-        if cache_dir is not None:
-            tables = kept_in(Path(cache_dir), partial(read, cache_dir=str(Path(cache_dir) / "arrow" / stamp)))
+        if source.cache_dir is not None:
+            cache = Path(source.cache_dir)
+            tables = kept_in(cache, partial(read, cache_dir=str(cache / "arrow" / stamp)))
         if tables is None:
             with TemporaryDirectory() as scratch:
                 tables = read(cache_dir=scratch, keep_in_memory=True)
     except Exception as error:  # `datasets` and pyarrow have many
-        reason = error.__cause__ or error
-        raise ValueError(
-            f"The {', '.join(splits)} files of {folder} cannot be read as one parquet table ({reason})."
-        ) from error
+        what = f"The {', '.join(splits)} files of {folder} cannot be read as one parquet table"
+        raise ValueError(f"{what} ({error.__cause__ or error}).") from error
     return tables, stamp
 
 
@@ -271,11 +267,9 @@ def _from_images(folder: Path, labelled: bool) -> tuple[dict[str, Any], str]:
             if not files:
                 raise ValueError(f"{root} holds no images; expected train*.parquet, <split>/<class>/* or <class>/*.")
             labels = [path.relative_to(root).parts[0] for path in files]
-            empty = sorted({path.name for path in _folders(root)} - set(labels))
+            empty = ", ".join(sorted({path.name for path in _folders(root)} - set(labels)))
             if labelled and split == "train" and empty:
-                raise ValueError(
-                    f"The class folders {', '.join(empty)} of {root} hold no images; fill or remove them."
-                )
+                raise ValueError(f"The class folders {empty} of {root} hold no images; fill or remove them.")
             images = [{"path": str(path), "bytes": None} for path in files]
             tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
             used += files

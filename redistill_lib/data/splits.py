@@ -86,19 +86,15 @@ def load_data(
     """Load a data set by name as train, validation and test.
 
     Args:
-        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or of
-            images.
+        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or images
         image_size: side in pixels; the square at an image's centre is resized to it. None keeps the size
             (``digits``: 32, ``cluttered``: a canvas of 40).
-        validation, test: fractions of train to hold out, stratified by class and drawn with `seed`, where the source
-            has no such split of its own.
-        seed: of the data; it is not the seed of a training.
-        limit: at most this many images per split, stratified; each class keeps one where the limit allows it.
-        options: the fields of `Clutter` for ``cluttered``, of `Source` for what is not built in.
+        validation, test: fractions of train to hold out, stratified by class, where the source has no such split
+        seed: of the data; it is not the seed of a training
+        limit: at most this many images per split, stratified; each class keeps one where the limit allows it
+        options: the fields of `Clutter` for ``cluttered``, of `Source` for what is not built in
 
-    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included,
-    so no stroke of a test image has been seen in training.
-
+    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included.
     Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
 
     >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
@@ -113,33 +109,28 @@ def load_data(
         raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
     known = [option.name for option in fields(kind)]
     if unknown := [option for option in options if option not in known]:
-        raise ValueError(
-            f"'{name}' has no option '{unknown[0]}'; it has {', '.join([*known, 'image_size'])} and the like"
-            f"{hint(unknown[0], known) or '.'}"
-        )
+        has = f"it has {', '.join([*known, 'image_size'])} and the like{hint(unknown[0], known) or '.'}"
+        raise ValueError(f"'{name}' has no option '{unknown[0]}'; {has}")
     settings = kind(**options)
     pool: Any
     if isinstance(settings, Source):
         pool, classes, key = find_images(name, settings)
         parts = pool.parts
     else:
-        pool, classes = (
-            TensorImages(*read_digits(getattr(settings, "digit_size", image_size or 32))),
-            tuple("0123456789"),
-        )
+        side = getattr(settings, "digit_size", request.image_size or 32)
+        pool, classes = TensorImages(*read_digits(side)), tuple("0123456789")
         parts = {"train": ("the digits", range(len(pool)))}
     chosen, origin = _divide(pool.labels, parts, request)
     splits: dict[str, Any] = {split: pool.take(rows) for split, rows in chosen.items()}
     if isinstance(settings, Clutter):
         origin = f"each split composed from its own digits, {origin}"
         for stream, (split, digits) in enumerate(splits.items(), start=10):
-            count, generator = getattr(settings, f"{split}_size"), _generator(seed, stream)
+            count, generator = getattr(settings, f"{split}_size"), _generator(request.seed, stream)
             splits[split] = TensorImages(*compose(digits.images, digits.labels, count, settings, generator))
-    if limit is not None:
-        splits = {k: split.take(_spread(split.labels, limit, seed, each=1)) for k, split in splits.items()}
+    splits = {s: its.take(_spread(its.labels, request.limit, request.seed, each=1)) for s, its in splits.items()}
     if isinstance(settings, Source):
         count = sum(map(len, splits.values()))
-        splits = dict(read_splits(pool, splits, image_size, settings, key))
+        splits = dict(read_splits(pool, splits, request.image_size, settings, key))
         if left_out := count - sum(map(len, splits.values())):
             origin += f"; {left_out:,} unreadable left out"
     channels, size, _ = splits["train"][0][0].shape
@@ -148,16 +139,9 @@ def load_data(
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
     same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
     changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
-    return DataSplits(
-        **splits,
-        num_classes=len(classes),
-        in_channels=channels,
-        image_size=size,
-        classes=classes,
-        name=name,
-        origin=origin,
-        params={**asdict(request), "image_size": size, **changed},
-    )
+    params = {**asdict(request), "image_size": size, **changed}
+    facts: Any = {"num_classes": len(classes), "in_channels": channels, "image_size": size, "classes": classes}
+    return DataSplits(**splits, **facts, name=name, origin=origin, params=params)
 
 
 @dataclass(frozen=True)
@@ -221,8 +205,6 @@ def _divide(
         left = left[~torch.isin(left, held)]
     chosen["train"] = left
     if missing := present - set(labels[left].tolist()):
-        raise ValueError(
-            f"Class {min(missing)} has too few images in {origin} to be split: none is left; "
-            f"lower validation= and test=, or add images."
-        )
+        what = f"Class {min(missing)} has too few images in {origin} to be split: none is left"
+        raise ValueError(f"{what}; lower validation= and test=, or add images.")
     return {split: chosen[split] for split in SPLITS}, f"{', '.join(reversed(words))} (seed {request.seed})"
