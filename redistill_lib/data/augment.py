@@ -8,15 +8,15 @@ each image. Nothing is implicit, not even `flip`: a mirrored digit may be anothe
 
 - `flip`: mirrored left to right, every second image.
 - `crop`: shifted by up to an eighth of the height in both directions, the rest black.
-- `resized_crop`: a rectangle of 8 to 100 % of the area, of width / height from 3/4 to 4/3 (log-uniform), stretched
-  to the whole, bilinearly. The first of ten proposals that fits; if none does, the first, trimmed.
+- `resized_crop`: 8 to 100 % of the area, of width / height from 3/4 to 4/3 (log-uniform), stretched to the whole,
+  bilinearly. The first of ten proposals that fits; if none does, the first, trimmed.
 - `cutout`: a grey square, half the height wide, around a random centre (arXiv 1708.04552).
 - `mixup`: λ·image + (1 − λ)·partner, λ ~ Beta(0.2, 0.2) (arXiv 1710.09412).
-- `cutmix`: a rectangle of the partner pasted in, of the image's proportions and 1 − λ of its area, clipped at the
-  border; the label's weight is the area really left (arXiv 1905.04899).
+- `cutmix`: a rectangle of the partner, of the image's proportions and 1 − λ of its area, clipped at the border; the
+  label's weight is the area really left (arXiv 1905.04899).
 
-The partner is another row of the split, in its own view of the same number before mixing. The authors of ReDistill
-draw once per batch and take partners from it; here each image draws its own, of equal distribution.
+The partner is any row of the split, in its view of the same number. The authors of ReDistill draw once per batch and
+take partners from it; here each image draws its own, of equal distribution.
 """
 
 from __future__ import annotations

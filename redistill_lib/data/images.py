@@ -92,14 +92,15 @@ class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
     ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the rows in use,
-    ``labels``: theirs. In errors ``name`` is the data set's, and ``parts`` names which rows came from where. ``size``
-    (the side in pixels) and ``channels`` are needed for decoding only.
+    ``labels``: theirs; ``name``: the data set's, ``key``: a hash of what it was read from; ``parts``: what each part
+    is called, and its rows. ``size`` (the side in pixels) and ``channels`` are needed for decoding only.
     """
 
     table: Any
     labels: Tensor
     rows: Tensor
     name: str
+    key: str
     parts: Mapping[str, tuple[str, range]]
     size: int = 0
     channels: int = 0
@@ -119,15 +120,14 @@ class LazyImages(Images):
             except Exception as error:  # Pillow's decoders raise nearly anything
                 return error
 
-        (column,) = self.table.column_names
         for chunk in self.rows.split(256):
             rows = chunk.tolist()
-            yield from zip(rows, _threads(os.getpid()).map(attempt, self.table[rows][column]), strict=True)
+            (items,) = self.table[rows].values()
+            yield from zip(rows, _threads(os.getpid()).map(attempt, items), strict=True)
 
     def where(self, row: int) -> str:
         """The name of an image in errors: its path or its row."""
-        (column,) = self.table.column_names
-        item = self.table[row][column]
+        ((column, item),) = self.table[row].items()
         if item and item["path"] and not item["bytes"]:
             return item["path"]
         return f"row {row_in_part(row, self.parts)}, column '{column}',"
@@ -139,10 +139,8 @@ class LazyImages(Images):
         first = [f"{self.where(row)} cannot be read as an 8-bit image ({failed[row]})" for row in sorted(failed)[:10]]
         if failed:
             more = f"; and {len(failed) - 10:,} more" if len(failed) > 10 else ""
-            raise ValueError(
-                f"{len(failed):,} of the images of {self.name} cannot be read; replace or remove them, or leave "
-                f"them out with skip_unreadable=True: {'; '.join(first)}{more}."
-            )
+            what = f"{len(failed):,} of the images of {self.name} cannot be read; replace or remove them"
+            raise ValueError(f"{what}, or leave them out with skip_unreadable=True: {'; '.join(first)}{more}.")
         return [result for _, result in results]
 
     def decoded(self) -> Iterator[tuple[int, Any]]:
@@ -220,16 +218,14 @@ def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
         return image.size, image.mode in ("1", "L", "LA", "La")
 
 
-def _probed(
-    encoded: LazyImages, size: int | None, channels: int | None, every: bool
-) -> tuple[LazyImages, dict[int, Any]]:
+def _probed(encoded: LazyImages, size: int | None, source: Any) -> tuple[LazyImages, dict[int, Any]]:
     """The images with their common side and channel number, from the headers alone, and the headers or errors.
 
-    Of more than ``PROBED`` images a thousand are looked at unless ``every``, and they count as colour.
+    Of more than ``PROBED`` images only a thousand are looked at if the source allows it, and they count as colour.
     """
     grey = few = len(encoded) <= PROBED
-    looked_at = encoded if few or every else encoded.take(torch.arange(0, len(encoded), len(encoded) // 1000 or 1))
-    headers = dict(looked_at.each(_header))
+    step = 1 if few or source.skip_unreadable else len(encoded) // 1000 or 1
+    headers = dict(encoded.take(torch.arange(0, len(encoded), step)).each(_header))
     shapes: dict[tuple[int, int], int] = {}  # shape → row of the first image of it
     for row, header in headers.items():
         if not isinstance(header, Exception):
@@ -239,22 +235,22 @@ def _probed(
         encoded.readable(headers.items())
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
         seen = ", ".join(f"{encoded.where(row)} is {w}×{h}" for (w, h), row in islice(shapes.items(), 2))
-        raise ValueError(
-            f"The images of {encoded.name} are not squares of one size: {seen}; pass image_size= (the square at "
-            f"their centre is resized to it), for example image_size={min(map(min, shapes))}."
-        )
-    return replace(encoded, size=size or next(iter(shapes))[0], channels=channels or (1 if grey else 3)), headers
+        example = f"for example image_size={min(map(min, shapes))}"
+        what = f"The images of {encoded.name} are not squares of one size: {seen}"
+        raise ValueError(f"{what}; pass image_size= (the square at their centre is resized to it), {example}.")
+    channels = source.channels or (1 if grey else 3)
+    return replace(encoded, size=size or next(iter(shapes))[0], channels=channels), headers
 
 
 def read_splits(
-    encoded: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Any, key: str
-) -> dict[str, TensorImages] | dict[str, LazyImages]:
+    encoded: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Any
+) -> dict[str, Any]:
     """Each split of the images ``encoded`` from the cache, decoded, or lazy where that is too large."""
     images: Any
     cache = found = None
     if source.cache_dir is not None and source.lazy is not True:
         readable = re.sub(r"\W+", "-", Path(encoded.name.removeprefix("hf:")).name)[:40]
-        stamp = fingerprint(key, size, source.channels, source.skip_unreadable, DECODING)
+        stamp = fingerprint(encoded.key, size, source.channels, source.skip_unreadable, DECODING)
         cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
         with suppress(OSError, SafetensorError, KeyError, ValueError):  # missing or damaged: it is then rebuilt
             kept = load_file(cache)
@@ -262,7 +258,7 @@ def read_splits(
     if found is None:
         used = encoded.take(torch.cat([split.rows for split in splits.values()]))
         whole = len(used) == int((encoded.labels >= 0).sum())
-        used, results = _probed(used, size, source.channels, source.skip_unreadable)
+        used, results = _probed(used, size, source)
         lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
         if not lazy:
             with progress_bar(len(used), f"decoding {used.name}") as bar:

@@ -61,8 +61,8 @@ class Source:
         check_fields(self)
 
 
-def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...], str]:
-    """All images of data set ``name`` in parts (train, perhaps validation and test), the class names, a fingerprint.
+def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...]]:
+    """All images of data set ``name`` in parts (train, perhaps validation and test), and the class names.
 
     Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class, and a part without any is
     left out. Where that is the test (as ImageNet's), the source's validation part takes its place.
@@ -90,8 +90,8 @@ def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...],
             raise ValueError(f"{what}, outside the {len(classes)} classes of train ({few}).")
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    encoded = LazyImages(images, torch.from_numpy(numbers), torch.arange(len(images)), name, parts)
-    return encoded, classes, fingerprint(stamp, list(parts), images.column_names)
+    key = fingerprint(stamp, list(parts), images.column_names)
+    return LazyImages(images, torch.from_numpy(numbers), torch.arange(len(images)), name, key, parts), classes
 
 
 def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
@@ -100,8 +100,7 @@ def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
         return _from_hub(name)
     folder = Path(os.path.expanduser(name))
     if name and os.path.isdir(folder):  # Path's own raises OSError for a name that is too long
-        files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
-        if files:
+        if files := sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
             return _from_parquet(folder, files, source)
         return _from_images(folder, source.label_column is not False)
     if name and os.path.exists(folder):

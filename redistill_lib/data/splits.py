@@ -114,7 +114,7 @@ def load_data(
     settings = kind(**options)
     pool: Any
     if isinstance(settings, Source):
-        pool, classes, key = find_images(name, settings)
+        pool, classes = find_images(name, settings)
         parts = pool.parts
     else:
         side = getattr(settings, "digit_size", request.image_size or 32)
@@ -130,7 +130,7 @@ def load_data(
     splits = {s: its.take(_spread(its.labels, request.limit, request.seed, each=1)) for s, its in splits.items()}
     if isinstance(settings, Source):
         count = sum(map(len, splits.values()))
-        splits = dict(read_splits(pool, splits, request.image_size, settings, key))
+        splits = read_splits(pool, splits, request.image_size, settings)
         if left_out := count - sum(map(len, splits.values())):
             origin += f"; {left_out:,} unreadable left out"
     channels, size, _ = splits["train"][0][0].shape
@@ -157,12 +157,11 @@ class _Request:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for argument, value in (("validation", self.validation), ("test", self.test)):
-            if not 0 < value < 1:
+        for argument, value in vars(self).items():
+            if argument in ("validation", "test") and not 0 < value < 1:
                 raise ValueError(f"{argument} is {value}; it is a fraction of train, between 0 and 1.")
-        for argument in ("image_size", "limit"):
-            if getattr(self, argument) is not None:
-                whole(argument, getattr(self, argument))
+            if argument in ("image_size", "limit") and value is not None:
+                whole(argument, value)
         whole("seed", self.seed, 0, 2**48)
 
 
