@@ -665,6 +665,18 @@ def test_all_unreadable_images_are_named_at_once_or_left_out(tmp_path: Path, opt
         assert same(data, load_data(**json.loads(json.dumps(data.params)), cache_dir=None))
 
 
+def test_leaving_out_all_images_is_refused(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, ("train", "test"), size=(40, 40))
+    for path in root.glob("test/*/*.png"):
+        path.write_bytes(path.read_bytes()[:-30])  # the header can still be read
+    with pytest.raises(ValueError, match="No image of test can be read"):
+        load_data(root, cache_dir=None, skip_unreadable=True)
+    for path in root.glob("train/*/*.png"):
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"60 of the images of .* cannot be read"):
+        load_data(root, cache_dir=None, skip_unreadable=True)
+
+
 def test_only_ten_unreadable_images_are_listed(tmp_path: Path) -> None:
     root = image_folder(tmp_path, per_class=10)
     for number in range(10):

@@ -34,8 +34,6 @@ from torch.utils.data import Dataset
 
 from redistill_lib.checks import hint, whole
 
-__all__ = ["Views", "augment", "derive_seed", "parse_recipe", "sample_rng", "to_float"]
-
 Numbers = NDArray[np.float64]  # uniform in 0…1: one row per decision, one column per image
 _Step = tuple[str, ...]
 
@@ -73,8 +71,9 @@ def to_float(images: Tensor) -> Tensor:
 class Views(Dataset[Any]):
     """A split's augmented images, read as whole batches of (index, view) pairs.
 
-    A batch is images (float32 B×C×H×W, −1…1), targets as `augment` gives them, labels, index and view (int64 B).
-    Raises ValueError for an unknown recipe.
+    A batch is images (float32 B×C×H×W, −1…1, on the CPU); labels (int64 B), or probabilities (float32 B×num_classes)
+    if the recipe mixes; labels; index and view (int64 B). ValueError for an unknown recipe, a row that the split
+    lacks, a negative view.
 
     >>> from redistill_lib.data import load_data
     >>> views = Views(load_data("digits").train, "crop+mixup", num_classes=10)
@@ -84,45 +83,31 @@ class Views(Dataset[Any]):
     """
 
     def __init__(self, split: Any, recipe: str, num_classes: int) -> None:
-        parse_recipe(recipe)
-        self.split, self.recipe, self.num_classes = split, recipe, num_classes
+        self.split, self.steps, self.num_classes = split, parse_recipe(recipe), num_classes
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         index, view = torch.tensor(pairs).t().contiguous()
-        images, targets = augment(self.split, index, view, self.recipe, self.num_classes)
-        return images, targets, self.split.labels[index], index, view
-
-
-def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The views `view` (int64 B) of the rows `index` (int64 B) of a split of uint8 images.
-
-    Returns float32 B×C×H×W in −1…1 on the CPU, and labels (int64 B), or probabilities (float32 B×num_classes) if the
-    recipe mixes. ValueError for an unknown recipe, a row that the split lacks, a negative view.
-
-    >>> from redistill_lib.data import TensorImages
-    >>> split = TensorImages(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(9))
-    >>> [part.shape for part in augment(split, torch.tensor([4]), torch.tensor([0]), "crop+mixup", num_classes=10)]
-    [torch.Size([1, 1, 8, 8]), torch.Size([1, 10])]
-    """
-    steps = parse_recipe(recipe)
-    wrong = (index < 0) | (index >= len(split)) | (view < 0)
-    if wrong.any():
-        asked = int(index[wrong][0]), int(view[wrong][0])
-        raise ValueError(f"there is no (index, view) {asked}: index is 0 to {len(split) - 1}, view 0 or more")
-    numbers = _draw(index, view)
-    if not any(word in MIXING for word in steps[-1]):
-        return _read(split, index, numbers, steps)
-    partner = torch.from_numpy(_below(len(split), numbers[SLOTS["mix"]][1]))
-    numbers_of_both = np.concatenate([numbers, _draw(partner, view)], axis=1)
-    images, labels = _read(split, torch.cat([index, partner]), numbers_of_both, steps[:-1])
-    image, other = images.chunk(2)
-    kept, share = _mix(steps[-1], numbers[SLOTS["mix"]], (image.shape[2], image.shape[3]))
-    own, others = F.one_hot(labels, num_classes).float().chunk(2)
-    # Not torch.lerp: how that rounds depends on a pixel's place in the batch.
-    return image.mul_(kept).add_(other.mul_(1 - kept)), share * own + (1 - share) * others
+        wrong = (index < 0) | (index >= len(self)) | (view < 0)
+        if wrong.any():
+            asked = int(index[wrong][0]), int(view[wrong][0])
+            raise ValueError(f"there is no (index, view) {asked}: index is 0 to {len(self) - 1}, view 0 or more")
+        last, numbers = self.steps[-1], _draw(index, view)
+        if not set(last) & set(MIXING):
+            images, labels = _read(self.split, index, numbers, self.steps)
+            return images, labels, labels, index, view
+        mixing = numbers[SLOTS["mix"]]
+        partner = torch.from_numpy(_below(len(self), mixing[1]))
+        numbers = np.concatenate([numbers, _draw(partner, view)], axis=1)
+        images, labels = _read(self.split, torch.cat([index, partner]), numbers, self.steps[:-1])
+        image, other = images.chunk(2)
+        kept, share = _mix(last, mixing, (image.shape[2], image.shape[3]))
+        own, others = F.one_hot(labels, self.num_classes).float().chunk(2)
+        # Not torch.lerp: how that rounds depends on a pixel's place in the batch.
+        image = image.mul_(kept).add_(other.mul_(1 - kept))
+        return image, share * own + (1 - share) * others, labels[: len(index)], index, view
 
 
 def parse_recipe(recipe: str) -> tuple[_Step, ...]:

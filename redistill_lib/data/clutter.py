@@ -16,8 +16,6 @@ from torch.nn import functional as F
 
 from redistill_lib.checks import check_fields, whole
 
-__all__ = ["Clutter", "compose", "read_digits"]
-
 
 @dataclass(frozen=True)
 class Clutter:

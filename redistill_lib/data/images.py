@@ -28,8 +28,6 @@ from torch.utils.data import Dataset, get_worker_info
 from redistill_lib.checks import check_fields
 from redistill_lib.progress import progress_bar
 
-__all__ = ["LazyImages", "TensorImages", "as_batch", "decode_image"]
-
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
 PROBED = 100_000  # of larger sets only a thousand headers are read beforehand
@@ -265,9 +263,9 @@ def read_splits(
                 for row, image in used.decoded():
                     results[row] = image
                     bar.update()
-        if not source.skip_unreadable:
-            used.readable(results.items())
         good = [k for k, row in enumerate(used.rows.tolist()) if not isinstance(results.get(row), Exception)]
+        if not source.skip_unreadable or not good:
+            used.readable(results.items())
         images = used = used.take(torch.tensor(good, dtype=torch.int64))
         if not lazy:
             images = TensorImages(torch.stack([results[row] for row in used.rows.tolist()]), used.labels)

@@ -20,8 +20,6 @@ from PIL import Image
 from redistill_lib.checks import check_fields, hint
 from redistill_lib.data.images import LazyImages, fingerprint, kept_in, row_in_part
 
-__all__ = ["Source", "find_images"]
-
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "halffloat", "float", "double")

@@ -20,8 +20,6 @@ from redistill_lib.data.sources import Source, find_images
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DataSplits", "load_data"]
-
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
 KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of the built-in sets
