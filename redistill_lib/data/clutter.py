@@ -19,10 +19,10 @@ from redistill_lib.checks import check_fields, whole
 
 @dataclass(frozen=True)
 class Clutter:
-    """What a cluttered image is made of; ValueError when the parts do not fit each other.
+    """What a cluttered image is made of: sides in pixels of the canvas, the digit and fragments of others, the number
+    of fragments, the noise's standard deviation as a fraction of full scale; and the images per split.
 
-    Sides of the canvas, the digit and the fragments of others, in pixels; the number of fragments; the standard
-    deviation of the noise as a fraction of full scale; the number of images of each split.
+    ValueError when the parts do not fit each other.
 
     >>> Clutter(distractors=0).canvas
     40

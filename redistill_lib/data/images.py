@@ -30,7 +30,8 @@ from redistill_lib.progress import progress_bar
 
 EAGER_BYTES = 2**30  # sets that decode to more than this are decoded batch by batch
 DECODING = 2  # raised whenever the same bytes decode to other pixels: older caches are not read then
-PROBED = 100_000  # of larger sets only a thousand headers are read beforehand
+PROBED = 100_000  # of larger sets only a thousand headers are read beforehand, and they count as colour
+Parts = Mapping[str, tuple[str, range]]  # part of a table → its name in words, its rows
 
 
 class Images(Dataset[tuple[Tensor, Tensor]]):
@@ -90,8 +91,8 @@ class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
     ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the rows in use,
-    ``labels``: theirs; ``name``: the data set's, ``key``: a hash of what it was read from; ``parts``: what each part
-    is called, and its rows. ``size`` (the side in pixels) and ``channels`` are needed for decoding only.
+    ``labels``: theirs; ``name``: the data set's, ``key``: a hash of what it was read from. ``size`` (the side in
+    pixels) and ``channels`` are needed for decoding only.
     """
 
     table: Any
@@ -99,7 +100,7 @@ class LazyImages(Images):
     rows: Tensor
     name: str
     key: str
-    parts: Mapping[str, tuple[str, range]]
+    parts: Parts
     size: int = 0
     channels: int = 0
 
@@ -162,7 +163,7 @@ class LazyImages(Images):
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
 
 
-def row_in_part(row: int, parts: Mapping[str, tuple[str, range]]) -> str:
+def row_in_part(row: int, parts: Parts) -> str:
     part, rows = next(part for part in parts.values() if row in part[1])
     return f"{rows.index(row)} of {part}"
 
@@ -217,10 +218,7 @@ def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
 
 
 def _probed(encoded: LazyImages, size: int | None, source: Any) -> tuple[LazyImages, dict[int, Any]]:
-    """The images with their common side and channel number, from the headers alone, and the headers or errors.
-
-    Of more than ``PROBED`` images only a thousand are looked at if the source allows it, and they count as colour.
-    """
+    """The images with their common side and channel number, from the headers alone, and the headers or errors."""
     grey = few = len(encoded) <= PROBED
     step = 1 if few or source.skip_unreadable else len(encoded) // 1000 or 1
     headers = dict(encoded.take(torch.arange(0, len(encoded), step)).each(_header))
@@ -240,22 +238,20 @@ def _probed(encoded: LazyImages, size: int | None, source: Any) -> tuple[LazyIma
     return replace(encoded, size=size or next(iter(shapes))[0], channels=channels), headers
 
 
-def read_splits(
-    encoded: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Any
-) -> dict[str, Any]:
-    """Each split of the images ``encoded`` from the cache, decoded, or lazy where that is too large."""
+def read_splits(pool: LazyImages, splits: Mapping[str, LazyImages], size: int | None, source: Any) -> dict[str, Any]:
+    """Each split of the images ``pool`` from the cache, decoded, or lazy where that is too large."""
     images: Any
     cache = found = None
     if source.cache_dir is not None and source.lazy is not True:
-        readable = re.sub(r"\W+", "-", Path(encoded.name.removeprefix("hf:")).name)[:40]
-        stamp = fingerprint(encoded.key, size, source.channels, source.skip_unreadable, DECODING)
+        readable = re.sub(r"\W+", "-", Path(pool.name.removeprefix("hf:")).name)[:40]
+        stamp = fingerprint(pool.key, size, source.channels, source.skip_unreadable, DECODING)
         cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
         with suppress(OSError, SafetensorError, KeyError, ValueError):  # missing or damaged: it is then rebuilt
             kept = load_file(cache)
-            found = TensorImages(kept["images"], encoded.labels[kept["rows"]]), kept["rows"]
+            found = TensorImages(kept["images"], pool.labels[kept["rows"]]), kept["rows"]
     if found is None:
-        used = encoded.take(torch.cat([split.rows for split in splits.values()]))
-        whole = len(used) == int((encoded.labels >= 0).sum())
+        used = pool.take(torch.cat([split.rows for split in splits.values()]))
+        whole = len(used) == int((pool.labels >= 0).sum())
         used, results = _probed(used, size, source)
         lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
         if not lazy:
@@ -276,13 +272,15 @@ def read_splits(
     if isinstance(images, TensorImages):
         pixels = images.images.flatten(2)
         if flat := int((pixels.amax(2) == pixels.amin(2)).all(1).sum()):
-            what = f"{flat:,} of {len(images):,} images of {encoded.name}"
+            what = f"{flat:,} of {len(images):,} images of {pool.name}"
             warnings.warn(f"{what} are of one flat colour at this size; look at them.", stacklevel=2)
-    place = torch.full((len(encoded),), -1).index_copy_(0, rows, torch.arange(len(rows)))
-    places = {split: place[part.rows] for split, part in splits.items()}
-    picked = {split: images.take(at[at >= 0]) for split, at in places.items()}
-    if empty := [split for split, left in picked.items() if not len(left)]:
-        raise ValueError(f"No image of {empty[0]} can be read.")
+    place = torch.full((len(pool),), -1).index_copy_(0, rows, torch.arange(len(rows)))
+    picked = {}
+    for split, part in splits.items():
+        at = place[part.rows]
+        picked[split] = images.take(at[at >= 0])
+        if not len(picked[split]):
+            raise ValueError(f"No image of {split} can be read.")
     return picked
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from redistill_lib.checks import check_fields, hint
-from redistill_lib.data.images import LazyImages, fingerprint, kept_in, row_in_part
+from redistill_lib.data.images import LazyImages, Parts, fingerprint, kept_in, row_in_part
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
@@ -115,8 +115,7 @@ def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
 def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, list[str]]:
     """Those of the names (of files, folders or hub splits) that belong to train, validation and test.
 
-    ValueError for two words for one split, such as val and valid, and for several names that are no shards of a
-    table, unless one of them is exactly the split's.
+    ValueError for two words for one split (val, valid), and for several names, unless shards or one is the split's.
     """
     found: dict[str, dict[str, str]] = defaultdict(dict)  # split → name → its word for the split
     for name in names:
@@ -173,9 +172,7 @@ def _from_parquet(folder: Path, files: list[Path], source: Source) -> tuple[dict
     return tables, stamp
 
 
-def _read_columns(
-    table: Any, source: Source, parts: Mapping[str, tuple[str, range]]
-) -> tuple[Any, Any, list[str] | None]:
+def _read_columns(table: Any, source: Source, parts: Parts) -> tuple[Any, Any, list[str] | None]:
     """The table with encoded images alone, the labels as a Series, the classes' names if the table has them."""
     import datasets
     import pandas as pd
@@ -206,13 +203,12 @@ def _read_columns(
 def _column(
     role: str, wanted: str | None, likely: list[str], allowed: list[str], columns: Iterable[str], origin: str
 ) -> str:
+    wanted = likely[0] if wanted is None and len(likely) == 1 else wanted
     if wanted in allowed:
         return wanted
     if wanted is not None:
         known = f"{', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
         raise ValueError(f"{origin} has no {role} column '{wanted}'; it has {known}")
-    if len(likely) == 1:
-        return likely[0]
     found = f"several possible {role} columns ({', '.join(likely)})" if likely else f"no {role} column that I know"
     without = ", or label_column=False for images without labels" if role == "label" else ""
     raise ValueError(f"{origin} has {found}; pass {role}_column= one of {', '.join(columns)}{without}.")

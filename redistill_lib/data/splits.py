@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
-from redistill_lib.data.images import LazyImages, TensorImages, read_splits
+from redistill_lib.data.images import LazyImages, Parts, TensorImages, read_splits
 from redistill_lib.data.sources import Source, find_images
 
 if TYPE_CHECKING:
@@ -181,10 +180,8 @@ def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0, each:
     return order[torch.argsort(position, stable=True)[:count]].sort().values
 
 
-def _divide(
-    labels: Tensor, parts: Mapping[str, tuple[str, range]], request: _Request
-) -> tuple[dict[str, Tensor], str]:
-    """Which rows make up each split, and that in words; ``parts`` are the parts' names and rows."""
+def _divide(labels: Tensor, parts: Parts, request: _Request) -> tuple[dict[str, Tensor], str]:
+    """Which rows make up each split, and that in words."""
     origin, its = parts["train"]
     left = torch.arange(its.start, its.stop)
     present, chosen, words = set(labels[left].tolist()), {}, []
