@@ -3,8 +3,8 @@
 `index` is a row of the training split, `view` a number, usually the epoch. Batch size, order, worker, process and
 seed of the training do not matter: all students see the same images, and a teacher's maps of them can be kept.
 
-A recipe names the operations in order, as ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one of the two for
-each image. Nothing is implicit, not even `flip`: a mirrored digit may be another sign.
+A recipe names the operations in order, as ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one for each image.
+Nothing is implicit, not even `flip`: a mirrored digit may be another sign.
 
 - `flip`: mirrored left to right, every second image.
 - `crop`: shifted by up to an eighth of the height in both directions, the rest black.
@@ -15,8 +15,7 @@ each image. Nothing is implicit, not even `flip`: a mirrored digit may be anothe
 - `cutmix`: a rectangle of the partner, of the image's proportions and 1 − λ of its area, clipped at the border; the
   label's weight is the area really left (arXiv 1905.04899).
 
-The partner is any row of the split, in its view of the same number. The authors of ReDistill draw once per batch and
-take partners from it; here each image draws its own, of equal distribution.
+The partner is any row of the split, in its view of the same number. ReDistill's authors draw once per batch instead.
 """
 
 from __future__ import annotations

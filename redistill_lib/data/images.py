@@ -65,10 +65,9 @@ class TensorImages(Images):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        images, labels = self.images, self.labels
-        right = images.dtype == torch.uint8 and images.ndim == 4 and labels.dtype == torch.int64
-        if not right or len(labels) != len(images):
-            found = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in (images, labels))
+        kinds = self.images.dtype, self.images.ndim, self.labels.dtype
+        if kinds != (torch.uint8, 4, torch.int64) or len(self.labels) != len(self.images):
+            found = " and ".join(f"{x.dtype} {tuple(x.shape)}" for x in (self.images, self.labels))
             raise ValueError(f"images are uint8 N×C×H×W and labels int64 N, not {found}.")
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,7 @@ IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "halffloat", "float", "double")
 NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows, but hardly decodes
-# Short names people type, and where the hub keeps them.
-HUB_NAMES = {
+HUB_NAMES = {  # that people type, and where the hub keeps them
     "cifar10": "hf:uoft-cs/cifar10",
     "cifar100": "hf:uoft-cs/cifar100",
     "mnist": "hf:ylecun/mnist",
@@ -42,10 +41,10 @@ class Source:
     """How a data set that is not built in is read.
 
     ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads images without
-    labels (all get label 0), as a diffusion model needs them. ``lazy``: decode on access (True), at once (False), or
-    at once up to 1 GiB decoded (None). ``channels``: None takes 1 if every image is greyscale, else 3.
-    ``skip_unreadable`` leaves images out that cannot be read (of those decoded on access: whose header cannot)
-    instead of naming them in an error. ``cache_dir``: where decoded images are kept (None: nowhere).
+    labels (all get 0), as a diffusion model needs them. ``lazy``: decode on access, or at once; None: at once up to
+    1 GiB decoded. ``channels``: None takes 1 if every image is greyscale, else 3. ``skip_unreadable`` leaves images
+    out that cannot be read (of those decoded on access: whose header cannot), or else an error names them.
+    ``cache_dir``: where decoded images are kept (None: nowhere).
     """
 
     image_column: str | None = None
@@ -221,9 +220,7 @@ def _folders(root: Path) -> list[Path]:
 def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """The files below, sorted, without what is hidden. Links are followed, but not back to where they lie in."""
     above |= {os.path.realpath(folder)}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if not path.is_dir():
             yield path
         elif os.path.realpath(path) not in above:

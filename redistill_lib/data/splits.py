@@ -58,8 +58,7 @@ class DataSplits:
         """Eight hex digits over labels and images; of those decoded on access, over their encoded bytes."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            digest.update(split.labels.contiguous().numpy().tobytes())
-            digest.update(split.digest)
+            digest.update(split.labels.contiguous().numpy().tobytes() + split.digest)
         return digest.hexdigest()[:8]
 
     def to_frame(self) -> pd.DataFrame:
