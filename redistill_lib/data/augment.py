@@ -126,9 +126,8 @@ def parse_recipe(recipe: str) -> tuple[_Step, ...]:
             raise ValueError(f"'{word}' is named twice in '{recipe}', where it would draw the same numbers twice.")
     for step in steps:
         if set(step) & set(MIXING) and (step is not steps[-1] or set(step) & set(OPERATIONS)):
-            rule = "beside one another only mixup, cutmix and none can be alternatives, as in cutmix|mixup."
             last = f"'{'|'.join(step)}' mixes labels, so it has to be the last step of '{recipe}'"
-            raise ValueError(f"{last}; {rule}")
+            raise ValueError(f"{last}; only mixup, cutmix and none can be alternatives of one another.")
     return steps
 
 

@@ -19,10 +19,10 @@ from redistill_lib.checks import check_fields, whole
 
 @dataclass(frozen=True)
 class Clutter:
-    """What a cluttered image is made of: sides in pixels of the canvas, the digit and fragments of others, the number
-    of fragments, the noise's standard deviation as a fraction of full scale; and the images per split.
+    """What a cluttered image is made of; ValueError when the parts do not fit each other.
 
-    ValueError when the parts do not fit each other.
+    Sides in pixels of the canvas, the digit and fragments of others, the number of these fragments, the standard
+    deviation of the noise as a fraction of full scale; and the number of images per split.
 
     >>> Clutter(distractors=0).canvas
     40

@@ -90,8 +90,7 @@ class LazyImages(Images):
     """Images decoded when asked for: TensorImages' interface, at the price of decoding every time.
 
     ``table``: a Hugging Face ``Dataset`` with one column of ``{"bytes", "path"}``; ``rows``: the rows in use,
-    ``labels``: theirs; ``name``: the data set's, ``key``: a hash of what it was read from. ``size`` (the side in
-    pixels) and ``channels`` are needed for decoding only.
+    ``labels``: theirs; ``name``: the data set's; ``key``: a hash of its source; ``size``: the side in pixels.
     """
 
     table: Any
@@ -211,21 +210,21 @@ def _opened(raw: bytes | str | None) -> Iterator[Any]:
         yield image
 
 
-def _header(raw: bytes | str | None) -> tuple[tuple[int, int], bool]:
-    with _opened(raw) as image:
-        return image.size, image.mode in ("1", "L", "LA", "La")
-
-
 def _probed(encoded: LazyImages, size: int | None, source: Any) -> tuple[LazyImages, dict[int, Any]]:
     """The images with their common side and channel number, from the headers alone, and the headers or errors."""
+
+    def header(raw: Any) -> tuple[tuple[int, int], bool]:
+        with _opened(raw) as image:
+            return image.size, image.mode in ("1", "L", "LA", "La")
+
     grey = few = len(encoded) <= PROBED
     step = 1 if few or source.skip_unreadable else len(encoded) // 1000 or 1
-    headers = dict(encoded.take(torch.arange(0, len(encoded), step)).each(_header))
+    headers = dict(encoded.take(torch.arange(0, len(encoded), step)).each(header))
     shapes: dict[tuple[int, int], int] = {}  # shape → row of the first image of it
-    for row, header in headers.items():
-        if not isinstance(header, Exception):
-            shapes.setdefault(header[0], row)
-            grey &= header[1]
+    for row, found in headers.items():
+        if not isinstance(found, Exception):
+            shapes.setdefault(found[0], row)
+            grey &= found[1]
     if not shapes:
         encoded.readable(headers.items())
     if size is None and (len(shapes) > 1 or len(set(next(iter(shapes)))) > 1):
@@ -263,7 +262,7 @@ def read_splits(pool: LazyImages, splits: Mapping[str, LazyImages], size: int | 
             used.readable(results.items())
         images = used = used.take(torch.tensor(good, dtype=torch.int64))
         if not lazy:
-            images = TensorImages(torch.stack([results[row] for row in used.rows.tolist()]), used.labels)
+            images = TensorImages(torch.stack([results.pop(row) for row in used.rows.tolist()]), used.labels)
             if cache and whole:  # part of a data set is not worth keeping
                 kept_in(cache.parent, partial(_write_cache, cache, images, used.rows))
         found = images, used.rows
@@ -284,7 +283,6 @@ def read_splits(pool: LazyImages, splits: Mapping[str, LazyImages], size: int | 
 
 
 def fingerprint(*facts: object) -> str:
-    """A short name for whatever determines the bytes of a cache."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
