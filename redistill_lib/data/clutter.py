@@ -69,10 +69,9 @@ def read_digits(size: int) -> tuple[Tensor, Tensor]:
 def compose(
     digits: Tensor, labels: Tensor, count: int, clutter: Clutter, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``count`` cluttered images, uint8 count×1×canvas×canvas, and their labels.
+    """``count`` cluttered images, uint8 count×1×canvas×canvas, and their labels; the brighter pixel wins.
 
     ``digits`` (uint8 N×1×digit_size×digit_size) are used equally often (±1), and are the only source of fragments.
-    Where things overlap the brighter pixel wins.
     """
     n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
     draw = partial(torch.randint, generator=generator)

@@ -297,7 +297,6 @@ def kept_in(folder: Path, write: Callable[[], Any]) -> Any:
         if not isinstance(reason, OSError | SafetensorError):
             raise
         warnings.warn(f"Nothing is kept in the cache {folder} ({reason}); give another cache_dir=.", stacklevel=2)
-        return None
 
 
 def _write_cache(path: Path, images: TensorImages, rows: Tensor) -> None:
