@@ -467,6 +467,19 @@ def test_class_names_come_from_the_hub_s_features(tmp_path: Path) -> None:
     assert data.classes == ("yes", "no")
 
 
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_parts_of_a_set_may_have_columns_of_their_own(tmp_path: Path, cache: str | None) -> None:
+    rows = table([1.0, 0.0] * 10, author=["me"] * 20)
+    root = parquet_folder(tmp_path / "set", rows, test=table([0, 1]).rename_columns(["photo", "label"]))
+    data = load_data(root, cache_dir=cache and tmp_path / cache)
+    assert data.test.images[:, :, 0, 0].tolist() == [list(colour) for colour in COLOURS[:2]]
+    assert data.to_frame().to_numpy().tolist() == [[9, 1, 1]] * 2
+    parquet_folder(root, rows, test=table([0, 1]).drop_columns(["label"]))
+    with pytest.raises(ValueError, match=r"test of .* has no label column that I know"):
+        load_data(root, cache_dir=None)
+    assert len(load_data(root, cache_dir=None, label_column=False).test) == 2
+
+
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [(["x", "y"] * 10, ("x", "y")), ([True, False] * 10, ("False", "True")), ([2, 1, 0, 0] * 5, ("0", "1", "2"))],
@@ -615,7 +628,7 @@ def test_lazy_images_that_vanished_are_named(tmp_path: Path) -> None:
 
 
 def test_an_image_that_cannot_be_read_is_named_by_its_row_in_its_part(tmp_path: Path) -> None:
-    broken = table([0, 1] * 10, images=[png((0, 0, 0))] * 18 + [b"no image"] * 2)
+    broken = table([0, 1] * 10, images=[png((0, 0, 0))] * 18 + [b"no image"] * 2).rename_columns(["photo", "label"])
     root = parquet_folder(tmp_path, table([0, 1] * 10), validation=table([0, 1]), test=broken)
     with pytest.raises(ValueError, match=r"^2 of .*: row 18 of test of .*; row 19 of test of"):
         load_data(root, cache_dir=None)

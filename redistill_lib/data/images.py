@@ -127,7 +127,8 @@ class LazyImages(Images):
         ((column, item),) = self.table[row].items()
         if item and item["path"] and not item["bytes"]:
             return item["path"]
-        return f"row {row_in_part(row, self.parts)}, column '{column}',"
+        part, rows = next(part for part in self.parts.values() if row in part[1])
+        return f"row {rows.index(row)} of {part}, column '{column}',"
 
     def readable(self, results: Iterable[tuple[int, Any]]) -> list[Any]:
         """What `each` gave without the rows, or one ValueError for all errors among it."""
@@ -159,11 +160,6 @@ class LazyImages(Images):
 
     def __repr__(self) -> str:
         return f"LazyImages({len(self):,} × {self.channels}×{self.size}×{self.size} uint8, decoded on access)"
-
-
-def row_in_part(row: int, parts: Parts) -> str:
-    part, rows = next(part for part in parts.values() if row in part[1])
-    return f"{rows.index(row)} of {part}"
 
 
 @cache

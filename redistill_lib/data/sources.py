@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from redistill_lib.checks import check_fields, hint
-from redistill_lib.data.images import LazyImages, Parts, fingerprint, kept_in, row_in_part
+from redistill_lib.data.images import LazyImages, fingerprint, kept_in
 
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
@@ -70,8 +70,9 @@ def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...]]
     tables, stamp = _find_tables(name, source)
     ends = accumulate(map(len, tables.values()))
     parts = {s: (f"{s} of {name}", range(end - len(tables[s]), end)) for s, end in zip(tables, ends, strict=True)}
-    images, labels, names = _read_columns(datasets.concatenate_datasets([*tables.values()]), source, parts)
-    train = labels.iloc[parts["train"][1]]
+    columns = {split: _read_columns(table, source, parts[split][0]) for split, table in tables.items()}
+    images, train, names = columns["train"]
+    labels = pd.concat([its for _, its, _ in columns.values()], ignore_index=True)
     if source.label_column is not False and train.nunique() < 2:
         what = f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()})"
         raise ValueError(f"{what}; a classifier needs two, and a diffusion model none: pass label_column=False.")
@@ -87,8 +88,10 @@ def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...]]
             raise ValueError(f"{what}, outside the {len(classes)} classes of train ({few}).")
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    key = fingerprint(stamp, list(parts), images.column_names)
-    return LazyImages(images, torch.from_numpy(numbers), torch.arange(len(images)), name, key, parts), classes
+    kept = [its.rename_columns({its.column_names[0]: images.column_names[0]}) for its, *_ in columns.values()]
+    key = fingerprint(stamp, list(parts), [its.column_names for its, *_ in columns.values()])
+    table = datasets.concatenate_datasets(kept)
+    return LazyImages(table, torch.from_numpy(numbers), torch.arange(len(table)), name, key, parts), classes
 
 
 def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
@@ -153,30 +156,29 @@ def _from_parquet(folder: Path, files: list[Path], source: Source) -> tuple[dict
     """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
     import datasets
 
-    splits = _by_split([path.name for path in files], str(folder), shards=True)
-    paths = {split: [str(path) for path in files if path.name in names] for split, names in splits.items()}
-    # In small batches, since a small file may unpack to one image in a million rows.
-    read = partial(datasets.DatasetDict.from_parquet, paths, batch_size=256)
-    stamp, tables = _stamp(files, folder), None
-    try:
-        if source.cache_dir is not None:
-            cache = Path(source.cache_dir)
-            tables = kept_in(cache, partial(read, cache_dir=str(cache / "arrow" / stamp)))
-        if tables is None:
-            with TemporaryDirectory() as scratch:
-                tables = read(cache_dir=scratch, keep_in_memory=True)
-    except Exception as error:  # `datasets` and pyarrow have many
-        what = f"The {', '.join(splits)} files of {folder} cannot be read as one parquet table"
-        raise ValueError(f"{what} ({error.__cause__ or error}).") from error
-    return tables, stamp
+    tables = {}
+    for split, names in _by_split([path.name for path in files], str(folder), shards=True).items():
+        paths = [path for path in files if path.name in names]
+        # In small batches, since a small file may unpack to one image in a million rows.
+        read = partial(datasets.Dataset.from_parquet, [str(path) for path in paths], batch_size=256)
+        try:
+            if source.cache_dir is not None:
+                unpacked = str(Path(source.cache_dir) / "arrow" / _stamp(paths, folder))
+                tables[split] = kept_in(Path(source.cache_dir), partial(read, cache_dir=unpacked))
+            if tables.get(split) is None:
+                with TemporaryDirectory() as scratch:
+                    tables[split] = read(cache_dir=scratch, keep_in_memory=True)
+        except Exception as error:  # `datasets` and pyarrow have many
+            what = f"The {split} files of {folder} cannot be read as one parquet table"
+            raise ValueError(f"{what} ({error.__cause__ or error}).") from error
+    return tables, _stamp(files, folder)
 
 
-def _read_columns(table: Any, source: Source, parts: Parts) -> tuple[Any, Any, list[str] | None]:
+def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, Any, list[str] | None]:
     """The table with encoded images alone, the labels as a Series, the classes' names if the table has them."""
     import datasets
     import pandas as pd
 
-    origin, _ = parts["train"]
     kinds = {field.name: str(field.type) for field in table.features.arrow_schema}
     encoded = [name for name, kind in kinds.items() if kind.startswith("struct<") and "bytes: " in kind]
     allowed = [*encoded, *(name for name, kind in kinds.items() if kind in ("binary", "large_binary", "string"))]
@@ -194,7 +196,7 @@ def _read_columns(table: Any, source: Source, parts: Parts) -> tuple[Any, Any, l
     if labels.dtype.kind == "f":  # pandas keeps a missing whole number as NaN, and the others of its column as floats
         wrong |= labels % 1 != 0
     if wrong.any():
-        where = f"Row {row_in_part(wrong.argmax(), parts)} has the label {labels[wrong.argmax()]} in column '{label}'"
+        where = f"Row {wrong.argmax()} of {origin} has the label {labels[wrong.argmax()]} in column '{label}'"
         raise ValueError(f"{where}; labels are whole numbers or text. Mend or remove the row.")
     return images, labels.astype("int64") if labels.dtype.kind == "f" else labels, classes.get(label)
 

@@ -83,7 +83,7 @@ def load_data(
 
     Args:
         name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or images
-        image_size: side in pixels of the square at an image's centre, resized; None keeps it (digits 32, cluttered 40)
+        image_size: to which the square at an image's centre is resized; None keeps it (digits 32, cluttered 40)
         validation, test: fractions of train to hold out, stratified by class, where the source has no such split
         seed: of the data; it is not the seed of a training
         limit: at most this many images per split, stratified; each class keeps one where the limit allows it
