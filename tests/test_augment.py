@@ -32,12 +32,12 @@ def flat(count: int, side: int = 10) -> TensorImages:
 
 def seen(split: TensorImages, recipe: str, rows: Sequence[int], view: int = 0) -> tuple[Tensor, Tensor]:
     classes = int(split.labels.max()) + 1
-    return aug.augment(split, torch.tensor(rows), torch.full((len(rows),), view), recipe, classes)
+    return aug.Views(split, recipe, classes).__getitems__([(row, view) for row in rows])[:2]
 
 
 def many(split: TensorImages, recipe: str, views: int) -> tuple[Tensor, Tensor]:
     """Image 0 in that many views."""
-    return aug.augment(split, torch.zeros(views).long(), torch.arange(views), recipe, len(split))
+    return aug.Views(split, recipe, len(split)).__getitems__([(0, view) for view in range(views)])[:2]
 
 
 def grey(values: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def test_an_image_is_the_same_in_any_batch(recipe: str, side: int) -> None:
 
 def test_views_of_one_batch_may_differ() -> None:
     split, rows = noise(), [4, 9]
-    images, targets = aug.augment(split, torch.tensor(rows), torch.tensor([6, 2]), PAPER, 3)
+    images, targets, *_ = aug.Views(split, PAPER, 3).__getitems__([*zip(rows, (6, 2), strict=True)])
     for place, view in enumerate((6, 2)):
         alone, target = seen(split, PAPER, [rows[place]], view)
         assert torch.equal(alone[0], images[place])

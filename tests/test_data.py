@@ -212,7 +212,7 @@ def test_shrinking_filters_fine_detail() -> None:
     stripes[:, ::2] = 255
     out = io.BytesIO()
     Image.fromarray(stripes).save(out, "PNG")
-    small = images.decode_image(out.getvalue(), "x", 8, 1)
+    small = images.decode_image(out.getvalue(), 8, 1)
     assert small[0, 2:-2, 2:-2].float().sub(127.5).abs().max() < 8  # grey, not aliased black or white
 
 
@@ -245,7 +245,7 @@ def test_a_photo_is_turned_as_its_camera_says() -> None:
     exif[0x0112] = 3  # taken upside down
     out = io.BytesIO()
     image.save(out, "JPEG", exif=exif)
-    turned = images.decode_image(out.getvalue(), "x", 16, 3).float()
+    turned = images.decode_image(out.getvalue(), 16, 3).float()
     assert turned[:, :6].mean() < 20
     assert turned[:, 10:].mean() > 235
 
@@ -336,7 +336,7 @@ def test_every_format_is_turned_as_its_camera_says(kind: str) -> None:
     out = io.BytesIO()
     more = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
     image.save(out, kind, exif=exif, **more)
-    turned = images.decode_image(out.getvalue(), "x", 16, 1).float()
+    turned = images.decode_image(out.getvalue(), 16, 1).float()
     assert turned[0, :7].mean() > 235 and turned[0, 9:].mean() < 20
 
 
@@ -347,7 +347,7 @@ def test_every_format_is_turned_as_its_camera_says(kind: str) -> None:
 def test_what_is_transparent_shows_white(mode: str, ground: tuple | int, channels: int) -> None:
     out = io.BytesIO()
     Image.new(mode, (8, 8), ground).save(out, "PNG", **({"transparency": 0} if mode == "P" else {}))
-    assert (images.decode_image(out.getvalue(), "x", 8, channels) == 255).all()
+    assert (images.decode_image(out.getvalue(), 8, channels) == 255).all()
 
 
 def test_a_long_thin_image_needs_little_memory(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_long_thin_image_needs_little_memory(tmp_path: Path) -> None:
         )
         out = io.BytesIO()
         thin.save(out, "PNG")
-        assert tuple(images.decode_image(out.getvalue(), "x", 64, 3).shape) == (3, 64, 64)
+        assert tuple(images.decode_image(out.getvalue(), 64, 3).shape) == (3, 64, 64)
     assert seen == [(64, 64)]
 
 
@@ -467,6 +467,19 @@ def test_class_names_come_from_the_hub_s_features(tmp_path: Path) -> None:
     assert data.classes == ("yes", "no")
 
 
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_parts_of_a_set_may_have_columns_of_their_own(tmp_path: Path, cache: str | None) -> None:
+    rows = table([1.0, 0.0] * 10, author=["me"] * 20)
+    root = parquet_folder(tmp_path / "set", rows, test=table([0, 1]).rename_columns(["photo", "label"]))
+    data = load_data(root, cache_dir=cache and tmp_path / cache)
+    assert data.test.images[:, :, 0, 0].tolist() == [list(colour) for colour in COLOURS[:2]]
+    assert data.to_frame().to_numpy().tolist() == [[9, 1, 1]] * 2
+    parquet_folder(root, rows, test=table([0, 1]).drop_columns(["label"]))
+    with pytest.raises(ValueError, match=r"test of .* has no label column that I know"):
+        load_data(root, cache_dir=None)
+    assert len(load_data(root, cache_dir=None, label_column=False).test) == 2
+
+
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [(["x", "y"] * 10, ("x", "y")), ([True, False] * 10, ("False", "True")), ([2, 1, 0, 0] * 5, ("0", "1", "2"))],
@@ -533,7 +546,7 @@ def test_lazy_and_eager_give_the_same_images(monkeypatch: pytest.MonkeyPatch, tm
     assert same(eager, lazy)
     assert torch.equal(lazy.train[2][0], eager.train.images[2])
     assert "decoded on access" in repr(lazy.train)
-    monkeypatch.setattr(splits, "EAGER_BYTES", 30 * 3 * 36 - 1)  # one byte less than they need
+    monkeypatch.setattr(images, "EAGER_BYTES", 30 * 3 * 36 - 1)  # one byte less than they need
     assert isinstance(load_data(root, cache_dir=None, image_size=6).train, LazyImages)
 
 
@@ -603,6 +616,24 @@ def test_lazy_images_are_read_once_for_their_fingerprint(tmp_path: Path) -> None
     assert data.fingerprint() == first
 
 
+def test_lazy_images_that_vanished_are_named(tmp_path: Path) -> None:
+    data = load_data(image_folder(tmp_path), lazy=True)
+    (gone,) = tmp_path.glob("ant/03.png")
+    gone.unlink()
+    with pytest.raises(ValueError, match=r"1 of the images of .*ant.03\.png cannot be read"):
+        data.fingerprint()
+    with pytest.raises(ValueError, match=r"1 of the images of .*ant.03\.png cannot be read"):
+        for split in (data.train, data.validation, data.test):
+            split.head(len(split))
+
+
+def test_an_image_that_cannot_be_read_is_named_by_its_row_in_its_part(tmp_path: Path) -> None:
+    broken = table([0, 1] * 10, images=[png((0, 0, 0))] * 18 + [b"no image"] * 2).rename_columns(["photo", "label"])
+    root = parquet_folder(tmp_path, table([0, 1] * 10), validation=table([0, 1]), test=broken)
+    with pytest.raises(ValueError, match=r"^2 of .*: row 18 of test of .*; row 19 of test of"):
+        load_data(root, cache_dir=None)
+
+
 def test_batches_of_lazy_images_share_their_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     split = load_data(image_folder(tmp_path), lazy=True).train
     monkeypatch.setattr(images, "ThreadPoolExecutor", None)
@@ -645,6 +676,18 @@ def test_all_unreadable_images_are_named_at_once_or_left_out(tmp_path: Path, opt
         assert data.to_frame().sum(axis=1).tolist() == [12, 9, 11]
         assert data.origin.endswith("; 4 unreadable left out")
         assert same(data, load_data(**json.loads(json.dumps(data.params)), cache_dir=None))
+
+
+def test_leaving_out_all_images_is_refused(tmp_path: Path) -> None:
+    root = image_folder(tmp_path, ("train", "test"), size=(40, 40))
+    for path in root.glob("test/*/*.png"):
+        path.write_bytes(path.read_bytes()[:-30])  # the header can still be read
+    with pytest.raises(ValueError, match="No image of test can be read"):
+        load_data(root, cache_dir=None, skip_unreadable=True)
+    for path in root.glob("train/*/*.png"):
+        path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=r"60 of the images of .* cannot be read"):
+        load_data(root, cache_dir=None, skip_unreadable=True)
 
 
 def test_only_ten_unreadable_images_are_listed(tmp_path: Path) -> None:
@@ -714,6 +757,53 @@ def test_a_wrong_source_option_is_refused(tmp_path: Path, options: dict, message
 def test_a_missing_folder_is_named() -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder \./nowhere/at/all; see data/README\.md"):
         load_data("./nowhere/at/all")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("set" * 200, "Unknown data set 'setset"),
+        ("../" + "set" * 200, r"no folder \.\./setset.*; see data/README"),
+        ("a/" * 3_000, "no folder a/a/a/.*; see data/README"),
+        ("~nobody-of-that-name/set", "no folder ~nobody-of-that-name/set; see"),
+    ],
+)
+def test_a_name_that_no_folder_can_have_is_unknown(name: str, message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_data(name)
+
+
+def test_a_folder_that_lies_too_deep_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(image_folder(tmp_path) / "bee")
+    for _ in range(30):
+        os.mkdir("nest" * 50)
+        os.chdir("nest" * 50)
+    with pytest.raises(
+        ValueError, match=r"as a folder of images: File name too long \(….*nest\); rename it, move it"
+    ):
+        load_data(tmp_path, cache_dir=None)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder / "closed"))
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    with pytest.raises(
+        ValueError, match=r"folder of images: Permission denied \(….*closed\); .* mend its permissions"
+    ):
+        load_data(tmp_path)
+
+
+def test_long_names_of_folders_and_classes_are_taken(tmp_path: Path) -> None:
+    root, cache = image_folder(tmp_path / ("set" * 80)), tmp_path / "cache"
+    (root / "cat").rename(root / ("cat" * 85))
+    data = load_data(root, cache_dir=cache)
+    assert data.classes == ("ant", "bee", "cat" * 85)
+    assert [path.name[:9] for path in cache.glob("*.safetensors")] == ["setsetset"]
+    labels = [name * 100 for name in ("ant", "bee")] * 10
+    rows = table(labels, images=[png((0, 0, 0))] * 20)
+    assert load_data(parquet_folder(tmp_path / "rows", rows), cache_dir=cache).classes == tuple(labels[:2])
 
 
 def test_a_file_is_not_a_folder(tmp_path: Path) -> None:

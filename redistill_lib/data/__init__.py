@@ -1,11 +1,8 @@
 """Data sets as three splits of uint8 images.
 
-    load_data("cluttered")            # built in, generated from a seed; "digits" likewise
-    load_data("hf:uoft-cs/cifar10")   # anything on the Hugging Face hub
-    load_data("path/to/folder")       # parquet files in the hub's layout, or <split>/<class>/*.png
-
-Models and methods are chosen on ``validation``, which is held out of train; ``test`` is read once, at the
-end.
+load_data("cluttered")            # built in, generated from a seed; "digits" likewise
+load_data("hf:uoft-cs/cifar10")   # anything on the Hugging Face hub
+load_data("path/to/folder")       # parquet files in the hub's layout, or <split>/<class>/*.png
 """
 
 from redistill_lib.data.augment import Views, to_float

@@ -1,29 +1,26 @@
 """Augmented images that have names: each is a function of (data, index, view) alone.
 
 `index` is a row of the training split, `view` a number, usually the epoch. Batch size, order, worker, process and
-the training's seed do not matter, so students of several seeds see the same images, and a teacher's maps of them can
-be kept under (index, view).
+seed of the training do not matter: all students see the same images, and a teacher's maps of them can be kept.
 
-A recipe names the operations in order: ``"crop+flip"``, ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one of
-the two for each image. Nothing is implicit, not even the mirror image, which of a digit is another sign.
+A recipe names the operations in order, as ``"resized_crop+flip+cutmix|mixup"``; ``a|b`` picks one for each image.
+Nothing is implicit, not even `flip`: a mirrored digit may be another sign.
 
 - `flip`: mirrored left to right, every second image.
 - `crop`: shifted by up to an eighth of the height in both directions, the rest black.
-- `resized_crop`: a rectangle of 8 to 100 % of the area, of width / height from 3/4 to 4/3 (log-uniform), stretched
-  to the whole, bilinearly. The first of ten proposals that fits; if none does, the first, trimmed.
-- `cutout`: a grey square, half the height wide, around a random centre (DeVries and Taylor, 2017, arXiv 1708.04552).
-- `mixup`: λ·image + (1 − λ)·partner, λ ~ Beta(0.2, 0.2) (Zhang et al., 2018, arXiv 1710.09412).
-- `cutmix`: a rectangle of the partner pasted in, of the image's proportions and 1 − λ of its area, clipped at the
-  border; the label's weight is the area really left (Yun et al., 2019, arXiv 1905.04899).
+- `resized_crop`: 8 to 100 % of the area, of width / height from 3/4 to 4/3 (log-uniform), stretched to the whole,
+  bilinearly. The first of ten proposals that fits; if none does, the first, trimmed.
+- `cutout`: a grey square, half the height wide, around a random centre (arXiv 1708.04552).
+- `mixup`: λ·image + (1 − λ)·partner, λ ~ Beta(0.2, 0.2) (arXiv 1710.09412).
+- `cutmix`: a rectangle of the partner, of the image's proportions and 1 − λ of its area, clipped at the border; the
+  label's weight is the area really left (arXiv 1905.04899).
 
-The partner is another row of the split, in its own view of the same number before mixing. The authors of ReDistill
-draw all of it once per batch and take partners from the batch; here each image draws its own, of equal distribution.
+The partner is any row of the split, in its view of the same number. ReDistill's authors draw once per batch instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,12 +33,9 @@ from torch.utils.data import Dataset
 
 from redistill_lib.checks import hint, whole
 
-__all__ = ["Views", "augment", "derive_seed", "parse_recipe", "sample_rng", "to_float"]
-
 Numbers = NDArray[np.float64]  # uniform in 0…1: one row per decision, one column per image
 _Step = tuple[str, ...]
 
-BLACK = -1.0  # what to_float makes of 0
 ALPHA = 0.2  # of mixup and cutmix, as in the paper's STL-10 recipe
 STREAM = 2**63  # of sample_rng; small numbers are free for others
 
@@ -52,9 +46,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 def sample_rng(index: int, view: int, stream: int = 0) -> Generator:
-    """The random numbers of one view of one image. Each `stream` is independent of the others.
-
-    Raises ValueError for a negative or fractional number.
+    """The random numbers of one view of one image; each `stream` is independent. ValueError for a number below 0.
 
     >>> sample_rng(7, view=2).random() == sample_rng(7, view=2).random() != sample_rng(7, view=3).random()
     True
@@ -78,66 +70,47 @@ def to_float(images: Tensor) -> Tensor:
 class Views(Dataset[Any]):
     """A split's augmented images, read as whole batches of (index, view) pairs.
 
-    A batch is images (float32 B×C×H×W, −1…1), targets as `augment` gives them, labels, index and view (int64 B).
-    Raises ValueError for an unknown recipe.
+    A batch is images (float32 B×C×H×W, −1…1, on the CPU); labels (int64 B), or probabilities (float32 B×num_classes)
+    if the recipe mixes; labels; index and view (int64 B). ValueError for an unknown recipe, a row that the split
+    lacks, a negative view.
 
-    >>> from redistill_lib.data import as_batch, load_data
-    >>> data = load_data("digits")
-    >>> views = Views(data.train, "crop+mixup", data.num_classes)
-    >>> batches = [[(5, 0), (3, 0)], [(5, 1), (0, 1)]]
-    >>> loader = torch.utils.data.DataLoader(views, batch_sampler=batches, collate_fn=as_batch)
-    >>> [(images.shape[0], targets.shape[1], index.tolist()) for images, targets, labels, index, view in loader]
-    [(2, 10, [5, 3]), (2, 10, [5, 0])]
+    >>> from redistill_lib.data import load_data
+    >>> views = Views(load_data("digits").train, "crop+mixup", num_classes=10)
+    >>> images, targets, labels, index, view = views.__getitems__([(5, 0), (3, 0)])
+    >>> tuple(images.shape), tuple(targets.shape), index.tolist()
+    ((2, 1, 32, 32), (2, 10), [5, 3])
     """
 
     def __init__(self, split: Any, recipe: str, num_classes: int) -> None:
-        parse_recipe(recipe)
-        self.split, self.recipe, self.num_classes = split, recipe, num_classes
+        self.split, self.steps, self.num_classes = split, parse_recipe(recipe), num_classes
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitems__(self, pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         index, view = torch.tensor(pairs).t().contiguous()
-        images, targets = augment(self.split, index, view, self.recipe, self.num_classes)
-        return images, targets, self.split.labels[index], index, view
-
-
-def augment(split: Any, index: Tensor, view: Tensor, recipe: str, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The views `view` (int64 B) of the rows `index` (int64 B) of a split of uint8 images.
-
-    Returns float32 B×C×H×W in −1…1 on the CPU, and the targets: labels (int64 B), or probabilities (float32
-    B×num_classes) if the recipe mixes. Raises ValueError for an unknown recipe, a row that the split lacks, and a
-    negative view.
-
-    >>> from redistill_lib.data import TensorImages
-    >>> split = TensorImages(torch.zeros(9, 1, 8, 8, dtype=torch.uint8), torch.arange(9))
-    >>> images, targets = augment(split, torch.tensor([4, 4]), torch.tensor([0, 1]), "crop+mixup", num_classes=10)
-    >>> tuple(images.shape), tuple(targets.shape)
-    ((2, 1, 8, 8), (2, 10))
-    """
-    steps = parse_recipe(recipe)
-    wrong = (index < 0) | (index >= len(split)) | (view < 0)
-    if wrong.any():
-        asked = int(index[wrong][0]), int(view[wrong][0])
-        raise ValueError(f"there is no (index, view) {asked}: index is 0 to {len(split) - 1}, view 0 or more")
-    numbers = _draw(index, view)
-    if not any(word in MIXING for word in steps[-1]):
-        return _read(split, index, numbers, steps)
-    partner = torch.from_numpy(_below(len(split), numbers[SLOTS["mix"]][1]))
-    numbers_of_both = np.concatenate([numbers, _draw(partner, view)], axis=1)
-    images, labels = _read(split, torch.cat([index, partner]), numbers_of_both, steps[:-1])
-    image, other = images.chunk(2)
-    kept, share = _mix(steps[-1], numbers[SLOTS["mix"]], (image.shape[2], image.shape[3]))
-    own, others = F.one_hot(labels, num_classes).float().chunk(2)
-    # Not torch.lerp: how that rounds depends on a pixel's place in the batch.
-    return image.mul_(kept).add_(other.mul_(1 - kept)), share * own + (1 - share) * others
+        wrong = (index < 0) | (index >= len(self)) | (view < 0)
+        if wrong.any():
+            asked = int(index[wrong][0]), int(view[wrong][0])
+            raise ValueError(f"there is no (index, view) {asked}: index is 0 to {len(self) - 1}, view 0 or more")
+        last, numbers = self.steps[-1], _draw(index, view)
+        if not set(last) & set(MIXING):
+            images, labels = _read(self.split, index, numbers, self.steps)
+            return images, labels, labels, index, view
+        mixing = numbers[SLOTS["mix"]]
+        partner = torch.from_numpy(_below(len(self), mixing[1]))
+        numbers = np.concatenate([numbers, _draw(partner, view)], axis=1)
+        images, labels = _read(self.split, torch.cat([index, partner]), numbers, self.steps[:-1])
+        image, other = images.chunk(2)
+        kept, share = _mix(last, mixing, (image.shape[2], image.shape[3]))
+        own, others = F.one_hot(labels, self.num_classes).float().chunk(2)
+        # Not torch.lerp: how that rounds depends on a pixel's place in the batch.
+        image = image.mul_(kept).add_(other.mul_(1 - kept))
+        return image, share * own + (1 - share) * others, labels[: len(index)], index, view
 
 
 def parse_recipe(recipe: str) -> tuple[_Step, ...]:
-    """The steps of a recipe, each a tuple of alternatives.
-
-    Raises ValueError for an operation that is unknown, misplaced or named twice.
+    """The steps of a recipe, each a tuple of alternatives. ValueError for an unknown, misplaced or repeated word.
 
     >>> parse_recipe("flip+cutmix|mixup")
     (('flip',), ('cutmix', 'mixup'))
@@ -147,29 +120,23 @@ def parse_recipe(recipe: str) -> tuple[_Step, ...]:
     words = [word for step in steps for word in step]
     for word in words:
         if word not in known:
-            raise ValueError(
-                f"Unknown augmentation '{word}' in '{recipe}' (there are {', '.join(known)}){hint(word, known)}"
-            )
+            known_words = f"(there are {', '.join(known)}){hint(word, known)}"
+            raise ValueError(f"Unknown augmentation '{word}' in '{recipe}' {known_words}")
         if word != "none" and words.count(word) > 1:
             raise ValueError(f"'{word}' is named twice in '{recipe}', where it would draw the same numbers twice.")
     for step in steps:
         if set(step) & set(MIXING) and (step is not steps[-1] or set(step) & set(OPERATIONS)):
-            raise ValueError(
-                f"'{'|'.join(step)}' mixes labels, so it has to be the last step of '{recipe}'; "
-                f"beside one another only mixup, cutmix and none can be alternatives, as in cutmix|mixup."
-            )
+            last = f"'{'|'.join(step)}' mixes labels, so it has to be the last step of '{recipe}'"
+            raise ValueError(f"{last}; only mixup, cutmix and none can be alternatives of one another.")
     return steps
 
 
 def _draw(index: Tensor, view: Tensor) -> Numbers:
-    """All numbers that any operation may need, in the order of `SLOTS`: those of `sample_rng(…, STREAM)`.
-
-    One generator is given each image's key in turn; constructing one per image takes as long as augmenting.
-    """
-    generator = sample_rng(0, 0, STREAM)
+    """All numbers that any operation may need, in the order of `SLOTS`: those of `sample_rng(…, STREAM)`."""
+    generator = sample_rng(0, 0, STREAM)  # given each image's key in turn: making one per image is five times slower
     state: Any = generator.bit_generator.state
     drawn = np.empty((len(index), WIDTH))
-    for row, key in zip(drawn, zip(index.tolist(), view.tolist(), strict=True), strict=True):
+    for row, *key in zip(drawn, index.tolist(), view.tolist(), strict=True):
         state["state"]["key"][:] = key
         generator.bit_generator.state = state
         generator.random(out=row)
@@ -177,8 +144,7 @@ def _draw(index: Tensor, view: Tensor) -> Numbers:
 
 
 def _below(limit: int, numbers: Numbers) -> NDArray[np.int64]:
-    """Whole numbers 0 … limit − 1."""
-    return (numbers * limit).astype(np.int64)
+    return (numbers * limit).astype(np.int64)  # 0 … limit − 1
 
 
 def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[_Step]) -> tuple[Tensor, Tensor]:
@@ -186,17 +152,14 @@ def _read(split: Any, index: Tensor, numbers: Numbers, steps: Sequence[_Step]) -
     images, labels = split.__getitems__(index.tolist())
     images = to_float(images)
     for step in steps:
-        if step == ("none",):
-            continue
-        pick = _below(len(step), numbers[SLOTS[next(word for word in step if word != "none")]][0])
-        for number, word in enumerate(step):
-            (chosen,) = np.nonzero(pick == number)
-            if word == "none" or not len(chosen):
-                continue
-            if len(chosen) == len(index):
-                images = OPERATIONS[word](images, numbers[SLOTS[word]][1:])
-            else:  # take() keeps the numbers in rows, which [:, chosen] does not
-                images[chosen] = OPERATIONS[word](images[chosen], numbers[SLOTS[word]][1:].take(chosen, axis=1))
+        named = [word for word in step if word != "none"]
+        for word in named:
+            operation, own = OPERATIONS[word], numbers[SLOTS[word]][1:]
+            (chosen,) = np.nonzero(_below(len(step), numbers[SLOTS[named[0]]][0]) == step.index(word))
+            if len(step) == 1:
+                images = operation(images, own)
+            elif len(chosen):  # take() keeps the numbers in rows, which [:, chosen] does not
+                images[chosen] = operation(images[chosen], own.take(chosen, axis=1))
     return images, labels
 
 
@@ -209,7 +172,7 @@ def _flip(images: Tensor, numbers: Numbers) -> Tensor:
 def _crop(images: Tensor, numbers: Numbers) -> Tensor:
     height, width = images.shape[2:]
     padding = height // 8
-    windows = F.pad(images, (padding,) * 4, value=BLACK).unfold(2, height, 1).unfold(3, width, 1)
+    windows = F.pad(images, (padding,) * 4, value=-1).unfold(2, height, 1).unfold(3, width, 1)
     top, left = _below(2 * padding + 1, numbers)
     return windows[torch.arange(len(images)), :, top, left]
 
@@ -262,19 +225,11 @@ def _mix(step: _Step, numbers: Numbers, size: tuple[int, int]) -> tuple[Tensor, 
     return torch.where(pasted, 0.0, torch.where(blend, weight, 1.0)[:, :, None, None]), share
 
 
-OPERATIONS: dict[str, Callable[[Tensor, Numbers], Tensor]] = {
-    "flip": _flip,
-    "crop": _crop,
-    "resized_crop": _resized_crop,
-    "cutout": _cutout,
-}
+OPERATIONS = {"flip": _flip, "crop": _crop, "resized_crop": _resized_crop, "cutout": _cutout}
 MIXING = ("mixup", "cutmix")
 
-# How many numbers each operation draws; the first of them picks among alternatives. Every operation has its place
-# whether or not a recipe names it, so that none changes what another draws: a new one belongs at the end.
-DRAWS = {"flip": 2, "crop": 3, "resized_crop": 23, "cutout": 3, "mix": 5}
-WIDTH = sum(DRAWS.values())
-SLOTS = {
-    word: slice(end - count, end)
-    for (word, count), end in zip(DRAWS.items(), accumulate(DRAWS.values()), strict=True)
-}
+# The numbers of each operation; the first of them picks among alternatives. Every operation has its place whether or
+# not a recipe names it, so that none changes what another draws: a new one belongs at the end.
+SLOTS = {"flip": slice(2), "crop": slice(2, 5), "resized_crop": slice(5, 28), "cutout": slice(28, 31)}
+SLOTS["mix"] = slice(31, 36)
+WIDTH = 36

@@ -1,8 +1,7 @@
 """The two data sets that need no network: handwritten digits, and the same digits small among clutter.
 
-``cluttered`` is the built-in case in which aggressive pooling costs accuracy: strokes are one or two pixels wide, the
-digit may be anywhere, and fragments of others lie around it. Every random number comes from integer draws of a CPU
-``torch.Generator``, so a seed gives the same bytes on any machine.
+In ``cluttered`` aggressive pooling costs accuracy: strokes are one or two pixels wide, the digit may be anywhere, and
+fragments of others lie around it. All random numbers are integers, so a seed gives the same bytes on any machine.
 """
 
 from __future__ import annotations
@@ -17,16 +16,13 @@ from torch.nn import functional as F
 
 from redistill_lib.checks import check_fields, whole
 
-__all__ = ["Clutter", "compose", "read_digits"]
-
 
 @dataclass(frozen=True)
 class Clutter:
-    """What a cluttered image is made of; lengths in pixels.
+    """What a cluttered image is made of; ValueError when the parts do not fit each other.
 
-    ``noise`` is the standard deviation of the added noise as a fraction of full scale (0…1).
-    ``digit_size``, ``fragment_size`` are the sides of the digit to be recognised and of the pieces of other
-    digits. Raises ValueError when the parts do not fit each other.
+    Sides in pixels of the canvas, the digit and fragments of others, the number of these fragments, the standard
+    deviation of the noise as a fraction of full scale; and the number of images per split.
 
     >>> Clutter(distractors=0).canvas
     40
@@ -46,10 +42,9 @@ class Clutter:
         for name in vars(self).keys() - {"noise"}:
             whole(f"cluttered: {name}", getattr(self, name), least=int(name != "distractors"))
         if not self.fragment_size <= self.digit_size <= self.canvas:
-            raise ValueError(
-                f"cluttered: fragments are cut from digits, which have to fit the canvas, but fragment_size is "
-                f"{self.fragment_size}, digit_size {self.digit_size} and canvas (image_size) {self.canvas} px."
-            )
+            sizes = f"{self.fragment_size}, digit_size {self.digit_size} and canvas (image_size) {self.canvas} px."
+            rule = "fragments are cut from digits, which have to fit the canvas"
+            raise ValueError(f"cluttered: {rule}, but fragment_size is {sizes}")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"cluttered: noise is {self.noise}; it is a fraction of full scale, from 0 to 1.")
 
@@ -74,17 +69,13 @@ def read_digits(size: int) -> tuple[Tensor, Tensor]:
 def compose(
     digits: Tensor, labels: Tensor, count: int, clutter: Clutter, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``count`` cluttered images, uint8 count×1×canvas×canvas, and their labels.
+    """``count`` cluttered images, uint8 count×1×canvas×canvas, and their labels; the brighter pixel wins.
 
-    ``digits``: uint8 N×1×digit_size×digit_size, of one part of the data; ``labels``: theirs.
-
-    Each source digit is used equally often (±1). Fragments come from *other* digits of the same ``digits``,
-    so parts composed from disjoint sources share nothing. Where things overlap the brighter pixel wins.
+    ``digits`` (uint8 N×1×digit_size×digit_size) are used equally often (±1), and are the only source of fragments.
     """
     n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
     draw = partial(torch.randint, generator=generator)
-    rounds = -(-count // n)
-    chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(rounds)])[:count]
+    chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-count // n))])[:count]
     images = torch.zeros(count, canvas * canvas, dtype=torch.uint8)
     _paste(images, digits[chosen, 0], draw(canvas - side + 1, (2, count)), canvas)
     for _ in range(clutter.distractors):
@@ -92,8 +83,13 @@ def compose(
         top, left = draw(side - piece + 1, (2, count))
         pieces = digits[:, 0].unfold(1, piece, 1).unfold(2, piece, 1)[other, top, left]
         _paste(images, pieces, draw(canvas - piece + 1, (2, count)), canvas)
-    if clutter.noise:
-        images = _add_noise(images, clutter.noise, generator)
+    if clutter.noise:  # the centred sum of four random bytes: nearly Gaussian, and exact in integers
+        total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
+        for _ in range(4):
+            total += draw(256, images.shape, dtype=torch.uint8)
+        deviation = math.sqrt(4 * (256**2 - 1) / 12)
+        scale = round(clutter.noise * 255 / deviation * 2**16)  # fixed point: no rounding differs between machines
+        images = (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)
     return images.view(count, 1, canvas, canvas), labels[chosen]
 
 
@@ -103,13 +99,3 @@ def _paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> Non
     square = (step[:, None] * canvas + step).flatten()
     index = (corners[0] * canvas + corners[1])[:, None] + square
     images.scatter_(1, index, torch.maximum(images.gather(1, index), patches.flatten(1)))
-
-
-def _add_noise(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
-    """Add the centred sum of four random bytes to each pixel: nearly Gaussian, and exact in integers."""
-    total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
-    for _ in range(4):
-        total += torch.randint(256, images.shape, dtype=torch.uint8, generator=generator)
-    deviation = math.sqrt(4 * (256**2 - 1) / 12)
-    scale = round(noise * 255 / deviation * 2**16)  # fixed point: no rounding that could differ between machines
-    return (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)

@@ -9,9 +9,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -19,17 +20,11 @@ from PIL import Image
 from redistill_lib.checks import check_fields, hint
 from redistill_lib.data.images import LazyImages, fingerprint, kept_in
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Source", "find_parts"]
-
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "y")
 LABEL_TYPES = ("int", "uint", "bool", "string", "large_string", "halffloat", "float", "double")
 NO_IMAGES = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}  # formats that Pillow knows, but hardly decodes
-# Short names people type, and where the hub keeps them.
-HUB_NAMES = {
+HUB_NAMES = {  # that people type, and where the hub keeps them
     "cifar10": "hf:uoft-cs/cifar10",
     "cifar100": "hf:uoft-cs/cifar100",
     "mnist": "hf:ylecun/mnist",
@@ -39,19 +34,17 @@ HUB_NAMES = {
     "imagenet": "hf:ILSVRC/imagenet-1k",
 }
 _SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?![a-z])", re.IGNORECASE)
-Tables = dict[str, Any]  # split → `datasets.Dataset`
 
 
 @dataclass(frozen=True)
 class Source:
     """How a data set that is not built in is read.
 
-    ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads images
-    without labels (all get label 0), as a diffusion model needs them. ``lazy``: decode on access (True), at
-    once (False), or at once up to 1 GiB decoded (None). ``channels``: 1 or 3; None takes 1 if every image
-    is greyscale, else 3. ``skip_unreadable`` leaves images out that cannot be read (of those decoded on
-    access: whose header cannot) instead of naming them in an error. ``cache_dir``: where decoded images are
-    kept (None: nowhere); a change of source or size makes a new cache.
+    ``image_column``, ``label_column``: found automatically when None; ``label_column=False`` reads images without
+    labels (all get 0), as a diffusion model needs them. ``lazy``: decode on access, or at once; None: at once up to
+    1 GiB decoded. ``channels``: None takes 1 if every image is greyscale, else 3. ``skip_unreadable`` leaves images
+    out that cannot be read (of those decoded on access: whose header cannot), or else an error names them.
+    ``cache_dir``: where decoded images are kept (None: nowhere).
     """
 
     image_column: str | None = None
@@ -65,69 +58,66 @@ class Source:
         check_fields(self)
 
 
-def find_parts(name: str, source: Source) -> tuple[dict[str, LazyImages], tuple[str, ...], str]:
-    """The parts of data set ``name`` (train, perhaps validation and test), the class names, and a fingerprint.
+def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...]]:
+    """All images of data set ``name`` in parts (train, perhaps validation and test), and the class names.
 
-    Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class. A part that has only −1 is
-    left out. Where that is the test (ImageNet's labels are not published), the source's validation part, on which
-    such sets are reported, takes its place.
+    Classes are numbered as their ClassLabel does, or else in sorted order; −1 is no class, and a part without any is
+    left out. Where that is the test (as ImageNet's), the source's validation part takes its place.
     """
+    import datasets
     import pandas as pd
 
     tables, stamp = _find_tables(name, source)
-    columns = {split: _read_columns(table, source, f"{split} of {name}") for split, table in tables.items()}
-    _, train, names = columns["train"]
+    ends = accumulate(map(len, tables.values()))
+    parts = {s: (f"{s} of {name}", range(end - len(tables[s]), end)) for s, end in zip(tables, ends, strict=True)}
+    columns = {split: _read_columns(table, source, parts[split][0]) for split, table in tables.items()}
+    images, train, names = columns["train"]
+    labels = pd.concat([its for _, its, _ in columns.values()], ignore_index=True)
     if source.label_column is not False and train.nunique() < 2:
-        raise ValueError(
-            f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()}); "
-            f"a classifier needs two, and a diffusion model none: pass label_column=False."
-        )
+        what = f"All {len(train):,} images of train of {name} are of one class ({train.unique().tolist()})"
+        raise ValueError(f"{what}; a classifier needs two, and a diffusion model none: pass label_column=False.")
     known = range(len(names)) if names else sorted(set(train) - {-1})
     classes = tuple(names or map(str, known))
-    parts = {}
-    for split, (images, labels, _) in columns.items():
-        if split != "train" and (labels == -1).all():
-            continue
-        numbers = torch.from_numpy(pd.Index(known).get_indexer(labels))
-        for row in (numbers < 0).nonzero().flatten().tolist():
+    numbers = pd.Index(known).get_indexer(labels)
+    for split, (origin, rows) in [*parts.items()]:
+        if split != "train" and (labels.iloc[rows] == -1).all():
+            del parts[split]
+        elif (wrong := numbers[rows] < 0).any():
             few = ", ".join(classes[:10]) + (" …" if len(classes) > 10 else "")
-            raise ValueError(
-                f"Row {row} of {split} of {name} has the label {labels[row]}, "
-                f"outside the {len(classes)} classes of train ({few})."
-            )
-        parts[split] = LazyImages(images, numbers, torch.arange(len(numbers)), f"{split} of {name}")
+            what = f"Row {wrong.argmax()} of {origin} has the label {labels[rows[wrong.argmax()]]}"
+            raise ValueError(f"{what}, outside the {len(classes)} classes of train ({few}).")
     if "test" in tables and "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
-    return parts, classes, fingerprint(stamp, [part.table.column_names for part in parts.values()])
+    kept = [its.rename_columns({its.column_names[0]: images.column_names[0]}) for its, *_ in columns.values()]
+    key = fingerprint(stamp, list(parts), [its.column_names for its, *_ in columns.values()])
+    table = datasets.concatenate_datasets(kept)
+    return LazyImages(table, torch.from_numpy(numbers), torch.arange(len(table)), name, key, parts), classes
 
 
-def _find_tables(name: str, source: Source) -> tuple[Tables, str]:
+def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
     """The table of each split, with encoded images or their paths, and a fingerprint."""
     if name.startswith("hf:"):
         return _from_hub(name)
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        files = sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")])
-        if files:
-            return _from_parquet(folder, files, source.cache_dir)
+    folder = Path(os.path.expanduser(name))
+    if name and os.path.isdir(folder):  # Path's own raises OSError for a name that is too long
+        if files := sorted([*folder.glob("*.parquet"), *folder.glob("data/*.parquet")]):
+            return _from_parquet(folder, files, source)
         return _from_images(folder, source.label_column is not False)
-    if name and folder.exists():
+    if name and os.path.exists(folder):
         raise ValueError(f"{name} is a file; give the folder it lies in.")
     if re.search(r"[/\\]|^[.~]", name):
         raise FileNotFoundError(f"There is no folder {name}; see data/README.md for where each data set goes.")
     if name.lower() in HUB_NAMES:
         raise ValueError(f"Unknown data set '{name}'; it is on the Hugging Face hub, as '{HUB_NAMES[name.lower()]}'.")
-    raise ValueError(
-        f"Unknown data set '{name}'; give cluttered, digits, hf:<repository> or the path of an existing folder"
-        f"{hint(name, ['cluttered', 'digits', *HUB_NAMES]) or '.'}"
-    )
+    known = "cluttered, digits, hf:<repository> or the path of an existing folder"
+    meant = hint(name, ["cluttered", "digits", *HUB_NAMES]) or "."
+    raise ValueError(f"Unknown data set '{name}'; give {known}{meant}")
 
 
 def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, list[str]]:
-    """The names of files, folders or hub splits that belong to train and, where there are any, validation and test.
+    """Those of the names (of files, folders or hub splits) that belong to train, validation and test.
 
-    A ValueError for two words for one split, such as val and valid, and for several names that are no shards of a
-    table, unless one of them is exactly the split's.
+    ValueError for two words for one split (val, valid), and for several names, unless shards or one is the split's.
     """
     found: dict[str, dict[str, str]] = defaultdict(dict)  # split → name → its word for the split
     for name in names:
@@ -142,7 +132,7 @@ def _by_split(names: list[str], where: str, shards: bool = False) -> dict[str, l
     return {split: [split] if split in words and not shards else list(words) for split, words in found.items()}
 
 
-def _from_hub(name: str) -> tuple[Tables, str]:
+def _from_hub(name: str) -> tuple[dict[str, Any], str]:
     import datasets
 
     repository, _, configuration = name.removeprefix("hf:").partition(":")
@@ -150,21 +140,19 @@ def _from_hub(name: str) -> tuple[Tables, str]:
         found = datasets.load_dataset(repository, configuration or None)
     except Exception as error:  # the hub's client has many; the reader needs to know what was asked of it
         detail = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"{name} could not be loaded from the Hugging Face hub: {detail} "
-            f"Check the spelling and the network; a configuration is named hf:<repository>:<configuration>."
-        ) from error
+        advice = "Check the spelling and the network; a configuration is named hf:<repository>:<configuration>."
+        raise ValueError(f"{name} could not be loaded from the Hugging Face hub: {detail} {advice}") from error
     tables = {split: found[key] for split, (key,) in _by_split([str(key) for key in found], name).items()}
     return tables, fingerprint([(split, table._fingerprint) for split, table in tables.items()])
 
 
 def _stamp(paths: Iterable[Path], root: Path) -> str:
-    """What tells changed files. The inode's time is among it, since copies may keep the time of writing."""
+    """What tells changed files, with the inode's time, since copies may keep the time of writing."""
     stats = [(path, path.stat() if path.exists() else path.lstat()) for path in paths]  # a link may lead nowhere
     return fingerprint([(str(p.relative_to(root)), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p, s in stats])
 
 
-def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[str] | None) -> tuple[Tables, str]:
+def _from_parquet(folder: Path, files: list[Path], source: Source) -> tuple[dict[str, Any], str]:
     """Tables in memory-mapped files of the cache; in memory where there is no cache to write to."""
     import datasets
 
@@ -174,21 +162,20 @@ def _from_parquet(folder: Path, files: list[Path], cache_dir: str | os.PathLike[
         # In small batches, since a small file may unpack to one image in a million rows.
         read = partial(datasets.Dataset.from_parquet, [str(path) for path in paths], batch_size=256)
         try:
-            if cache_dir is not None:
-                unpacked = str(Path(cache_dir) / "arrow" / _stamp(paths, folder))
-                tables[split] = kept_in(Path(cache_dir), partial(read, cache_dir=unpacked))
+            if source.cache_dir is not None:
+                unpacked = str(Path(source.cache_dir) / "arrow" / _stamp(paths, folder))
+                tables[split] = kept_in(Path(source.cache_dir), partial(read, cache_dir=unpacked))
             if tables.get(split) is None:
                 with TemporaryDirectory() as scratch:
                     tables[split] = read(cache_dir=scratch, keep_in_memory=True)
         except Exception as error:  # `datasets` and pyarrow have many
-            raise ValueError(
-                f"The {split} files of {folder} cannot be read as one parquet table ({error.__cause__ or error})."
-            ) from error
+            what = f"The {split} files of {folder} cannot be read as one parquet table"
+            raise ValueError(f"{what} ({error.__cause__ or error}).") from error
     return tables, _stamp(files, folder)
 
 
-def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Series, list[str] | None]:
-    """The table with encoded images alone, the labels, and the classes' names if the table has them."""
+def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, Any, list[str] | None]:
+    """The table with encoded images alone, the labels as a Series, the classes' names if the table has them."""
     import datasets
     import pandas as pd
 
@@ -209,24 +196,20 @@ def _read_columns(table: Any, source: Source, origin: str) -> tuple[Any, pd.Seri
     if labels.dtype.kind == "f":  # pandas keeps a missing whole number as NaN, and the others of its column as floats
         wrong |= labels % 1 != 0
     if wrong.any():
-        raise ValueError(
-            f"Row {wrong.argmax()} of {origin} has the label {labels[wrong.argmax()]} in column '{label}'; "
-            f"labels are whole numbers or text. Mend or remove the row."
-        )
-    labels = labels.astype("int64") if labels.dtype.kind == "f" else labels
-    return images, labels, classes.get(label)
+        where = f"Row {wrong.argmax()} of {origin} has the label {labels[wrong.argmax()]} in column '{label}'"
+        raise ValueError(f"{where}; labels are whole numbers or text. Mend or remove the row.")
+    return images, labels.astype("int64") if labels.dtype.kind == "f" else labels, classes.get(label)
 
 
 def _column(
     role: str, wanted: str | None, likely: list[str], allowed: list[str], columns: Iterable[str], origin: str
 ) -> str:
+    wanted = likely[0] if wanted is None and len(likely) == 1 else wanted
     if wanted in allowed:
         return wanted
     if wanted is not None:
-        known = f"it has {', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
-        raise ValueError(f"{origin} has no {role} column '{wanted}'; {known}")
-    if len(likely) == 1:
-        return likely[0]
+        known = f"{', '.join(allowed) or 'none'}{hint(wanted, allowed) or '.'}"
+        raise ValueError(f"{origin} has no {role} column '{wanted}'; it has {known}")
     found = f"several possible {role} columns ({', '.join(likely)})" if likely else f"no {role} column that I know"
     without = ", or label_column=False for images without labels" if role == "label" else ""
     raise ValueError(f"{origin} has {found}; pass {role}_column= one of {', '.join(columns)}{without}.")
@@ -239,9 +222,7 @@ def _folders(root: Path) -> list[Path]:
 def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """The files below, sorted, without what is hidden. Links are followed, but not back to where they lie in."""
     above |= {os.path.realpath(folder)}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
         if not path.is_dir():
             yield path
         elif os.path.realpath(path) not in above:
@@ -257,39 +238,39 @@ def _roots(folder: Path, labelled: bool) -> dict[str, Path]:
         return {"train": folder}
     splits = {split: folder / name for split, (name,) in _by_split([p.name for p in inside], str(folder)).items()}
     if len(splits) == 1 and others and (not labelled or any(map(_folders, others))):
-        raise ValueError(
-            f"{folder} holds {splits['train'].name}, which may be a split or a class beside {others[0].name}; "
-            f"move the other folders away, or rename it."
-        )
+        what = f"{folder} holds {splits['train'].name}, which may be a split or a class beside {others[0].name}"
+        raise ValueError(f"{what}; move the other folders away, or rename it.")
     return splits
 
 
-def _from_images(folder: Path, labelled: bool) -> tuple[Tables, str]:
+def _from_images(folder: Path, labelled: bool) -> tuple[dict[str, Any], str]:
     import datasets
 
     known = Image.registered_extensions().items()
     suffixes = {suffix for suffix, kind in known if kind in Image.OPEN and kind not in NO_IMAGES}
     features = datasets.Features(image=datasets.Image(decode=False), label=datasets.Value("string"))
     tables, used, skipped = {}, list[Path](), Counter[str]()
-    for split, root in _roots(folder, labelled).items():
-        found = [path for path in _files(root) if not labelled or path.parent != root]
-        files = [path for path in found if path.suffix.lower() in suffixes]
-        skipped.update(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in suffixes)
-        if not files:
-            raise ValueError(
-                f"{root} holds no images; expected train*.parquet, <split>/<class>/*.png or <class>/*.png."
-            )
-        labels = [path.relative_to(root).parts[0] for path in files]
-        empty = sorted({path.name for path in _folders(root)} - set(labels))
-        if labelled and split == "train" and empty:
-            raise ValueError(f"The class folders {', '.join(empty)} of {root} hold no images; fill or remove them.")
-        images = [{"path": str(path), "bytes": None} for path in files]
-        tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
-        used += files
+    try:
+        roots = _roots(folder, labelled)
+        for split, root in roots.items():
+            found = [path for path in _files(root) if not labelled or path.parent != root]
+            files = [path for path in found if path.suffix.lower() in suffixes]
+            skipped.update(path.suffix.lower() or path.name for path in found if path.suffix.lower() not in suffixes)
+            if not files:
+                raise ValueError(f"{root} holds no images; expected train*.parquet, <split>/<class>/* or <class>/*.")
+            labels = [path.relative_to(root).parts[0] for path in files]
+            empty = ", ".join(sorted({path.name for path in _folders(root)} - set(labels)))
+            if labelled and split == "train" and empty:
+                raise ValueError(f"The class folders {empty} of {root} hold no images; fill or remove them.")
+            images = [{"path": str(path), "bytes": None} for path in files]
+            tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
+            used += files
+        stamp = _stamp(used, folder)
+    except OSError as error:
+        what = f"{folder} cannot be read as a folder of images: {error.strerror} (…{str(error.filename)[-80:]})"
+        raise ValueError(f"{what}; rename it, move it elsewhere, or mend its permissions.") from error
     if skipped:
-        what = ", ".join(f"{suffix} ({count:,})" for suffix, count in skipped.most_common(5))
-        warnings.warn(
-            f"{skipped.total():,} files of {folder} are left out, being no images that Pillow reads: {what}.",
-            stacklevel=2,
-        )
-    return tables, _stamp(used, folder)
+        kinds = ", ".join(f"{suffix} ({count:,})" for suffix, count in skipped.most_common(5))
+        what = f"{skipped.total():,} files of {folder} are left out, being no images that Pillow reads: {kinds}."
+        warnings.warn(what, stacklevel=2)
+    return tables, stamp

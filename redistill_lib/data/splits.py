@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,41 +13,24 @@ from torch import Tensor
 
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
-from redistill_lib.data.images import (
-    DECODING,
-    EAGER_BYTES,
-    Failures,
-    LazyImages,
-    TensorImages,
-    check_readable,
-    decode_all,
-    fingerprint,
-    probe,
-    read_cache,
-    warn_of_flat,
-    write_cache,
-)
-from redistill_lib.data.sources import Source, find_parts
+from redistill_lib.data.images import LazyImages, Parts, TensorImages, read_splits
+from redistill_lib.data.sources import Source, find_images
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DataSplits", "load_data"]
-
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
-Loaded = tuple[dict[str, Split], tuple[str, ...], str]  # splits, class names, origin
-Choice = dict[str, tuple[str, Tensor]]  # split → (part of the source, rows of it)
+KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of the built-in sets
 
 
 @dataclass(frozen=True, repr=False, eq=False)
 class DataSplits:
     """Three splits of one data set.
 
-    Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` →
-    (uint8 B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. All of it can be pickled. ``origin`` says in
-    words where validation and test come from, and how many images were left out. ``params`` are JSON and load the
-    same images again: ``load_data(**splits.params)``. Both belong into a run's record.
+    Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` → (uint8
+    B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. ``origin`` says where validation and test come
+    from, and how many images were left out. ``params`` are JSON: ``load_data(**params)`` gives the same images again.
     """
 
     train: Split
@@ -78,8 +58,7 @@ class DataSplits:
         """Eight hex digits over labels and images; of those decoded on access, over their encoded bytes."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            digest.update(split.labels.contiguous().numpy().tobytes())
-            digest.update(split.digest)
+            digest.update(split.labels.contiguous().numpy().tobytes() + split.digest)
         return digest.hexdigest()[:8]
 
     def to_frame(self) -> pd.DataFrame:
@@ -103,64 +82,61 @@ def load_data(
     """Load a data set by name as train, validation and test.
 
     Args:
-        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or of
-            images.
-        image_size: side in pixels; the square at an image's centre is resized to it. None keeps the size
-            (``digits``: 32, ``cluttered``: a canvas of 40).
-        validation, test: fractions of the training part to hold out, stratified by class and drawn with `seed`;
-            used only where the source has no such split of its own.
-        seed: of the data; it is not the seed of a training.
-        limit: at most this many images per split, stratified; each class keeps one where the limit allows it.
-        options: the fields of `Clutter` for ``cluttered``; those of `Source` for what is not built in, such as
-            ``cache_dir``, which the built-in sets do not need and ignore.
+        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or images
+        image_size: to which the square at an image's centre is resized; None keeps it (digits 32, cluttered 40)
+        validation, test: fractions of train to hold out, stratified by class, where the source has no such split
+        seed: of the data; it is not the seed of a training
+        limit: at most this many images per split, stratified; each class keeps one where the limit allows it
+        options: the fields of `Clutter` for ``cluttered``, of `Source` for what is not built in
 
-    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included,
-    so no stroke of a test image has been seen in training.
-
-    Images are turned as their EXIF says, and what is transparent shows white. One warning counts images of one flat
-    colour. Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
+    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included.
+    Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
 
     >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
     DataSplits('cluttered': 60 train · 20 validation · 20 test; 10 classes; 1×40×40 uint8; ...)
     """
     name = str(os.fspath(check_type("name", name, str, os.PathLike)))
     request = _Request(name, image_size, validation, test, seed, limit)
-    kind = {"digits": Digits, "cluttered": Clutter}.get(name, Source)
+    kind = KINDS.get(name, Source)
     if kind is not Source:
         options.pop("cache_dir", None)
     if name == "cluttered" and image_size is not None and options.setdefault("canvas", image_size) != image_size:
         raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
     known = [option.name for option in fields(kind)]
-    for option in options:
-        if option not in known:
-            raise ValueError(
-                f"'{name}' has no option '{option}'; it has {', '.join([*known, 'image_size'])} and the like"
-                f"{hint(option, known) or '.'}"
-            )
+    if unknown := [option for option in options if option not in known]:
+        has = f"it has {', '.join([*known, 'image_size'])} and the like{hint(unknown[0], known) or '.'}"
+        raise ValueError(f"'{name}' has no option '{unknown[0]}'; {has}")
     settings = kind(**options)
-    images, classes, origin = (_from_source if kind is Source else _built_in)(request, settings)
-    channels, size, _ = images["train"][0][0].shape
-    present = set(images["train"].labels.tolist())
+    pool: Any
+    if isinstance(settings, Source):
+        pool, classes = find_images(name, settings)
+        parts = pool.parts
+    else:
+        side = getattr(settings, "digit_size", request.image_size or 32)
+        pool, classes = TensorImages(*read_digits(side)), tuple("0123456789")
+        parts = {"train": ("the digits", range(len(pool)))}
+    chosen, origin = _divide(pool.labels, parts, request)
+    splits: dict[str, Any] = {split: pool.take(rows) for split, rows in chosen.items()}
+    if isinstance(settings, Clutter):
+        origin = f"each split composed from its own digits, {origin}"
+        for stream, (split, digits) in enumerate(splits.items(), start=10):
+            count, generator = getattr(settings, f"{split}_size"), _generator(request.seed, stream)
+            splits[split] = TensorImages(*compose(digits.images, digits.labels, count, settings, generator))
+    splits = {s: its.take(_spread(its.labels, request.limit, request.seed, each=1)) for s, its in splits.items()}
+    if isinstance(settings, Source):
+        count = sum(map(len, splits.values()))
+        splits = read_splits(pool, splits, request.image_size, settings)
+        if left_out := count - sum(map(len, splits.values())):
+            origin += f"; {left_out:,} unreadable left out"
+    channels, size, _ = splits["train"][0][0].shape
+    present = set(splits["train"].labels.tolist())
     if limit is not None and (absent := [word for number, word in enumerate(classes) if number not in present]):
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
-    changed = {key: value for key, value in vars(settings).items() if value != getattr(kind, key)}
-    for same_images in ("canvas", "lazy", "cache_dir"):  # image_size, and what only says when and where to keep them
-        changed.pop(same_images, None)
-    return DataSplits(
-        **images,
-        num_classes=len(classes),
-        in_channels=channels,
-        image_size=size,
-        classes=classes,
-        name=name,
-        origin=origin,
-        params={**asdict(request), "image_size": size, **changed},
-    )
-
-
-@dataclass(frozen=True)
-class Digits:
-    """The options of ``digits``: none."""
+    same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
+    changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
+    params = {**asdict(request), "image_size": size, **changed}
+    facts: Any = {"num_classes": len(classes), "in_channels": channels, "image_size": size, "classes": classes}
+    return DataSplits(**splits, **facts, name=name, origin=origin, params=params)
 
 
 @dataclass(frozen=True)
@@ -176,39 +152,12 @@ class _Request:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for argument, value in (("validation", self.validation), ("test", self.test)):
-            if not 0 < value < 1:
+        for argument, value in vars(self).items():
+            if argument in ("validation", "test") and not 0 < value < 1:
                 raise ValueError(f"{argument} is {value}; it is a fraction of train, between 0 and 1.")
-        for argument in ("image_size", "limit"):
-            if getattr(self, argument) is not None:
-                whole(argument, getattr(self, argument))
+            if argument in ("image_size", "limit") and value is not None:
+                whole(argument, value)
         whole("seed", self.seed, 0, 2**48)
-
-
-def _built_in(request: _Request, options: Digits | Clutter) -> Loaded:
-    clutter = options if isinstance(options, Clutter) else None
-    digits, labels = read_digits(clutter.digit_size if clutter else request.image_size or 32)
-    chosen, origin = _divide({"train": labels}, {"train": "the digits"}, request)
-    splits: dict[str, Split] = {}
-    for stream, (split, (_, rows)) in enumerate(chosen.items()):
-        images, numbers = digits[rows], labels[rows]
-        if clutter:
-            generator = _generator(request.seed, 10 + stream)
-            images, numbers = compose(images, numbers, getattr(clutter, f"{split}_size"), clutter, generator)
-        kept = _spread(numbers, request.limit, request.seed, each=1)
-        splits[split] = TensorImages(images[kept], numbers[kept])
-    return splits, tuple("0123456789"), f"each split composed from its own digits, {origin}" if clutter else origin
-
-
-def _from_source(request: _Request, source: Source) -> Loaded:
-    parts, classes, key = find_parts(request.name, source)
-    labels = {part: encoded.labels for part, encoded in parts.items()}
-    chosen, origin = _divide(labels, {part: encoded.origin for part, encoded in parts.items()}, request)
-    for split, (part, rows) in chosen.items():
-        chosen[split] = part, rows[_spread(labels[part][rows], request.limit, request.seed, each=1)]
-    splits, left_out = _read(parts, chosen, request, source, key)
-    warn_of_flat(splits, request.name)
-    return splits, classes, f"{origin}; {left_out:,} unreadable left out" if left_out else origin
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
@@ -229,69 +178,25 @@ def _spread(labels: Tensor, count: int | None, seed: int, stream: int = 0, each:
     return order[torch.argsort(position, stable=True)[:count]].sort().values
 
 
-def _divide(labels: dict[str, Tensor], origins: dict[str, str], request: _Request) -> tuple[Choice, str]:
-    """Which rows of which part make up each split, and that in words; ``origins`` names the parts."""
-    train, origin = labels["train"], origins["train"]
-    left, words = torch.arange(len(train)), []
-    chosen: Choice = {}
+def _divide(labels: Tensor, parts: Parts, request: _Request) -> tuple[dict[str, Tensor], str]:
+    """Which rows make up each split, and that in words."""
+    origin, its = parts["train"]
+    left = torch.arange(its.start, its.stop)
+    present, chosen, words = set(labels[left].tolist()), {}, []
     for stream, split, fraction in ((1, "test", request.test), (2, "validation", request.validation)):
-        if split in labels:
-            chosen[split] = split, torch.arange(len(labels[split]))
-            words.append(f"{split}: {origins[split]}")
+        if split in parts:
+            part, rows = parts[split]
+            chosen[split] = torch.arange(rows.start, rows.stop)
+            words.append(f"{split}: {part}")
             continue
-        held = _spread(train[left], round(fraction * len(train)), request.seed, stream)
+        held = left[_spread(labels[left], round(fraction * len(its)), request.seed, stream)]
         if not len(held):
-            raise ValueError(f"{split}={fraction} of {len(train)} images ({origin}) is an empty split; raise it.")
-        chosen[split] = "train", left[held]
+            raise ValueError(f"{split}={fraction} of {len(its)} images ({origin}) is an empty split; raise it.")
+        chosen[split] = held
         words.append(f"{split}: {fraction:.0%} of {origin}")
-        left = left[~torch.isin(torch.arange(len(left)), held)]
-    chosen["train"] = "train", left
-    if missing := set(train.tolist()) - set(train[left].tolist()):
-        raise ValueError(
-            f"Class {min(missing)} has too few images in {origin} to be split: none is left; "
-            f"lower validation= and test=, or add images."
-        )
+        left = left[~torch.isin(left, held)]
+    chosen["train"] = left
+    if missing := present - set(labels[left].tolist()):
+        what = f"Class {min(missing)} has too few images in {origin} to be split: none is left"
+        raise ValueError(f"{what}; lower validation= and test=, or add images.")
     return {split: chosen[split] for split in SPLITS}, f"{', '.join(reversed(words))} (seed {request.seed})"
-
-
-def _read(
-    parts: dict[str, LazyImages], chosen: Choice, request: _Request, source: Source, key: str
-) -> tuple[dict[str, Split], int]:
-    """Each split: from the cache, decoded, or lazy where that is too large; and how many images were left out."""
-    cache = None
-    if source.cache_dir is not None and source.lazy is not True:
-        readable = re.sub(r"\W+", "-", request.name.removeprefix("hf:").rstrip("/").rpartition("/")[2])
-        stamp = fingerprint(key, sorted(parts), request.image_size, source.channels, source.skip_unreadable, DECODING)
-        cache = Path(source.cache_dir) / f"{readable}-{stamp}.safetensors"
-        if cached := read_cache(cache, parts):
-            return _pick(*cached, chosen)
-    used = {split: parts[part].take(rows) for split, (part, rows) in chosen.items()}
-    size, lazy = request.image_size, source.lazy
-    channels: int | None = source.channels
-    if size is None or channels is None or lazy is not False:
-        size, channels, failures = probe(used, request.name, size, channels, source.skip_unreadable)
-    if lazy is None:
-        lazy = sum(map(len, used.values())) * channels * size * size > EAGER_BYTES
-    keep = cache is not None and not lazy and request.limit is None  # part of a data set is not worth keeping
-    if not keep:
-        parts, chosen = used, {split: (split, torch.arange(len(part))) for split, part in used.items()}
-    images: dict[str, Any] = {part: replace(encoded, size=size, channels=channels) for part, encoded in parts.items()}
-    if not lazy:
-        images, failures = decode_all(images, request.name)
-    if not source.skip_unreadable:
-        check_readable(failures, request.name)
-    if cache is not None and keep:
-        write_cache(cache, images, failures)
-    return _pick(images, failures, chosen)
-
-
-def _pick(images: Mapping[str, Split], failures: Failures, chosen: Choice) -> tuple[dict[str, Split], int]:
-    """The rows of each split, less those that cannot be read, and the number of these."""
-    picked, left_out = {}, 0
-    for split, (part, rows) in chosen.items():
-        good = rows[~torch.isin(rows, torch.tensor(list(failures[part]), dtype=torch.int64))]
-        if not len(good):
-            raise ValueError(f"No image of {split} can be read.")
-        picked[split] = images[part].take(good)
-        left_out += len(rows) - len(good)
-    return picked, left_out
