@@ -180,7 +180,7 @@ def run_id(prefix: str, params: Mapping[str, Any], code: str = "") -> str:
     'resnet18-4-de7d7744-1f3a9c02'
     """
     text = json.dumps(canonical(params), ensure_ascii=False)
-    safe = re.sub(r"[^A-Za-z0-9_.+]+", "-", prefix).strip("-")
+    safe = re.sub(r"[^A-Za-z0-9_.+]+", "-", prefix).strip("-")[:100]  # a folder's name has 255 letters at most
     return "-".join(filter(None, (safe, hashlib.sha256(text.encode()).hexdigest()[:8], code)))
 
 

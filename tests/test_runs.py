@@ -43,6 +43,7 @@ ROOT = Path(__file__).parents[1]
 def test_id_depends_on_parameters_not_on_their_order() -> None:
     assert run_id("a", {"x": 1, "y": 2}) == run_id("a", {"y": 2, "x": 1}) != run_id("a", {"x": 1, "y": 3})
     assert run_id("hf:a/b ×4", {}).startswith("hf-a-b-4-")
+    assert len(run_id(300 * "a", {}, "12345678")) < 255
 
 
 def test_record_round_trips(tmp_path: Path) -> None:
