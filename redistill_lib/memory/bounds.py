@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from redistill_lib.memory.profile import storage_size
-from redistill_lib.memory.schedule import Schedule, StorageSize, constants, fused_schedule, may_overwrite, needed_ops
+from redistill_lib.memory.schedule import Schedule, StorageSize, fused_schedule, may_overwrite, needed_ops
 from redistill_lib.memory.trace import Trace, trace
 
 STATES = 2_000  # of the search for the best order: about half a second
@@ -73,7 +73,7 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
     readers = Counter(index for step in schedule.steps for index in step.reads)
     best, until, rows, beside, image = max(live), "", 0, 0, 0
     for k, step in enumerate(schedule.steps):
-        if len(step.reads) != 1 or len(step.writes) != 1 or not step.kernel or not step.by_rows:
+        if len(step.reads) != 1 or len(step.writes) != 1 or not step.rows:
             break
         source, made = buffers[step.reads[0]], buffers[step.writes[0]].nbytes
         chained = source.kind == "activation" and source.first == k - 1 if k else source.kind == "input"
@@ -83,23 +83,21 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
         if k == 0:
             image = source.nbytes
         else:
-            rows += source.nbytes * min(step.kernel[0], source.shape[2]) // source.shape[2]
+            rows += source.nbytes * min(step.rows, source.shape[2]) // source.shape[2]
         peak = max([image + rows + beside + made, *live[k + 1 :]])
         if peak < best:
             best, until = peak, step.module or step.name
     return best, until
 
 
-@dataclass(frozen=True)
-class _Value:
+class _Value(NamedTuple):
     nbytes: int
     producer: int  # −1: the network's input
     consumers: int  # set of nodes, as bits
     output: bool
 
 
-@dataclass(frozen=True)
-class _Node:
+class _Node(NamedTuple):
     before: int  # nodes that have to run first, as bits
     reads: tuple[int, ...]
     makes: tuple[int, ...]
@@ -107,30 +105,27 @@ class _Node:
 
 
 def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]:
-    # What mutates a value stays in the program's order.
-    ops, fixed = needed_ops(passed), constants(passed)
-    used = {index for op in ops for index in (*op.reads, *op.mutates)}
-    kept = [s for s in passed.storages if (s.output or s.index in used) and s.index not in fixed]
-    number = {storage.index: k for k, storage in enumerate(kept)}
-    producer, consumers, changed = [-1] * len(kept), [0] * len(kept), [-1] * len(kept)
-    nodes = []
+    """Nodes and one value per storage, of 0 bytes where it need not be there. What mutates a value keeps its turn."""
+    ops, fixed = needed_ops(passed)
+    storages, count = passed.storages, len(passed.storages)
+    producer, consumers, changers, nodes = [-1] * count, [0] * count, [0] * count, []
+    used = {index for op in ops for index in (*op.reads, *op.mutates)} | {s.index for s in storages if s.output}
+    used -= fixed
     for k, op in enumerate(ops):
-        reads = [number[index] for index in dict.fromkeys((*op.reads, *op.mutates)) if index in number]
-        makes = [number[index] for index in op.writes if index in number]
-        mutates = [number[index] for index in op.mutates if index in number]
+        reads = tuple(index for index in dict.fromkeys((*op.reads, *op.mutates)) if index in used)
+        makes = tuple(index for index in op.writes if index in used)
         before = 0
         for i in reads:
-            for earlier in (producer[i], changed[i]):
-                before |= 1 << earlier if earlier >= 0 else 0
-            if i in mutates:
-                before |= consumers[i]
-                changed[i] = k
+            before |= changers[i] | (consumers[i] if i in op.mutates else 0)
             consumers[i] |= 1 << k
         for i in makes:
             producer[i] = k
-        over = [i for i in reads if len(makes) == 1 and may_overwrite(op, kept[i], kept[makes[0]], size)]
-        nodes.append(_Node(before, tuple(reads), tuple(makes), tuple(over)))
-    return nodes, [_Value(size(s), producer[k], consumers[k], s.output) for k, s in enumerate(kept)]
+        for i in (*op.writes, *op.mutates):
+            changers[i] |= 1 << k
+        over = (i for i in reads if len(makes) == 1 and may_overwrite(op, storages[i], storages[makes[0]], size))
+        nodes.append(_Node(before, reads, makes, tuple(over)))
+    sizes = [size(storage) if storage.index in used else 0 for storage in storages]
+    return nodes, [_Value(sizes[i], producer[i], consumers[i], s.output) for i, s in enumerate(storages)]
 
 
 def _best_order(passed: Trace, size: StorageSize, known: int) -> tuple[int, bool]:
@@ -138,7 +133,7 @@ def _best_order(passed: Trace, size: StorageSize, known: int) -> tuple[int, bool
     found, exact = _search(nodes, values, known)
     if not exact:
         # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
-        large = [value if value.nbytes > known * SMALL else replace(value, nbytes=0) for value in values]
+        large = [value if value.nbytes > known * SMALL else value._replace(nbytes=0) for value in values]
         found = max(found, _search(nodes, large, known)[0])
     return found, exact
 
@@ -158,7 +153,7 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
                 costs[k] = (live + during, live + after)
         return costs
 
-    start = sum(value.nbytes for value in values if value.producer < 0 and value.consumers)
+    start = sum(value.nbytes for value in values if value.producer < 0)
     queue, seen = [(floor, 0, 0, start)], set[int]()
     for _ in range(STATES):
         if not queue:
@@ -197,8 +192,7 @@ def _floor(nodes: list[_Node], values: list[_Value]) -> int:
         needed = sum(
             value.nbytes
             for value in values
-            if (value.producer < 0 or ancestors[k] >> value.producer & 1)
-            and (value.consumers & here or (value.output and value.producer >= 0))
+            if (value.producer < 0 or ancestors[k] >> value.producer & 1) and (value.output or value.consumers & here)
         )
         floor = max(floor, needed + _added(node, values, descendants[k])[0])
     return floor

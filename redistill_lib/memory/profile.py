@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 Convention = Literal["eager", "fused", "paper"]
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-_WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,15 @@ def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, StorageSi
     """The name of a dtype, and how many bytes a storage would take in it."""
     if dtype is None:
         return None, lambda storage: storage.nbytes
-    name = _NAMES.get(dtype, str(dtype)) if isinstance(dtype, torch.dtype) else dtype
-    name = "int8" if name in ("torch.int8", "torch.uint8") else name
-    if name not in _WIDTHS:
-        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(_WIDTHS)}")
-    width = _WIDTHS[name]
+    names = {known: name for name, known in _DTYPES.items()} | {torch.uint8: "int8"}
+    name = dtype if isinstance(dtype, str) else names.get(dtype)
+    if name not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(_DTYPES)}")
+    width = _DTYPES[name].itemsize
 
     def size(storage: Storage) -> int:
-        return storage.nbytes // storage.itemsize * width if storage.floating else storage.nbytes
+        kept = not storage.dtype.is_floating_point
+        return storage.nbytes if kept else storage.nbytes // storage.dtype.itemsize * width
 
     return name, size
 
@@ -162,7 +162,7 @@ def build_profile(
 ) -> Profile:
     """The profile of a traced pass."""
     name, size = storage_size(dtype)
-    width = _WIDTHS[name or "fp32"]
+    width = _DTYPES[name or "fp32"].itemsize
     schedule = None
     if convention == "paper":
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
@@ -175,7 +175,10 @@ def build_profile(
         rows = _rows(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
-    widest = max((storage.itemsize for storage in passed.storages if storage.floating), default=4)
+    floats = [storage.dtype for storage in passed.storages if storage.dtype.is_floating_point]
+    widest = max((dtype.itemsize for dtype in floats), default=4)
+    weights = list(model.parameters())
+    count = sum(weight.numel() for weight in weights)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
         convention=convention,
@@ -183,9 +186,9 @@ def build_profile(
         inputs=passed.inputs,
         rows=rows,
         tensors=schedule.buffers if schedule else (),
-        weight_bytes=passed.weight_count * width if name else passed.weight_bytes,
-        weight_count=passed.weight_count,
-        buffer_bytes=passed.buffer_bytes,
+        weight_bytes=count * width if name else sum(weight.nbytes for weight in weights),
+        weight_count=count,
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         constant_bytes=schedule.constant_bytes if schedule else 0,
         unfused=schedule.unfused if schedule else (),
         source=passed.source,
