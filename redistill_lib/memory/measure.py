@@ -47,15 +47,14 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
     >>> measured.peak_bytes == 4 * 16 * 16 * (3 + 8 + 8)
     True
     """
-    tensors = [*model.parameters(), *model.buffers(), *tensors_in((inputs, kwargs))]
-    devices = {tensor.device.type for tensor in tensors}
+    given = inputs, dict(kwargs or {})
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers(), *tensors_in(given))}
     if len(devices) != 1 or not devices <= {"cpu", "cuda"}:
         raise ValueError(
             f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
         )
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        run = _on_cuda if devices == {"cuda"} else _on_cpu
-        return run(real_copy(model), inputs, dict(kwargs or {}))
+        return (_on_cuda if devices == {"cuda"} else _on_cpu)(real_copy(model), *given)
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
@@ -99,16 +98,26 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
-    own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    live = _LiveBytes(held_tensors(model), tensors_in((own, named)))
+    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
+    given = tensors_in((inputs, kwargs))
+    live = _LiveBytes(held_tensors(model), given)
     with live:
-        model(*own, **named)
-    total = _allocator_peak(model, inputs, kwargs)
-    return Measurement(live.peak, None if total is None else max(0, total - live.peak), "CPU")
+        model(*inputs, **kwargs)
+    # All that the allocator hands out in a second pass: what the first one keeps, such as packed weights, is apart.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        model(*inputs, **kwargs)
+    results = getattr(profiler.profiler, "kineto_results", None)
+    events = results.events() if results else []
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    start = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in given}.values())
+    total = max(itertools.accumulate((nbytes for _, nbytes in changes), initial=start))
+    return Measurement(live.peak, max(0, total - live.peak) if changes else None, "CPU")
 
 
-@contextlib.contextmanager  # the profiler's library writes to the process's stderr
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Keep the profiler's library from writing to the process's stderr."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -117,18 +126,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _allocator_peak(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Peak of all that PyTorch's CPU allocator handed out during a pass, and the inputs."""
-    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    model(*inputs, **kwargs)  # what is allocated once and kept, such as packed weights, is no part of a pass
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        model(*inputs, **kwargs)
-    results = getattr(profiler.profiler, "kineto_results", None)
-    events = results.events() if results else []
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    given = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in((inputs, kwargs))}
-    totals = itertools.accumulate((nbytes for _, nbytes in changes), initial=sum(given.values()))
-    return max(totals) if changes else None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Convention = Literal["eager", "fused", "paper"]
-CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+Dtype = str | torch.dtype | None
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -109,7 +109,7 @@ def profile_memory(
     model: nn.Module,
     *inputs: Any,
     convention: Convention = "fused",
-    dtype: str | torch.dtype | None = None,
+    dtype: Dtype = None,
     kwargs: Mapping[str, Any] | None = None,
     in_place_depthwise: bool = False,
 ) -> Profile:
@@ -126,16 +126,16 @@ def profile_memory(
     >>> profile.peak_bytes == 4 * 16 * 16 * (8 + 4), profile.peak_op.module
     (True, '2')
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
+    if convention not in get_args(Convention):
+        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(get_args(Convention))}")
     if in_place_depthwise and convention != "fused":
         raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {convention}")
     storage_size(dtype)  # its mistakes before any work
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=convention == "eager")
-    return build_profile(model, passed, convention, dtype, in_place_depthwise=in_place_depthwise)
+    return build_profile(model, passed, convention, dtype, in_place_depthwise)
 
 
-def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, StorageSize]:
+def storage_size(dtype: Dtype) -> tuple[str | None, StorageSize]:
     """The name of a dtype, and how many bytes a storage would take in it."""
     if dtype is None:
         return None, lambda storage: storage.nbytes
@@ -153,12 +153,7 @@ def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, StorageSi
 
 
 def build_profile(
-    model: nn.Module,
-    passed: Trace,
-    convention: Convention,
-    dtype: str | torch.dtype | None,
-    *,
-    in_place_depthwise: bool = False,
+    model: nn.Module, passed: Trace, convention: Convention, dtype: Dtype, in_place_depthwise: bool = False
 ) -> Profile:
     """The profile of a traced pass."""
     name, size = storage_size(dtype)
@@ -172,11 +167,10 @@ def build_profile(
             schedule = eager_schedule(passed, size)
         else:
             schedule = fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
-        rows = _rows(schedule)
+        rows = rows_of(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
-    floats = [storage.dtype for storage in passed.storages if storage.dtype.is_floating_point]
-    widest = max((dtype.itemsize for dtype in floats), default=4)
+    widest = max((s.dtype.itemsize for s in passed.storages if s.dtype.is_floating_point), default=4)
     weights = list(model.parameters())
     count = sum(weight.numel() for weight in weights)
     return Profile(
@@ -196,7 +190,7 @@ def build_profile(
     )
 
 
-def _rows(schedule: Schedule) -> tuple[Row, ...]:
+def rows_of(schedule: Schedule) -> tuple[Row, ...]:
     sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
     rows = []
     for k, (step, live) in enumerate(zip(schedule.steps, schedule.live_bytes(), strict=True)):

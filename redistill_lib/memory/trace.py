@@ -114,16 +114,12 @@ def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], so
     given = tensors_in(values)
     for tensor in given:
         recorder.add(tensor, "input")
-    handles = [
+    with (
         module_hooks.register_module_forward_pre_hook(recorder.enter),
         module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
-    ]
-    try:
-        with recorder:
-            out = model(*values[0], **values[1])
-    finally:
-        for handle in handles:
-            handle.remove()
+        recorder,
+    ):
+        out = model(*values[0], **values[1])
     recorder.bury()
     returned = {recorder.index_of(tensor) for tensor in tensors_in(out)}
     end = len(recorder.ops)
@@ -182,8 +178,7 @@ class _Recorder(TorchDispatchMode):
         self.bury()
         mutates = _mutated(func, args, kwargs)
         for tensor in mutates:
-            if self.index_of(tensor) is None:
-                self.add(tensor, "state")  # what is read from it later depends on this
+            self.add(tensor, "state")  # what is read from it later depends on this
         read = [
             (self.index_of(t), tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes())
             for t in tensors_in((args, kwargs))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
-from redistill_lib.student.places import FITTING, MapCall, Places, as_inputs, find_layout, times, trace_levels
+from redistill_lib.student.places import FITTING, MapCall, Places, find_layout, times, trace_levels
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -50,8 +50,7 @@ def derive_student(
     """
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
-    inputs = as_inputs(example)
-    layout = find_layout(model, inputs)
+    layout = find_layout(model, example)
     target = _target(model, layout, factor, plan)
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
@@ -62,7 +61,7 @@ def derive_student(
             changes[call.path] = restride(student, call, old, new, downsampler)
             if new == 1 and (change := reconnect(student, call.path)):
                 changes[change.layer] = change
-    _settle(student, inputs, layout, target, changes)
+    _settle(student, layout, target, changes)
     _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
@@ -109,7 +108,7 @@ def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple
     size, image = layout.sizes(target), layout.image
     wanted: dict[tuple[str, str], tuple[MapCall, int, int]] = {}
     for call in layout.found.calls:
-        if call.function == FITTING or (call is not layout.tail and not call.resizes):
+        if call.function == FITTING or (call is not layout.tail and call.before == call.after):
             continue
         before = call.before.size, call.after.size
         after = size(call.before), image if call is layout.tail else size(call.after)
@@ -130,28 +129,26 @@ def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple
     return (due for due in wanted.values() if due[1] != due[2])
 
 
-def _settle(
-    student: nn.Module, inputs: tuple[Any, ...], layout: Places, target: StridePlan, changes: dict[str, Change]
-) -> None:
+def _settle(student: nn.Module, layout: Places, target: StridePlan, changes: dict[str, Change]) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
     size_at = layout.sizes(target)
     resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
     end = layout.tail.path if layout.tail else None  # from the last layer on, the map is the image's size
-    visits = itertools.takewhile(lambda visit: visit.path != end, layout.found.visits)
-    wanted = {v[:2]: size_at(v.level) for v in visits if v.path in resizing and v.level.size == v.size}
+    visits = itertools.takewhile(lambda visit: visit[0][0] != end, layout.found.visits.items())
+    wanted = {run: size_at(level) for run, (level, size) in visits if run[0] in resizing and level.size == size}
     for _ in range(len(changes) + 1):
-        found = trace_levels(student, inputs)
-        wrong = next((v for v in found.visits if wanted.get(v[:2], v.size) != v.size), None)
+        found = trace_levels(student, layout.inputs)
+        wrong = next((run for run, (_, size) in found.visits.items() if wanted.get(run, size) != size), None)
         if wrong is None:
             break
-        change, size = changes.get(wrong.path), wanted[wrong[:2]]
-        note = settle(student, wrong.path, wrong.size, size) if change else None
+        path, size, due = wrong[0], found.visits[wrong][1], wanted[wrong]
+        change = changes.get(path)
+        note = settle(student.get_submodule(path), size, due) if change else None
         if change is None or note is None:
             _check_effect(layout, change)
             what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
-            got = f"{wrong.path or 'the network'} gives maps of {times(wrong.size)}"
-            raise ValueError(f"{got}{what}, not of {times(size)}")
-        changes[wrong.path] = replace(change, note=", ".join(filter(None, (change.note, note))))
+            raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
+        changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     if found.error is not None:
         inside = found.stack[-1]
         _check_effect(layout, changes.get(inside))
@@ -164,7 +161,7 @@ def _settle(
 def _check_effect(layout: Places, change: Change | None) -> None:
     if change is not None and change.kind == "attribute":
         calls = layout.found.calls
-        function = next(call.function for call in calls if call.path == change.layer and call.resizes)
+        function = next(call.function for call in calls if call.path == change.layer and call.before != call.after)
         raise ValueError(
             f"{change.layer} calls {function} in its own forward, which cannot be changed from outside: its "
             f"attribute {change.note!r} was set to {change.after}, without effect"

@@ -97,9 +97,8 @@ def reconnect(model: nn.Module, path: str) -> Change | None:
     return None
 
 
-def settle(model: nn.Module, path: str, got: Extent, wanted: Extent) -> str | None:
+def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
     """Pad a layer whose map lacks a border; what was done, or None where nothing can be."""
-    layer = model.get_submodule(path)
     short = [w - g for w, g in zip(wanted, got, strict=True)]
     if min(short) < 0:
         return None

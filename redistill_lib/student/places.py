@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,19 +49,6 @@ class MapCall(NamedTuple):
     before: Level
     after: Level
 
-    @property
-    def resizes(self) -> bool:
-        return self.before != self.after
-
-
-class _Visit(NamedTuple):
-    """One run of a module that returned a map: the run's number, the map's level and its true size."""
-
-    path: str
-    number: int
-    level: Level
-    size: Extent
-
 
 @dataclass(frozen=True)
 class Place:
@@ -87,6 +74,7 @@ class Places:
     """The places of a network, and the trace that they were read from."""
 
     places: tuple[Place, ...]
+    inputs: tuple[Any, ...]
     image: Extent
     found: LevelTrace
     tail: MapCall | None  # what makes the output image, where only the stem's stride of 1 allows it its size
@@ -130,10 +118,11 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
     >>> [(place.name, place.stride, place.after) for place in find_places(net, torch.zeros(1, 3, 32, 32))]
     [('0', 1, (32, 32)), ('2', 2, (16, 16)), ('3', 2, (8, 8))]
     """
-    return find_layout(model, as_inputs(example)).places
+    return find_layout(model, example).places
 
 
-def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Places:
+def find_layout(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Places:
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     check_float(inputs)
     image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
     if image is None:
@@ -179,7 +168,7 @@ def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Places:
     # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
     images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
     tail = calls[-1] if images and first.size == size and calls[-1].after == first else None
-    return Places(tuple(places), size, found, tail)
+    return Places(tuple(places), inputs, size, found, tail)
 
 
 def _learns(model: nn.Module, call: MapCall) -> bool:
@@ -189,10 +178,6 @@ def _learns(model: nn.Module, call: MapCall) -> bool:
 
 def times(size: Iterable[int]) -> str:
     return "×".join(map(str, size))
-
-
-def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
 def trace_levels(model: nn.Module, inputs: tuple[Any, ...]) -> LevelTrace:
@@ -228,7 +213,8 @@ class LevelTrace(TorchFunctionMode):
         self.levels: Any = WeakIdKeyDictionary()
         self.stack = [""]  # of the modules that run; after an error the last one is where it came from
         self.calls: list[MapCall] = []
-        self.visits: list[_Visit] = []
+        # What each module returned, by its path and the number of the run: the map's level and its true size.
+        self.visits: dict[tuple[str, int], tuple[Level, Extent]] = {}
         self.counts = Counter[str]()
         self.outputs: list[torch.Size] = []
         self.error: Exception | None = None
@@ -240,7 +226,7 @@ class LevelTrace(TorchFunctionMode):
         self.stack.pop()
         for x in tensors_in(output):
             if x.ndim == 4 and x in self.levels:
-                self.visits.append(_Visit(path, self.counts[path], self.levels[x], _size(x)))
+                self.visits[path, self.counts[path]] = self.levels[x], _size(x)
                 self.counts[path] += 1
 
     def __torch_function__(
