@@ -143,12 +143,8 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
     everything = (1 << len(nodes)) - 1
 
     def options(done: int, live: int) -> dict[int, tuple[int, int]]:
-        costs = {}  # of the nodes that can run now: bytes while each runs, and after it
-        for k, node in enumerate(nodes):
-            if not done >> k & 1 and not node.before & ~done:
-                during, after = _added(node, values, ~(done | 1 << k))
-                costs[k] = (live + during, live + after)
-        return costs
+        ready = (k for k, node in enumerate(nodes) if not done >> k & 1 and not node.before & ~done)
+        return {k: _costs(nodes[k], values, live, ~(done | 1 << k)) for k in ready}
 
     start = sum(value.nbytes for value in values if value.producer < 0)
     queue, seen = [(floor, 0, 0, start)], set[int]()
@@ -179,19 +175,19 @@ def _floor(nodes: list[_Node], values: list[_Value]) -> int:
     floor = 0
     for k, node in enumerate(nodes):
         later = sum(1 << j for j, other in enumerate(nodes) if other.before >> k & 1)
-        needed = sum(
+        live = sum(
             value.nbytes
             for value in values
             if (value.producer < 0 or node.before >> value.producer & 1)
             and (value.output or value.consumers & (later | 1 << k))
         )
-        floor = max(floor, needed + _added(node, values, later)[0])
+        floor = max(floor, _costs(node, values, live, later)[0])
     return floor
 
 
-def _added(node: _Node, values: list[_Value], later: int) -> tuple[int, int]:
-    """Bytes that come while a node runs, and that stay after it, where the nodes `later` (bits) are still to run."""
+def _costs(node: _Node, values: list[_Value], live: int, later: int) -> tuple[int, int]:
+    """Bytes while a node runs and after it, of `live` before it, where the nodes `later` (bits) are still to run."""
     made = sum(values[i].nbytes for i in node.makes)
     freed = [i for i in node.reads if not values[i].output and not values[i].consumers & later]
     reused = max((values[i].nbytes for i in node.over if i in freed), default=0)
-    return made - reused, made - sum(values[i].nbytes for i in freed)
+    return live + made - reused, live + made - sum(values[i].nbytes for i in freed)

@@ -12,24 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.network.fakes import held_tensors, real_copy, tensors_in
+from redistill_lib.memory.trace import Recorder
+from redistill_lib.network.fakes import real_copy, tensors_in
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Peak bytes of one forward pass, inputs included and weights not.
+    """Peak bytes of one forward pass, inputs included and weights not."""
 
-    On a CPU `peak_bytes` counts tensors between operators, `temporary_bytes` what operators allocate inside on top
-    (None where the profiler does not see it). On a GPU `peak_bytes` holds both, in blocks of 512 bytes.
-    """
-
-    peak_bytes: int
-    temporary_bytes: int | None
+    peak_bytes: int  # on a CPU of the tensors between operators; on a GPU of all there is, in blocks of 512 bytes
+    temporary_bytes: int | None  # what operators allocate inside on top; None where the profiler does not see it
     device: str
 
     def __str__(self) -> str:
@@ -50,9 +45,8 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
     given = inputs, dict(kwargs or {})
     devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers(), *tensors_in(given))}
     if len(devices) != 1 or not devices <= {"cpu", "cuda"}:
-        raise ValueError(
-            f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
-        )
+        found = " and ".join(sorted(devices))
+        raise ValueError(f"network and inputs have to be on the CPU, or on one GPU, and not on {found}")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         return (_on_cuda if devices == {"cuda"} else _on_cpu)(real_copy(model), *given)
 
@@ -72,35 +66,19 @@ def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
     return Measurement(peak, None, torch.cuda.get_device_name(device))
 
 
-class _LiveBytes(TorchDispatchMode):
-    def __init__(self, weights: list[Tensor], inputs: list[Tensor]):
-        super().__init__()
-        storages = [tensor.untyped_storage() for tensor in weights if tensor.layout == torch.strided]
-        self.weights = {storage._cdata: storage for storage in storages}  # held, so that their addresses stay theirs
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-        self.add(inputs)
-
-    def add(self, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            if tensor.layout != torch.strided or tensor.is_nested:
-                continue
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.weights:
-                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.peak = max(self.peak, sum(nbytes for _, nbytes in self.alive.values()))
+class _PeakRecorder(Recorder):
+    peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        out = func(*args, **(kwargs or {}))
-        self.add(tensors_in(out))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.peak = max(self.peak, sum(self.storages[index].nbytes for index in self.alive.values()))
         return out
 
 
 def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
     inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    given = tensors_in((inputs, kwargs))
-    live = _LiveBytes(held_tensors(model), given)
+    live = _PeakRecorder(model, (inputs, kwargs))
+    live.peak = start = sum(storage.nbytes for storage in live.storages)
     with live:
         model(*inputs, **kwargs)
     # All that the allocator hands out in a second pass: what the first one keeps, such as packed weights, is apart.
@@ -110,7 +88,6 @@ def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -
     results = getattr(profiler.profiler, "kineto_results", None)
     events = results.events() if results else []
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    start = sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in given}.values())
     total = max(itertools.accumulate((nbytes for _, nbytes in changes), initial=start))
     return Measurement(live.peak, max(0, total - live.peak) if changes else None, "CPU")
 

@@ -26,8 +26,7 @@ class _Size(NamedTuple):
 
 def paper_layers(model: nn.Module, passed: Trace) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """Path, output shape and numbers alive of each entry of the authors' figure, with RED blocks or without."""
-    calls = {call.path: call for call in reversed(passed.calls)}
-    sizes = {path: _Size(prod(call.shape_in), prod(call.shape_out)) for path, call in calls.items()}
+    sizes = {path: _Size(prod(taken), prod(made)) for path, (taken, made) in passed.calls.items()}
     paths = original_paths(model)
     layers = {paths[id(module)]: module for module in model.modules()}  # without blocks: an inner layer comes last
     if isinstance(model, ResNet):
@@ -46,17 +45,16 @@ def paper_layers(model: nn.Module, passed: Trace) -> Iterator[tuple[str, tuple[i
             layer = path.rpartition(".")[0]
             entry = max((name for name in counts if f"{layer}.".startswith(f"{name}.")), key=len)
             counts[entry] = max(counts[entry], 3 * size.taken)
-    return ((name, calls[name].shape_out, count) for name, count in counts.items())
+    return ((name, passed.calls[name][1], count) for name, count in counts.items())
 
 
 def _resnet(sizes: dict[str, _Size]) -> dict[str, int]:
     counts = {name: sum(sizes[name]) for name in ("conv1", "maxpool")}
     for stage in (f"layer{k}" for k in range(1, 5)):
-        shortcut = sizes[f"{stage}.0"].taken
         for block in _children(sizes, stage):
             widest = max(sum(size) for path, size in sizes.items() if path.startswith(f"{block}.conv"))
             down = sizes.get(f"{block}.downsample.0")
-            counts[block] = widest + (sum(down) if down else shortcut)
+            counts[block] = widest + (sum(down) if down else sizes[f"{stage}.0"].taken)
     return counts
 
 
@@ -89,5 +87,4 @@ def _unet(layers: dict[str, nn.Module], sizes: dict[str, _Size]) -> dict[str, in
 
 
 def _children(sizes: dict[str, _Size], parent: str) -> list[str]:
-    found = [path for path in sizes if path.rpartition(".")[0] == parent]
-    return sorted(found, key=lambda path: int(path.rpartition(".")[2]))
+    return [path for path in sizes if path.rpartition(".")[0] == parent]  # in the order in which they ran

@@ -44,24 +44,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """Live bytes of one forward pass. Weights are beside it, never inside.
-
-    `tensors` are the blocks of memory, `rows` the steps. `unfused` names unknown operators, taken to need inputs and
-    outputs side by side. `source` is "real" where the network had to be run, as its control flow depends on values.
-    """
+    """Live bytes of one forward pass. Weights are beside it, never inside."""
 
     model: str
     convention: str
     dtype: str
     inputs: tuple[tuple[int, ...], ...]
-    rows: tuple[Row, ...] = field(repr=False)
-    tensors: tuple[Buffer, ...] = field(repr=False)
+    rows: tuple[Row, ...] = field(repr=False)  # the steps
+    tensors: tuple[Buffer, ...] = field(repr=False)  # the blocks of memory
     weight_bytes: int
     weight_count: int
     buffer_bytes: int  # running statistics and the like
     constant_bytes: int  # tensors that do not depend on the input, computed once
-    unfused: tuple[str, ...]
-    source: str
+    unfused: tuple[str, ...]  # unknown operators, taken to need inputs and outputs side by side
+    source: str  # "real" where the network had to be run, as its control flow depends on values; else "fake"
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
 
     @property

@@ -110,20 +110,20 @@ def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool 
     convolution overwrites its input too, through a scratch of one channel (MCUNetV2, arXiv 2110.15352).
     """
     (ops, fixed), storages = needed_ops(trace), trace.storages
-    last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
-    last_use |= {storage.index: len(trace.ops) for storage in storages if storage.output}
+    last_use = {index: k for k, op in enumerate(ops) for index in (*op.reads, *op.mutates)}
+    last_use |= {storage.index: len(ops) for storage in storages if storage.output}
     made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
     first, last = dict.fromkeys(made_at, 0), dict.fromkeys(made_at, 0)
     home = {index: index for index in made_at}  # storage → buffer that holds it
     steps: list[RunStep] = []
-    for op in ops:
+    for k, op in enumerate(ops):
         reads = [index for index in op.reads if index in home]
         writes = [index for index in op.writes if index in last_use]
         overwrites = [home[index] for index in op.mutates if index in home]
         taken, scratch = [home[index] for index in reads], 0
         if len(writes) == 1 and not overwrites:
             made = storages[writes[0]]
-            dying = [index for index in reads if last_use[index] == op.index]
+            dying = [index for index in reads if last_use[index] == k]
             alike = [index for index in dying if may_overwrite(op, storages[index], made, size)]
             if alike:
                 # The one made last: adding a shortcut is then part of the convolution before it.
@@ -155,12 +155,12 @@ def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool 
     outputs = {home[storage.index] for storage in storages if storage.output and storage.index in home}
     last |= dict.fromkeys(outputs, len(steps) - 1)
     buffers = tuple(
-        _buffer(storages[k], size(storages[k]), start, max(start, last.get(k, 0)), k in outputs)
-        for k, start in first.items()
+        _buffer(storages[index], size(storages[index]), start, max(start, last.get(index, 0)), index in outputs)
+        for index, start in first.items()
         if start < len(steps)
     )
     unfused = {str(op.func) for op in ops if not _is_known(op)}
-    return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[k]) for k in fixed))
+    return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[index]) for index in fixed))
 
 
 def may_overwrite(op: Op, read: Storage, made: Storage, size: StorageSize) -> bool:
@@ -181,10 +181,7 @@ def _is_known(op: Op) -> bool:
 
 
 def needed_ops(trace: Trace) -> tuple[list[Op], set[int]]:
-    """The operators, in order, that vary with the input and decide what the network returns or keeps.
-
-    Beside them the storages that are the same whatever the input is. One that is written to from the input is none.
-    """
+    """The operators that vary with the input and decide what is returned or kept, in order, and constant storages."""
     if trace.source == "real":
         return list(trace.ops), set()  # values may have gone through Python, where no operator shows them
     varying, before = {storage.index for storage in trace.storages if storage.kind != "activation"}, -1

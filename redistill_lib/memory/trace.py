@@ -18,6 +18,7 @@ from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
 
+Shape = tuple[int, ...]
 _Kind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
 
 
@@ -28,7 +29,7 @@ class Storage:
     index: int
     nbytes: int
     dtype: torch.dtype
-    shape: tuple[int, ...]
+    shape: Shape
     stride: tuple[int, ...]
     module: str
     kind: _Kind
@@ -41,10 +42,9 @@ class Storage:
 class Op:
     """One operator: the storages it reads, those it makes and those it changes, by index."""
 
-    index: int
     func: OpOverload  # aten.convolution.default, and what PyTorch knows of it
     module: str  # path of the innermost module that ran it
-    shape: tuple[int, ...]  # of its first output
+    shape: Shape  # of its first output
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     mutates: tuple[int, ...]
@@ -54,23 +54,12 @@ class Op:
     flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
 
     @property
-    def name(self) -> str:
-        """Without namespace and overload: "convolution"."""
+    def name(self) -> str:  # "convolution"
         return self.func._schema.name.partition("::")[2]
 
     @property
-    def decides(self) -> bool:
-        """It hands a value to Python, whose control flow may depend on it."""
+    def decides(self) -> bool:  # it hands a value to Python, whose control flow may depend on it
         return self.func is torch.ops.aten._local_scalar_dense.default
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module: shapes of its first tensor input and output (empty where there is none)."""
-
-    path: str
-    shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,8 +68,8 @@ class Trace:
 
     ops: tuple[Op, ...]
     storages: tuple[Storage, ...]
-    calls: tuple[Call, ...]
-    inputs: tuple[tuple[int, ...], ...]  # shapes
+    calls: dict[str, tuple[Shape, Shape]]  # of a module's first run: shapes of its first tensor in and out, or ()
+    inputs: tuple[Shape, ...]
     source: Tensors  # real: the pass had to be computed
 
 
@@ -110,10 +99,7 @@ def trace(
 
 
 def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> Trace:
-    recorder = _Recorder(model)
-    given = tensors_in(values)
-    for tensor in given:
-        recorder.add(tensor, "input")
+    recorder = Recorder(model, values)
     with (
         module_hooks.register_module_forward_pre_hook(recorder.enter),
         module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
@@ -121,40 +107,40 @@ def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], so
     ):
         out = model(*values[0], **values[1])
     recorder.bury()
-    returned = {recorder.index_of(tensor) for tensor in tensors_in(out)}
-    end = len(recorder.ops)
+    returned = {recorder.index_of(tensor) for tensor in _plain(out)}
+    ops, end = tuple(recorder.ops), len(recorder.ops)
+    inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(values))
     storages = (
         replace(s, died=recorder.died.get(s.index, end), output=s.index in returned or s.kind == "state")
         for s in recorder.storages
     )
-    shapes = tuple(tuple(tensor.shape) for tensor in given)
-    return Trace(tuple(recorder.ops), tuple(storages), tuple(recorder.calls), shapes, source)
+    return Trace(ops, tuple(storages), recorder.calls, inputs, source)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Notes every operator and asks before each which storages are gone: Python lets go of them, so only it knows."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, inputs: Any):
         super().__init__()
         self.paths = original_paths(model)
         self.stack = [""]
         self.ops: list[Op] = []
-        self.calls: list[Call] = []
+        self.calls: dict[str, tuple[Shape, Shape]] = {}
         self.storages: list[Storage] = []
         self.references: list[StorageWeakRef] = []  # of each
         self.died: dict[int, int] = {}
         self.alive: dict[int, int] = {}  # address → index
-        kept = [tensor.untyped_storage() for tensor in held_tensors(model) if _is_plain(tensor)]
+        kept = [tensor.untyped_storage() for tensor in _plain(held_tensors(model))]
         self.weights = {storage._cdata: storage for storage in kept}  # held, so that their addresses stay theirs
+        for tensor in _plain(inputs):
+            self.add(tensor, "input")
 
     def index_of(self, tensor: Tensor) -> int | None:
         """The storage's number; None for a weight, an empty one, or a constant."""
-        return self.alive.get(tensor.untyped_storage()._cdata) if _is_plain(tensor) else None
+        return self.alive.get(tensor.untyped_storage()._cdata)
 
     def add(self, tensor: Tensor, kind: _Kind) -> int | None:
         """Number a storage that was not there before; None where it was, or holds nothing."""
-        if not _is_plain(tensor):
-            return None
         storage, state = tensor.untyped_storage(), kind == "state"
         key, nbytes = storage._cdata, 0 if state else storage.nbytes()
         if key in self.alive or (not state and (key in self.weights or not nbytes)):
@@ -181,16 +167,15 @@ class _Recorder(TorchDispatchMode):
             self.add(tensor, "state")  # what is read from it later depends on this
         read = [
             (self.index_of(t), tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes())
-            for t in tensors_in((args, kwargs))
-            if _is_plain(t)
+            for t in _plain((args, kwargs))
         ]
         out = func(*args, **kwargs)
-        made = tensors_in(out)
+        made = _plain(out)
         writes = [index for tensor in made if (index := self.add(tensor, "activation")) is not None]
         changed = [index for tensor in mutates if (index := self.index_of(tensor)) is not None]
         if not (writes or changed or func is torch.ops.aten._local_scalar_dense.default):
             return out  # a view
-        shape, stride = (tuple(made[0].shape), made[0].stride()) if made and _is_plain(made[0]) else ((), ())
+        shape, stride = (tuple(made[0].shape), made[0].stride()) if made else ((), ())
         reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
         unlike = {index for index, *layout in read if layout != [shape, stride, True]}
         rows, depthwise = _kernel(func, args)
@@ -201,7 +186,6 @@ class _Recorder(TorchDispatchMode):
         count = flop_registry.get(func._overloadpacket)
         self.ops.append(
             Op(
-                index=len(self.ops),
                 func=func,
                 module=self.stack[-1],
                 shape=shape,
@@ -222,21 +206,22 @@ class _Recorder(TorchDispatchMode):
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         path = self.stack.pop()
         if self.paths.get(id(module)) == path:
-            self.calls.append(Call(path, _first_shape(args), _first_shape(output)))
+            self.calls.setdefault(path, (_first_shape(args), _first_shape(output)))
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested
+def _plain(values: Any) -> list[Tensor]:
+    """The tensors that have a storage of their own to ask for."""
+    return [tensor for tensor in tensors_in(values) if tensor.layout == torch.strided and not tensor.is_nested]
 
 
-def _first_shape(values: Any) -> tuple[int, ...]:
+def _first_shape(values: Any) -> Shape:
     return next((tuple(tensor.shape) for tensor in tensors_in(values)), ())
 
 
 def _mutated(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     arguments = func._schema.arguments
     values = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
-    return tensors_in([values.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write])
+    return _plain([values.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write])
 
 
 def _kernel(func: Any, args: Any) -> tuple[int, bool]:

@@ -30,9 +30,8 @@ def derive_student(
 
     Give `factor` (2, 4, 8, …): the stem's stride is multiplied by it and given back from the last place backwards;
     a student of ×4 and more gives up a pool right behind the stem first (ReDistill, arXiv 2406.03744, section 4).
-    Or give `plan`: one stride for each of `find_places(model, example)`; a built-in network also takes its own
-    notation, stride-1 places included. `example` is a float image B×C×H×W, or the tuple of the network's inputs,
-    such as (x, t); only its shape matters.
+    Or give `plan`: one stride per place of `find_places`; a built-in network also takes its own notation, stride-1
+    places included. `example` is a float image B×C×H×W, or the network's inputs, as (x, t); only its shape matters.
 
     Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image:
     the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
@@ -65,9 +64,8 @@ def derive_student(
     _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
-        derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
-        register(derived=[*derived, own])
+        register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
     return student, tuple(changes.values())
 
 
@@ -81,8 +79,7 @@ def _target(model: nn.Module, layout: Places, factor: int | None, plan: StridePl
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())
-    plan = StridePlan.parse(plan) if isinstance(plan, str) else plan
-    assert plan is not None
+    plan = StridePlan.parse(str(plan))
     own = getattr(model, "plan", None)
     if isinstance(own, StridePlan) and len(own.places) == len(plan.places) != len(layout.places):
         kept = _kept(own)
@@ -181,8 +178,7 @@ def _rename(student: nn.Module, layout: Places, target: StridePlan, downsampler:
 def draw_weights(network: nn.Module) -> list[str]:
     """Draw new weights in place, by each module's `reset_parameters` and then the network's `_init_weights`.
 
-    Returns the names of the parameters that neither reaches, which keep their values. Inner modules come first, as
-    when a network is made, so that an outer one has the last word.
+    Returns the names of the parameters that neither reaches, which keep their values. Outer modules come last.
 
     >>> draw_weights(nn.Sequential(nn.Linear(2, 2), nn.PReLU()))
     []

@@ -174,10 +174,9 @@ def _pool(model: nn.Module, pool: nn.MaxPool2d | nn.AvgPool2d, new: int) -> tupl
     if tiles and new == 1:
         return kind, _remove(model, pool)  # a pool over one pixel
     pool.stride = new
-    if not tiles:
-        return kind, ""
-    pool.kernel_size = new
-    return kind, f"kernel {new}"
+    if tiles:
+        pool.kernel_size = new
+    return kind, f"kernel {new}" if tiles else ""
 
 
 def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
@@ -195,10 +194,8 @@ def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
 
 def inside_forward(call: MapCall, layer: nn.Module) -> str:
     what = "slices" if call.function == "__getitem__" else f"calls {call.function}"
-    return (
-        f"{call.path or 'the network'} ({type(layer).__name__}) {what} in its own forward, "
-        "which cannot be changed from outside"
-    )
+    where = f"{call.path or 'the network'} ({type(layer).__name__})"
+    return f"{where} {what} in its own forward, which cannot be changed from outside"
 
 
 def _plain(conv: nn.Conv2d) -> bool:
@@ -236,10 +233,9 @@ def _one(value: Any) -> int:
 
 
 class SteppedConv2d(nn.Conv2d):
-    """A convolution with steps without weights `before` and `behind` it: padding, a pool, space to depth or back.
+    """A convolution with steps `before` and `behind` it that are no layers: padding, a pool, space to depth or back.
 
-    The steps are in tuples, so that they are no layers of the network. With space to depth or back, the weight has
-    factor² times the channels that `in_channels` or `out_channels` say.
+    With space to depth or back, the weight has factor² times the channels that `in_channels` or `out_channels` say.
     """
 
     before: tuple[nn.Module, ...]

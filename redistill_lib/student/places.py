@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -52,16 +51,13 @@ class MapCall(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """One place where a network downsamples: the layers that carry its stride, all parallel branches together.
-
-    `before` and `after` are height and width of the maps around it. `pool`: nothing learns from the stem to here.
-    """
+    """One place where a network downsamples: the layers that carry its stride, all parallel branches together."""
 
     layers: tuple[str, ...]
     stride: int
-    before: Extent
+    before: Extent  # height and width of the maps before it
     after: Extent
-    pool: bool
+    pool: bool  # nothing learns from the stem to here
 
     @property
     def name(self) -> str:
@@ -141,6 +137,9 @@ def find_layout(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Places:
     down = [c for c in body if c.after.area < c.before.area and not c.before.raw]
     below = {c.after for c in down if c.after.area < first.area}
     places: list[Place] = []
+    # A fixed filter, as that of a blur pool, is a buffer.
+    convolutions = (c for c in calls if c.function in _CONVOLUTIONS)
+    learning = {c for c in convolutions if [*model.get_submodule(c.path).parameters(recurse=False)]}
     levels = sorted({first, *below}, key=lambda level: -level.area)
     for before, after in itertools.pairwise([Level(size, raw=True), *levels]):
         reaching = [c for c in (stems if before.raw else down) if c.after == after]
@@ -153,8 +152,8 @@ def find_layout(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Places:
                 f"{layers[0]} strides {strides[0]} down and {strides[1]} across ({times(before.size)} → "
                 f"{times(after.size)}); a plan has one stride for both"
             )
-        since = [c for c in calls[: calls.index(carriers[0]) + 1] if not c.before.raw]
-        pool = len(places) == 1 and not any(_learns(model, c) for c in (*since, *carriers))
+        since = (c for c in calls[: calls.index(carriers[0]) + 1] if not c.before.raw)
+        pool = len(places) == 1 and learning.isdisjoint((*since, *carriers))
         places.append(Place(layers, strides[0], before.size, after.size, pool))
     total = math.prod(place.stride for place in places)
     for place in places:
@@ -169,11 +168,6 @@ def find_layout(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Places:
     images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
     tail = calls[-1] if images and first.size == size and calls[-1].after == first else None
     return Places(tuple(places), inputs, size, found, tail)
-
-
-def _learns(model: nn.Module, call: MapCall) -> bool:
-    parameters = model.get_submodule(call.path).parameters(recurse=False)  # a blur pool's fixed filter is a buffer
-    return call.function in _CONVOLUTIONS and next(parameters, None) is not None
 
 
 def times(size: Iterable[int]) -> str:
@@ -215,7 +209,6 @@ class LevelTrace(TorchFunctionMode):
         self.calls: list[MapCall] = []
         # What each module returned, by its path and the number of the run: the map's level and its true size.
         self.visits: dict[tuple[str, int], tuple[Level, Extent]] = {}
-        self.counts = Counter[str]()
         self.outputs: list[torch.Size] = []
         self.error: Exception | None = None
 
@@ -226,12 +219,10 @@ class LevelTrace(TorchFunctionMode):
         self.stack.pop()
         for x in tensors_in(output):
             if x.ndim == 4 and x in self.levels:
-                self.visits[path, self.counts[path]] = self.levels[x], _size(x)
-                self.counts[path] += 1
+                number = next(k for k in itertools.count() if (path, k) not in self.visits)
+                self.visits[path, number] = self.levels[x], _size(x)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
