@@ -110,10 +110,8 @@ def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]
     ops, fixed = needed_ops(passed)
     storages, count = passed.storages, len(passed.storages)
     producer, consumers, nodes = [-1] * count, [0] * count, []
-    written, seen = (
-        [0] * count,
-        [0] * count,
-    )  # by which nodes each value was changed and read, and what is before them
+    # By which nodes each value was written and read, and what is before them.
+    written, seen = [0] * count, [0] * count
     used = {index for op in ops for index in (*op.reads, *op.mutates)} | {s.index for s in storages if s.output}
     used -= fixed
     for k, op in enumerate(ops):
