@@ -194,6 +194,18 @@ def test_a_set_of_operators_is_reached_by_its_cheapest_order() -> None:
     assert (bounds.order_bytes, bounds.order_exact) == (38 * MAP, True)
 
 
+class WithMask(TwoBranches):
+    """A mask that goes through unread is there in every order."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(x), mask
+
+
+def test_an_input_that_is_only_returned_counts_in_every_order() -> None:
+    bounds = rd.memory_bounds(WithMask(), torch.zeros(1, 2, 8, 8), torch.zeros(1, 5, 8, 8))
+    assert (bounds.peak_bytes, bounds.order_bytes, bounds.order_exact) == (31 * MAP, 24 * MAP, True)
+
+
 STEM = 4 * 3 * 32 * 32
 
 

@@ -201,6 +201,14 @@ def test_a_plan_may_raise_later_places_too() -> None:
         derive_student(net, plan="2-91", example=IMAGE)
 
 
+def test_an_upsampling_that_two_places_share_goes_at_both() -> None:
+    up = nn.Upsample(scale_factor=2)
+    body = [nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)]
+    student, _ = derive_student(nn.Sequential(*body, up, up, nn.Conv2d(4, 3, 3, 1, 1)), 4, example=IMAGE)
+    assert not any(isinstance(module, nn.Upsample) for module in student.modules())
+    assert outputs(student, IMAGE)[0].shape == IMAGE.shape
+
+
 @pytest.mark.parametrize("downsampler", ["avg", "space_to_depth"])
 def test_a_u_nets_head_may_pool_too(downsampler: Any) -> None:
     teacher = create_model("unet-1-222", ch=8)
@@ -222,7 +230,7 @@ def test_even_kernels_and_upsampling_layers() -> None:
     assert outputs(student, IMAGE)[0].shape == IMAGE.shape
 
 
-# ---------------------------------------------------------------------------------------- downsamplers and weights
+# ---------------------------------------------------------------------------------------- downsamplers
 
 
 @pytest.mark.parametrize("downsampler", ["max", "avg", "blur"])
@@ -261,21 +269,6 @@ def test_kernels_that_tile_follow_their_stride() -> None:
     flat = torch.ones(1, 16, 8, 8)
     down = [net.stages[3][0][1](flat)[0, :, 0, 0] for net in (student, teacher)]
     assert torch.allclose(*down, atol=1e-5)
-
-
-def test_init_draws_every_weight_anew_and_says_what_it_cannot() -> None:
-    teacher = create_model("resnet18", width=0.25)
-    student, _ = derive_student(teacher, 2, example=IMAGE, weights="init")
-    assert not torch.equal(student.layer1[0].conv1.weight, teacher.layer1[0].conv1.weight)
-    with pytest.warns(UserWarning, match=r"no reset_parameters reaches stages\.0\.1\.gamma"):
-        derive_student(look.ConvNeXt(), 2, example=IMAGE, weights="init")
-    assert not any(warned(lambda: derive_student(teacher, 2, example=IMAGE, weights="init")))
-
-
-def warned(call: Callable[[], object]) -> list[Any]:
-    with pytest.WarningsRecorder(_ispytest=True) as seen:
-        call()
-    return seen.list
 
 
 # ----------------------------------------------------------------------------------------------------- refusals

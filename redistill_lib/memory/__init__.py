@@ -2,11 +2,10 @@
 
 from redistill_lib.memory.bounds import Bounds, memory_bounds
 from redistill_lib.memory.measure import Measurement, measure_memory
-from redistill_lib.memory.profile import CONVENTIONS, Profile, Row, profile_memory
+from redistill_lib.memory.profile import Profile, Row, profile_memory
 from redistill_lib.memory.sizes import format_size, parse_size
 
 __all__ = [
-    "CONVENTIONS",
     "Bounds",
     "Measurement",
     "Profile",

@@ -5,14 +5,13 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from redistill_lib.memory.profile import storage_size
-from redistill_lib.memory.schedule import Schedule, StorageSize, constants, fused_schedule, may_overwrite, needed_ops
+from redistill_lib.memory.profile import Dtype, rows_of, storage_size
+from redistill_lib.memory.schedule import Schedule, StorageSize, fused_schedule, may_overwrite, needed_ops
 from redistill_lib.memory.trace import Trace, trace
 
 STATES = 2_000  # of the search for the best order: about half a second
@@ -34,13 +33,14 @@ class Bounds:
 
 
 def memory_bounds(
-    model: nn.Module, *inputs: Any, dtype: str | torch.dtype | None = None, kwargs: Mapping[str, Any] | None = None
+    model: nn.Module, *inputs: Any, dtype: Dtype = None, kwargs: Mapping[str, Any] | None = None
 ) -> Bounds:
     """Bounds on the peak of a forward pass, all under the ``fused`` convention.
 
     Row streaming holds, of each map inside the leading chain, only the rows that the next kernel spans (RNNPool,
     arXiv 2002.11921, Proposition 1). In-place depthwise convolutions: MCUNetV2, arXiv 2110.15352.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, 2, padding=1))
     >>> bounds = memory_bounds(net, torch.zeros(1, 3, 16, 16))
     >>> bounds.order_bytes == bounds.peak_bytes, bounds.streaming_bytes == 4 * (3 * 16 * 16 + 8 * 3 * 16 + 4 * 8 * 8)
@@ -50,17 +50,20 @@ def memory_bounds(
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=False)
     schedule = fused_schedule(passed, size)
     peak = max(schedule.live_bytes())
-    sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
-    needs = {step: sum(sizes[i] for i in {*step.reads, *step.writes}) + step.scratch for step in schedule.steps}
-    largest = max(needs, key=needs.__getitem__)
-    order, exact = _best_order(passed, size, peak)
+    largest = max(rows_of(schedule), key=lambda row: row.live_bytes - row.held_bytes)
+    nodes, values = _graph(passed, size)
+    order, exact = _search(nodes, values, peak)
+    if not exact:
+        # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
+        large = [value if value.nbytes > peak * SMALL else value._replace(nbytes=0) for value in values]
+        order = max(order, _search(nodes, large, peak)[0])
     streaming, until = _streaming(schedule)
     return Bounds(
         peak_bytes=peak,
         order_bytes=order,
         order_exact=exact,
-        op_bytes=needs[largest],
-        op_name=largest.module or largest.name,
+        op_bytes=largest.live_bytes - largest.held_bytes,
+        op_name=largest.name,
         streaming_bytes=streaming,
         streaming_name=until,
         in_place_depthwise_bytes=max(fused_schedule(passed, size, in_place_depthwise=True).live_bytes()),
@@ -71,76 +74,63 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
     live = schedule.live_bytes()
     buffers = {buffer.index: buffer for buffer in schedule.buffers}
     readers = Counter(index for step in schedule.steps for index in step.reads)
-    best, until, rows, beside, image = max(live), "", 0, 0, 0
+    best, until, chain, beside = max(live), "", 0, 0
     for k, step in enumerate(schedule.steps):
-        if len(step.reads) != 1 or len(step.writes) != 1 or not step.kernel or not step.by_rows:
+        if len(step.reads) != 1 or len(step.writes) != 1 or not step.rows:
             break
         source, made = buffers[step.reads[0]], buffers[step.writes[0]].nbytes
         chained = source.kind == "activation" and source.first == k - 1 if k else source.kind == "input"
         if not chained or readers[source.index] > 1:
             break
         beside = max(beside, live[k] - source.nbytes - made)  # what is alive apart from the chain
-        if k == 0:
-            image = source.nbytes
-        else:
-            rows += source.nbytes * min(step.kernel[0], source.shape[2]) // source.shape[2]
-        peak = max([image + rows + beside + made, *live[k + 1 :]])
+        # The image is there as a whole, of the maps behind it only the rows that are read at once.
+        chain += source.nbytes * min(step.rows, source.shape[2]) // source.shape[2] if k else source.nbytes
+        peak = max([chain + beside + made, *live[k + 1 :]])
         if peak < best:
             best, until = peak, step.module or step.name
     return best, until
 
 
-@dataclass(frozen=True)
-class _Value:
+class _Value(NamedTuple):
     nbytes: int
     producer: int  # −1: the network's input
     consumers: int  # set of nodes, as bits
     output: bool
 
 
-@dataclass(frozen=True)
-class _Node:
-    before: int  # nodes that have to run first, as bits
+class _Node(NamedTuple):
+    before: int  # all nodes that have to run first, as bits
     reads: tuple[int, ...]
     makes: tuple[int, ...]
     over: tuple[int, ...]  # values that it may write over if they die with it
 
 
 def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]:
-    # What mutates a value stays in the program's order.
-    ops, fixed = needed_ops(passed), constants(passed)
-    used = {index for op in ops for index in (*op.reads, *op.mutates)}
-    kept = [s for s in passed.storages if (s.output or s.index in used) and s.index not in fixed]
-    number = {storage.index: k for k, storage in enumerate(kept)}
-    producer, consumers, changed = [-1] * len(kept), [0] * len(kept), [-1] * len(kept)
-    nodes = []
+    """Nodes and one value per storage, of 0 bytes where it need not be there. What mutates a value keeps its turn."""
+    ops, fixed = needed_ops(passed)
+    storages, count = passed.storages, len(passed.storages)
+    producer, consumers, nodes = [-1] * count, [0] * count, []
+    # By which nodes each value was written and read, and what is before them.
+    written, seen = [0] * count, [0] * count
+    used = {index for op in ops for index in (*op.reads, *op.mutates)} | {s.index for s in storages if s.output}
+    used -= fixed
     for k, op in enumerate(ops):
-        reads = [number[index] for index in dict.fromkeys((*op.reads, *op.mutates)) if index in number]
-        makes = [number[index] for index in op.writes if index in number]
-        mutates = [number[index] for index in op.mutates if index in number]
+        reads = tuple(index for index in dict.fromkeys((*op.reads, *op.mutates)) if index in used)
+        makes = tuple(index for index in op.writes if index in used)
         before = 0
         for i in reads:
-            for earlier in (producer[i], changed[i]):
-                before |= 1 << earlier if earlier >= 0 else 0
-            if i in mutates:
-                before |= consumers[i]
-                changed[i] = k
+            before |= written[i] | (seen[i] if i in op.mutates else 0)
+        for i in reads:
             consumers[i] |= 1 << k
+            seen[i] |= before | 1 << k
         for i in makes:
             producer[i] = k
-        over = [i for i in reads if len(makes) == 1 and may_overwrite(op, kept[i], kept[makes[0]], size)]
-        nodes.append(_Node(before, tuple(reads), tuple(makes), tuple(over)))
-    return nodes, [_Value(size(s), producer[k], consumers[k], s.output) for k, s in enumerate(kept)]
-
-
-def _best_order(passed: Trace, size: StorageSize, known: int) -> tuple[int, bool]:
-    nodes, values = _graph(passed, size)
-    found, exact = _search(nodes, values, known)
-    if not exact:
-        # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
-        large = [value if value.nbytes > known * SMALL else replace(value, nbytes=0) for value in values]
-        found = max(found, _search(nodes, large, known)[0])
-    return found, exact
+        for i in (*op.writes, *op.mutates):
+            written[i] |= before | 1 << k
+        over = (i for i in reads if len(makes) == 1 and may_overwrite(op, storages[i], storages[makes[0]], size))
+        nodes.append(_Node(before, reads, makes, tuple(over)))
+    sizes = [size(storage) if storage.index in used else 0 for storage in storages]
+    return nodes, [_Value(sizes[i], producer[i], consumers[i], s.output) for i, s in enumerate(storages)]
 
 
 def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, bool]:
@@ -151,14 +141,10 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
     everything = (1 << len(nodes)) - 1
 
     def options(done: int, live: int) -> dict[int, tuple[int, int]]:
-        costs = {}  # of the nodes that can run now: bytes while each runs, and after it
-        for k, node in enumerate(nodes):
-            if not done >> k & 1 and not node.before & ~done:
-                during, after = _added(node, values, ~(done | 1 << k))
-                costs[k] = (live + during, live + after)
-        return costs
+        ready = (k for k, node in enumerate(nodes) if not done >> k & 1 and not node.before & ~done)
+        return {k: _costs(nodes[k], values, live, ~(done | 1 << k)) for k in ready}
 
-    start = sum(value.nbytes for value in values if value.producer < 0 and value.consumers)
+    start = sum(value.nbytes for value in values if value.producer < 0)
     queue, seen = [(floor, 0, 0, start)], set[int]()
     for _ in range(STATES):
         if not queue:
@@ -184,29 +170,22 @@ def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, 
 
 def _floor(nodes: list[_Node], values: list[_Value]) -> int:
     """A lower bound for every order: what must be there when each node runs, by what must run before and after it."""
-    ancestors, descendants = [node.before for node in nodes], [0] * len(nodes)
-    for k in range(len(nodes)):
-        for j in range(k):
-            if ancestors[k] >> j & 1:
-                ancestors[k] |= ancestors[j]
-        for j in range(k):
-            descendants[j] |= (ancestors[k] >> j & 1) << k
     floor = 0
     for k, node in enumerate(nodes):
-        here = descendants[k] | 1 << k
-        needed = sum(
+        later = sum(1 << j for j, other in enumerate(nodes) if other.before >> k & 1)
+        live = sum(
             value.nbytes
             for value in values
-            if (value.producer < 0 or ancestors[k] >> value.producer & 1)
-            and (value.consumers & here or (value.output and value.producer >= 0))
+            if (value.producer < 0 or node.before >> value.producer & 1)
+            and (value.output or value.consumers & (later | 1 << k))
         )
-        floor = max(floor, needed + _added(node, values, descendants[k])[0])
+        floor = max(floor, _costs(node, values, live, later)[0])
     return floor
 
 
-def _added(node: _Node, values: list[_Value], later: int) -> tuple[int, int]:
-    """Bytes that come while a node runs, and that stay after it, where the nodes `later` (bits) are still to run."""
+def _costs(node: _Node, values: list[_Value], live: int, later: int) -> tuple[int, int]:
+    """Bytes while a node runs and after it, of `live` before it, where the nodes `later` (bits) are still to run."""
     made = sum(values[i].nbytes for i in node.makes)
     freed = [i for i in node.reads if not values[i].output and not values[i].consumers & later]
     reused = max((values[i].nbytes for i in node.over if i in freed), default=0)
-    return made - reused, made - sum(values[i].nbytes for i in freed)
+    return live + made - reused, live + made - sum(values[i].nbytes for i in freed)

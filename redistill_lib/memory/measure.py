@@ -12,24 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.network.fakes import held_tensors, real_copy, tensors_in
+from redistill_lib.memory.trace import Recorder
+from redistill_lib.network.fakes import real_copy, tensors_in
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Peak bytes of one forward pass, inputs included and weights not.
+    """Peak bytes of one forward pass, inputs included and weights not."""
 
-    On a CPU `peak_bytes` counts tensors between operators, `temporary_bytes` what operators allocate inside on top
-    (None where the profiler does not see it). On a GPU `peak_bytes` holds both, in blocks of 512 bytes.
-    """
-
-    peak_bytes: int
-    temporary_bytes: int | None
+    peak_bytes: int  # on a CPU of the tensors between operators; on a GPU of all there is, in blocks of 512 bytes
+    temporary_bytes: int | None  # what operators allocate inside on top; None where the profiler does not see it
     device: str
 
     def __str__(self) -> str:
@@ -47,15 +42,13 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
     >>> measured.peak_bytes == 4 * 16 * 16 * (3 + 8 + 8)
     True
     """
-    tensors = [*model.parameters(), *model.buffers(), *tensors_in((inputs, kwargs))]
-    devices = {tensor.device.type for tensor in tensors}
+    given = inputs, dict(kwargs or {})
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers(), *tensors_in(given))}
     if len(devices) != 1 or not devices <= {"cpu", "cuda"}:
-        raise ValueError(
-            f"network and inputs have to be on the CPU, or on one GPU, and not on {' and '.join(sorted(devices))}"
-        )
+        found = " and ".join(sorted(devices))
+        raise ValueError(f"network and inputs have to be on the CPU, or on one GPU, and not on {found}")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        run = _on_cuda if devices == {"cuda"} else _on_cpu
-        return run(real_copy(model), inputs, dict(kwargs or {}))
+        return (_on_cuda if devices == {"cuda"} else _on_cpu)(real_copy(model), *given)
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
@@ -73,42 +66,35 @@ def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) 
     return Measurement(peak, None, torch.cuda.get_device_name(device))
 
 
-class _LiveBytes(TorchDispatchMode):
-    def __init__(self, weights: list[Tensor], inputs: list[Tensor]):
-        super().__init__()
-        storages = [tensor.untyped_storage() for tensor in weights if tensor.layout == torch.strided]
-        self.weights = {storage._cdata: storage for storage in storages}  # held, so that their addresses stay theirs
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
-        self.add(inputs)
-
-    def add(self, tensors: list[Tensor]) -> None:
-        for tensor in tensors:
-            if tensor.layout != torch.strided or tensor.is_nested:
-                continue
-            storage = tensor.untyped_storage()
-            if storage._cdata not in self.weights:
-                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.peak = max(self.peak, sum(nbytes for _, nbytes in self.alive.values()))
+class _PeakRecorder(Recorder):
+    peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        out = func(*args, **(kwargs or {}))
-        self.add(tensors_in(out))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.peak = max(self.peak, sum(self.storages[index].nbytes for index in self.alive.values()))
         return out
 
 
 def _on_cpu(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:
-    own, named = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    live = _LiveBytes(held_tensors(model), tensors_in((own, named)))
+    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
+    live = _PeakRecorder(model, (inputs, kwargs))
+    live.peak = start = sum(storage.nbytes for storage in live.storages)
     with live:
-        model(*own, **named)
-    total = _allocator_peak(model, inputs, kwargs)
-    return Measurement(live.peak, None if total is None else max(0, total - live.peak), "CPU")
+        model(*inputs, **kwargs)
+    # All that the allocator hands out in a second pass: what the first one keeps, such as packed weights, is apart.
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        model(*inputs, **kwargs)
+    results = getattr(profiler.profiler, "kineto_results", None)
+    events = results.events() if results else []
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    total = max(itertools.accumulate((nbytes for _, nbytes in changes), initial=start))
+    return Measurement(live.peak, max(0, total - live.peak) if changes else None, "CPU")
 
 
-@contextlib.contextmanager  # the profiler's library writes to the process's stderr
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
+    """Keep the profiler's library from writing to the process's stderr."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -117,18 +103,3 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _allocator_peak(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Peak of all that PyTorch's CPU allocator handed out during a pass, and the inputs."""
-    inputs, kwargs = tree_map_only(Tensor, torch.clone, (inputs, kwargs))
-    model(*inputs, **kwargs)  # what is allocated once and kept, such as packed weights, is no part of a pass
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
-        model(*inputs, **kwargs)
-    results = getattr(profiler.profiler, "kineto_results", None)
-    events = results.events() if results else []
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    given = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors_in((inputs, kwargs))}
-    totals = itertools.accumulate((nbytes for _, nbytes in changes), initial=sum(given.values()))
-    return max(totals) if changes else None

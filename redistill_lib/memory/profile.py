@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Convention = Literal["eager", "fused", "paper"]
-CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-_WIDTHS = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+Dtype = str | torch.dtype | None
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -45,24 +44,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """Live bytes of one forward pass. Weights are beside it, never inside.
-
-    `tensors` are the blocks of memory, `rows` the steps. `unfused` names unknown operators, taken to need inputs and
-    outputs side by side. `source` is "real" where the network had to be run, as its control flow depends on values.
-    """
+    """Live bytes of one forward pass. Weights are beside it, never inside."""
 
     model: str
     convention: str
     dtype: str
     inputs: tuple[tuple[int, ...], ...]
-    rows: tuple[Row, ...] = field(repr=False)
-    tensors: tuple[Buffer, ...] = field(repr=False)
+    rows: tuple[Row, ...] = field(repr=False)  # the steps
+    tensors: tuple[Buffer, ...] = field(repr=False)  # the blocks of memory
     weight_bytes: int
     weight_count: int
     buffer_bytes: int  # running statistics and the like
     constant_bytes: int  # tensors that do not depend on the input, computed once
-    unfused: tuple[str, ...]
-    source: str
+    unfused: tuple[str, ...]  # unknown operators, taken to need inputs and outputs side by side
+    source: str  # "real" where the network had to be run, as its control flow depends on values; else "fake"
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -110,7 +105,7 @@ def profile_memory(
     model: nn.Module,
     *inputs: Any,
     convention: Convention = "fused",
-    dtype: str | torch.dtype | None = None,
+    dtype: Dtype = None,
     kwargs: Mapping[str, Any] | None = None,
     in_place_depthwise: bool = False,
 ) -> Profile:
@@ -127,42 +122,38 @@ def profile_memory(
     >>> profile.peak_bytes == 4 * 16 * 16 * (8 + 4), profile.peak_op.module
     (True, '2')
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(CONVENTIONS)}")
+    if convention not in get_args(Convention):
+        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(get_args(Convention))}")
     if in_place_depthwise and convention != "fused":
         raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {convention}")
     storage_size(dtype)  # its mistakes before any work
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=convention == "eager")
-    return build_profile(model, passed, convention, dtype, in_place_depthwise=in_place_depthwise)
+    return build_profile(model, passed, convention, dtype, in_place_depthwise)
 
 
-def storage_size(dtype: str | torch.dtype | None) -> tuple[str | None, StorageSize]:
+def storage_size(dtype: Dtype) -> tuple[str | None, StorageSize]:
     """The name of a dtype, and how many bytes a storage would take in it."""
     if dtype is None:
         return None, lambda storage: storage.nbytes
-    name = _NAMES.get(dtype, str(dtype)) if isinstance(dtype, torch.dtype) else dtype
-    name = "int8" if name in ("torch.int8", "torch.uint8") else name
-    if name not in _WIDTHS:
-        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(_WIDTHS)}")
-    width = _WIDTHS[name]
+    names = {known: name for name, known in _DTYPES.items()} | {torch.uint8: "int8"}
+    name = dtype if isinstance(dtype, str) else names.get(dtype)
+    if name not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(_DTYPES)}")
+    width = _DTYPES[name].itemsize
 
     def size(storage: Storage) -> int:
-        return storage.nbytes // storage.itemsize * width if storage.floating else storage.nbytes
+        kept = not storage.dtype.is_floating_point
+        return storage.nbytes if kept else storage.nbytes // storage.dtype.itemsize * width
 
     return name, size
 
 
 def build_profile(
-    model: nn.Module,
-    passed: Trace,
-    convention: Convention,
-    dtype: str | torch.dtype | None,
-    *,
-    in_place_depthwise: bool = False,
+    model: nn.Module, passed: Trace, convention: Convention, dtype: Dtype, in_place_depthwise: bool = False
 ) -> Profile:
     """The profile of a traced pass."""
     name, size = storage_size(dtype)
-    width = _WIDTHS[name or "fp32"]
+    width = _DTYPES[name or "fp32"].itemsize
     schedule = None
     if convention == "paper":
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
@@ -172,10 +163,12 @@ def build_profile(
             schedule = eager_schedule(passed, size)
         else:
             schedule = fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
-        rows = _rows(schedule)
+        rows = rows_of(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
-    widest = max((storage.itemsize for storage in passed.storages if storage.floating), default=4)
+    widest = max((s.dtype.itemsize for s in passed.storages if s.dtype.is_floating_point), default=4)
+    weights = list(model.parameters())
+    count = sum(weight.numel() for weight in weights)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
         convention=convention,
@@ -183,9 +176,9 @@ def build_profile(
         inputs=passed.inputs,
         rows=rows,
         tensors=schedule.buffers if schedule else (),
-        weight_bytes=passed.weight_count * width if name else passed.weight_bytes,
-        weight_count=passed.weight_count,
-        buffer_bytes=passed.buffer_bytes,
+        weight_bytes=count * width if name else sum(weight.nbytes for weight in weights),
+        weight_count=count,
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         constant_bytes=schedule.constant_bytes if schedule else 0,
         unfused=schedule.unfused if schedule else (),
         source=passed.source,
@@ -193,7 +186,7 @@ def build_profile(
     )
 
 
-def _rows(schedule: Schedule) -> tuple[Row, ...]:
+def rows_of(schedule: Schedule) -> tuple[Row, ...]:
     sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
     rows = []
     for k, (step, live) in enumerate(zip(schedule.steps, schedule.live_bytes(), strict=True)):

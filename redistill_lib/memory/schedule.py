@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import torch
+
 from redistill_lib.memory.trace import Op, Storage, Trace
 
 StorageSize = Callable[[Storage], int]
 
-# Operators that read a place, a row or a channel only to write it anew, beside those that PyTorch tags as pointwise.
-_OVERWRITING = {
-    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm",
-    "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
-    "hardswish", "_prelu_kernel", "log_sigmoid_forward",
-}  # fmt: skip
-# Those of them that need no more than the place itself, as pointwise operators do: batch norm in eval mode.
-_BY_POINT = {
+# Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
+_POINTWISE = {
     "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
     "_prelu_kernel",
+}  # fmt: skip
+# Operators that read a row or a channel only to write it anew.
+_OVERWRITING = {
+    "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
+    "log_sigmoid_forward",
 }  # fmt: skip
 # Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
 _SEPARATE = {
@@ -58,10 +59,9 @@ class RunStep:
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     overwrites: tuple[int, ...]
-    kernel: tuple[int, ...] = ()  # of a convolution or pooling: size and stride along the height
-    flops: int = 0
+    rows: int  # that the kernel of a convolution or pooling spans; 0: it needs whole maps
+    flops: int
     scratch: int = 0  # bytes beside the buffers
-    by_rows: bool = False  # a convolution or pooling, and what joined it needs no more than the row at hand
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,11 @@ class Schedule:
         return live
 
 
-def _step(op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int]) -> RunStep:
-    return RunStep(
-        name=_SHORT.get(op.name, op.name.strip("_")),
-        module=op.module,
-        shape=op.shape,
-        reads=tuple(dict.fromkeys(reads)),
-        writes=tuple(writes),
-        overwrites=tuple(overwrites),
-        kernel=op.kernel,
-        flops=op.flops,
-        by_rows=bool(op.kernel) or op.pointwise or op.name in _BY_POINT,
-    )
+def _step(
+    op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0
+) -> RunStep:
+    name, reads = _SHORT.get(op.name, op.name.strip("_")), tuple(dict.fromkeys(reads))
+    return RunStep(name, op.module, op.shape, reads, tuple(writes), tuple(overwrites), op.rows, op.flops, scratch)
 
 
 def _buffer(storage: Storage, nbytes: int, first: int, last: int, returned: bool) -> Buffer:
@@ -116,22 +109,21 @@ def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool 
     what does not depend on the network's input is computed beforehand. With `in_place_depthwise` a depthwise
     convolution overwrites its input too, through a scratch of one channel (MCUNetV2, arXiv 2110.15352).
     """
-    ops, storages, fixed = needed_ops(trace), trace.storages, constants(trace)
-    last_use = {index: op.index for op in ops for index in (*op.reads, *op.mutates)}
-    last_use |= {storage.index: len(trace.ops) for storage in storages if storage.output}
+    (ops, fixed), storages = needed_ops(trace), trace.storages
+    last_use = {index: k for k, op in enumerate(ops) for index in (*op.reads, *op.mutates)}
+    last_use |= {storage.index: len(ops) for storage in storages if storage.output}
     made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
-    first = dict.fromkeys(made_at, 0)
+    first, last = dict.fromkeys(made_at, 0), dict.fromkeys(made_at, 0)
     home = {index: index for index in made_at}  # storage → buffer that holds it
     steps: list[RunStep] = []
-    step_of: dict[int, int] = {}  # operator → step
-    for op in ops:
+    for k, op in enumerate(ops):
         reads = [index for index in op.reads if index in home]
         writes = [index for index in op.writes if index in last_use]
         overwrites = [home[index] for index in op.mutates if index in home]
-        scratch = 0
+        taken, scratch = [home[index] for index in reads], 0
         if len(writes) == 1 and not overwrites:
             made = storages[writes[0]]
-            dying = [index for index in reads if last_use[index] == op.index]
+            dying = [index for index in reads if last_use[index] == k]
             alike = [index for index in dying if may_overwrite(op, storages[index], made, size)]
             if alike:
                 # The one made last: adding a shortcut is then part of the convolution before it.
@@ -142,7 +134,7 @@ def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool 
                 home[made.index], first[made.index] = made.index, len(steps) + 1  # until then it is in the old one
                 overwrites, writes = [home[dying[0]]], []
         home |= {index: index for index in writes}
-        step = replace(_step(op, [home[index] for index in reads], writes, overwrites), scratch=scratch)
+        step = _step(op, taken, writes, overwrites, scratch)
         joins = steps and overwrites and not writes and not scratch
         if joins and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
             into = steps[-1]
@@ -151,66 +143,60 @@ def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool 
                 name=f"{into.name}+{step.name}",
                 shape=step.shape,
                 reads=tuple(dict.fromkeys((*into.reads, *(i for i in step.reads if i not in step.overwrites)))),
+                rows=into.rows if _is_pointwise(op) else 0,
                 flops=into.flops + step.flops,
-                by_rows=into.by_rows and step.by_rows,
             )
         else:
             first |= {index: len(steps) for index in writes}
             steps.append(step)
-        made_at |= {home[index]: len(steps) - 1 for index in (*op.writes, *op.mutates) if index in home}
-        step_of[op.index] = len(steps) - 1
-    step_of[len(trace.ops)] = len(steps) - 1
-    last = dict(first)
-    for index, buffer in home.items():
-        if index in last_use:
-            last[buffer] = max(last[buffer], step_of[last_use[index]])
-    returned = {home[storage.index] for storage in storages if storage.output and storage.index in home}
+        now = len(steps) - 1
+        made_at |= {home[index]: now for index in (*op.writes, *op.mutates) if index in home}
+        last |= dict.fromkeys((*taken, *writes, *overwrites), now)
+    outputs = {home[storage.index] for storage in storages if storage.output and storage.index in home}
+    last |= dict.fromkeys(outputs, len(steps) - 1)
     buffers = tuple(
-        _buffer(storages[k], size(storages[k]), first[k], last[k], k in returned)
-        for k in first
-        if first[k] < len(steps)
+        _buffer(storages[index], size(storages[index]), start, max(start, last.get(index, 0)), index in outputs)
+        for index, start in first.items()
+        if start < len(steps)
     )
-    unfused = {op.target for op in ops if not _is_known(op)}
-    return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[k]) for k in fixed))
+    unfused = {str(op.func) for op in ops if not _is_known(op)}
+    return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[index]) for index in fixed))
 
 
 def may_overwrite(op: Op, read: Storage, made: Storage, size: StorageSize) -> bool:
     """Whether the operator could write its output over this input, if nothing else needs that any more."""
     alike = read.index in op.aligned and size(read) == size(made)
-    return alike and (op.pointwise or op.name in _OVERWRITING)
+    return alike and (_is_pointwise(op) or op.name in _OVERWRITING)
+
+
+def _is_pointwise(op: Op) -> bool:
+    return torch.Tag.pointwise in op.func.tags or op.name in _POINTWISE
 
 
 def _is_known(op: Op) -> bool:
     fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
     listed = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
-    return fills or listed or op.standard or op.pointwise or op.decides
+    standard = torch.Tag.core in op.func.tags or torch.Tag.reduction in op.func.tags
+    return fills or listed or standard or op.decides or _is_pointwise(op)
 
 
-def needed_ops(trace: Trace) -> list[Op]:
-    """The operators that vary with the input and decide what the network returns or keeps, in order."""
+def needed_ops(trace: Trace) -> tuple[list[Op], set[int]]:
+    """The operators that vary with the input and decide what is returned or kept, in order, and constant storages."""
     if trace.source == "real":
-        return list(trace.ops)  # values may have gone through Python, where no operator shows them
-    end, fixed = len(trace.ops), constants(trace)
+        return list(trace.ops), set()  # values may have gone through Python, where no operator shows them
+    varying, before = {storage.index for storage in trace.storages if storage.kind != "activation"}, -1
+    while before < len(varying):  # again while a storage turns out to vary that an earlier operator read
+        before = len(varying)
+        for op in trace.ops:
+            if torch.Tag.nondeterministic_seeded in op.func.tags or varying.intersection(op.reads):
+                varying.update(op.writes, op.mutates)
+    end = len(trace.ops)
     needed = {s.index for s in trace.storages if s.output} or {s.index for s in trace.storages if s.died == end}
     kept = []
     for op in reversed(trace.ops):
-        if op.decides or needed.intersection(op.writes) or needed.intersection(op.mutates):
+        touched = {*op.writes, *op.mutates}
+        if op.decides or needed & touched:
             needed.update(op.reads)
-            if op.decides or not fixed.issuperset((*op.writes, *op.mutates)):
+            if op.decides or touched & varying:
                 kept.append(op)
-    return kept[::-1]
-
-
-def constants(trace: Trace) -> set[int]:
-    """Storages that are the same whatever the input is. One that is written to from the input is none."""
-    if trace.source == "real":
-        return set()
-    varying = {storage.index for storage in trace.storages if storage.kind != "activation"}
-    for _ in trace.ops:  # again while a storage turns out to vary that an earlier operator read
-        before = len(varying)
-        for op in trace.ops:
-            if op.random or varying.intersection(op.reads):
-                varying.update(op.writes, op.mutates)
-        if len(varying) == before:
-            break
-    return {storage.index for storage in trace.storages} - varying
+    return kept[::-1], {storage.index for storage in trace.storages} - varying

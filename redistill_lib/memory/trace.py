@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,7 +18,8 @@ from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
 
-_StorageKind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
+Shape = tuple[int, ...]
+_Kind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,11 @@ class Storage:
 
     index: int
     nbytes: int
-    itemsize: int
-    floating: bool
-    shape: tuple[int, ...]
+    dtype: torch.dtype
+    shape: Shape
+    stride: tuple[int, ...]
     module: str
-    kind: _StorageKind
+    kind: _Kind
     born: int  # −1: before the first operator
     died: int = -1  # the number of operators: it outlives the pass
     output: bool = False  # the model returns it, or keeps it
@@ -40,31 +42,24 @@ class Storage:
 class Op:
     """One operator: the storages it reads, those it makes and those it changes, by index."""
 
-    index: int
-    name: str  # "convolution"
-    target: str  # "aten.convolution.default"
+    func: OpOverload  # aten.convolution.default, and what PyTorch knows of it
     module: str  # path of the innermost module that ran it
-    shape: tuple[int, ...]  # of its first output
+    shape: Shape  # of its first output
     reads: tuple[int, ...]
     writes: tuple[int, ...]
     mutates: tuple[int, ...]
-    pointwise: bool
-    standard: bool  # of PyTorch's core set, or a reduction
-    depthwise: bool
-    decides: bool  # it hands a value to Python, whose control flow may depend on it
-    random: bool
     aligned: tuple[int, ...]  # storages read just as the output is written: same shape, same strides, whole
-    kernel: tuple[int, ...]  # of a convolution or pooling: its size and stride along the height
+    rows: int  # that the kernel of a convolution or pooling spans; 0: another operator, or it reads a view
+    depthwise: bool
     flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
 
+    @property
+    def name(self) -> str:  # "convolution"
+        return self.func._schema.name.partition("::")[2]
 
-@dataclass(frozen=True)
-class Call:
-    """One call of a module: shapes of its first tensor input and output (empty where there is none)."""
-
-    path: str
-    shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
+    @property
+    def decides(self) -> bool:  # it hands a value to Python, whose control flow may depend on it
+        return self.func is torch.ops.aten._local_scalar_dense.default
 
 
 @dataclass(frozen=True)
@@ -73,11 +68,8 @@ class Trace:
 
     ops: tuple[Op, ...]
     storages: tuple[Storage, ...]
-    calls: tuple[Call, ...]
-    inputs: tuple[tuple[int, ...], ...]  # shapes
-    weight_bytes: int
-    weight_count: int
-    buffer_bytes: int
+    calls: dict[str, tuple[Shape, Shape]]  # of a module's first run: shapes of its first tensor in and out, or ()
+    inputs: tuple[Shape, ...]
     source: Tensors  # real: the pass had to be computed
 
 
@@ -107,80 +99,63 @@ def trace(
 
 
 def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> Trace:
-    recorder = _Recorder(model)
-    given = tensors_in(values)
-    for tensor in given:
-        recorder.add(tensor, "input")
-    handles = [
+    recorder = Recorder(model, values)
+    with (
         module_hooks.register_module_forward_pre_hook(recorder.enter),
         module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
-    ]
-    try:
-        with recorder:
-            out = model(*values[0], **values[1])
-    finally:
-        for handle in handles:
-            handle.remove()
+        recorder,
+    ):
+        out = model(*values[0], **values[1])
     recorder.bury()
-    returned = {recorder.index_of(tensor) for tensor in tensors_in(out)}
-    end = len(recorder.ops)
-    parameters, buffers = list(model.parameters()), list(model.buffers())
-    return Trace(
-        ops=tuple(recorder.ops),
-        storages=tuple(
-            replace(s, died=end if s.died < 0 else s.died, output=s.index in returned or s.kind == "state")
-            for s in recorder.storages
-        ),
-        calls=tuple(recorder.calls),
-        inputs=tuple(tuple(tensor.shape) for tensor in given),
-        weight_bytes=sum(p.nbytes for p in parameters),
-        weight_count=sum(p.numel() for p in parameters),
-        buffer_bytes=sum(b.nbytes for b in buffers),
-        source=source,
+    returned = {recorder.index_of(tensor) for tensor in _plain(out)}
+    ops, end = tuple(recorder.ops), len(recorder.ops)
+    inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(values))
+    storages = (
+        replace(s, died=recorder.died.get(s.index, end), output=s.index in returned or s.kind == "state")
+        for s in recorder.storages
     )
+    return Trace(ops, tuple(storages), recorder.calls, inputs, source)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
     """Notes every operator and asks before each which storages are gone: Python lets go of them, so only it knows."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, inputs: Any):
         super().__init__()
         self.paths = original_paths(model)
         self.stack = [""]
         self.ops: list[Op] = []
-        self.calls: list[Call] = []
+        self.calls: dict[str, tuple[Shape, Shape]] = {}
         self.storages: list[Storage] = []
         self.references: list[StorageWeakRef] = []  # of each
-        self.layouts: list[tuple[tuple[int, ...], tuple[int, ...]]] = []  # shape and strides of each when made
+        self.died: dict[int, int] = {}
         self.alive: dict[int, int] = {}  # address → index
-        kept = [tensor.untyped_storage() for tensor in held_tensors(model) if _is_plain(tensor)]
+        kept = [tensor.untyped_storage() for tensor in _plain(held_tensors(model))]
         self.weights = {storage._cdata: storage for storage in kept}  # held, so that their addresses stay theirs
+        for tensor in _plain(inputs):
+            self.add(tensor, "input")
 
     def index_of(self, tensor: Tensor) -> int | None:
         """The storage's number; None for a weight, an empty one, or a constant."""
-        return self.alive.get(tensor.untyped_storage()._cdata) if _is_plain(tensor) else None
+        return self.alive.get(tensor.untyped_storage()._cdata)
 
-    def add(self, tensor: Tensor, kind: _StorageKind) -> int | None:
+    def add(self, tensor: Tensor, kind: _Kind) -> int | None:
         """Number a storage that was not there before; None where it was, or holds nothing."""
-        if not _is_plain(tensor):
-            return None
         storage, state = tensor.untyped_storage(), kind == "state"
         key, nbytes = storage._cdata, 0 if state else storage.nbytes()
         if key in self.alive or (not state and (key in self.weights or not nbytes)):
             return None
         index = self.alive[key] = len(self.storages)
-        shape, born = tuple(tensor.shape), -1 if kind == "input" else len(self.ops)
+        layout, born = (tuple(tensor.shape), tensor.stride()), -1 if kind == "input" else len(self.ops)
+        self.storages.append(Storage(index, nbytes, tensor.dtype, *layout, self.stack[-1], kind, born))
         self.references.append(StorageWeakRef(storage))
-        self.layouts.append((shape, tensor.stride()))
-        floating = tensor.is_floating_point()
-        self.storages.append(Storage(index, nbytes, tensor.itemsize, floating, shape, self.stack[-1], kind, born))
         return index
 
     def bury(self) -> None:
         for key, index in list(self.alive.items()):
             if self.references[index].expired():
                 del self.alive[key]
-                self.storages[index] = replace(self.storages[index], died=len(self.ops))
+                self.died[index] = len(self.ops)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -189,44 +164,37 @@ class _Recorder(TorchDispatchMode):
         self.bury()
         mutates = _mutated(func, args, kwargs)
         for tensor in mutates:
-            if self.index_of(tensor) is None:
-                self.add(tensor, "state")  # what is read from it later depends on this
+            self.add(tensor, "state")  # what is read from it later depends on this
         read = [
             (self.index_of(t), tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes())
-            for t in tensors_in((args, kwargs))
-            if _is_plain(t)
+            for t in _plain((args, kwargs))
         ]
         out = func(*args, **kwargs)
-        made = tensors_in(out)
+        made = _plain(out)
         writes = [index for tensor in made if (index := self.add(tensor, "activation")) is not None]
         changed = [index for tensor in mutates if (index := self.index_of(tensor)) is not None]
-        decides = func is torch.ops.aten._local_scalar_dense.default
-        if not (writes or changed or decides):
+        if not (writes or changed or func is torch.ops.aten._local_scalar_dense.default):
             return out  # a view
-        shape, stride = (tuple(made[0].shape), made[0].stride()) if made and _is_plain(made[0]) else ((), ())
+        shape, stride = (tuple(made[0].shape), made[0].stride()) if made else ((), ())
         reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
         unlike = {index for index, *layout in read if layout != [shape, stride, True]}
-        kernel, depthwise = _kernel(func, args)
-        if read and read[0][0] is not None and read[0][1:3] != self.layouts[read[0][0]]:
-            kernel = ()  # not the map as it was made: its rows are other ones
+        rows, depthwise = _kernel(func, args)
+        if read and (first := read[0][0]) is not None:
+            source = self.storages[first]
+            if read[0][1:3] != (source.shape, source.stride):
+                rows = 0  # not the map as it was made: its rows are other ones
         count = flop_registry.get(func._overloadpacket)
         self.ops.append(
             Op(
-                index=len(self.ops),
-                name=func._schema.name.partition("::")[2],
-                target=str(func),
+                func=func,
                 module=self.stack[-1],
                 shape=shape,
                 reads=reads,
                 writes=tuple(writes),
                 mutates=tuple(dict.fromkeys(changed)),
-                pointwise=torch.Tag.pointwise in func.tags,
-                standard=torch.Tag.core in func.tags or torch.Tag.reduction in func.tags,
-                depthwise=depthwise,
-                decides=decides,
-                random=torch.Tag.nondeterministic_seeded in func.tags,
                 aligned=tuple(index for index in reads if index not in unlike),
-                kernel=kernel,
+                rows=rows,
+                depthwise=depthwise,
                 flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
             )
         )
@@ -238,34 +206,33 @@ class _Recorder(TorchDispatchMode):
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         path = self.stack.pop()
         if self.paths.get(id(module)) == path:
-            self.calls.append(Call(path, _first_shape(args), _first_shape(output)))
+            self.calls.setdefault(path, (_first_shape(args), _first_shape(output)))
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_nested
+def _plain(values: Any) -> list[Tensor]:
+    """The tensors that have a storage of their own to ask for."""
+    return [tensor for tensor in tensors_in(values) if tensor.layout == torch.strided and not tensor.is_nested]
 
 
-def _first_shape(values: Any) -> tuple[int, ...]:
+def _first_shape(values: Any) -> Shape:
     return next((tuple(tensor.shape) for tensor in tensors_in(values)), ())
 
 
 def _mutated(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     arguments = func._schema.arguments
     values = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
-    return tensors_in([values.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write])
+    return _plain([values.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write])
 
 
-def _kernel(func: Any, args: Any) -> tuple[tuple[int, ...], bool]:
-    """(rows that the kernel spans, stride along the height) of a 2-d convolution or pooling; whether depthwise."""
+def _kernel(func: Any, args: Any) -> tuple[int, bool]:
+    """The rows that the kernel of a 2-d convolution or pooling spans, and whether it is depthwise."""
     name = func._schema.name
     if name == "aten::convolution":
-        weight, stride, dilation, transposed, groups = args[1], args[3], args[5], args[6], args[8]
-        if weight.ndim != 4 or transposed:
-            return (), False
-        rows = dilation[0] * (weight.shape[2] - 1) + 1
-        return (rows, stride[0]), groups > 1 and groups == args[0].shape[1] == weight.shape[0]
+        weight, dilation, transposed, groups = args[1], args[5], args[6], args[8]
+        if weight.ndim == 4 and not transposed:
+            rows = dilation[0] * (weight.shape[2] - 1) + 1
+            return rows, groups > 1 and groups == args[0].shape[1] == weight.shape[0]
     if name.startswith(("aten::max_pool2d", "aten::avg_pool2d")):
-        stride = args[2] if len(args) > 2 and args[2] else args[1]
         dilation = args[4][0] if name.startswith("aten::max") and len(args) > 4 else 1
-        return (dilation * (args[1][0] - 1) + 1, stride[0]), False
-    return (), False
+        return dilation * (args[1][0] - 1) + 1, False
+    return 0, False

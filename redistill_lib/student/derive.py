@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from torch import Tensor, nn
 
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
-from redistill_lib.student.places import FITTING, Extent, Level, MapCall, Places, as_inputs, find_layout, trace_levels
+from redistill_lib.student.places import FITTING, MapCall, Places, find_layout, times, trace_levels
 
 _Model = TypeVar("_Model", bound=nn.Module)
-Weights = Literal["copy", "init"]
 
 
 def derive_student(
@@ -28,23 +25,19 @@ def derive_student(
     plan: StridePlan | str | None = None,
     example: Tensor | tuple[Any, ...],
     downsampler: Downsampler = "stride",
-    weights: Weights = "copy",
 ) -> tuple[_Model, tuple[Change, ...]]:
     """A copy of `model` that pools its maps earlier, and the list of what was changed. `model` is left as it is.
 
     Give `factor` (2, 4, 8, …): the stem's stride is multiplied by it and given back from the last place backwards;
     a student of ×4 and more gives up a pool right behind the stem first (ReDistill, arXiv 2406.03744, section 4).
-    Or give `plan`: one stride for each of `find_places(model, example)`; a built-in network also takes its own
-    notation, stride-1 places included. `example` is a float image B×C×H×W, or the tuple of the network's inputs,
-    such as (x, t); only its shape matters.
+    Or give `plan`: one stride per place of `find_places`; a built-in network also takes its own notation, stride-1
+    places included. `example` is a float image B×C×H×W, or the network's inputs, as (x, t); only its shape matters.
 
-    Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image.
-    Kernels stay, except where kernel = stride, which stays so (a pool becomes the identity at stride 1). The
-    student's outputs have the teacher's shapes.
+    Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image:
+    the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
+    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
-    `weights`: "copy" keeps every weight (averaged or repeated where a kernel changes its size); "init" draws all anew
-    by `reset_parameters` and `_init_weights`, and warns of parameters that neither reaches.
 
     Raises ValueError where the stride cannot be moved, naming the layer and the reason.
 
@@ -54,34 +47,25 @@ def derive_student(
     >>> changes
     (0: conv stride 2 → 8, 1: max pool 2 → 1, 2: conv stride 2 → 1)
     """
-    for label, value, choices in (("downsampler", downsampler, Downsampler), ("weights", weights, Weights)):
-        if value not in get_args(choices):
-            raise ValueError(f"{label}={value!r} is not one of {', '.join(get_args(choices))}")
-    inputs = as_inputs(example)
-    layout = find_layout(model, inputs)
+    if downsampler not in get_args(Downsampler):
+        raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
+    layout = find_layout(model, example)
     target = _target(model, layout, factor, plan)
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
     for call, old, new in _due(model, layout, target):
-        if call is layout.tail and old == 1:
-            changes[call.path] = lift(student, call, new)
+        if call is layout.tail and old == 1 and call.function == "conv2d":
+            changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
             changes[call.path] = restride(student, call, old, new, downsampler)
             if new == 1 and (change := reconnect(student, call.path)):
                 changes[change.layer] = change
-    _settle(student, inputs, layout, target, changes)
+    _settle(student, layout, target, changes)
     _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
-        derived = student.config.get("derived", [])  # type: ignore[union-attr, operator]
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
-        register(derived=[*derived, own])
-    if weights == "init" and (left := draw_weights(student)):
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        warnings.warn(
-            f"no reset_parameters reaches {', '.join(left[:3])}{more}: the student keeps the teacher's values there",
-            stacklevel=2,
-        )
+        register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
     return student, tuple(changes.values())
 
 
@@ -95,8 +79,7 @@ def _target(model: nn.Module, layout: Places, factor: int | None, plan: StridePl
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())
-    plan = StridePlan.parse(plan) if isinstance(plan, str) else plan
-    assert plan is not None
+    plan = StridePlan.parse(str(plan))
     own = getattr(model, "plan", None)
     if isinstance(own, StridePlan) and len(own.places) == len(plan.places) != len(layout.places):
         kept = _kept(own)
@@ -117,36 +100,12 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _sizes(layout: Places, target: StridePlan) -> Callable[[Level], Extent]:
-    """The student's height and width at each of the teacher's levels."""
-    image, known, total = layout.image, dict[Level, Extent](), 1
-    for level, stride in zip(layout.levels, target.places, strict=True):
-        total *= stride
-        if any(side % total for side in image):
-            raise ValueError(
-                f"a student of plan {target} divides its images by {total} or more, which an example of "
-                f"{image[0]}×{image[1]} does not allow"
-            )
-        known[level] = (image[0] // total, image[1] // total)
-    shrink = target.stem / layout.plan.stem
-
-    def size(level: Level) -> Extent:
-        if level in known:
-            return known[level]
-        if level.raw or not layout.levels[0].area < level.area < math.prod(image):
-            return level.size  # the image's, or that of a gate or a head
-        # A level of the way up alone shrinks with the stem's: what leads back to the image grows by the factor.
-        return (round(level.height / shrink), round(level.width / shrink))
-
-    return size
-
-
 def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple[MapCall, int, int]]:
     """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
-    size, image = _sizes(layout, target), layout.image
+    size, image = layout.sizes(target), layout.image
     wanted: dict[tuple[str, str], tuple[MapCall, int, int]] = {}
     for call in layout.found.calls:
-        if call.function == FITTING or (call is not layout.tail and not call.resizes):
+        if call.function == FITTING or (call is not layout.tail and call.before == call.after):
             continue
         before = call.before.size, call.after.size
         after = size(call.before), image if call is layout.tail else size(call.after)
@@ -167,28 +126,26 @@ def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple
     return (due for due in wanted.values() if due[1] != due[2])
 
 
-def _settle(
-    student: nn.Module, inputs: tuple[Any, ...], layout: Places, target: StridePlan, changes: dict[str, Change]
-) -> None:
+def _settle(student: nn.Module, layout: Places, target: StridePlan, changes: dict[str, Change]) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
-    size_at = _sizes(layout, target)
+    size_at = layout.sizes(target)
     resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
     end = layout.tail.path if layout.tail else None  # from the last layer on, the map is the image's size
-    visits = itertools.takewhile(lambda visit: visit.path != end, layout.found.visits)
-    wanted = {v[:2]: size_at(v.level) for v in visits if v.path in resizing and v.level.size == v.size}
+    visits = itertools.takewhile(lambda visit: visit[0][0] != end, layout.found.visits.items())
+    wanted = {run: size_at(level) for run, (level, size) in visits if run[0] in resizing and level.size == size}
     for _ in range(len(changes) + 1):
-        found = trace_levels(student, inputs)
-        wrong = next((v for v in found.visits if wanted.get(v[:2], v.size) != v.size), None)
+        found = trace_levels(student, layout.inputs)
+        wrong = next((run for run, (_, size) in found.visits.items() if wanted.get(run, size) != size), None)
         if wrong is None:
             break
-        change, size = changes.get(wrong.path), wanted[wrong[:2]]
-        note = settle(student, wrong.path, wrong.size, size) if change else None
+        path, size, due = wrong[0], found.visits[wrong][1], wanted[wrong]
+        change = changes.get(path)
+        note = settle(student.get_submodule(path), size, due) if change else None
         if change is None or note is None:
             _check_effect(layout, change)
             what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
-            got = f"{wrong.path or 'the network'} gives maps of {wrong.size[0]}×{wrong.size[1]}"
-            raise ValueError(f"{got}{what}, not of {size[0]}×{size[1]}")
-        changes[wrong.path] = replace(change, note=", ".join(filter(None, (change.note, note))))
+            raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
+        changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     if found.error is not None:
         inside = found.stack[-1]
         _check_effect(layout, changes.get(inside))
@@ -201,10 +158,10 @@ def _settle(
 def _check_effect(layout: Places, change: Change | None) -> None:
     if change is not None and change.kind == "attribute":
         calls = layout.found.calls
-        function = next(call.function for call in calls if call.path == change.layer and call.resizes)
+        function = next(call.function for call in calls if call.path == change.layer and call.before != call.after)
         raise ValueError(
-            f"{change.layer} calls {function} in its own forward, which cannot be changed from outside: "
-            f"its attribute {change.note!r} was set to {change.after}, without effect"
+            f"{change.layer} calls {function} in its own forward, which cannot be changed from outside: its "
+            f"attribute {change.note!r} was set to {change.after}, without effect"
         )
 
 
@@ -221,8 +178,7 @@ def _rename(student: nn.Module, layout: Places, target: StridePlan, downsampler:
 def draw_weights(network: nn.Module) -> list[str]:
     """Draw new weights in place, by each module's `reset_parameters` and then the network's `_init_weights`.
 
-    Returns the names of the parameters that neither reaches, which keep their values. Inner modules come first, as
-    when a network is made, so that an outer one has the last word.
+    Returns the names of the parameters that neither reaches, which keep their values. Outer modules come last.
 
     >>> draw_weights(nn.Sequential(nn.Linear(2, 2), nn.PReLU()))
     []

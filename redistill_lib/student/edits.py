@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from redistill_lib.checks import is_number
 from redistill_lib.student.places import Extent, MapCall
 
 Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
@@ -45,11 +46,10 @@ class Change:
 def restride(model: nn.Module, call: MapCall, old: int, new: int, downsampler: Downsampler) -> Change:
     """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not."""
     path, layer = call.path, model.get_submodule(call.path)
+    kind, note = "upsample", ""
     if isinstance(layer, nn.Conv2d) and call.function == "conv2d":
-        if new > old and downsampler != "stride":
-            kind, note = _insert(model, path, layer, old, new, downsampler)
-        else:
-            kind, note = _conv(path, layer, old, new)
+        pooled = new > old and downsampler != "stride"
+        kind, note = _insert(path, layer, old, new, downsampler) if pooled else _conv(path, layer, old, new)
     elif isinstance(layer, nn.ConvTranspose2d):
         kind, note = "transposed conv", _transposed(path, layer, new)
     elif isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
@@ -57,36 +57,30 @@ def restride(model: nn.Module, call: MapCall, old: int, new: int, downsampler: D
     elif not isinstance(layer, nn.Upsample):
         kind, note = "attribute", _attribute(call, layer, old, new)
     elif new == 1:
-        kind, note = "upsample", "removed"
-        swap(model, layer, nn.Identity())
+        note = _remove(model, layer)
     else:
-        kind, note = "upsample", ""
         layer.scale_factor, layer.size = float(new), None
     return Change(path, kind, old, new, note)
 
 
-def lift(model: nn.Module, call: MapCall, factor: int) -> Change:
-    """Let the last convolution return `factor` times its input's size; a plain one shuffles repeated channels."""
-    layer = model.get_submodule(call.path)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return Change(call.path, "transposed conv", 1, factor, _transposed(call.path, layer, factor))
+def lift(path: str, layer: nn.Module, factor: int) -> Change:
+    """Let the last convolution shuffle repeated channels into `factor` times its input's height and width."""
     if not isinstance(layer, nn.Conv2d) or not _plain(layer) or layer.groups > 1:
         raise ValueError(
-            f"{call.path or 'the network'} makes the output image, which has to grow ×{factor}; that can be added "
+            f"{path or 'the network'} makes the output image, which has to grow ×{factor}; that can be added "
             f"to a plain Conv2d or ConvTranspose2d, not to a {type(layer).__name__}"
         )
     for name, value in list(layer.named_parameters(recurse=False)):
         setattr(layer, name, _parameter(value.repeat_interleave(factor**2, 0), value))
-    swap(model, layer, with_steps(layer, behind=(nn.PixelShuffle(factor),)))
-    return Change(call.path, "inserted", 1, factor, f"depth to space ×{factor}")
+    _add_steps(layer, behind=(nn.PixelShuffle(factor),))
+    return Change(path, "inserted", 1, factor, f"depth to space ×{factor}")
 
 
-def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    new.training = old.training
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if child is old:
-                setattr(parent, name, new)
+def _remove(model: nn.Module, layer: nn.Module) -> str:
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if module is layer:
+            model.set_submodule(path, nn.Identity().train(layer.training))
+    return "removed"
 
 
 def reconnect(model: nn.Module, path: str) -> Change | None:
@@ -103,9 +97,8 @@ def reconnect(model: nn.Module, path: str) -> Change | None:
     return None
 
 
-def settle(model: nn.Module, path: str, got: Extent, wanted: Extent) -> str | None:
+def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
     """Pad a layer whose map lacks a border; what was done, or None where nothing can be."""
-    layer = model.get_submodule(path)
     short = [w - g for w, g in zip(wanted, got, strict=True)]
     if min(short) < 0:
         return None
@@ -115,7 +108,7 @@ def settle(model: nn.Module, path: str, got: Extent, wanted: Extent) -> str | No
         if any(m > d * (k - 1) for m, d, k in zip(missing, layer.dilation, layer.kernel_size, strict=True)):
             return None
         (top, bottom), (left, right) = ((m - m // 2, m // 2) for m in missing)
-        swap(model, layer, with_steps(layer, before=(nn.ZeroPad2d((left, right, top, bottom)),)))
+        _add_steps(layer, before=(nn.ZeroPad2d((left, right, top, bottom)),))
         return f"padded by {left} left, {right} right, {top} top, {bottom} bottom"
     if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) and short[0] == short[1] and short[0] % 2 == 0:
         padding = _one(layer.padding) + short[0] // 2
@@ -128,23 +121,17 @@ def settle(model: nn.Module, path: str, got: Extent, wanted: Extent) -> str | No
 def _conv(path: str, conv: nn.Conv2d, old: int, new: int) -> tuple[str, str]:
     if _tiles(conv):
         size = conv.kernel_size[0] * new // old
-        note = _resize_kernel(path, conv, size, (conv.kernel_size[0] / size) ** 2)
-        conv.stride = (size, size)
-        return "patch embed", note
+        return "patch embed", _resize_kernel(path, conv, size, (conv.kernel_size[0] / size) ** 2)
     note = ""
     if conv.padding == "same" and new > 1:  # which only stride 1 may have
         reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         conv.padding = (reach[0] // 2, reach[1] // 2)
-        if conv.padding_mode != "zeros":
-            conv._reversed_padding_repeated_twice = [conv.padding[1]] * 2 + [conv.padding[0]] * 2
         note = f"padding {conv.padding[0]}"
     conv.stride = (conv.stride[0] * new // old, conv.stride[1] * new // old)
     return "conv stride", note
 
 
-def _insert(
-    model: nn.Module, path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsampler
-) -> tuple[str, str]:
+def _insert(path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsampler) -> tuple[str, str]:
     factor = new // old
     if new % old:
         raise ValueError(f"{path}: a {downsampler} pool cannot take stride {old} to {new}; 'stride' can")
@@ -156,23 +143,21 @@ def _insert(
     if downsampler == "space_to_depth":
         # Every pixel of a square weighs the same: at first the teacher's stem on the image shrunk by averaging.
         conv.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
-        swap(model, conv, with_steps(conv, before=(nn.PixelUnshuffle(factor),)))
+        _add_steps(conv, before=(nn.PixelUnshuffle(factor),))
         return "inserted", f"space to depth {factor}"
-    if downsampler == "blur":
-        if factor & (factor - 1):
-            raise ValueError(f"{path}: blur halves, so it cannot reduce by {factor}; choose a power of two, or 'avg'")
-        pools: tuple[nn.Module, ...] = (Blur(),) * (factor.bit_length() - 1)
+    if downsampler != "blur":
+        pool = nn.MaxPool2d(factor) if downsampler == "max" else nn.AvgPool2d(factor)
+        _add_steps(conv, behind=(pool,))
+    elif factor & (factor - 1):
+        raise ValueError(f"{path}: blur halves, so it cannot reduce by {factor}; choose a power of two, or 'avg'")
     else:
-        pools = ((nn.MaxPool2d if downsampler == "max" else nn.AvgPool2d)(factor),)
-    swap(model, conv, with_steps(conv, behind=pools))
+        _add_steps(conv, behind=(Blur(),) * (factor.bit_length() - 1))
     return "inserted", f"{downsampler} pool {factor}"
 
 
 def _transposed(path: str, conv: nn.ConvTranspose2d, new: int) -> str:
     if _tiles(conv):
-        note = _resize_kernel(path, conv, new, 1.0)
-        conv.stride = (new, new)
-        return note
+        return _resize_kernel(path, conv, new, 1.0)
     extra = new - 1 + 2 * int(conv.padding[0]) - conv.dilation[0] * (conv.kernel_size[0] - 1)
     if not 0 <= extra < max(new, conv.dilation[0]):
         raise ValueError(
@@ -187,8 +172,7 @@ def _pool(model: nn.Module, pool: nn.MaxPool2d | nn.AvgPool2d, new: int) -> tupl
     kind = "max pool" if isinstance(pool, nn.MaxPool2d) else "avg pool"
     tiles = _one(pool.kernel_size) == _one(pool.stride) and _one(pool.padding) == 0
     if tiles and new == 1:
-        swap(model, pool, nn.Identity())  # a pool over one pixel
-        return kind, "removed"
+        return kind, _remove(model, pool)  # a pool over one pixel
     pool.stride = new
     if tiles:
         pool.kernel_size = new
@@ -200,22 +184,18 @@ def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
         setattr(layer, "interpolate", False)  # noqa: B010
         return "interpolate off"
     for name in _ATTRIBUTES:
-        value = getattr(layer, name, None)
-        if value == old and not isinstance(value, bool):
-            setattr(layer, name, type(value)(new))
-            return name
-        if isinstance(value, (tuple, list)) and set(value) == {old}:
-            setattr(layer, name, type(value)([new] * len(value)))
+        value: Any = getattr(layer, name, None)
+        values = value if isinstance(value, (tuple, list)) else [value]
+        if values and all(is_number(v) and v == old for v in values):
+            setattr(layer, name, type(value)([new] * len(values) if values is value else new))
             return name
     raise ValueError(inside_forward(call, layer))
 
 
 def inside_forward(call: MapCall, layer: nn.Module) -> str:
     what = "slices" if call.function == "__getitem__" else f"calls {call.function}"
-    return (
-        f"{call.path or 'the network'} ({type(layer).__name__}) {what} in its own forward, "
-        "which cannot be changed from outside"
-    )
+    where = f"{call.path or 'the network'} ({type(layer).__name__})"
+    return f"{where} {what} in its own forward, which cannot be changed from outside"
 
 
 def _plain(conv: nn.Conv2d) -> bool:
@@ -235,10 +215,10 @@ def _resize_kernel(path: str, conv: nn.Conv2d | nn.ConvTranspose2d, size: int, g
     """A kernel that tiles the map keeps tiling it, without gaps or overlap: average or repeat its weights."""
     if "weight" not in conv._parameters:
         raise ValueError(f"{path} computes its weight, so its kernel cannot follow its stride of {size}")
-    before = conv.kernel_size[0]
+    note = f"kernel {conv.kernel_size[0]} → {size}"
     conv.weight = _parameter(F.adaptive_avg_pool2d(conv.weight, size) * gain, conv.weight)
-    conv.kernel_size = (size, size)
-    return f"kernel {before} → {size}"
+    conv.kernel_size = conv.stride = (size, size)
+    return note
 
 
 def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
@@ -253,10 +233,9 @@ def _one(value: Any) -> int:
 
 
 class SteppedConv2d(nn.Conv2d):
-    """A convolution with steps without weights `before` and `behind` it: padding, a pool, space to depth or back.
+    """A convolution with steps `before` and `behind` it that are no layers: padding, a pool, space to depth or back.
 
-    The steps are in tuples, so that they are no layers of the network. With space to depth or back, the weight has
-    factor² times the channels that `in_channels` or `out_channels` say.
+    With space to depth or back, the weight has factor² times the channels that `in_channels` or `out_channels` say.
     """
 
     before: tuple[nn.Module, ...]
@@ -275,12 +254,9 @@ class SteppedConv2d(nn.Conv2d):
         return ", ".join([super().extra_repr(), *steps])
 
 
-def with_steps(conv: nn.Conv2d, before: tuple[nn.Module, ...] = (), behind: tuple[nn.Module, ...] = ()) -> nn.Conv2d:
-    """`conv` with steps around it: the same parameters, hooks and settings."""
-    new = SteppedConv2d.__new__(SteppedConv2d)
-    new.__dict__.update(conv.__dict__)
-    new.before, new.behind = before, behind
-    return new
+def _add_steps(conv: nn.Conv2d, before: tuple[nn.Module, ...] = (), behind: tuple[nn.Module, ...] = ()) -> None:
+    conv.__class__ = SteppedConv2d  # in place: parameters, hooks and settings stay
+    conv.before, conv.behind = before, behind  # type: ignore[assignment]
 
 
 class Blur(nn.Module):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,17 +32,12 @@ _RESIZERS = (
 class Level(NamedTuple):
     """A resolution of a network; `raw` up to the first convolution."""
 
-    height: int
-    width: int
+    size: Extent
     raw: bool = False
 
     @property
-    def size(self) -> Extent:
-        return (self.height, self.width)
-
-    @property
     def area(self) -> int:
-        return self.height * self.width
+        return math.prod(self.size)
 
 
 class MapCall(NamedTuple):
@@ -54,36 +48,16 @@ class MapCall(NamedTuple):
     before: Level
     after: Level
 
-    @property
-    def convolves(self) -> bool:
-        return self.function in _CONVOLUTIONS
-
-    @property
-    def resizes(self) -> bool:
-        return self.before != self.after
-
-
-class _Visit(NamedTuple):
-    """One run of a module that returned a map: the run's number, the map's level and its true size."""
-
-    path: str
-    number: int
-    level: Level
-    size: Extent
-
 
 @dataclass(frozen=True)
 class Place:
-    """One place where a network downsamples: the layers that carry its stride, all parallel branches together.
-
-    `before` and `after` are height and width of the maps around it. `pool`: nothing learns from the stem to here.
-    """
+    """One place where a network downsamples: the layers that carry its stride, all parallel branches together."""
 
     layers: tuple[str, ...]
     stride: int
-    before: Extent
+    before: Extent  # height and width of the maps before it
     after: Extent
-    pool: bool = False
+    pool: bool  # nothing learns from the stem to here
 
     @property
     def name(self) -> str:
@@ -96,7 +70,7 @@ class Places:
     """The places of a network, and the trace that they were read from."""
 
     places: tuple[Place, ...]
-    levels: tuple[Level, ...]  # behind each place
+    inputs: tuple[Any, ...]
     image: Extent
     found: LevelTrace
     tail: MapCall | None  # what makes the output image, where only the stem's stride of 1 allows it its size
@@ -104,6 +78,29 @@ class Places:
     @property
     def plan(self) -> StridePlan:
         return StridePlan(self.places[0].stride, tuple(place.stride for place in self.places[1:]))
+
+    def sizes(self, target: StridePlan) -> Callable[[Level], Extent]:
+        """The height and width that a student of plan `target` has at each of the teacher's levels."""
+        image, known, total = self.image, dict[Level, Extent](), 1
+        for place, stride in zip(self.places, target.places, strict=True):
+            total *= stride
+            if any(side % total for side in image):
+                raise ValueError(
+                    f"a student of plan {target} divides its images by {total} or more, which an example of "
+                    f"{times(image)} does not allow"
+                )
+            known[Level(place.after)] = (image[0] // total, image[1] // total)
+        least, shrink = math.prod(self.places[0].after), target.stem / self.plan.stem
+
+        def size(level: Level) -> Extent:
+            if level in known:
+                return known[level]
+            if level.raw or not least < level.area < math.prod(image):
+                return level.size  # the image's, or that of a gate or a head
+            # A level of the way up alone shrinks with the stem's: what leads back to the image grows by the factor.
+            return (round(level.size[0] / shrink), round(level.size[1] / shrink))
+
+        return size
 
 
 def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Place, ...]:
@@ -117,10 +114,11 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
     >>> [(place.name, place.stride, place.after) for place in find_places(net, torch.zeros(1, 3, 32, 32))]
     [('0', 1, (32, 32)), ('2', 2, (16, 16)), ('3', 2, (8, 8))]
     """
-    return find_layout(model, as_inputs(example)).places
+    return find_layout(model, example).places
 
 
-def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Places:
+def find_layout(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Places:
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     check_float(inputs)
     image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
     if image is None:
@@ -138,47 +136,42 @@ def find_layout(model: nn.Module, inputs: tuple[Any, ...]) -> Places:
     body = calls[:-1] if calls[-1].function == "avg_pool2d" else calls
     down = [c for c in body if c.after.area < c.before.area and not c.before.raw]
     below = {c.after for c in down if c.after.area < first.area}
-    levels = sorted({first, *below}, key=lambda level: -level.area)
     places: list[Place] = []
-    for before, after in itertools.pairwise([Level(*size, raw=True), *levels]):
-        carriers = stems if before.raw else [c for c in down if (c.before, c.after) == (before, after)]
-        if not carriers:  # no layer between neighbouring levels: the smaller one is reached from further up only
-            carriers = [c for c in down if c.after == after]
-        layers = tuple(dict.fromkeys(c.path for c in carriers if c.after == after))
+    # A fixed filter, as that of a blur pool, is a buffer.
+    convolutions = (c for c in calls if c.function in _CONVOLUTIONS)
+    learning = {c for c in convolutions if [*model.get_submodule(c.path).parameters(recurse=False)]}
+    levels = sorted({first, *below}, key=lambda level: -level.area)
+    for before, after in itertools.pairwise([Level(size, raw=True), *levels]):
+        reaching = [c for c in (stems if before.raw else down) if c.after == after]
+        # Where no layer is between neighbouring levels, the smaller one is reached from further up only.
+        carriers = [c for c in reaching if before.raw or c.before == before] or reaching
+        layers = tuple(dict.fromkeys(c.path for c in carriers))
         strides = [round(b / a) for b, a in zip(before.size, after.size, strict=True)]
         if strides[0] != strides[1]:
             raise ValueError(
-                f"{layers[0]} strides {strides[0]} down and {strides[1]} across ({_x(before.size)} → "
-                f"{_x(after.size)}); a plan has one stride for both"
+                f"{layers[0]} strides {strides[0]} down and {strides[1]} across ({times(before.size)} → "
+                f"{times(after.size)}); a plan has one stride for both"
             )
-        since = [c for c in calls[: calls.index(carriers[0]) + 1] if not c.before.raw]
-        pool = len(places) == 1 and not any(_learns(model, c) for c in (*since, *carriers))
+        since = (c for c in calls[: calls.index(carriers[0]) + 1] if not c.before.raw)
+        pool = len(places) == 1 and learning.isdisjoint((*since, *carriers))
         places.append(Place(layers, strides[0], before.size, after.size, pool))
     total = math.prod(place.stride for place in places)
     for place in places:
         if any(b != place.stride * a for b, a in zip(place.before, place.after, strict=True)):
-            near = _x([max(1, math.ceil(side / total)) * total for side in size])
+            near = times([max(1, math.ceil(side / total)) * total for side in size])
             raise ValueError(
-                f"{place.name} takes {_x(place.before)} to {_x(place.after)}, but stride can move only where it "
-                f"divides the maps; try an example of {near} instead of {_x(size)} (without padding, none will do)"
+                f"{place.name} takes {times(place.before)} to {times(place.after)}, but stride can move only where "
+                f"it divides the maps; try an example of {near} instead of {times(size)} (without padding, none will "
+                "do)"
             )
     # A stem of stride 1 leaves the image's size, so only the place of the last call tells the image from a map.
     images = any(tuple(shape[-2:]) == size for shape in found.outputs if len(shape) == 4)
     tail = calls[-1] if images and first.size == size and calls[-1].after == first else None
-    return Places(tuple(places), tuple(levels), size, found, tail)
+    return Places(tuple(places), inputs, size, found, tail)
 
 
-def _learns(model: nn.Module, call: MapCall) -> bool:
-    # A fixed filter, as that of a blur pool, is a buffer.
-    return call.convolves and any(True for _ in model.get_submodule(call.path).parameters(recurse=False))
-
-
-def _x(size: Sequence[int]) -> str:
+def times(size: Iterable[int]) -> str:
     return "×".join(map(str, size))
-
-
-def as_inputs(example: Tensor | Sequence[Any]) -> tuple[Any, ...]:
-    return (example,) if isinstance(example, Tensor) else tuple(example)
 
 
 def trace_levels(model: nn.Module, inputs: tuple[Any, ...]) -> LevelTrace:
@@ -192,7 +185,7 @@ def trace_levels(model: nn.Module, inputs: tuple[Any, ...]) -> LevelTrace:
         found = LevelTrace()
         for x in inputs:
             if isinstance(x, Tensor) and x.ndim == 4:
-                found.levels[x] = Level(*_size(x), raw=True)
+                found.levels[x] = Level(_size(x), raw=True)
         for path, module in twin.named_modules():
             module.register_forward_pre_hook(partial(found.enter, path))
             module.register_forward_hook(partial(found.leave, path))
@@ -214,8 +207,8 @@ class LevelTrace(TorchFunctionMode):
         self.levels: Any = WeakIdKeyDictionary()
         self.stack = [""]  # of the modules that run; after an error the last one is where it came from
         self.calls: list[MapCall] = []
-        self.visits: list[_Visit] = []
-        self.counts = Counter[str]()
+        # What each module returned, by its path and the number of the run: the map's level and its true size.
+        self.visits: dict[tuple[str, int], tuple[Level, Extent]] = {}
         self.outputs: list[torch.Size] = []
         self.error: Exception | None = None
 
@@ -226,12 +219,10 @@ class LevelTrace(TorchFunctionMode):
         self.stack.pop()
         for x in tensors_in(output):
             if x.ndim == 4 and x in self.levels:
-                self.visits.append(_Visit(path, self.counts[path], self.levels[x], _size(x)))
-                self.counts[path] += 1
+                number = next(k for k in itertools.count() if (path, k) not in self.visits)
+                self.visits[path, number] = self.levels[x], _size(x)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
@@ -248,15 +239,13 @@ class LevelTrace(TorchFunctionMode):
         before: Level = self.levels[source]
         if function not in _RESIZERS or source.ndim != 4 or result.ndim != 4:
             return before
-        new, convolves = _size(result), function in _CONVOLUTIONS
         if any(x < 0.75 * y for x, y in zip(_size(source), before.size, strict=True)):
             return before  # a gate's 1×1 map, on its way back to the map it gates
-        if before.raw and convolves:
-            after = Level(*new)
-        elif _same_scale(before.size, new):
-            after = before
-        else:
-            after = Level(*new, raw=before.raw)
+        new, convolves = _size(result), function in _CONVOLUTIONS
+        # Padding and unpadded convolutions add or shave a border; only a real change of scale counts.
+        kept = all(0.75 < x / max(y, 1) < 1.34 for x, y in zip(before.size, new, strict=True))
+        stem = before.raw and convolves
+        after = before if kept and not stem else Level(new, raw=before.raw and not convolves)
         if convolves or after != before:
             self.calls.append(MapCall(self.stack[-1], function, before, after))
         return after
@@ -264,8 +253,3 @@ class LevelTrace(TorchFunctionMode):
 
 def _size(x: Tensor) -> Extent:
     return (x.shape[-2], x.shape[-1])
-
-
-def _same_scale(a: Sequence[int], b: Sequence[int]) -> bool:
-    # Padding and unpadded convolutions add or shave a border; only a real change of scale counts.
-    return all(0.75 < x / max(y, 1) < 1.34 for x, y in zip(a, b, strict=True))
