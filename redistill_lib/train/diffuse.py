@@ -70,10 +70,8 @@ def distill_diffusion(
 ) -> Run:
     """Distil a student denoiser; otherwise as `train_diffusion`, with as many steps for the same recipe.
 
-    Arguments:
-        teacher: one or several of: a run, its folder, a network (frozen and put into eval mode).
-        methods, objective: as for `Distillation`, without methods that compare classes; ``red`` has an alpha of 1.
-        taps: taps, or a YAML file of them; left out, `match_taps` pairs the student with the first teacher.
+    `teacher`, `taps`, `methods` and `objective` are as for `distill_classifier`, but methods that compare classes are
+    refused, and ``red`` has an alpha of 1.
 
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
@@ -93,10 +91,8 @@ def distill_diffusion(
                 told = ", ".join(f"{key} is {theirs.get(key)!r} there and {here[key]!r} here" for key in other)
                 raise ValueError(f"teacher {run.id} learnt another process: {told}; give the recipe its process")
         if (theirs := conditioning_of(model, setup.data.num_classes)) != ours:
-            raise ValueError(
-                f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}; give both "
-                "the same"
-            )
+            told = f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}"
+            raise ValueError(f"{told}; give both the same")
     return train(setup, network, task, "distill diffusion", lesson)
 
 

@@ -70,16 +70,14 @@ class Setup(Generic[R]):
             network = _copied(model, "network")
             if self.recipe.init == "scratch" and (left := draw_weights(network)):
                 owner = left[0].rpartition(".")[0]
+                kind = type(network.get_submodule(owner)).__name__
                 raise ValueError(
-                    f"{owner or 'the network'} ({type(network.get_submodule(owner)).__name__}) has parameters of its "
-                    "own and no reset_parameters(), so it cannot start from scratch; add that, or build the network "
-                    "anew"
+                    f"{owner or 'the network'} ({kind}) has parameters of its own and no reset_parameters(), so it "
+                    "cannot start from scratch; add that, or build the network anew"
                 )
         name, parameters = type(model).__name__, list(network.parameters())
         if any(p.is_floating_point() and p.dtype != torch.float32 for p in parameters):
-            raise ValueError(
-                "training starts from float32 weights; give mixed_precision='bf16' instead of a converted network"
-            )
+            raise ValueError("training starts from float32 weights; give mixed_precision='bf16' to compute in half")
         if not all(p.isfinite().all() for p in parameters):
             raise ValueError(f"the weights of {name} hold NaN or infinity; load or draw them again")
         if not any(p.requires_grad for p in parameters):
@@ -113,10 +111,8 @@ class Lesson:
         given = [teacher] if isinstance(teacher, TeacherLike) else teacher
         teachers = list(given) if isinstance(given, Iterable) else []
         if not teachers or not all(isinstance(each, TeacherLike) for each in teachers):
-            raise TypeError(
-                "teacher is a run, its folder or a network, or a list of at least one of these, "
-                f"not {reprlib.repr(teacher)}"
-            )
+            told = reprlib.repr(teacher)
+            raise TypeError(f"teacher is a run, its folder, a network or a list of at least one of these, not {told}")
         for k, each in enumerate(teachers):
             teachers[k] = _open_teacher(each, setup.data, kind)
         lesson = cls(teachers, methods, taps, objective)

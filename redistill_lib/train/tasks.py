@@ -28,34 +28,35 @@ class Task(Protocol):
 
     def batch(self, images: Tensor, labels: Tensor, index: Tensor, view: Tensor) -> Batch:
         """One step's data from augmented images −1…1 and their labels (or probabilities), on the device."""
+        return Batch((images,), labels, index, view)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor: ...
 
     def measures(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """What the history keeps of each step besides the losses."""
+        return {}
 
     def validate(self, model: nn.Module, split: Any, device: Any, shard: Shard) -> tuple[dict[str, float], int]:
         """Sums over a split or its shard, and the number of images."""
 
     def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
         """Whether this row's network replaces the best one."""
+        return True
 
     def preview(self, model: nn.Module, count: int) -> Tensor | None:
         """Images that the network generates, if it can."""
+        return None
 
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         """Zeros in the shape of a network's inputs."""
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Images → classes, by cross-entropy; the best epoch on validation is kept."""
 
     unit: ClassVar[str] = "epoch"
     label_smoothing: float = 0.0
-
-    def batch(self, images: Tensor, labels: Tensor, index: Tensor, view: Tensor) -> Batch:
-        return Batch((images,), labels, index, view)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.cross_entropy(output_of(outputs), targets, label_smoothing=self.label_smoothing)
@@ -80,9 +81,6 @@ class Classification:
     def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
         return row["validation_accuracy"] > best.get("validation_accuracy", -1.0)
 
-    def preview(self, model: nn.Module, count: int) -> None:
-        return None
-
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         return (torch.zeros(count, data.in_channels, data.image_size, data.image_size),)
 
@@ -100,7 +98,7 @@ def evaluate(model: nn.Module, split: Dataset[Any], *, device: torch.device | st
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Task):
     """Noisy images and time steps → what `process` asks for, by mean squared error (arXiv 2006.11239, equation 14).
 
     Noise and time step are drawn by the image's own name, (index, view). The last network is kept.
@@ -129,15 +127,9 @@ class Denoising:
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.mse_loss(output_of(outputs).float(), targets)
 
-    def measures(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
     def validate(self, model: nn.Module, split: Any, device: Any, shard: Shard) -> tuple[dict[str, float], int]:
         """The same in every process, whatever its shard."""
         return {"loss": denoising_loss(model, split, process=self.process, device=device)}, 1
-
-    def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        return True
 
     def preview(self, model: nn.Module, count: int) -> Tensor:
         labels = None if self.classes is None else torch.arange(count) % self.classes

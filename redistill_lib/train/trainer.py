@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -145,7 +145,7 @@ class Trainer:
             self.step, self.history, self.best = record["step"], record["history"], record["best"]
         self.accelerator.wait_for_everyone()
         if main:
-            replace(self.run, status="running").save()
+            self.run.save()
             if self.history:  # a kill may have come between the state and its history
                 write_history(self.run.path / "history.csv", self.history)
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
@@ -294,14 +294,11 @@ def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
 
     A network that cannot be profiled gives a ``memory_error`` instead, so that no finished training is lost.
     """
-    tensors = model.state_dict().values()
-    size = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "model_bytes": sum(t.numel() * t.element_size() for t in tensors),
-    }
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    found["model_bytes"] = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     try:
         fused, eager = (profile_memory(model, *example, convention=name) for name in ("fused", "eager"))
+        peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
     except Exception as error:
-        return {**size, "memory_error": f"{type(error).__name__}: {error}"}
-    peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
-    return {**size, **peaks}
+        peaks = {"memory_error": f"{type(error).__name__}: {error}"}
+    return found | peaks
