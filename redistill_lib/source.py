@@ -56,12 +56,6 @@ def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
 
     Of a module only what the code takes from it counts; one used otherwise, or imported by the code, counts whole,
     as `Imports`.
-
-    >>> def twice(x):
-    ...     'A docstring.'
-    ...     return 2 * x
-    >>> list(bytecode(twice.__code__, {})) == list(bytecode((lambda x: 2 * x).__code__.replace(co_name="twice"), {}))
-    True
     """
     yield code.co_name, code.co_varnames, code.co_exceptiontable
     yield code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)

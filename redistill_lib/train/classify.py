@@ -12,7 +12,6 @@ from redistill_lib.checks import check_type
 from redistill_lib.data import DataSplits
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import Method
-from redistill_lib.models import create_model
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import Recipe
@@ -83,7 +82,7 @@ def _begin(
     setup = Setup.check(Recipe, data, recipe, seed, options)
     data = setup.data
     size = {"num_classes": data.num_classes, "in_channels": data.in_channels}
-    network = setup.network(model, create_model, {**size, "width": check_type("width", width, float)})
+    network = setup.network(model, {**size, "width": check_type("width", width, float)})
     task = Classification(setup.recipe.label_smoothing)
     logits = answer(network[0], task.example(data, 2), "network")
     if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < data.num_classes:

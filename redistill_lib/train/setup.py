@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
 from redistill_lib.identity import network_identity, object_identity
 from redistill_lib.methods import Method, parse_methods
+from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import evaluating, output_of
 from redistill_lib.runs import Run, canonical
@@ -54,17 +55,14 @@ class Setup(Generic[R]):
                 raise ValueError(f"the {split} split of {data.name} is empty; give it at least one image")
         return cls(data, recipe, seed, options)
 
-    def network(self, model: Any, build: Callable[..., nn.Module], options: Mapping[str, Any]) -> Network:
-        """The network to train: a name is built under the seed, a network is copied.
-
-        The caller's network stays as it is, on the CPU, so that the same call finds the same run.
-        """
+    def network(self, model: Any, options: Mapping[str, Any]) -> Network:
+        """The network to train: built by its name with these options, or a copy of the caller's, on the CPU."""
         check_type("network", model, str, nn.Module)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if isinstance(model, str):
-                network = build(model, **options)
-                return network, {**options, "name": network.name}
+                built = create_model(model, **options)
+                return built, {**options, "name": built.name}
             if hooked := [name for name, p in model.named_parameters() if p._backward_hooks]:
                 raise ValueError(f"{hooked[0]} has a hook, which a copy loses; change gradients in a module's hook")
             network = _copied(model, "network")
@@ -166,10 +164,7 @@ def answer(model: nn.Module, inputs: tuple[Tensor, ...], role: str) -> Tensor:
 
 
 def _open_teacher(given: TeacherLike, data: DataSplits, kind: str) -> tuple[nn.Module, Run | None]:
-    """A teacher's network in float32, and its run.
-
-    Raises for runs of another `kind` (``classifier`` or ``denoiser``), warns of runs trained on other images.
-    """
+    """A teacher's network in float32 and its run, which is of the same `kind`; a warning where its images differ."""
     if isinstance(given, nn.Module):
         return _copied(given, "teacher").float(), None
     try:

@@ -49,6 +49,7 @@ class Task(Protocol):
 
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         """Zeros in the shape of a network's inputs."""
+        return (torch.zeros(count, data.in_channels, data.image_size, data.image_size),)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,6 @@ class Classification(Task):
 
     def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
         return row["validation_accuracy"] > best.get("validation_accuracy", -1.0)
-
-    def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
-        return (torch.zeros(count, data.in_channels, data.image_size, data.image_size),)
 
 
 def evaluate(model: nn.Module, split: Dataset[Any], *, device: torch.device | str = "cpu") -> dict[str, float]:
@@ -137,5 +135,4 @@ class Denoising(Task):
 
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         t = torch.zeros(count, dtype=torch.int64)
-        x = torch.zeros(count, *self.shape)
-        return (x, t) if self.classes is None else (x, t, t.clone())
+        return *super().example(data, count), *([t] if self.classes is None else [t, t.clone()])

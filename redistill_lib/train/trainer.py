@@ -290,10 +290,7 @@ class Trainer:
 
 
 def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
-    """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's images.
-
-    A network that cannot be profiled gives a ``memory_error`` instead, so that no finished training is lost.
-    """
+    """Numbers of parameters and bytes, with peaks in fp32 or, so that no training is lost, why there are none."""
     found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
     found["model_bytes"] = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     try:
