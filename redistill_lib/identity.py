@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import functools
 import hashlib
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import is_dataclass
 from itertools import chain
 from typing import Any
@@ -42,7 +43,7 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     >>> network_identity(relu) == network_identity(relu.eval()), network_identity(relu) == network_identity(tanh)
     (True, False)
     """
-    walk = _walk(model)
+    walk = _Walk(model, model.state_dict(keep_vars=True).values())
     named = sorted(chain(model.named_parameters(), model.named_buffers()))
     weights = hashlib.sha256("".join(name.replace("_orig_mod.", "") + _values(t) for name, t in named).encode())
     packages = {"packages": ", ".join(sorted(walk.packages))} if walk.packages else {}
@@ -51,7 +52,7 @@ def network_identity(model: nn.Module) -> dict[str, str]:
 
 def structure(model: nn.Module) -> str:
     """The ``structure`` of `network_identity` alone."""
-    return _walk(model).short()
+    return _Walk(model, model.state_dict(keep_vars=True).values()).short()
 
 
 def object_identity(value: object) -> str:
@@ -61,16 +62,9 @@ def object_identity(value: object) -> str:
     >>> object_identity(Fraction(1, 2)) == object_identity(Fraction(2, 4)) != object_identity(Fraction(1, 3))
     True
     """
-    walk = _Walk()
-    walk.add(value)
+    walk = _Walk(value)
     walk.add(tuple(sorted(walk.packages)))
     return walk.short()
-
-
-def _walk(model: nn.Module) -> _Walk:
-    walk = _Walk({id(tensor) for tensor in model.state_dict(keep_vars=True).values()})
-    walk.add(model)
-    return walk
 
 
 def _values(tensor: Tensor) -> str:
@@ -81,12 +75,13 @@ def _values(tensor: Tensor) -> str:
 
 
 class _Walk:
-    """A digest over values and all they refer to; the values of the tensors in `held` do not count."""
+    """A digest over a value and all it refers to; the values of the tensors in `held` do not count."""
 
-    def __init__(self, held: Collection[int] = ()):
-        self.digest, self.held = hashlib.sha256(), held
-        self.packages: set[str] = set()
+    def __init__(self, value: Any, held: Iterable[Tensor] = ()):
+        self.held = set(map(id, held))
+        self.digest, self.packages = hashlib.sha256(), set[str]()
         self.seen: dict[int, tuple[int, Any]] = {}  # its number, and the object, so that no other takes its id
+        self.add(value)
 
     def short(self) -> str:
         return self.digest.hexdigest()[:8]
@@ -161,8 +156,8 @@ class _Walk:
 
     def _apart(self, value: Any) -> str:
         """The digest of an element of a set, whose order says nothing."""
-        walk = _Walk(self.held)
-        walk.seen, walk.packages = dict(self.seen), self.packages
+        walk = copy.copy(self)
+        walk.digest, walk.seen = hashlib.sha256(), dict(self.seen)
         walk.add(value)
         return walk.digest.hexdigest()
 

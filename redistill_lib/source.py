@@ -56,12 +56,6 @@ def bytecode(code: CodeType, outside: Mapping[str, Any]) -> Iterator[Any]:
 
     Of a module only what the code takes from it counts; one used otherwise, or imported by the code, counts whole,
     as `Imports`.
-
-    >>> def twice(x):
-    ...     'A docstring.'
-    ...     return 2 * x
-    >>> list(bytecode(twice.__code__, {})) == list(bytecode((lambda x: 2 * x).__code__.replace(co_name="twice"), {}))
-    True
     """
     yield code.co_name, code.co_varnames, code.co_exceptiontable
     yield code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
@@ -92,7 +86,7 @@ class Imports(dict[str, str]):
     def of(cls, module: str, names: Iterable[str] = (), package: str | None = None) -> Imports:
         """What ``from module import names`` reads; a name may be a module too."""
         found = cls()
-        waiting = [(module, package), *((f"{module.rstrip('.')}.{name}", package) for name in names)]
+        waiting = _modules(module, names, package)
         while waiting:
             name, package = waiting.pop()
             try:
@@ -110,10 +104,14 @@ class Imports(dict[str, str]):
                     if isinstance(node, ast.Import):
                         waiting += [(alias.name, package) for alias in node.names]
                     elif isinstance(node, ast.ImportFrom):
-                        base = "." * node.level + (node.module or "")
-                        joint = "" if base.endswith(".") else "."
-                        waiting += [(base, package), *((f"{base}{joint}{a.name}", package) for a in node.names)]
+                        names = [alias.name for alias in node.names]
+                        waiting += _modules("." * node.level + (node.module or ""), names, package)
         return found
+
+
+def _modules(module: str, names: Iterable[str], package: str | None) -> list[tuple[str, str | None]]:
+    joint = "" if module.endswith(".") else "."
+    return [(module, package), *((f"{module}{joint}{name}", package) for name in names)]
 
 
 _distributions = functools.cache(importlib.metadata.packages_distributions)

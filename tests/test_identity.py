@@ -194,8 +194,14 @@ def test_modules_that_the_code_imports_count_with_what_they_import(
     (tmp_path / "mine/layers.py").write_text("import math\nfrom . import deep\nfrom .deep.scales import SCALE\n")
     (tmp_path / "mine/deep/scales.py").write_text("SCALE = 1\nfrom ..layers import SCALE as AGAIN\n")
     body = "class Net(nn.Module):\n    def forward(self, x):\n        {}\n        return x"
-    for line in ("from mine import layers", "from .layers import SCALE", "import mine.layers as l"):
-        net = define(body.format(line), __package__="mine")()
+    lines = (
+        "from mine import layers",
+        "from .layers import SCALE",
+        "import mine.layers as l",
+        "from .. import layers",
+    )
+    for line in lines:
+        net = define(body.format(line), __package__="mine.deep" if ".." in line else "mine")()
         plain = structure(net)
         (tmp_path / "mine/other.py").write_text(f"# {line}\nX = '{line}'\n")
         importlib.import_module("mine.other")

@@ -235,11 +235,12 @@ def training(seed: int) -> tuple[nn.Module, torch.optim.Optimizer, Any]:
 def test_state_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "state" / "state.safetensors"
     net, optimizer, scheduler = training(1)
-    save_state(file, {"trainee": net}, optimizer, scheduler, None, {"step": 7})
+    save_state(file, {"trainee": net, "optimizer": optimizer, "scheduler": scheduler}, {"step": 7})
     assert not any("teachers" in name for name in read_tensors(file)[0])
     other, its_optimizer, its_scheduler = training(2)
     teacher = other["teachers"].weight.clone()
-    assert load_state(file, {"trainee": other}, its_optimizer, its_scheduler, None) == {"step": 7}
+    parts = {"trainee": other, "optimizer": its_optimizer, "scheduler": its_scheduler}
+    assert load_state(file, parts) == {"step": 7}
     assert torch.equal(other["net"].weight, net["net"].weight) and torch.equal(other["teachers"].weight, teacher)
     torch.testing.assert_close(its_optimizer.state_dict(), optimizer.state_dict(), rtol=0, atol=0)
     assert its_scheduler.state_dict() == scheduler.state_dict()
@@ -248,7 +249,7 @@ def test_state_goes_on(tmp_path: Path) -> None:
     for text in (whole[:-9], (tmp_path / "foreign").read_bytes()):
         file.write_bytes(text)
         with pytest.raises(ValueError, match=f"{file} is cut short .* delete {file.parent} to train again"):
-            load_state(file, {"trainee": other}, its_optimizer, its_scheduler, None)
+            load_state(file, parts)
 
 
 # ------------------------------------------------------------------------------------------------ locks, listings

@@ -20,7 +20,7 @@ from redistill_lib.diffusion import DiffusionProcess, denoising_loss, sample
 from redistill_lib.diffusion.ema import decay_at
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.memory import profile_memory
-from redistill_lib.methods import KD, MSE, RED
+from redistill_lib.methods import KD, MSE, RED, Batch
 from redistill_lib.models.saved import load_model
 from redistill_lib.red import BlockedLayer
 from redistill_lib.runs import Run
@@ -147,8 +147,8 @@ def test_taps_from_a_file_and_by_hand(classifier: Run, tmp_path: Path) -> None:
 
 def test_a_method_is_its_code(classifier: Run, tmp_path: Path) -> None:
     class Twice(KD):
-        def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
-            return 2 * super()._loss(student, teacher)
+        def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+            return 2 * super().loss(student, teacher, batch)
 
     recipe = recipe_of("classifier", epochs=1)
     one, two = (distill("classifier", tmp_path, classifier, methods=[m], recipe=recipe) for m in (KD(), Twice()))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from redistill_lib.network import (
     record_maps,
     run_and_read,
 )
-from redistill_lib.red import insert_blocks, inserted_blocks, make_in_place
+from redistill_lib.red import Side, insert_blocks, inserted_blocks, make_in_place
 
 Inputs = tuple[Tensor, ...]
 
@@ -154,111 +155,102 @@ class Distillation(nn.Module):
         given = check_type("teacher", teacher, nn.Module, Sequence)
         networks = [given] if isinstance(given, nn.Module) else [check_type("teacher", k, nn.Module) for k in given]
         _check_apart(student, networks)
-        self.teachers = nn.ModuleList(LiveTeacher(network) for network in networks)
+        self.teachers: Any = nn.ModuleList(LiveTeacher(network) for network in networks)
         taps = check_type("taps", taps, Iterable)
         self.taps = [self._located(check_type("a tap", tap, Tap)) for tap in taps]
         if methods is None:
             methods = () if not networks or (self.taps and all(tap.method for tap in self.taps)) else "red"
         self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
+        self.active = [term for term in self.terms if term.method.alpha]  # those with a loss
         check_type("example", example, Tensor, tuple, None)
         inputs = example if isinstance(example, tuple) or example is None else (example,)
         ours, theirs = self._shapes(inputs)
         self.criteria = nn.ModuleList()  # of the active terms, in their order
         for term in self.active:
             shape, other = ours.get(term.tap.place, ()), theirs.get(term.source, ())
-            self.criteria.append(self._criterion(term, shape, other, inputs, samples))
-        self._build_blocks(ours)  # last, so that a student that is refused stays as it was
-        like = next(student.parameters(), None)
-        if like is not None:
-            self.criteria.to(like.device, torch.promote_types(like.dtype, torch.float32))
+            try:
+                with self._explained(term, inputs, shape, other):
+                    self.criteria.append(make_criterion(term.method, shape, other, samples))
+            except IndexError:
+                why = f"{term.method.name} needs the shapes of its maps; give Distillation an example="
+                raise ValueError(why) from None
+        like = next(student.parameters(), torch.zeros(()))
+        self.criteria.to(like.device, torch.promote_types(like.dtype, torch.float32))
+        self._build_blocks(ours, like)  # last, so that a student that is refused stays as it was
         #: Where the student's maps are found now that the blocks are in: located once, read in every step.
         self._found = {ref: locate(student, ref) for ref in dict.fromkeys(term.tap.place for term in self.terms)}
-
-    @property
-    def _teachers(self) -> list[LiveTeacher]:
-        return list(self.teachers)  # type: ignore[arg-type]
-
-    @property
-    def active(self) -> list[Term]:
-        """The terms that have a loss."""
-        return [term for term in self.terms if term.method.alpha]
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The blocks in the student, in tap order."""
         built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
-        places = dict.fromkeys(term.tap.place for term in self.terms)
-        return nn.ModuleList(built[place] for place in places if place in built)
+        return nn.ModuleList(built[place] for place in self._found if place in built)
 
     def _located(self, tap: Tap) -> Tap:
         if not self.teachers:
             raise ValueError(f"tap {tap.name} compares with a teacher, and there is none; give teacher=")
-        if not 0 <= tap.teacher < len(self.teachers):
-            raise ValueError(
-                f"tap {tap.name} wants teacher {tap.teacher}; teachers are 0 to {len(self.teachers) - 1}"
-            )
-        teacher = self._teachers[tap.teacher].network
+        if tap.teacher > (last := len(self.teachers) - 1):
+            raise ValueError(f"tap {tap.name} wants teacher {tap.teacher}; teachers are 0 to {last}")
+        teacher = self.teachers[tap.teacher].network
         check_followable(self.student, "student")
         check_followable(teacher, "teacher")
-        layer, teacher_layer = find_layer(self.student, tap.layer, "student"), tap.teacher_layer
-        return replace(tap, layer=layer, teacher_layer=find_layer(teacher, teacher_layer, "teacher"))
+        layer = find_layer(self.student, tap.layer, "student")
+        return replace(tap, layer=layer, teacher_layer=find_layer(teacher, tap.teacher_layer, "teacher"))
 
     def _shapes(self, inputs: Inputs | None) -> tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]]:
         """The shapes of the student's and the teachers' maps; empty without an example."""
         if inputs is None or not self.terms:
             return {}, {}
         check_float(inputs)
-        maps = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
-        ours = {ref: tuple(x.shape[1:]) for ref, x in maps.items()}
-        for tap in self.taps:
-            shape = ours.get(tap.place)
-            if tap.channels is not None and shape and tap.channels != shape[0]:
+        ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
+        theirs = self.teacher_maps(Batch(inputs))
+        return {k: tuple(x.shape[1:]) for k, x in ours.items()}, {k: tuple(x.shape[1:]) for k, x in theirs.items()}
+
+    def _build_blocks(self, shapes: dict[MapRef, Shape], like: Tensor) -> None:
+        built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
+        new: list[tuple[str, Side, nn.Module]] = []
+        for term in self.terms:
+            tap, method = term.tap, term.method
+            shape = shapes.get(tap.place) or (() if tap.channels is None else (tap.channels,))
+            if shape and tap.channels not in (None, shape[0]):
                 raise ValueError(
                     f"tap {tap.name} is set up for {tap.channels} channels, but the student's map there is {shape}; "
                     f"set its channels (cs) to {shape[0]}"
                 )
-        return ours, {source: tuple(x.shape[1:]) for source, x in self.teacher_maps(Batch(inputs)).items()}
-
-    def _build_blocks(self, shapes: dict[MapRef, Shape]) -> None:
-        built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
-        new: dict[MapRef, nn.Module] = {}
-        like = next(self.student.parameters(), None)
-        for tap, method in ((term.tap, term.method) for term in self.terms):
-            shape = shapes.get(tap.place) or (() if tap.channels is None else (tap.channels,))
             try:
                 block = method.block(shape)
             except IndexError:
-                raise ValueError(
-                    f"tap {tap.name} lacks the student's channels: give it channels=…, or give an example="
-                ) from None
+                raise ValueError(f"tap {tap.name} lacks the student's channels: give channels= or example=") from None
             if block is None:
                 continue
             if not tap.layer:
                 raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
-            there = new.get(tap.place) or built.get(tap.place)
-            if there is None:
-                new[tap.place] = block if like is None else block.to(like.device, like.dtype)
-            elif repr(block) != repr(there):
+            if tap.place not in built:
+                built[tap.place] = block.to(like.device, like.dtype)
+                new.append((*tap.place, built[tap.place]))
+            elif repr(block) != repr(built[tap.place]):
                 raise ValueError(f"two taps want different blocks on {tap.name}; one place takes one block")
-        insert_blocks(self.student, [(*place, block) for place, block in new.items()])
+        insert_blocks(self.student, new)
 
-    def _criterion(self, term: Term, shape: Shape, other: Shape, inputs: Inputs | None, samples: int) -> nn.Module:
+    @contextmanager
+    def _explained(self, term: Term, inputs: Inputs | None, shape: Shape, other: Shape) -> Iterator[None]:
+        """Errors of a term name its tap and, of maps of unequal size, the nearest teacher layer that would fit."""
         try:
-            return make_criterion(term.method, shape, other, samples)
-        except IndexError:
-            why = f"{term.method.name} needs the shapes of its maps; give Distillation an example="
-            raise ValueError(why) from None
+            yield
         except ValueError as error:
-            raise self._explained(term, error, inputs, shape, other) from None
-
-    def _explained(
-        self, term: Term, error: ValueError, inputs: Inputs | None, shape: Shape, other: Shape
-    ) -> ValueError:
-        tap, teacher = term.tap, self._teachers[term.tap.teacher].network
-        if not tap.layer:
-            return error
-        hint = _near_layer(teacher, inputs, shape, tap.source) if shape[1:] != other[1:] else ""
-        return ValueError(f"tap {tap.name} ← {tap.source}: {error}{hint}")
+            tap, near = term.tap, ""
+            if not tap.layer:
+                raise
+            if inputs and len(shape) == 3 and shape[1:] != other[1:]:
+                sizes = {path: out[-2:] for path, _, out in map_shapes(self.teachers[tap.teacher].network, *inputs)}
+                order = {path: k for k, path in enumerate(sizes)}
+                fits = [path for path, size in sizes.items() if size == shape[1:]]
+                fits.sort(key=lambda path: abs(order[path] - order.get(tap.teacher_layer, 0)))
+                wanted = f"{shape[1]}×{shape[2]}"
+                near = f"; no teacher layer gives {wanted}"
+                if fits:
+                    near = f"; the nearest teacher layer whose output is {wanted} is {fits[0]!r}"
+            raise ValueError(f"tap {tap.name} ← {tap.source}: {error}{near}") from None
 
     def forward(
         self, *inputs: Tensor, targets: Any = None, index: Tensor | None = None, view: Tensor | None = None
@@ -270,9 +262,7 @@ class Distillation(nn.Module):
         """
         check_float(inputs)
         if self.training and torch.is_grad_enabled() and not self.student.training:
-            raise RuntimeError(
-                "the student is in eval mode; call distillation.train(), or distillation.eval() to look"
-            )
+            raise RuntimeError("the student is in eval mode; call distillation.train(), or .eval() to look")
         batch = Batch(inputs, targets, index, view)
         theirs = self.teacher_maps(batch)
         outputs, ours = run_and_read(self.student, self._found, inputs, "student")
@@ -291,7 +281,7 @@ class Distillation(nn.Module):
     def teacher_maps(self, batch: Batch) -> dict[tuple[int, MapRef], Tensor]:
         """The teachers' maps that the methods compare with."""
         found = {}
-        for k, teacher in enumerate(self._teachers):
+        for k, teacher in enumerate(self.teachers):
             if refs := [term.tap.source for term in self.active if term.tap.teacher == k]:
                 found.update({(k, ref): x for ref, x in teacher.maps(batch, refs).items()})
         return found
@@ -305,11 +295,9 @@ class Distillation(nn.Module):
             )
         own = next(criterion.parameters(), None)
         dtype = torch.promote_types(x.dtype, torch.float32) if own is None else own.dtype
-        try:
-            with torch.autocast(x.device.type, enabled=False):
-                return check_loss(term.method.name, criterion(x.to(dtype), other.to(dtype), batch))
-        except ValueError as error:
-            raise self._explained(term, error, batch.inputs, x.shape[1:], other.shape[1:]) from None
+        told = self._explained(term, batch.inputs, x.shape[1:], other.shape[1:])
+        with told, torch.autocast(x.device.type, enabled=False):
+            return check_loss(term.method.name, criterion(x.to(dtype), other.to(dtype), batch))
 
     def _distill_loss(self, losses: dict[str, Tensor]) -> Tensor:
         weighted: dict[str, list[Tensor]] = {}
@@ -332,12 +320,11 @@ class Distillation(nn.Module):
         return {"terms": terms, "distill_weight": self.objective.distill_weight, "reduction": reduction}
 
     def graduate(self, *, in_place: bool = False, example: Tensor | Inputs | None = None) -> nn.Module:
-        """The student as a plain module: a copy with its blocks, without teachers, criteria and hooks.
+        """The student as a plain module: a copy with its blocks, without teachers and criteria.
 
         With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
-        maps (`red.InPlaceRedBlock`). One pass of `example`, a batch or tuple of inputs, shows what else reads a map:
-        a block on a skip connection or on the network's own input stays plain; `red.make_in_place` on a plain
-        graduate says why. Raises ValueError if no block can work in place.
+        maps (`red.InPlaceRedBlock`), except where the pass of `example`, a batch or tuple of inputs, shows that
+        something else reads the map. Raises ValueError if no block can work in place.
         """
         model = copy.deepcopy(self.student)
         if in_place != (example is not None):
@@ -369,16 +356,3 @@ def _parts(model: nn.Module) -> list[tuple[str, int]]:
     tensors = [*model.named_parameters(), *model.named_buffers()]
     modules = [(name, id(module)) for name, module in model.named_modules()]
     return modules + [(name, tensor.untyped_storage()._cdata) for name, tensor in tensors]
-
-
-def _near_layer(teacher: nn.Module, inputs: Inputs | None, shape: Shape, source: MapRef) -> str:
-    """Which teacher layer would fit, of those nearest to the one asked for in order of execution."""
-    if len(shape) != 3 or not inputs:
-        return ""
-    shapes = map_shapes(teacher, *inputs)
-    order = {path: k for k, (path, _, _) in enumerate(shapes)}
-    fits = [path for path, _, out in shapes if out[-2:] == torch.Size(shape[-2:])]
-    if not fits:
-        return f"; no teacher layer gives {shape[-2]}×{shape[-1]}"
-    near = min(fits, key=lambda path: abs(order[path] - order.get(source.layer, 0)))
-    return f"; the nearest teacher layer whose output is {shape[-2]}×{shape[-1]} is {near!r}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch  # noqa: F401  (the example needs it)
 from torch import Tensor, nn
 
 from redistill_lib.distill.taps import Tap
@@ -19,6 +18,7 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs these are the
     paper's taps (arXiv 2406.03744 and its published configurations). Raises ValueError where nothing matches.
 
+    >>> import torch
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
     >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))
     [Tap(0 output ← 1 output, channels=8), Tap(2 input ← 2 input, channels=8), Tap(2 output ← 2 output, channels=8)]

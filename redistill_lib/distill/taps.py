@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from redistill_lib.checks import check_type, whole
 from redistill_lib.methods import Method, make_method, parse_methods
@@ -108,15 +108,12 @@ def read_taps(source: str | Path | Mapping[str, Any]) -> list[Tap]:
 def _entry_taps(where: str, layer: str, entry: Any) -> Iterator[Tap]:
     where = f"{where}, {layer}"
     if not isinstance(entry, Mapping) or not {"t_layers", "modules"} <= set(entry):
-        raise ValueError(
-            f"{where}: expected t_layers and modules, each a list of two (for the input, for the output)"
-        )
+        raise ValueError(f"{where}: expected t_layers and modules, each a list of two, for the input and the output")
     lists = {key: entry.get(key) or [None, None] for key in ("t_layers", "modules", "kwargs")}
     for key, value in lists.items():
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
             raise ValueError(f"{where}: {key} must be a list of two (for the input, for the output), not {value!r}")
-    sides: tuple[Side, Side] = ("input", "output")
-    for side, target, module, kwargs in zip(sides, lists["t_layers"], lists["modules"], lists["kwargs"], strict=True):
+    for side, target, module, kwargs in zip(get_args(Side), *lists.values(), strict=True):
         if (target is None) != (module is None):
             raise ValueError(f"{where}: on the {side}, t_layers says {target!r} but modules says {module!r}")
         if target is None:

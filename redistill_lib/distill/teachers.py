@@ -31,8 +31,8 @@ class LiveTeacher(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network.requires_grad_(False).eval()
-        self._followed: set[tuple[MapRef, ...]] = set()  # read once to the end, so no wanted layer runs twice
-        self._places: dict[MapRef, MapRef] = {}  # where each map is found
+        #: Where each map is found, by the maps wanted: read once to the end, so no wanted layer runs twice.
+        self._followed: dict[tuple[MapRef, ...], dict[MapRef, MapRef]] = {}
 
     def train(self, mode: bool = True) -> LiveTeacher:
         return super().train(False)
@@ -42,9 +42,8 @@ class LiveTeacher(nn.Module):
         self.network.eval()  # someone may have called train() on the network itself
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
         key = tuple(dict.fromkeys(refs))
-        self._places |= {ref: locate(self.network, ref, "teacher") for ref in key if ref not in self._places}
-        places, stop_early = {ref: self._places[ref] for ref in key}, key in self._followed and not hooked
+        places = self._followed.get(key) or {ref: locate(self.network, ref, "teacher") for ref in refs}
         inputs = [x.clone() for x in batch.inputs]  # the student gets them too, and a network may work in place
-        _, found = run_and_read(self.network, places, inputs, "teacher", stop_early)
-        self._followed.add(key)
+        _, found = run_and_read(self.network, places, inputs, "teacher", key in self._followed and not hooked)
+        self._followed[key] = places
         return found

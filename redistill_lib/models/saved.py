@@ -19,8 +19,6 @@ from redistill_lib.models import create_model
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
 from redistill_lib.runs import Run, damaged, replacing
 
-FILES = {"best": "model.safetensors", "last": "last.safetensors"}
-
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any] | None = None) -> None:
     """Tensors and a JSON record in one safetensors file."""
@@ -46,9 +44,9 @@ def load_model(
 ) -> nn.Module:
     """The trained network of a complete run, in eval mode, with its RED blocks; it expects images through `to_float`.
 
-    For a network of your own, pass a `model` of the same architecture without blocks; a copy is returned. Where a
-    method of your own has left blocks, pass one that carries them, as `Distillation.graduate` gives it. `weights`:
-    ``best`` (a classifier's best epoch on validation, a denoiser's average) or ``last`` (after the last step).
+    Of a network of your own, pass a `model` without blocks, which is copied; where a method of your own has left
+    blocks, one that carries them, as `Distillation.graduate` gives it. `weights`: ``best`` (a classifier's best epoch
+    on validation, a denoiser's average) or ``last`` (after the last step).
 
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished run, damaged weights
     or a network that is built otherwise.
@@ -79,7 +77,7 @@ def load_model(
             "class with the same code and options under the same release of Python, frozen and derived in the same "
             "way, as newly built and without RED blocks"
         )
-    file = run.path / FILES[weights]
+    file = run.path / ("model.safetensors" if weights == "best" else "last.safetensors")
     if weights == "last" and not file.exists():
         raise FileNotFoundError(f"run {run.id} kept no last weights; load_model(run) gives its result")
     run.verify(file.name)

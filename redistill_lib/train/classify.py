@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from redistill_lib.checks import check_type
 from redistill_lib.data import DataSplits
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import Method
-from redistill_lib.models import create_model
-from redistill_lib.network import evaluating, output_of
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import Recipe
-from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, train
+from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, answer, train
 from redistill_lib.train.tasks import Classification
 
 
@@ -46,8 +44,7 @@ def train_classifier(
 
     >>> run = train_classifier("mobilenetv3_small", load_data("digits"), Recipe(epochs=1))    # doctest: +SKIP
     """
-    setup = Setup.check(data, recipe, seed, options, kind=Recipe, splits=("train", "validation", "test"))
-    return train(setup, _network(setup, model, width), _task(setup), "classify")
+    return train(*_begin(model, data, recipe, width, seed, options), "classify")
 
 
 def distill_classifier(
@@ -72,38 +69,25 @@ def distill_classifier(
 
     >>> run = distill_classifier("resnet18-4-11221", "runs/teacher", methods="red+kd")         # doctest: +SKIP
     """
-    setup = Setup.check(data, recipe, seed, options, kind=Recipe, splits=("train", "validation", "test"))
-    network = _network(setup, student, width)
+    setup, network, task = _begin(student, data, recipe, width, seed, options)
     lesson = Lesson.check(setup, "classifier", teacher, methods, taps, objective)
-    for model in lesson.teachers:
-        _answer(model, setup, "teacher")
-    return train(setup, network, _task(setup), "distill", lesson)
+    for model, _ in lesson.teachers:
+        answer(model, task.example(setup.data, 2), "teacher")
+    return train(setup, network, task, "distill", lesson)
 
 
-def _task(setup: Setup[Recipe]) -> Classification:
-    return Classification(setup.recipe.label_smoothing)
-
-
-def _network(setup: Setup[Recipe], model: Any, width: float) -> Network:
+def _begin(
+    model: Any, data: Any, recipe: Any, width: Any, seed: Any, options: Any
+) -> tuple[Setup[Recipe], Network, Classification]:
+    setup = Setup.check(Recipe, data, recipe, seed, options)
     data = setup.data
-    size: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels}
-    size["width"] = check_type("width", width, float)
-    network = setup.network(model, lambda name: create_model(name, **size), size)
-    logits = _answer(network.module, setup, "network")
+    size = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+    network = setup.network(model, {**size, "width": check_type("width", width, float)})
+    task = Classification(setup.recipe.label_smoothing)
+    logits = answer(network[0], task.example(data, 2), "network")
     if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < data.num_classes:
         raise ValueError(
             f"the network answers {tuple(logits.shape)} for two images of {data.num_classes} classes; a classifier "
             f"answers (2, {data.num_classes}) in floating point"
         )
-    return network
-
-
-def _answer(model: nn.Module, setup: Setup[Recipe], role: str) -> Tensor:
-    (images,) = _task(setup).example(setup.data, 2)
-    with evaluating(model):
-        try:
-            outputs = model(images)
-        except Exception as error:
-            shape = "×".join(map(str, images.shape[1:]))
-            raise ValueError(f"the {role} does not take images of {shape}: {error}") from error
-    return output_of(outputs)
+    return setup, network, task

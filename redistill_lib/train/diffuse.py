@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.diffusion import DiffusionProcess
 from redistill_lib.diffusion.noise import check_denoiser, check_prediction, conditioning_of
 from redistill_lib.distill import Objective, Tap
-from redistill_lib.methods import KD, RED, Method, parse_methods
-from redistill_lib.models import create_model
-from redistill_lib.runs import Run, canonical
+from redistill_lib.methods import KD, Method
+from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import DIGITS_UNET, DiffusionRecipe
-from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, train
+from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, differences, train
 from redistill_lib.train.tasks import Denoising
 
 
@@ -52,8 +51,7 @@ def train_diffusion(
 
     >>> run = train_diffusion("unet-1-22", recipe=DiffusionRecipe(steps=100))                  # doctest: +SKIP
     """
-    setup, network = _begin(model, data, recipe, unet, seed, options)
-    return train(setup, network, _task(setup, network), "diffuse")
+    return train(*_begin(model, data, recipe, unet, seed, options), "diffuse")
 
 
 def distill_diffusion(
@@ -71,70 +69,53 @@ def distill_diffusion(
 ) -> Run:
     """Distil a student denoiser; otherwise as `train_diffusion`, with as many steps for the same recipe.
 
-    Arguments:
-        teacher: one or several of: a run, its folder, a network (frozen and put into eval mode).
-        methods, objective: as for `Distillation`, without methods that compare classes; ``red`` has an alpha of 1.
-        taps: taps, or a YAML file of them; left out, `match_taps` pairs the student with the first teacher.
+    `teacher`, `taps`, `methods` and `objective` are as for `distill_classifier`, but methods that compare classes are
+    refused, and ``red`` has an alpha of 1.
 
     >>> run = distill_diffusion("unet-2-21", "runs/teacher", methods="red+mse")                # doctest: +SKIP
     """
-    setup, network = _begin(student, data, recipe, unet, seed, options)
-    chosen = methods if methods is None else _weighed(methods)
-    lesson = Lesson.check(setup, "denoiser", teacher, chosen, taps, objective)
+    setup, network, task = _begin(student, data, recipe, unet, seed, options)
+    lesson = Lesson.check(setup, "denoiser", teacher, _weighed(methods), taps, objective)
     if wrong := [method.name for method in lesson.all_methods if isinstance(method, KD)]:
         raise ValueError(f"{wrong[0]} compares class probabilities; a denoiser's prediction is compared by mse")
-    ours = conditioning_of(network.module, setup.data.num_classes)
-    for model, run in zip(lesson.teachers, lesson.runs, strict=True):
-        check_denoiser(model, setup.data, "teacher", setup.recipe.process)
+    process, ours = setup.recipe.process, conditioning_of(network[0], setup.data.num_classes)
+    for model, run in lesson.teachers:
+        check_denoiser(model, setup.data, "teacher", process)
         if run is None:  # nothing says what it has learnt
-            check_prediction(model, setup.data.validation, setup.recipe.process, role="teacher", count=64)
+            check_prediction(model, setup.data.validation, process, role="teacher", count=64)
         else:
-            _check_process(run, setup.recipe.process)
+            theirs = run.params.get("recipe", {}).get("process", {})
+            here = asdict(process)
+            if other := differences(theirs, here, "clip_sample"):  # concerns samplers alone
+                told = ", ".join(f"{key} is {theirs.get(key)!r} there and {here[key]!r} here" for key in other)
+                raise ValueError(f"teacher {run.id} learnt another process: {told}; give the recipe its process")
         if (theirs := conditioning_of(model, setup.data.num_classes)) != ours:
-            raise ValueError(
-                f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}; give both "
-                "the same"
-            )
-    return train(setup, network, _task(setup, network), "distill diffusion", lesson)
+            told = f"the student learns {ours or 'no classes'} and the teacher {theirs or 'no classes'}"
+            raise ValueError(f"{told}; give both the same")
+    return train(setup, network, task, "distill diffusion", lesson)
 
 
-def _check_process(teacher: Run, process: DiffusionProcess) -> None:
-    """Raise ValueError for a teacher that learnt another process; clipping concerns samplers alone."""
-    theirs = canonical(teacher.params.get("recipe", {}).get("process", {}))
-    ours = canonical(asdict(process))
-    if other := [key for key in theirs.keys() & ours.keys() - {"clip_sample"} if theirs[key] != ours[key]]:
-        told = ", ".join(f"{key} is {theirs[key]!r} there and {ours[key]!r} here" for key in sorted(other))
-        raise ValueError(f"teacher {teacher.id} learnt another process: {told}; give the recipe its process")
-
-
-def _weighed(methods: str | Method | Sequence[str | Method]) -> tuple[Method, ...]:
+def _weighed(methods: Any) -> Any:
     """Methods in which a RED that is only named has an alpha of 1, as in the DDPM configurations."""
-    made = parse_methods(methods)
-    words = methods.split("+") if isinstance(methods, str) else methods if isinstance(methods, Sequence) else ()
-    if "red" not in [word.strip() for word in words if isinstance(word, str)]:
-        return made
-    return tuple(replace(m, alpha=1.0) if isinstance(m, RED) and m.name == "red" else m for m in made)
+    if isinstance(methods, str):
+        return re.sub(r"(^|\+)\s*red\s*(?=\+|$)", r"\1red(alpha=1.0)", methods)
+    return list(map(_weighed, methods)) if isinstance(methods, Sequence) else methods
 
 
 def _begin(
-    model: Any, data: Any, recipe: Any, unet: Mapping[str, Any], seed: int, options: Any
-) -> tuple[Setup[DiffusionRecipe], Network]:
-    data = load_data("digits", image_size=16) if data is None else data
-    setup = Setup.check(data, recipe, seed, options, kind=DiffusionRecipe, splits=("train", "validation"))
+    model: Any, data: Any, recipe: Any, unet: Any, seed: Any, options: Any
+) -> tuple[Setup[DiffusionRecipe], Network, Denoising]:
+    setup = Setup.check(
+        DiffusionRecipe, load_data("digits", image_size=16) if data is None else data, recipe, seed, options
+    )
+    data, recipe = setup.data, setup.recipe
     if not isinstance(unet, Mapping):
         raise TypeError(f"unet is a dict of options, such as DIGITS_UNET or {{}}, not {reprlib.repr(unet)}")
     if given := unet.keys() & {"name", "in_channels"}:
         raise ValueError(f"leave {' and '.join(given)} out of unet; model is the name, data give the channels")
-    size = {"in_channels": setup.data.in_channels, **unet}
-    network = setup.network(model, lambda name: create_model(name, **size), size)
-    check_denoiser(network.module, setup.data, "network", setup.recipe.process)
-    return setup, network
-
-
-def _task(setup: Setup[DiffusionRecipe], network: Network) -> Denoising:
-    data, recipe = setup.data, setup.recipe
+    network = setup.network(model, {"in_channels": data.in_channels, **unet})
+    check_denoiser(network[0], data, "network", recipe.process)
+    labels = conditioning_of(network[0], data.num_classes)
+    known = (labels.classes, labels.null, recipe.label_dropout) if labels else ()
     shape = (data.in_channels, data.image_size, data.image_size)
-    labels = conditioning_of(network.module, data.num_classes)
-    if labels is None:
-        return Denoising(recipe.process, shape)
-    return Denoising(recipe.process, shape, labels.classes, labels.null, recipe.label_dropout)
+    return setup, network, Denoising(recipe.process, shape, *known)

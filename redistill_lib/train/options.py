@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from redistill_lib.checks import check_fields, whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 History = list[dict[str, float]]
 #: Called with the history so far after each of its rows and, where some were drawn, images (uint8 N×C×H×W); once,
@@ -59,3 +65,35 @@ class RunOptions:
             raise ValueError(
                 f"sample_every is a multiple of log_every ({self.log_every}), such as {near}, not {self.sample_every}"
             )
+
+
+def open_accelerator(mixed_precision: str, cpu: bool) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    cpu = cpu or not torch.accelerator.is_available()  # or several processes would not find each other on CPUs
+    earlier = AcceleratorState._shared_state
+    wanted = {"_mixed_precision": mixed_precision, "_cpu": cpu}
+    if earlier and PartialState().num_processes == 1 and any(earlier.get(k) != v for k, v in wanted.items()):
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had others
+    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=cpu)
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would compute in float32
+        raise ValueError("fp16 needs a GPU; use 'bf16' or 'no'")
+    return accelerator
+
+
+def describe(accelerator: Accelerator) -> dict[str, Any]:
+    import accelerate
+
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "accelerate": accelerate.__version__,
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "cpus": os.cpu_count(),
+        "input": "pixels / 127.5 - 1 (redistill_lib.to_float)",
+    }

@@ -62,7 +62,9 @@ class Recipe:
         for name in ("weight_decay", "warmup"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is a number from 0 up, not {value!r}")
-        check_shares(momentum=self.momentum, label_smoothing=self.label_smoothing, ema_decay=self.ema_decay)
+        for name in ("momentum", "label_smoothing", "ema_decay", "label_dropout"):  # the last is a denoiser's
+            if (value := getattr(self, name, None)) is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} is a share from 0 to below 1, not {value!r}")
         parse_recipe(self.augmentation)
 
     def settings(self, images: int) -> dict[str, Any]:
@@ -70,8 +72,8 @@ class Recipe:
         unread = {"epochs", "amsgrad" if self.optimizer == "sgd" else "momentum"}
         unread |= {"warmup"} if self.schedule == "step" else {"milestones", "divide_by"}
         operations = ["|".join(step) for step in parse_recipe(self.augmentation) if step != ("none",)]
-        told = {**asdict(self), "steps": self.total_steps(self.steps_per_epoch(images))}
-        told["augmentation"] = "+".join(operations) or "none"
+        steps = self.total_steps(self.steps_per_epoch(images))
+        told = {**asdict(self), "steps": steps, "augmentation": "+".join(operations) or "none"}
         return {name: value for name, value in told.items() if name not in unread}
 
     def steps_per_epoch(self, images: int) -> int:
@@ -93,12 +95,6 @@ class Recipe:
         else:
             share = 0.04 + 0.96 * step / warm if self.schedule == "onecycle" else (step + 1) / warm
         return self.learning_rate * share
-
-
-def check_shares(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{name} is a share from 0 to below 1, not {value!r}")
 
 
 OPTIMIZERS: dict[str, Callable[[Recipe, list[nn.Parameter]], torch.optim.Optimizer]] = {
@@ -136,7 +132,6 @@ class DiffusionRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_shares(label_dropout=self.label_dropout)
         if any(word in self.augmentation for word in ("mixup", "cutmix")):
             raise ValueError("a denoiser learns images as they are; leave mixup and cutmix out of its augmentation")
 

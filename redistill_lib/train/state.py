@@ -4,61 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
+from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten, treespec_dumps, treespec_loads
 
 from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.runs import damaged
 
-if TYPE_CHECKING:
-    from torch.amp import GradScaler
-    from torch.optim.lr_scheduler import LRScheduler
 
-
-def save_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    scaler: GradScaler | None,
-    record: Mapping[str, Any],
-) -> None:
-    """Write all of this to one file; modules' names hold no dots, teachers do not change and are left out."""
-    tensors = {f"{name}.{k}": v for name, module in modules.items() for k, v in _trained(module, True).items()}
-    states = [optimizer.state_dict(), scheduler.state_dict(), scaler.state_dict() if scaler else {}]
-    leaves, spec = tree_flatten(states)
-    tensors |= {f"states.{n}": leaf for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-    plain = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+def save_state(path: Path, parts: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Write each part's ``state_dict`` to one file, without teachers, which do not change."""
+    states = {
+        part: {key: value for key, value in owner.state_dict().items() if not key.startswith("teachers.")}
+        for part, owner in parts.items()
+    }
+    found, spec = tree_flatten_with_path(states)
+    leaves = {keystr(keys): leaf for keys, leaf in found}
+    tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+    plain = {name: None if name in tensors else leaf for name, leaf in leaves.items()}
     save_tensors(path, tensors, {"record": record, "states": plain, "tree": treespec_dumps(spec)})
 
 
-def load_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler,
-    scaler: GradScaler | None,
-) -> dict[str, Any]:
+def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
     """Put back in place what `save_state` wrote and return the record. Raises ValueError for a damaged file."""
     tensors, told = read_tensors(path)
     try:
-        for name, module in modules.items():
-            weights = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-            module.load_state_dict(weights | _trained(module, False))
-        leaves = [tensors.get(f"states.{n}", leaf) for n, leaf in enumerate(told["states"])]
-        optimizing, scheduling, scaling = tree_unflatten(leaves, treespec_loads(told["tree"]))
-        optimizer.load_state_dict(optimizing)
-        scheduler.load_state_dict(scheduling)
-        if scaler:
-            scaler.load_state_dict(scaling)
+        leaves = [tensors.get(name, leaf) for name, leaf in told["states"].items()]
+        states = tree_unflatten(leaves, treespec_loads(told["tree"]))
+        for part, owner in parts.items():
+            owner.load_state_dict({**owner.state_dict(), **states[part]})
         return dict(told["record"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(damaged(path, error)) from None
-
-
-def _trained(module: nn.Module, trained: bool) -> dict[str, Tensor]:
-    """A module's state without its teachers, or only the teachers'."""
-    return {k: v for k, v in module.state_dict().items() if k.startswith("teachers.") != trained}

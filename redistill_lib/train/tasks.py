@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
-from redistill_lib.data import DataSplits
+from redistill_lib.data import DataSplits, as_batch, to_float
 from redistill_lib.data.augment import sample_rng
 from redistill_lib.diffusion import DiffusionProcess, denoising_loss, sample, to_uint8
 from redistill_lib.methods import Batch
-from redistill_lib.network import output_of
-from redistill_lib.train.accuracy import count_correct
+from redistill_lib.network import evaluating, output_of
+
+Shard = tuple[int, int]  # (k, n): every n-th image from the k-th
 
 
 class Task(Protocol):
@@ -26,37 +28,36 @@ class Task(Protocol):
 
     def batch(self, images: Tensor, labels: Tensor, index: Tensor, view: Tensor) -> Batch:
         """One step's data from augmented images −1…1 and their labels (or probabilities), on the device."""
+        return Batch((images,), labels, index, view)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor: ...
 
     def measures(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """What the history keeps of each step besides the losses."""
+        return {}
 
-    def validate(self, model: nn.Module, split: Any, device: torch.device, shard: tuple[int, int]) -> Tensor:
-        """Sums over a split or its shard (k, n), every n-th image from the k-th; the number of images comes last."""
-
-    def scores(self, sums: Tensor) -> dict[str, float]:
-        """Means from the sums of all shards."""
+    def validate(self, model: nn.Module, split: Any, device: Any, shard: Shard) -> tuple[dict[str, float], int]:
+        """Sums over a split or its shard, and the number of images."""
 
     def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
         """Whether this row's network replaces the best one."""
+        return True
 
     def preview(self, model: nn.Module, count: int) -> Tensor | None:
         """Images that the network generates, if it can."""
+        return None
 
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         """Zeros in the shape of a network's inputs."""
+        return (torch.zeros(count, data.in_channels, data.image_size, data.image_size),)
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Task):
     """Images → classes, by cross-entropy; the best epoch on validation is kept."""
 
     unit: ClassVar[str] = "epoch"
     label_smoothing: float = 0.0
-
-    def batch(self, images: Tensor, labels: Tensor, index: Tensor, view: Tensor) -> Batch:
-        return Batch((images,), labels, index, view)
 
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.cross_entropy(output_of(outputs), targets, label_smoothing=self.label_smoothing)
@@ -66,25 +67,36 @@ class Classification:
         labels = batch.targets.argmax(1) if batch.targets.ndim == 2 else batch.targets
         return {"accuracy": (output_of(outputs).argmax(1) == labels).float().mean()}
 
-    def validate(self, model: nn.Module, split: Any, device: torch.device, shard: tuple[int, int]) -> Tensor:
-        return torch.tensor(count_correct(model, split, device, shard=shard), device=device)
-
-    def scores(self, sums: Tensor) -> dict[str, float]:
-        correct, loss, count = sums.tolist()
-        return {"accuracy": correct / count, "loss": loss / count}
+    def validate(self, model: nn.Module, split: Any, device: Any, shard: Shard) -> tuple[dict[str, float], int]:
+        rows = range(shard[0], len(split), shard[1])
+        batches = [list(rows[i : i + 256]) for i in range(0, len(rows), 256)]
+        correct, loss = 0.0, 0.0
+        with evaluating(model):
+            for images, labels in DataLoader(split, batch_sampler=batches, collate_fn=as_batch):
+                images = to_float(images.to(device)).contiguous(memory_format=torch.channels_last)
+                logits, labels = output_of(model(images)).float(), labels.to(device)
+                correct += float((logits.argmax(1) == labels).sum())
+                loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        return {"accuracy": correct, "loss": loss}, len(rows)
 
     def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
         return row["validation_accuracy"] > best.get("validation_accuracy", -1.0)
 
-    def preview(self, model: nn.Module, count: int) -> None:
-        return None
 
-    def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
-        return (torch.zeros(count, data.in_channels, data.image_size, data.image_size),)
+def evaluate(model: nn.Module, split: Dataset[Any], *, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Accuracy (0…1) and mean cross-entropy of a classifier over a split; the model is left in the mode it was in.
+
+    >>> from redistill_lib.data import load_data
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(32 * 32, 10))
+    >>> sorted(evaluate(model, load_data("digits").test))
+    ['accuracy', 'loss']
+    """
+    sums, count = Classification().validate(model, split, device, (0, 1))
+    return {name: total / count for name, total in sums.items()}
 
 
 @dataclass(frozen=True)
-class Denoising:
+class Denoising(Task):
     """Noisy images and time steps → what `process` asks for, by mean squared error (arXiv 2006.11239, equation 14).
 
     Noise and time step are drawn by the image's own name, (index, view). The last network is kept.
@@ -113,18 +125,9 @@ class Denoising:
     def loss(self, outputs: Any, targets: Tensor) -> Tensor:
         return F.mse_loss(output_of(outputs).float(), targets)
 
-    def measures(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
-        return {}
-
-    def validate(self, model: nn.Module, split: Any, device: torch.device, shard: tuple[int, int]) -> Tensor:
-        return torch.tensor([denoising_loss(model, split, process=self.process, device=device), 1.0], device=device)
-
-    def scores(self, sums: Tensor) -> dict[str, float]:
-        loss, count = sums.tolist()  # every process has the same
-        return {"loss": loss / count}
-
-    def better(self, row: Mapping[str, float], best: Mapping[str, float]) -> bool:
-        return True
+    def validate(self, model: nn.Module, split: Any, device: Any, shard: Shard) -> tuple[dict[str, float], int]:
+        """The same in every process, whatever its shard."""
+        return {"loss": denoising_loss(model, split, process=self.process, device=device)}, 1
 
     def preview(self, model: nn.Module, count: int) -> Tensor:
         labels = None if self.classes is None else torch.arange(count) % self.classes
@@ -132,5 +135,4 @@ class Denoising:
 
     def example(self, data: DataSplits, count: int) -> tuple[Tensor, ...]:
         t = torch.zeros(count, dtype=torch.int64)
-        x = torch.zeros(count, *self.shape)
-        return (x, t) if self.classes is None else (x, t, t.clone())
+        return *super().example(data, count), *([t] if self.classes is None else [t, t.clone()])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,9 @@ from redistill_lib.methods import Batch
 from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.progress import progress_bar
 from redistill_lib.red import RedBlock, inserted_blocks
-from redistill_lib.runs import Run, canonical, complete_run, find_run, write_history
+from redistill_lib.runs import Run, canonical, complete_run, find_run, locked, write_history
 from redistill_lib.source import code_identity
-from redistill_lib.train.environment import describe, main_holds, open_accelerator
-from redistill_lib.train.options import History, RunOptions
+from redistill_lib.train.options import History, RunOptions, describe, open_accelerator
 from redistill_lib.train.recipe import OPTIMIZERS, Recipe
 from redistill_lib.train.state import load_state, save_state
 from redistill_lib.train.tasks import Task
@@ -53,56 +53,42 @@ def fit(
     name = params["model"]["name"], params.get("methods"), data.name, f"s{params['seed']}"
     prefix = "_".join(Path(part).name for part in name if part)
     path, others = find_run(options.runs_dir, prefix, params, code_identity())
+    found = complete_run(path)
     if others and not (path / "run.json").exists():
         if options.reuse:
-            return _found(others[0].reused(code_identity()), options, accelerator)
-        accelerator.print(
-            f"{others[0].path} has the same parameters but was made by other code of this library, so it is trained "
-            "again; RunOptions(reuse=True) takes it as it is"
-        )
-    environment = {**describe(accelerator), "teacher_runs": list(teacher_runs)}
-    run = Run(path, params, environment=environment, code=code_identity(), name=options.name)
-    if (done := complete_run(path)) is not None:
-        return _found(done, options, accelerator)
-    with main_holds(accelerator, path):
-        if (done := complete_run(path)) is not None:  # by a process that held it until now
-            return _found(done, options, accelerator)
-        trainer = Trainer(distillation, task, data, recipe, options, run, accelerator)
-        try:
-            with torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == "cuda" else []):
-                return trainer.run_to_end()
-        except BaseException as error:
-            if accelerator.is_main_process:
-                run.stopped(error)
-            if isinstance(error, KeyboardInterrupt):
-                reached = f"{trainer.step} of {trainer.total} steps"
-                raise KeyboardInterrupt(
-                    f"stopped after {reached}; the same call goes on from there ({path})"
-                ) from None
-            raise
-
-
-def _found(run: Run, options: RunOptions, accelerator: Accelerator) -> Run:
+            found = others[0].reused(code_identity())
+        else:
+            accelerator.print(
+                f"{others[0].path} has the same parameters but was made by other code of this library, so it is "
+                "trained again; RunOptions(reuse=True) takes it as it is"
+            )
+    if found is None:
+        with locked(path) if accelerator.is_main_process else nullcontext():
+            accelerator.wait_for_everyone()
+            found = complete_run(path)  # by a process that held it until now
+            if found is None:
+                environment = {**describe(accelerator), "teacher_runs": list(teacher_runs)}
+                run = Run(path, params, environment=environment, code=code_identity(), name=options.name)
+                return Trainer(distillation, task, data, recipe, options, run, accelerator).run_to_end()
     if options.on_log and accelerator.is_main_process:
-        options.on_log(run.history().to_dict("records"), None)
-    return run
+        options.on_log(found.history().to_dict("records"), None)
+    return found
 
 
+@dataclass(eq=False)
 class Trainer:
     """One run's training; its state is saved after each period: an epoch, or `log_every` steps."""
 
-    def __init__(
-        self,
-        distillation: Distillation,
-        task: Task,
-        data: DataSplits,
-        recipe: Recipe,
-        options: RunOptions,
-        run: Run,
-        accelerator: Accelerator,
-    ):
-        self.task, self.data, self.recipe, self.options = task, data, recipe, options
-        self.run, self.accelerator = run, accelerator
+    trainee: Distillation
+    task: Task
+    data: DataSplits
+    recipe: Recipe
+    options: RunOptions
+    run: Run
+    accelerator: Accelerator
+
+    def __post_init__(self) -> None:
+        recipe, data, options, accelerator = self.recipe, self.data, self.options, self.accelerator
         self.batch_size = min(recipe.batch_size, len(data.train))
         if self.batch_size % accelerator.num_processes:
             raise ValueError(
@@ -110,8 +96,8 @@ class Trainer:
             )
         self.per_epoch = recipe.steps_per_epoch(len(data.train))
         self.total = recipe.total_steps(self.per_epoch)
-        self.period = self.per_epoch if task.unit == "epoch" else options.log_every
-        self.trainee = distillation.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.period = self.per_epoch if self.task.unit == "epoch" else options.log_every
+        self.trainee.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer = OPTIMIZERS[recipe.optimizer](recipe, [p for p in self.trainee.parameters() if p.requires_grad])
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: recipe.learning_rate_at(step, self.per_epoch) / recipe.learning_rate
@@ -119,6 +105,11 @@ class Trainer:
         self.module, self.optimizer = accelerator.prepare(self.trainee, optimizer)
         self.student = self.trainee.student
         self.average = None if recipe.ema_decay is None else average_of(self.student, recipe.ema_decay)
+        self.result = self.student if self.average is None else self.average.module
+        parts = {"trainee": self.trainee, "average": self.average, "optimizer": self.optimizer}
+        parts |= {"scheduler": self.scheduler, "scaler": accelerator.scaler}
+        self.parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
+        self.state_path = self.run.path / "state" / "state.safetensors"
         self.batches: list[list[tuple[int, int]]] = []  # refilled for each period; the loader's processes stay
         self.loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
             Views(data.train, recipe.augmentation, data.num_classes),
@@ -133,22 +124,28 @@ class Trainer:
         self.history: History = []
         self.best: dict[str, float] = {}
 
-    @property
-    def state_path(self) -> Path:
-        return self.run.path / "state" / "state.safetensors"
-
-    @property
-    def _parts(self) -> dict[str, nn.Module]:
-        return {"trainee": self.trainee, **({} if self.average is None else {"average": self.average})}
-
     def run_to_end(self) -> Run:
-        main, scaler = self.accelerator.is_main_process, self.accelerator.scaler
+        """Train, or go on where an earlier call was stopped; what stops this one is recorded."""
+        device = self.accelerator.device
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                return self._run()
+        except BaseException as error:
+            if self.accelerator.is_main_process:
+                self.run.stopped(error)
+            if isinstance(error, KeyboardInterrupt):
+                reached = f"stopped after {self.step} of {self.total} steps"
+                raise KeyboardInterrupt(f"{reached}; the same call goes on from there ({self.run.path})") from None
+            raise
+
+    def _run(self) -> Run:
+        main = self.accelerator.is_main_process
         if self.state_path.exists():
-            record = load_state(self.state_path, self._parts, self.optimizer, self.scheduler, scaler)
+            record = load_state(self.state_path, self.parts)
             self.step, self.history, self.best = record["step"], record["history"], record["best"]
         self.accelerator.wait_for_everyone()
         if main:
-            replace(self.run, status="running").save()
+            self.run.save()
             if self.history:  # a kill may have come between the state and its history
                 write_history(self.run.path / "history.csv", self.history)
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
@@ -161,7 +158,7 @@ class Trainer:
                 row = self._train(self.step, last, bar)
                 if main:
                     record = {"step": last, "history": self.history, "best": self.best}
-                    save_state(self.state_path, self._parts, self.optimizer, self.scheduler, scaler, record)
+                    save_state(self.state_path, self.parts, record)
                 self.step = last
                 if main:
                     write_history(self.run.path / "history.csv", self.history)
@@ -201,7 +198,7 @@ class Trainer:
         rate = self.recipe.learning_rate_at(last - 1, self.per_epoch)
         row: dict[str, float] = {self.task.unit: counted, "learning_rate": rate}
         row |= {f"train_{name}": value for name, value in zip(sums, means, strict=True)}
-        row |= {f"validation_{name}": value for name, value in self._scores(self.result(), "validation").items()}
+        row |= {f"validation_{name}": value for name, value in self._scores(self.result, "validation").items()}
         if self.average is not None:
             raw = self._scores(self.student, "validation")
             row |= {f"validation_{name}_raw": value for name, value in raw.items()}
@@ -210,7 +207,7 @@ class Trainer:
         if self.task.better(row, self.best):
             self.best = row
             if self.accelerator.is_main_process:
-                save_tensors(self.run.path / "model.safetensors", self.result().state_dict())
+                save_tensors(self.run.path / "model.safetensors", self.result.state_dict())
         return row
 
     def _images(self, step: int) -> list[tuple[int, int]]:
@@ -223,10 +220,6 @@ class Trainer:
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
         return [(row, epoch) for row in mine]
 
-    def result(self) -> nn.Module:
-        """The averaged network where weights are averaged, else the student."""
-        return self.student if self.average is None else self.average.module
-
     def _scores(self, model: nn.Module, split: str) -> dict[str, float]:
         from accelerate.utils import broadcast
 
@@ -235,15 +228,16 @@ class Trainer:
             broadcast(buffer)
         with a.autocast():
             shard = (a.process_index, a.num_processes)
-            sums = self.task.validate(model, getattr(self.data, split), a.device, shard)
-        return self.task.scores(a.reduce(sums, "sum"))
+            sums, count = self.task.validate(model, getattr(self.data, split), a.device, shard)
+        *totals, images = a.reduce(torch.tensor([*sums.values(), count], device=a.device), "sum").tolist()
+        return {name: total / images for name, total in zip(sums, totals, strict=True)}
 
     def _show(self) -> None:
         every = self.options.sample_every
         images = None
         if (every and self.step % every == 0) or self.step == self.total:
             try:
-                images = self.task.preview(self.result(), self.options.samples)
+                images = self.task.preview(self.result, self.options.samples)
             except Exception as error:
                 warnings.warn(f"no images could be drawn after step {self.step}: {error}", stacklevel=2)
         if images is not None and images.shape[1] in (1, 3):  # what a PNG can hold
@@ -273,7 +267,7 @@ class Trainer:
             metrics |= {"best_epoch": int(self.best["epoch"])}
         self.accelerator.wait_for_everyone()
         model = self.trainee.graduate()
-        model.to(memory_format=torch.contiguous_format)  # as load_model gives it
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as load_model gives it
         model.load_state_dict(read_tensors(self.run.path / "model.safetensors")[0])
         if self.task.unit == "epoch":
             metrics |= {f"test_{k}": v for k, v in self._scores(model, "test").items()}
@@ -296,18 +290,12 @@ class Trainer:
 
 
 def costs(model: nn.Module, *example: Tensor) -> dict[str, Any]:
-    """Parameters, bytes of the weights, and peak bytes of activations in fp32 for the example's images.
-
-    A network that cannot be profiled gives a ``memory_error`` instead, so that no finished training is lost.
-    """
-    tensors = model.state_dict().values()
-    size = {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "model_bytes": sum(t.numel() * t.element_size() for t in tensors),
-    }
+    """Numbers of parameters and bytes, with peaks in fp32 or, so that no training is lost, why there are none."""
+    found: dict[str, Any] = {"parameters": sum(p.numel() for p in model.parameters())}
+    found["model_bytes"] = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     try:
         fused, eager = (profile_memory(model, *example, convention=name) for name in ("fused", "eager"))
+        peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
     except Exception as error:
-        return {**size, "memory_error": f"{type(error).__name__}: {error}"}
-    peaks = {"peak_bytes": fused.peak_bytes, "peak_at": fused.peak_op.name, "peak_bytes_eager": eager.peak_bytes}
-    return {**size, **peaks}
+        peaks = {"memory_error": f"{type(error).__name__}: {error}"}
+    return found | peaks
