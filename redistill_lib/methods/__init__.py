@@ -12,11 +12,31 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from redistill_lib.checks import hint
-from redistill_lib.methods.base import Batch, Method, Shape, Weighted, check_loss, make_criterion  # noqa: F401
+from redistill_lib.methods.base import Batch, Method, Shape, Weighted, check_loss, make_criterion
 from redistill_lib.methods.contrast import CRD
 from redistill_lib.methods.features import FitNet
 from redistill_lib.methods.logits import DKD, KD, MSE
 from redistill_lib.methods.red import RED, REDBlocks, Stage
+
+__all__ = [
+    "CRD",
+    "DKD",
+    "KD",
+    "METHODS",
+    "MSE",
+    "RED",
+    "Batch",
+    "FitNet",
+    "Method",
+    "REDBlocks",
+    "Shape",
+    "Stage",
+    "Weighted",
+    "check_loss",
+    "make_criterion",
+    "make_method",
+    "parse_methods",
+]
 
 _MEMBERS = ("name", "reads", "alpha", "block", "criterion")
 

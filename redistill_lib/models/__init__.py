@@ -10,11 +10,26 @@ from torch import Tensor
 
 from redistill_lib.checks import hint, is_number, whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
-from redistill_lib.models.checkpoint import load_checkpoint  # noqa: F401
+from redistill_lib.models.checkpoint import load_checkpoint
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
 from redistill_lib.models.unet import UNet, UNetConfig
 from redistill_lib.plans import StridePlan
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "MobileNet",
+    "ResNet",
+    "UNet",
+    "create_model",
+    "example_inputs",
+    "list_models",
+    "load_checkpoint",
+    "place_names",
+    "student_name",
+    "usual_plan",
+]
 
 Kind = Literal["classifier", "diffusion"]  # images → logits; images and time steps → noise
 

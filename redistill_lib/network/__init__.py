@@ -1,6 +1,6 @@
 """Following a network's forward pass: reading its maps, and where its resolution changes."""
 
-from redistill_lib.network.hooks import (  # noqa: F401
+from redistill_lib.network.hooks import (
     MapRef,
     check_float,
     check_followable,
@@ -13,4 +13,21 @@ from redistill_lib.network.hooks import (  # noqa: F401
     record_maps,
     run_and_read,
 )
-from redistill_lib.network.resolution import Resize, find_resizes, map_shapes  # noqa: F401
+from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
+
+__all__ = [
+    "MapRef",
+    "Resize",
+    "check_float",
+    "check_followable",
+    "dtype_of",
+    "evaluating",
+    "find_layer",
+    "find_resizes",
+    "locate",
+    "map_shapes",
+    "output_of",
+    "reading",
+    "record_maps",
+    "run_and_read",
+]
