@@ -15,7 +15,8 @@ import redistill_lib as rd
 from redistill_lib.train import setup
 
 README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+TEXT = README.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def folder_of_images(root: Path, size: int, count: int = 8) -> None:
@@ -77,3 +78,14 @@ def test_the_snippets_run(quick: Path) -> None:
     for block in BLOCKS:
         exec(compile(block, str(README), "exec"), names)
     assert (quick / "student").is_dir()
+
+
+def test_the_taps_in_yaml_fit_the_networks_they_are_for(tmp_path: Path) -> None:
+    (tmp_path / "official.yaml").write_text(re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)[0])
+    student, teacher = rd.create_model("resnet18-4-11221"), rd.create_model("resnet18-1-21222")
+    taps, example = rd.read_taps(tmp_path / "official.yaml"), torch.zeros(2, 3, 64, 64)
+    distillation = rd.Distillation(student, teacher, taps, example=example)
+    assert [tap.layer for tap in distillation.taps] == ["layer2.0"] * 2 and len(distillation.blocks) == 2
+    assert {(tap.layer, tap.side, tap.teacher_layer) for tap in taps} <= {
+        (tap.layer, tap.side, tap.teacher_layer) for tap in rd.match_taps(student, teacher, example)
+    }
