@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "layer that may stride, some of which have stride 1.",
     )
     memory.add_argument("model", metavar="MODEL")
-    memory.add_argument("--image-size", type=_size, metavar="N", help="N or HxW (default 224; 32 for unet)")
+    memory.add_argument("--image-size", type=size, metavar="N", help="N or HxW (default 224; 32 for unet)")
     memory.add_argument("--batch", type=int, default=1, metavar="B")
     memory.add_argument("--in-channels", type=int, default=3, metavar="C")
     memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _size(text: str) -> list[int]:
+def size(text: str) -> list[int]:
     return [int(part) for part in text.lower().split("x")]
 
 
@@ -237,7 +237,10 @@ def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) ->
         raise ValueError(f"{name} names no function; did you mean {close!r} (module:function)?")
     sys.path.insert(0, "")  # as `python -m` does, also for what the function imports
     make = getattr(importlib.import_module(module), function, None)
-    model = make() if callable(make) else None
+    try:
+        model = make() if callable(make) else None
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"module {module} has no function {function!r} that returns an nn.Module")
     model = model.to("meta")

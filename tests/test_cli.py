@@ -224,6 +224,8 @@ def test_memory_of_a_function_of_ones_own(
         "def late():\n"
         "    import my_blocks\n"
         "    return my_blocks.block\n"
+        "def sized(width):\n"
+        "    return nn.Conv2d(1, width, 3)\n"
     )
     (tmp_path / "my_blocks.py").write_text("from torch import nn\nblock = nn.Conv2d(1, 8, 3)\n")
     arguments = ["memory", "my_nets:small", "--image-size", "32", "--in-channels", "1"]
@@ -239,6 +241,8 @@ def test_memory_of_a_function_of_ones_own(
     assert "has no function 'number' that returns an nn.Module" in capsys.readouterr().err
     assert main(["memory", "my_nets:late", "--image-size", "32", "--in-channels", "1"]) == 0  # imports when called
     assert "Conv2d on 1×1×32×32" in capsys.readouterr().out
+    assert main(["memory", "my_nets:sized"]) == 2
+    assert "my_nets:sized cannot be called without arguments: sized() missing 1" in capsys.readouterr().err
     assert main(["memory", "no_such_module:small"]) == 2
     assert "No module named 'no_such_module'" in capsys.readouterr().err
     sys.modules.pop("my_nets")

@@ -345,7 +345,7 @@ def test_parse() -> None:
     assert parse_methods("stage(distance='mse', alpha=1e+1)+dkd") == (Stage(distance="mse", alpha=10.0), DKD())
     assert parse_methods("crd(negatives=8)+fitnet()") == (CRD(negatives=8), FitNet())
     assert parse_methods(RED(alpha=1.0)) == parse_methods(["red(alpha=1.0)"]) == (RED(alpha=1.0),)
-    assert parse_methods([RED(), "kd"]) == (RED(), KD())
+    assert parse_methods([RED(), "kd"]) == (RED(), KD()) and parse_methods(["red+kd", MSE()])[1:] == (KD(), MSE())
 
 
 @pytest.mark.parametrize(

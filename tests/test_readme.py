@@ -43,12 +43,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.chdir(tmp_path)
     folder_of_images(tmp_path / "path/to/folder", 128)
     folder_of_images(tmp_path / "hub", 32)
-    monkeypatch.setattr(rd.Recipe.__init__, "__defaults__", (1, *rd.Recipe.__init__.__defaults__[1:]))  # type: ignore
-    monkeypatch.setattr(
-        rd.DiffusionRecipe.__init__,
-        "__defaults__",
-        (None, 2, *rd.DiffusionRecipe.__init__.__defaults__[2:]),  # type: ignore
-    )
+    monkeypatch.setattr(rd.Recipe, "LENGTH", ("epochs", 1))
+    monkeypatch.setattr(rd.DiffusionRecipe, "LENGTH", ("steps", 2))
     real_load = rd.load_data
     monkeypatch.setattr(
         setup, "load_data", lambda name, **kw: real_load("hub" if str(name).startswith("hf:") else name, **kw)

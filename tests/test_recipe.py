@@ -44,8 +44,9 @@ def test_schedules_by_hand() -> None:
 
 def test_lengths() -> None:
     assert Recipe(epochs=3).total_steps(7) == 21 and DiffusionRecipe(steps=5).total_steps(7) == 5
-    assert Recipe(epochs=None, steps=5).total_steps(7) == 5
-    assert DiffusionRecipe(epochs=2, steps=None).total_steps(7) == 14
+    assert Recipe(steps=5).total_steps(7) == 5 and DiffusionRecipe(epochs=2).total_steps(7) == 14
+    assert (Recipe().epochs, Recipe().steps) == (12, None) == (replace(Recipe()).epochs, Recipe(epochs=None).steps)
+    assert (DiffusionRecipe().epochs, DiffusionRecipe().steps) == (None, 1000)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,7 @@ def test_lengths() -> None:
     [
         ({"epochs": 0}, "epochs=0 is not a whole number of 1 or more"),
         ({"epochs": 3.0}, "epochs=3.0 is not a whole number or None"),
-        ({"epochs": None}, "give epochs or steps, and None for the other, not None and None"),
-        ({"steps": 10}, "give epochs or steps, and None for the other, not 12 and 10"),
+        ({"epochs": 3, "steps": 10}, "give epochs or steps, and None for the other, not 3 and 10"),
         ({"batch_size": 1}, "batch_size=1 is not a whole number of 2 or more"),
         ({"batch_size": "64"}, "batch_size='64' is not a whole number"),
         ({"milestones": (1.5,)}, r"milestones\[0\]=1.5 is not a whole number"),
@@ -86,7 +86,7 @@ def test_recipes_that_cannot_be_meant(change: dict[str, Any], message: str) -> N
     ("change", "message"),
     [
         *(({"steps": value}, "steps=.* is not a whole number") for value in (0, 4.0, True, "4")),
-        ({"epochs": 3}, "give epochs or steps, and None for the other, not 3 and 1000"),
+        ({"epochs": 3, "steps": 9}, "give epochs or steps, and None for the other, not 3 and 9"),
         ({"label_dropout": "0.1"}, "label_dropout='0.1' is not a number"),
         ({"label_dropout": 1}, "label_dropout is a share"),
         ({"process": "v_prediction"}, "process='v_prediction' is not a DiffusionProcess"),
@@ -239,6 +239,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": nn.Conv2d(1, 10, 3)}, r"answers \(2, 10, 14, 14\) for two images"),
         ({"model": net(channels=3)}, "the network does not take images of 1×16×16: .*3 channels"),
         ({"model": Halved()}, "the network does not take images of 1×16×16: .*missing 1 required"),
+        ({"model": "unet-1-22"}, "unet is no classifier network; there are mobilenetv2, "),
         ({"model": Detaching(net())}, "the outputs of Detaching carry no gradient"),
     ],
     "denoiser": [
@@ -252,6 +253,7 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"unet": {**UNET, "T": 10}}, "knows 10 time steps; the schedule has 1000"),
         ({"recipe": Recipe()}, "recipe is a DiffusionRecipe, not a Recipe"),
         ({"model": Detaching(Same())}, "the outputs of Detaching carry no gradient"),
+        ({"model": "resnet18-1-21222"}, "resnet18 is no diffusion network; there are unet"),
         ({"model": "unet-4-22"}, "multiples of 16, its total stride"),
         ({"model": Halved()}, r"the network returns \(2, 1, 4, 4\) for .*\(2, 1, 8, 8\), not their noise"),
     ],

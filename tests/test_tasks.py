@@ -66,6 +66,10 @@ def test_classification_by_hand() -> None:
 def test_metrics_of_a_classifier_are_those_of_its_weights(ema_decay: float | None, tmp_path: Path) -> None:
     run, data = train("classifier", tmp_path, recipe=recipe_of("classifier", ema_decay=ema_decay)), digits()
     best, last, history = load_model(run), load_model(run, weights="last"), run.history()
+    with pytest.raises(
+        ValueError, match=r"is of the built-in resnet18-.*: load_model\(run\) builds it, leave out yours"
+    ):
+        load_model(run, nn.Linear(2, 2))
     assert not best.training and run.metrics["best_epoch"] == history.epoch[history.validation_accuracy.idxmax()]
     assert run.metrics["validation_accuracy"] == history.validation_accuracy.max()
     for model, suffix in ((best, ""), (last, "_last")):

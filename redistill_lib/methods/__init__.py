@@ -64,10 +64,9 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
     >>> parse_methods("red(alpha=1.0)+kd")
     (RED(kernel_size=3, distance='cosine', alpha=1.0), KD(temperature=2.0, alpha=1.0))
     """
-    if isinstance(methods, str):
-        methods = re.split(r"\+(?![^(]*\))", methods)
-    given = methods if isinstance(methods, Sequence) else [methods]
-    made = tuple(_parse(m) if isinstance(m, str) else m for m in given)
+    made: list[Method] = []
+    for given in [methods] if isinstance(methods, str) or not isinstance(methods, Sequence) else methods:
+        made += map(_parse, re.split(r"\+(?![^(]*\))", given)) if isinstance(given, str) else [given]
     for method in made:
         lacks = [name for name in _MEMBERS if not hasattr(method, name)]
         if isinstance(method, type) or not is_dataclass(method) or lacks:
@@ -80,7 +79,7 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
     names = [method.name for method in made]
     if len(set(names)) < len(names):
         raise ValueError(f"{'+'.join(names)!r} names a method twice")
-    return made
+    return tuple(made)
 
 
 def _parse(text: str) -> Method:

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from redistill_lib.checks import hint, is_number, whole, wholes
+from redistill_lib.checks import check_type, hint, is_number, whole, wholes
 from redistill_lib.models import mobilenet, resnet, unet
 from redistill_lib.models.checkpoint import load_checkpoint
 from redistill_lib.models.mobilenet import MobileNet
@@ -146,7 +146,7 @@ def student_name(name: str, factor: int) -> str:
     ('resnext18-4-11221', 'mobilenetv2-8-1211111')
     """
     try:
-        arch, facts, plan = _split(name)
+        arch, facts, plan = _split(check_type("name", name, str))
     except ValueError as error:
         raise ValueError(f"{error} Of a network of your own, derive_student makes students.") from None
     student = plan.front_loaded(factor, first=facts.pool if factor >= 4 else ())

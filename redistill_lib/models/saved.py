@@ -66,6 +66,10 @@ def load_model(
         )
     check_type("model", model, nn.Module, None)
     own = [block["class"] for block in run.blocks if "class" in block]
+    if model is not None and not own and "weights" not in spec:
+        raise ValueError(
+            f"run {run.id} is of the built-in {spec['name']}: load_model(run) builds it, leave out yours"
+        )
     if own and (model is None or len(inserted_blocks(model)) != len(run.blocks)):
         raise ValueError(
             f"run {run.id} has blocks of your own ({own[0]}), which only you can build: load_model(run, network) "

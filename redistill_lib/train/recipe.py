@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from redistill_lib.diffusion import DiffusionProcess
 class Recipe:
     """How long and how a network is trained. The defaults are the quick scale: minutes on two CPU cores.
 
-    The length is a number of `epochs` or, with ``epochs=None``, of `steps`. `schedule` is ``onecycle`` (warm up, then
+    The length is a number of `epochs` or of `steps`; left out, `LENGTH`. `schedule` is ``onecycle`` (warm up, then
     anneal to 0 along a cosine), ``cosine`` (the same, but the warm-up starts near 0), ``step`` (divide by `divide_by`
     after each epoch in `milestones`) or ``constant``. `warmup` is a share of all steps, or from 1 up their number.
     `augmentation` is read by `data.augment`. With `ema_decay` the result is the moving average of the weights. A
@@ -30,7 +30,8 @@ class Recipe:
     3
     """
 
-    epochs: int | None = 12
+    LENGTH: ClassVar[tuple[str, int]] = ("epochs", 12)
+    epochs: int | None = None
     steps: int | None = None
     batch_size: int = 64
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -50,7 +51,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if (self.epochs is None) == (self.steps is None):
+        if self.epochs is self.steps is None:
+            object.__setattr__(self, *self.LENGTH)
+        elif self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, and None for the other, not {self.epochs!r} and {self.steps!r}")
         for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 2)):  # batch norm wants two images
             if (value := getattr(self, name)) is not None:
@@ -116,8 +119,7 @@ class DiffusionRecipe(Recipe):
     200
     """
 
-    epochs: int | None = None
-    steps: int | None = 1000
+    LENGTH: ClassVar[tuple[str, int]] = ("steps", 1000)
     batch_size: int = 32
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     learning_rate: float = 3e-3

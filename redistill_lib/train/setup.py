@@ -18,7 +18,7 @@ from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
 from redistill_lib.identity import network_identity, object_identity
 from redistill_lib.methods import Method, parse_methods
-from redistill_lib.models import create_model
+from redistill_lib.models import create_model, list_models
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import evaluating, output_of
 from redistill_lib.runs import Run, canonical
@@ -61,6 +61,9 @@ class Setup(Generic[R]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if isinstance(model, str):
+                wanted: Any = "diffusion" if isinstance(self.recipe, DiffusionRecipe) else "classifier"
+                if (arch := model.partition("-")[0]) in {*list_models()}.difference(list_models(wanted)):
+                    raise ValueError(f"{arch} is no {wanted} network; there are {', '.join(list_models(wanted))}")
                 built = create_model(model, **options)
                 return built, {**options, "name": built.name}
             if hooked := [name for name, p in model.named_parameters() if p._backward_hooks]:
