@@ -434,6 +434,8 @@ def test_nothing_may_silently_do_nothing() -> None:
     [
         ({"student": "net"}, "student='net' is not a Module"),
         ({"teacher": 3}, "teacher=3 is not a Module or a list"),
+        ({"teacher": "resnet18"}, "teacher='resnet18' is not a Module or a list or a tuple"),
+        ({"taps": "taps.yaml"}, "taps='taps.yaml' is not a list or a tuple"),
         ({"teacher": [None]}, "teacher=None is not a Module"),
         ({"taps": 3}, "taps=3 is not a list"),
         ({"taps": ["conv1"]}, "a tap='conv1' is not a Tap"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -141,7 +141,7 @@ class Distillation(nn.Module):
         self,
         student: nn.Module,
         teacher: nn.Module | Sequence[nn.Module] = (),
-        taps: Iterable[Tap] = (),
+        taps: Sequence[Tap] = (),
         methods: str | Method | Sequence[str | Method] | None = None,
         *,
         objective: Objective | None = None,
@@ -152,11 +152,11 @@ class Distillation(nn.Module):
         whole("samples", samples, 0)
         self.student = check_type("student", student, nn.Module)
         self.objective = check_type("objective", objective, Objective, None) or Objective()
-        given = check_type("teacher", teacher, nn.Module, Sequence)
+        given = check_type("teacher", teacher, nn.Module, list, tuple)
         networks = [given] if isinstance(given, nn.Module) else [check_type("teacher", k, nn.Module) for k in given]
         _check_apart(student, networks)
         self.teachers: Any = nn.ModuleList(LiveTeacher(network) for network in networks)
-        taps = check_type("taps", taps, Iterable)
+        taps = check_type("taps", taps, list, tuple)
         self.taps = [self._located(check_type("a tap", tap, Tap)) for tap in taps]
         if methods is None:
             methods = () if not networks or (self.taps and all(tap.method for tap in self.taps)) else "red"
