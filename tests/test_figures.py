@@ -112,10 +112,11 @@ def test_feature_maps_say_what_pooling_did() -> None:
 
 def test_maps_of_unequal_size_cover_the_same_image() -> None:
     figure = figures.feature_maps(comparison())
+    top = figure.data[0].y0 - figure.data[0].dy / 2
     for trace in figure.data[1:]:
         cells = trace.z.shape[0]
-        assert trace.y0 - trace.dy / 2 == 0
-        assert trace.y0 + (cells - 0.5) * trace.dy == 40
+        assert trace.y0 - trace.dy / 2 == top
+        assert trace.y0 + (cells - 0.5) * trace.dy == top + 40
     assert [trace.z.shape for trace in figure.data[1:]] == [(20, 20), (10, 10)]
 
 

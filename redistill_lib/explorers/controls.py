@@ -106,7 +106,7 @@ class Explorer:
     def set_table(self, table: pd.DataFrame) -> None:
         numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
         text = table.to_html(index=False, border=0, justify="left", formatters=numbers)
-        self.table.value = re.sub("<(t[dh])>", r'<\1 style="padding:0 16px 0 8px">', text)
+        self.table.value = re.sub("<(t[dh])>", r'<\1 style="padding:0 16px 0 8px;text-align:left">', text)
 
     def choose(self, control: Any, options: Options, otherwise: Any) -> Any:
         """Give a control its options and a value; with a single option it can only be read."""

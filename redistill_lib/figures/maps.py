@@ -67,7 +67,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
 
 
 def _head(name: str, shown: NDArray[Any], text: str = "") -> str:
-    return f"<b>{name.partition(',')[0]}</b> {muted(f'{shown.shape[0]}×{shown.shape[1]}{text}')}"
+    return f"<b>{name.partition(',')[0]}</b><br>{muted(f'{shown.shape[0]}×{shown.shape[1]}{text}')}"
 
 
 def _levels(maps: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint8]]:
