@@ -94,8 +94,9 @@ def memory_by_layer(
         figure.add_traces(_bars(role, live, bare, at, scale))
         layer, size = peaks[role]
         figure.add_annotation(
-            x=at[layer], y=size / scale, text=f"<b>{format_size(size)}</b>", font_color=color(role),
-            textangle=-90 if role in students else 0, yanchor="bottom", yshift=8 if role in values else 4,
+            x=at[layer], y=size / scale, text=f"<b>{format_size(size)}</b>",
+            textangle=-90 if len(students) > 1 and role in students else 0,
+            yanchor="bottom", yshift=8 if role in values else 4,
         )  # fmt: skip
         if role in values:
             sizes = {name: mib * 2**20 for name, mib in zip(live, values[role], strict=True)}

@@ -32,7 +32,7 @@ _LOOKS = {
     "red-blocks": ("#E6B03C", "hexagon"),
     "red-blocks+kd": ("#56B4E9", "pentagon"),
 }
-_SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#7B87D6", "#88672F")
+_SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F")
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
@@ -44,6 +44,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS | {"automargin": "left+width"},
         "annotationdefaults": {"showarrow": False},
+        "modebar": {"remove": ["select", "lasso", "zoomin", "zoomout", "autoscale"]},  # it covers titles
     }
 )
 
