@@ -137,5 +137,5 @@ def _lines(text: str, most: int) -> list[str]:
 
 def _legend_rows(figure: go.Figure, width: int) -> int:
     parts = [part for part in (*figure.data, *figure.layout.shapes) if part.name and part.showlegend is not False]
-    wide = [40 + 6.2 * len(re.sub("<.*?>", "", part.name)) for part in parts]
+    wide = [44 + 6.4 * len(re.sub("<.*?>", "", part.name)) for part in parts]
     return 1 if sum(wide) <= width else math.ceil(len(wide) / max(1, int(width // max(wide))))
