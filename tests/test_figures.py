@@ -100,6 +100,8 @@ def test_titles_break_evenly_and_not_inside_brackets() -> None:
     first, second = theme.finish(go.Figure(), words, plot=100).layout.title.text.split("<br>")
     assert len(second) > 30
     assert first.count("(") == first.count(")") and not second.startswith(("<b>(", "<b>="))
+    names = theme.finish(go.Figure(), "RED blocks + KD 0.92, " * 12, plot=100).layout.title.text
+    assert all(line.startswith("<b>RED blocks + KD 0.92") for line in names.split("<br>"))
 
 
 # ------------------------------------------------------------------------------------------------------- maps
