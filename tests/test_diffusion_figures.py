@@ -71,7 +71,9 @@ def test_trajectories_show_each_role_and_how_far_it_is_from_the_teacher() -> Non
         "0.20",
         "0.10",
     ]
-    assert [text for text in texts if text.startswith("t =")] == ["t = 999", "t = 599", "t = 199"]
+    heads = [note for note in figure.layout.annotations if note.text.startswith(("t =", "<b>the end"))]
+    assert [note.text for note in heads] == ["t = 999", "t = 599", "t = 199", "<b>the end</b>"]
+    assert len({note.y for note in heads}) == 1  # all on top of their columns
 
 
 @pytest.mark.parametrize(

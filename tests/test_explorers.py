@@ -145,6 +145,9 @@ def test_the_page_does_not_jump_when_a_title_is_shorter(explorer: MapExplorer) -
     layout = explorer.figure.layout
     assert layout.height == tall
     assert layout.height - layout.margin.t - layout.margin.b == plot
+    explorer.figure.layout.height = tall + 200  # as of another network: no gap of that size is kept
+    explorer.image.value = 2
+    assert explorer.figure.layout.height == tall - 22
 
 
 def test_a_stride_that_cannot_be_is_explained(calls: list[int]) -> None:

@@ -77,7 +77,7 @@ def test_colours_stay_apart(blindness: str) -> None:
 def test_roles_have_one_spelling_one_colour_and_a_name() -> None:
     assert theme.color("naive") == theme.color("student")
     assert theme.color("kd+red") == theme.color("RED+KD")
-    assert theme.color("fitnet") == theme.color("fitnet") not in [theme.color(role) for role in ROLES]
+    assert theme.color("fitnet") == theme.color("fitnet") not in [theme.color(r) for r in (*ROLES, "red+mse")]
     assert [label(role) for role in ROLES] == [
         "teacher", "naive student", "KD", "RED", "RED + KD", "RED blocks, no loss", "RED blocks + KD",
     ]  # fmt: skip
@@ -93,6 +93,15 @@ def test_long_titles_make_room_for_themselves() -> None:
     for figure in (short, long):
         assert figure.layout.height - figure.layout.margin.t - figure.layout.margin.b == 100
     assert long.layout.margin.t - short.layout.margin.t == theme.LINE * (len(lines) - 1)
+
+
+def test_titles_break_evenly_and_not_inside_brackets() -> None:
+    words = "The difference from what the teacher sees is 0.90 (naive), 0.80 (RED + KD) and 0.70 (MSE + KD) at t = 9"
+    first, second = theme.finish(go.Figure(), words, plot=100).layout.title.text.split("<br>")
+    assert len(second) > 30
+    assert first.count("(") == first.count(")") and not second.startswith(("<b>(", "<b>="))
+    names = theme.finish(go.Figure(), "RED blocks + KD 0.92, " * 12, plot=100).layout.title.text
+    assert all(line.startswith("<b>RED blocks + KD 0.92") for line in names.split("<br>"))
 
 
 # ------------------------------------------------------------------------------------------------------- maps
@@ -112,10 +121,11 @@ def test_feature_maps_say_what_pooling_did() -> None:
 
 def test_maps_of_unequal_size_cover_the_same_image() -> None:
     figure = figures.feature_maps(comparison())
+    top = figure.data[0].y0 - figure.data[0].dy / 2
     for trace in figure.data[1:]:
         cells = trace.z.shape[0]
-        assert trace.y0 - trace.dy / 2 == 0
-        assert trace.y0 + (cells - 0.5) * trace.dy == 40
+        assert trace.y0 - trace.dy / 2 == top
+        assert trace.y0 + (cells - 0.5) * trace.dy == top + 40
     assert [trace.z.shape for trace in figure.data[1:]] == [(20, 20), (10, 10)]
 
 

@@ -11,7 +11,7 @@ import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
 
-from redistill_lib.figures.theme import TEMPLATE
+from redistill_lib.figures.theme import LINE, TEMPLATE
 
 Options = Sequence[tuple[str, Any]]  # what is shown, and the value it stands for
 _LOOK = {"layout": {"width": "420px"}, "style": {"description_width": "88px"}}
@@ -37,8 +37,8 @@ def empty_figure() -> go.FigureWidget:
 
 
 def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
-    """Make the widget show `figure`: in one message, with its traces kept and no less height, so nothing flickers."""
-    if (extra := (shown.layout.height or 0) - figure.layout.height) > 0:  # a title of fewer lines
+    """Make the widget show `figure`: in one message, with traces kept and hardly less height: nothing flickers."""
+    if 0 < (extra := (shown.layout.height or 0) - figure.layout.height) <= 3 * LINE:  # a title of fewer lines
         hanging = (1 - figure.layout.title.y) * figure.layout.height
         figure.update_layout(height=figure.layout.height + extra, margin_t=figure.layout.margin.t + extra)
         figure.layout.title.y = 1 - hanging / figure.layout.height
@@ -106,7 +106,7 @@ class Explorer:
     def set_table(self, table: pd.DataFrame) -> None:
         numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
         text = table.to_html(index=False, border=0, justify="left", formatters=numbers)
-        self.table.value = re.sub("<(t[dh])>", r'<\1 style="padding:0 16px 0 8px">', text)
+        self.table.value = re.sub("<(t[dh])>", r'<\1 style="padding:0 16px 0 8px;text-align:left">', text)
 
     def choose(self, control: Any, options: Options, otherwise: Any) -> Any:
         """Give a control its options and a value; with a single option it can only be read."""

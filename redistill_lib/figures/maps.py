@@ -58,7 +58,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
             trace = _heatmap(level, extent, f"{name}, {place}", budget)
             row.append((trace, _head(name, level, f"<br>{place}{score}"), ""))
         rows.append(row)
-    note = f"Shown: {first.shown}; {_SCALE}"
+    note = f"Shown: {first.shown}{'' if first.channel is None else ', similarity is of the means'}; {_SCALE}"
     if any(c.resized for _, c in told):
         note += "; similarity of maps of unequal size: after resizing the student's to the teacher's"
     figure = panels(rows, extent, _finding(told, len(rows)), f"{note}.", right=76)
@@ -67,7 +67,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
 
 
 def _head(name: str, shown: NDArray[Any], text: str = "") -> str:
-    return f"<b>{name.partition(',')[0]}</b> {muted(f'{shown.shape[0]}×{shown.shape[1]}{text}')}"
+    return f"<b>{name.partition(',')[0]}</b><br>{muted(f'{shown.shape[0]}×{shown.shape[1]}{text}')}"
 
 
 def _levels(maps: Sequence[NDArray[np.float32]]) -> list[NDArray[np.uint8]]:

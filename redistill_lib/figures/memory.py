@@ -127,7 +127,7 @@ def _areas(profile: Profile) -> list[tuple[str, str, NDArray[np.float64]]]:
 def _name(profile: Profile, tensor: Buffer) -> str:
     if tensor.kind == "input":
         return "the input"
-    return tensor.module or profile.rows[tensor.first].op.partition("+")[0]
+    return layer_name(tensor.module) or profile.rows[tensor.first].op.partition("+")[0]
 
 
 def _shape(shape: Sequence[int]) -> str:

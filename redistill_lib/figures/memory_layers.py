@@ -94,8 +94,9 @@ def memory_by_layer(
         figure.add_traces(_bars(role, live, bare, at, scale))
         layer, size = peaks[role]
         figure.add_annotation(
-            x=at[layer], y=size / scale, text=f"<b>{format_size(size)}</b>", font_color=color(role),
-            textangle=-90 if role in students else 0, yanchor="bottom", yshift=4,
+            x=at[layer], y=size / scale, text=f"<b>{format_size(size)}</b>",
+            textangle=-90 if len(students) > 1 and role in students else 0,
+            yanchor="bottom", yshift=8 if role in values else 4,
         )  # fmt: skip
         if role in values:
             sizes = {name: mib * 2**20 for name, mib in zip(live, values[role], strict=True)}
@@ -128,7 +129,7 @@ def _bars(role: str, live: Sizes, bare: Sizes, at: Mapping[str, float], scale: i
     more = {layer: size for layer, size in live.items() if size > own[layer]}
     tone = color(role)
     line = {"width": 1, "color": tone}
-    fill = {"color": faint(tone, 0.12) if role == "teacher" else tone, "line": line}
+    fill = {"color": faint(tone, 0.15), "line_width": 0} if role == "teacher" else {"color": tone, "line": line}
     bars = [go.Bar(**_told(role_name(role), own, at, scale), marker=fill)]
     if more:
         hatch = {"shape": "/", "fgcolor": tone, "bgcolor": "white", "size": 5, "solidity": 0.45}
@@ -139,7 +140,9 @@ def _bars(role: str, live: Sizes, bare: Sizes, at: Mapping[str, float], scale: i
 
 
 def _finding(peaks: Mapping[str, tuple[str, float]]) -> str:
-    told = {role: f"{format_size(size)} at {layer_name(layer)}" for role, (layer, size) in peaks.items()}
+    told = {
+        role: f"{format_size(size)}{layer and f' at {layer_name(layer)}'}" for role, (layer, size) in peaks.items()
+    }
     first, *others = peaks
     base = "student" if "student" in others else [*others, first][0]
     text = f"{capital(role_name(base))}: the peak is {told[base]}"
@@ -159,7 +162,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     >>> from redistill_lib.memory import profile_memory
     >>> profile = profile_memory(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 32, 32))
     >>> memory_bars({"teacher": profile}).layout.title.text.partition("<br>")[0]
-    '<b>Teacher: the peak is 44.0 KiB at conv</b>'
+    '<b>Teacher: the peak is 44.0 KiB</b>'
     """
     if not profiles:
         raise ValueError("memory_bars needs at least one profile")
@@ -180,7 +183,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
         names.append(f"<b>{role_name(role)}</b><br>{muted(short(profile.model, 22))}")
         for name, value in bound_values((bounds or {}).get(role), profile.peak_bytes).items():
             marks.setdefault(name, {})[k] = value
-    figure.add_annotation(text="weights, beside it", y=1, yref="paper", yanchor="bottom", **beside)
+    figure.add_annotation(text="weights", y=1, yref="paper", yanchor="bottom", **beside)
     for marker, (name, values) in zip(_MARKERS, marks.items(), strict=False):
         figure.add_scatter(
             x=[value / scale for value in values.values()], y=list(values), mode="markers", name=name,
@@ -192,7 +195,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     inputs = listed(dict.fromkeys(setting(profile).removeprefix("on ") for profile in profiles.values()))
     note = f"Input {inputs}. Weights are in another memory, or read from flash: never part of the bar."
     plot, legend = 18 + 58 * len(names), bool(marks)
-    found = _finding({role_key(role): (place_of(p.peak_op), p.peak_bytes) for role, p in profiles.items()})
+    found = _finding({role_key(role): ("", p.peak_bytes) for role, p in profiles.items()})  # the bars tell where
     return finish(figure, found, note, plot=plot, margins=(180, 22, 130, 56), legend=legend)
 
 

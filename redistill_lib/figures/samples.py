@@ -19,7 +19,7 @@ from redistill_lib.results import label, listed, number, paired_difference, role
 
 SIDE = 96  # pixels an image is reduced to when it is larger
 _MEASURE = "Difference: root mean square over pixels, where black is −1 and white 1"
-Panel = tuple[go.Image | go.Heatmap, str, str]  # what is shown, the text above it, the text below it
+Panel = tuple[go.Image | go.Heatmap | None, str, str]  # what is shown, the text above it, the text below it
 Rows = Sequence[Sequence[Panel]]
 
 
@@ -64,16 +64,15 @@ def trajectories(paths: Mapping[str, Trajectory]) -> go.Figure:
     """
     first, leader = _checked(paths), next(iter(paths))
     seen = {role: torch.cat([path.seen, path.final[None]]) for role, path in paths.items()}
-    apart, times = _differences(seen), [*(f"t = {t}" for t in first.t), "<b>the end</b>"]
+    apart, times = _differences(seen), [f"t = {t}" for t in first.t]
     lines = [(leader, "is given", first.noisy), *((role, "sees", shots) for role, shots in seen.items())]
     rows: list[list[Panel]] = [[] for _ in lines]
     for r, (role, does, shots) in enumerate(lines):
         for k, shown in enumerate(shots[:, 0]):
-            last = k == len(first.t)
-            name = f"{label(role)} ends in" if last else f"{label(role)} {does} at {times[k]}"
+            name = f"{label(role)} ends in" if k == len(times) else f"{label(role)} {does} at {times[k]}"
             far = number(float(apart[role][k, 0])) if r and role in apart else ""
-            head = times[k] if r == last else ""  # nothing is given at the end
-            rows[r].append((image_trace(to_uint8(shown), name), head, far and muted(far)))
+            rows[r].append((image_trace(to_uint8(shown), name), "" if r else times[k], far and muted(far)))
+    rows[0].append((None, "<b>the end</b>", ""))  # nothing is given there
     note = f"Below students: difference from the teacher's. {_MEASURE}; title: mean over {len(first.final)} images."
     text = f"{label(leader)} on its way out of the noise"
     if apart:
@@ -142,23 +141,23 @@ def panels(
     columns, left = max(map(len, rows)), 124 if names else 12
     side = min(250, (PAGE - left - right) // columns, max(110, 800 // len(rows)))  # pixels from panel to panel
     unit = 1.1 * width / side  # of the axes, per pixel
-    heads, words = ([text for row in rows for panel in row if (text := panel[k])] for k in (1, 2))
-    above = unit * 18 * max((1 + text.count("<br>") for text in heads), default=0)
-    across, down = side * unit, above + height + unit * (26 if words else 8)
-    figure = go.Figure()
-    for r, row in enumerate(rows):
+    figure, across, above = go.Figure(), side * unit, 0.0
+    for row, name in zip(rows, names or [""] * len(rows), strict=True):
+        top = above + unit * 18 * max(1 + head.count("<br>") if head else 0 for _, head, _ in row)
         for k, (trace, head, word) in enumerate(row):
-            figure.add_trace(trace.update(x0=trace.x0 + k * across, y0=trace.y0 + r * down))
-            for text, y in ((head, r * down - above), (word, r * down + height)):
+            if trace:
+                figure.add_trace(trace.update(x0=trace.x0 + k * across, y0=trace.y0 + top))
+            for text, y in ((head, above), (word, top + height)):
                 if text:
                     figure.add_annotation(text=text, x=k * across + width / 2, y=y, yanchor="top")
-    for r, name in enumerate(names):
-        figure.add_annotation(text=name, x=0, xshift=-8, xanchor="right", y=r * down + height / 2, align="right")
+        if name:
+            figure.add_annotation(text=name, x=0, xshift=-8, xanchor="right", y=top + height / 2, align="right")
+        above = top + height + unit * (26 if any(word for _, _, word in row) else 8)
     figure.update_annotations(font_size=12)
     figure.update_xaxes(visible=False, range=[0, columns * across], constrain="domain")
-    figure.update_yaxes(visible=False, range=[len(rows) * down - above, -above], scaleanchor="x", constrain="domain")
+    figure.update_yaxes(visible=False, range=[above, 0], scaleanchor="x", constrain="domain")
     margins = (left, 4, PAGE - left - columns * side, 4)
-    return finish(figure, title, note, plot=round(len(rows) * down / unit), margins=margins)
+    return finish(figure, title, note, plot=round(above / unit), margins=margins)
 
 
 def image_trace(image: Any, name: str, *, most: int = SIDE, extent: Sequence[int] = ()) -> go.Image:

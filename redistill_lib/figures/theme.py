@@ -32,7 +32,7 @@ _LOOKS = {
     "red-blocks": ("#E6B03C", "hexagon"),
     "red-blocks+kd": ("#56B4E9", "pentagon"),
 }
-_SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#332288", "#88672F")
+_SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F")
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
@@ -44,6 +44,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": _AXIS,
         "yaxis": _AXIS | {"automargin": "left+width"},
         "annotationdefaults": {"showarrow": False},
+        "modebar": {"remove": ["select", "lasso", "zoomin", "zoomout", "autoscale"]},  # it covers titles
     }
 )
 
@@ -98,7 +99,7 @@ def name_rows(figure: go.Figure, names: Sequence[str]) -> None:
 def name_columns(figure: go.Figure, names: Mapping[float, str], title: str) -> int:
     """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
     figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()], tickangle=-60, showgrid=False, title=title)
-    return 56 + 6 * max(len(re.sub("<.*?>", "", name)) for name in names.values())
+    return 44 + 6 * max(len(re.sub("<.*?>", "", name)) for name in names.values())
 
 
 def finish(
@@ -109,9 +110,10 @@ def finish(
     `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
     and legend, all in pixels.
     """
-    # No line break before a number, % or a bracket, nor around +.
-    joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+])|(?<=\+) ", NBSP, title)
-    lines, small = textwrap.wrap(joined, 100), textwrap.wrap(note, 134)
+    # No line break before a number, %, = or a bracket, inside short brackets, nor inside a role's name.
+    joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+=]|blocks)|(?<=\+) ", NBSP, title)
+    joined = re.sub(r"\([^()]{,30}\)", lambda found: found[0].replace(" ", NBSP), joined)
+    lines, small = _lines(joined, 100), _lines(note, 134)
     text = [f"<b>{line.replace(NBSP, ' ')}</b>" for line in lines]
     if small:  # in the title's text: plotly misplaces a title's own subtitle when the title has several lines
         text.append(f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>')
@@ -126,7 +128,14 @@ def finish(
     )  # fmt: skip
 
 
+def _lines(text: str, most: int) -> list[str]:
+    """As few lines of at most so many characters as there can be, of about one length."""
+    found = textwrap.wrap(text, most)
+    tries = (textwrap.wrap(text, width) for width in range(most * 3 // 4, most))
+    return next((lines for lines in tries if len(lines) == len(found)), found)
+
+
 def _legend_rows(figure: go.Figure, width: int) -> int:
     parts = [part for part in (*figure.data, *figure.layout.shapes) if part.name and part.showlegend is not False]
-    wide = [48 + 7 * len(re.sub("<.*?>", "", part.name)) for part in parts]
-    return 1 if sum(wide) <= width else math.ceil(len(wide) / max(1, width // max(wide)))
+    wide = [44 + 6.4 * len(re.sub("<.*?>", "", part.name)) for part in parts]
+    return 1 if sum(wide) <= width else math.ceil(len(wide) / max(1, int(width // max(wide))))
