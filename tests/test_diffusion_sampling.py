@@ -182,6 +182,7 @@ def test_as_many_steps_as_asked_for(sampler: str, steps: int) -> None:
         ({"guidance": float("nan")}, "guidance is a finite number"),
         ({"labels": [1.7, 2.2, 0.0]}, "labels are whole numbers, not float32"),
         ({"labels": True}, "labels are whole numbers, not bool"),
+        ({"process": "cosine"}, "process='cosine' is not a DiffusionProcess or None"),
         ({"labels": 3}, "classes 0 to 2"),
         ({"shape": -8}, r"shape\[0\]=-8 is not"),
         ({"shape": 8.0}, r"shape\[0\]=8.0 is not"),

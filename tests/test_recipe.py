@@ -134,6 +134,9 @@ def test_a_record_holds_what_the_training_reads_in_one_form() -> None:
         {"augmentation": "none+none"}, {"augmentation": "none"}
     )
     assert not same({"augmentation": "crop+cutmix|none"}, {"augmentation": "crop+cutmix"})
+    constant = {"schedule": "constant", "warmup": 0.1}
+    assert same(constant, {**constant, "warmup": 0.3}) and not same(constant, {**constant, "warmup": 3})
+    assert same({"batch_size": 100}, {"batch_size": 500}) and not same({"batch_size": 100}, {"batch_size": 90})
 
 
 def test_numbers_of_numpy_are_as_good() -> None:
@@ -240,9 +243,10 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": net(channels=3)}, "the network does not take images of 1×16×16: .*3 channels"),
         ({"model": Halved()}, "the network does not take images of 1×16×16: .*missing 1 required"),
         ({"model": Detaching(net())}, "the outputs of Detaching carry no gradient"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "lazy layers without weights; call it once"),
     ],
     "denoiser": [
-        *(({"unet": value}, "unet is a dict of options, such as DIGITS_UNET") for value in (3, None, ["ch"])),
+        *(({"unet": value}, "unet is a dict of options, such as DIGITS_UNET") for value in (3, None, ["ch"], {8: 1})),
         ({"unet": {"chs": 8}}, "unet has no option chs"),
         (
             {"unet": {**UNET, "in_channels": 1}},

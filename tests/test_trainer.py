@@ -614,6 +614,23 @@ def test_orders_that_draw_other_weights_are_other_runs(tmp_path: Path) -> None:
     assert pair[0].id == pair[1].id and equal(*pair)
 
 
+def test_what_a_training_does_not_read_is_no_part_of_its_id(tmp_path: Path) -> None:
+    for task, changes in (
+        ("classifier", [{"init": "scratch"}]),
+        ("denoiser", [{"init": "scratch"}, {"label_smoothing": 0.2}, {"label_dropout": 0.4}]),
+    ):
+        recipes = [recipe_of(task, epochs=None, steps=2, **change) for change in ({}, *changes)]
+        assert len({train(task, tmp_path, recipe=recipe).id for recipe in recipes}) == 1
+
+
+def test_a_compiled_network_is_the_network(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    recipe = recipe_of("classifier", epochs=None, steps=2)
+    run = train("classifier", tmp_path, torch.compile(net, backend="eager"), recipe=recipe)  # type: ignore[arg-type]
+    assert run.id == train("classifier", tmp_path, net, recipe=recipe).id and "Sequential" in run.id
+    assert torch.equal(load_model(run, net)[0].weight, weights(run)["0.weight"])  # type: ignore[index]
+
+
 def test_of_one_method_the_reduction_says_nothing(tmp_path: Path) -> None:
     teacher, recipe = train("classifier", tmp_path), recipe_of("classifier", epochs=1)
     runs = [

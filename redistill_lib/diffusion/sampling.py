@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import hint, is_number, whole, wholes
+from redistill_lib.checks import check_type, hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import noise
 from redistill_lib.diffusion.noise import DiffusionProcess, conditioning_of, told
@@ -133,6 +133,7 @@ class Sampling:
         whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
+        check_type("process", self.process, DiffusionProcess, None)
         if not is_number(self.guidance):
             raise ValueError(f"guidance is a finite number, not {self.guidance}")
 
@@ -238,7 +239,7 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
         if k in wanted:
             shown.append((t, x.cpu(), start.cpu()))
 
-    final = sample(model, n, batch_size=n, on_step=keep, **options)
+    final = sample(model, n, batch_size=whole("n", n), on_step=keep, **options)
     times, noisy, seen = zip(*shown, strict=True)
     return Trajectory(times, torch.stack(noisy), torch.stack(seen), final)
 

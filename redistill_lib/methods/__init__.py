@@ -87,10 +87,12 @@ def _parse(text: str) -> Method:
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text)
     try:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body if match else None
-        if not match or not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not (match and isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise ValueError
+        if any(k.arg is None for k in call.keywords):
             raise ValueError
         options = [(str(k.arg), ast.literal_eval(k.value)) for k in call.keywords]
-    except (SyntaxError, TypeError, ValueError):
+    except (SyntaxError, TypeError, ValueError, RecursionError):
         why = f"{text.strip()!r} is not a method; write its name, or name and options, "
         raise ValueError(why + "red(alpha=1.0, distance='mse'), and join several by +") from None
     if len(dict(options)) < len(options):

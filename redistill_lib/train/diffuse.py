@@ -109,7 +109,7 @@ def _begin(
         DiffusionRecipe, load_data("digits", image_size=16) if data is None else data, recipe, seed, options
     )
     data, recipe = setup.data, setup.recipe
-    if not isinstance(unet, Mapping):
+    if not isinstance(unet, Mapping) or not all(isinstance(key, str) for key in unet):
         raise TypeError(f"unet is a dict of options, such as DIGITS_UNET or {{}}, not {reprlib.repr(unet)}")
     if given := unet.keys() & {"name", "in_channels"}:
         raise ValueError(f"leave {' and '.join(given)} out of unet; model is the name, data give the channels")
