@@ -395,6 +395,12 @@ def test_what_is_no_method(methods: Any) -> None:
         parse_methods(methods)
 
 
+@pytest.mark.parametrize("name", [None, "", 4])
+def test_a_method_has_a_name(name: Any) -> None:
+    with pytest.raises(TypeError, match=r"Own\.name is a text to call it by, not"):
+        parse_methods(type("Own", (Spread,), {"name": name})())
+
+
 @dataclass(frozen=True)
 class Spread(Weighted):
     """A method of one's own, written in the way that each test says."""

@@ -75,6 +75,8 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
                 f"a method is a name, such as 'red+kd', or a dataclass with {', '.join(_MEMBERS)}, not {method!r}"
                 + (f"; it lacks {', '.join(lacks)}" if is_dataclass(method) and lacks else "")
             )
+        if not isinstance(method.name, str) or not method.name:
+            raise TypeError(f"{type(method).__name__}.name is a text to call it by, not {method.name!r}")
         if method.reads not in ("maps", "outputs"):
             raise ValueError(f"{method.name} reads 'maps' or 'outputs', not {method.reads!r}")
     names = [method.name for method in made]
