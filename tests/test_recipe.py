@@ -171,6 +171,17 @@ class Holding(nn.Module):
         self.conv, self.lock = nn.Conv2d(1, 1, 1), threading.Lock()
 
 
+class Keeping(nn.Sequential):
+    """Keeps a sparse tensor, or a dict, beside its weights."""
+
+    def __init__(self, kept: Tensor | None) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(256, 10))
+        if kept is not None:
+            self.register_buffer("kept", kept)
+        else:
+            self._register_state_dict_hook(lambda module, state, prefix, meta: state.update({"kept": {}}))
+
+
 class Detaching(nn.Module):
     """A network that answers without a gradient."""
 
@@ -243,7 +254,14 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": net(channels=3)}, "the network does not take images of 1×16×16: .*3 channels"),
         ({"model": Halved()}, "the network does not take images of 1×16×16: .*missing 1 required"),
         ({"model": Detaching(net())}, "the outputs of Detaching carry no gradient"),
-        ({"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "lazy layers without weights; call it once"),
+        *(
+            ({"model": Keeping(kept)}, "kept of Keeping is no dense tensor")
+            for kept in (torch.eye(4).to_sparse(), None)
+        ),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))},
+            "1.weight of the network is lazy and has no values",
+        ),
     ],
     "denoiser": [
         *(({"unet": value}, "unet is a dict of options, such as DIGITS_UNET") for value in (3, None, ["ch"], {8: 1})),
@@ -264,6 +282,7 @@ OWN_DISTILLING: dict[str, list[tuple[dict[str, Any], str]]] = {
     "classifier": [
         ({"teacher": net(channels=3)}, "the teacher does not take images of 1×16×16: "),
         ({"teacher": net(classes=5), "methods": "kd"}, "kd needs equal shapes"),
+        ({"teacher": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "1.weight of the teacher is lazy"),
         (
             {"teacher": Run(Path("x"), {"task": "diffuse"}, "complete")},
             "teacher x is a denoiser; a class",

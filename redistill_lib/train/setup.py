@@ -76,8 +76,9 @@ class Setup(Generic[R]):
                     "cannot start from scratch; add that, or build the network anew"
                 )
         name, parameters = type(model).__name__, list(network.parameters())
-        if any(map(is_lazy, parameters)):
-            raise ValueError(f"{name} has lazy layers without weights; call it once with a batch of images")
+        odd = [k for k, v in network.state_dict().items() if not isinstance(v, Tensor) or v.layout != torch.strided]
+        if odd:
+            raise ValueError(f"{odd[0]} of {name} is no dense tensor, and files of weights hold no others; change it")
         if any(p.is_floating_point() and p.dtype != torch.float32 for p in parameters):
             raise ValueError("training starts from float32 weights; give mixed_precision='bf16' to compute in half")
         if not all(p.isfinite().all() for p in parameters):
@@ -199,6 +200,8 @@ def differences(theirs: Any, ours: Mapping[str, Any], ignored: str) -> list[str]
 
 def _copied(model: nn.Module, role: str) -> nn.Module:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"{name} of the {role} is lazy and has no values; call it once with a batch of images")
         if tensor.is_meta:
             raise ValueError(f"{name} of the {role} is on the meta device and has no values; load its weights first")
     try:
