@@ -26,7 +26,7 @@ from redistill_lib.methods import RED, Weighted
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model, save_tensors
 from redistill_lib.runs import Run, load_runs, write_history
-from redistill_lib.train import Recipe, evaluate, train_classifier
+from redistill_lib.train import Recipe, evaluate, train_classifier, train_diffusion
 from redistill_lib.train import state as state_module
 from redistill_lib.train import tasks as tasks_module
 from redistill_lib.train import trainer as trainer_module
@@ -314,6 +314,10 @@ def test_options_left_out_are_their_defaults(tmp_path: Path, monkeypatch: pytest
         train_classifier(PLANS["classifier"][1], digits(), Recipe(epochs=12), width=1, seed=0),
     ]
     assert runs[0].id == runs[1].id and runs[0].path.parent.name == "runs"
+    told = {"res_blocks": 1, "ch": 8, "mult": [1, 2], "attention": (1,)}
+    forms = told, {**told, "dropout": 0.1, "T": 1000, "num_classes": None}, {**told, "dropout": 0.2}
+    ids = [train_diffusion("unet-1-2", digits("denoiser"), unet=unet).id for unet in forms]
+    assert ids[0] == ids[1] != ids[2]
 
 
 class Own(nn.Module):
