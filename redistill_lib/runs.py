@@ -81,7 +81,10 @@ class Run:
     def history(self) -> pd.DataFrame:
         """One row per finished epoch: losses, accuracies between 0 and 1, learning rate, seconds."""
         path = self.path / "history.csv"
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        try:
+            return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        except ValueError as error:  # pandas' own are ValueErrors, as bytes that are no text are
+            raise ValueError(damaged(path, error)) from None
 
     def save(self) -> Run:
         """Write ``run.json``, replacing the old one in one step."""
@@ -293,7 +296,9 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
         with contextlib.suppress(OSError):
             told = record.stat()
             stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {record.parent.name}"
-            found[stamp] = row if isinstance(row := known.get(stamp), dict) else _row(record.parent)
+            row = known.get(stamp)
+            whole = isinstance(row, dict) and row.keys() >= {"id", "status", "code"}
+            found[stamp] = row if whole else _row(record.parent)
     if found != known:
         with contextlib.suppress(OSError):
             write_text(index, json.dumps(found, default=str))

@@ -965,6 +965,22 @@ def test_an_argument_of_another_type_is_refused(arguments: dict, message: str) -
         load_data(**arguments)
 
 
+def test_a_folder_is_the_same_from_wherever_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = image_folder(tmp_path)
+    monkeypatch.chdir(root.parent)
+    one, other = (load_data(name, image_size=8, cache_dir=None) for name in (root, root.name))
+    assert one.params == other.params and same(one, other)
+
+
+def test_images_cut_short_are_left_out_of_lazy_sets_too(tmp_path: Path) -> None:
+    root = image_folder(tmp_path)
+    path = next(root.glob("*/*.png"))
+    path.write_bytes(path.read_bytes()[:-30])
+    data = load_data(root, image_size=8, cache_dir=None, lazy=True, skip_unreadable=True)
+    assert data.origin.endswith("; 1 unreadable left out")
+    assert sum(len(split.head(99)[0]) for split in (data.train, data.validation, data.test)) == 29
+
+
 def test_numpy_s_numbers_are_taken_and_recorded_as_json() -> None:
     data = load_data("digits", image_size=np.int16(10), limit=np.int64(20), test=np.float64(0.3))
     assert same(data, load_data(**json.loads(json.dumps(data.params))))

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,9 +183,12 @@ def test_as_many_steps_as_asked_for(sampler: str, steps: int) -> None:
         ({"guidance": float("nan")}, "guidance is a finite number"),
         ({"labels": [1.7, 2.2, 0.0]}, "labels are whole numbers, not float32"),
         ({"labels": True}, "labels are whole numbers, not bool"),
+        ({"process": "cosine"}, "process='cosine' is not a DiffusionProcess or None"),
         ({"labels": 3}, "classes 0 to 2"),
         ({"shape": -8}, r"shape\[0\]=-8 is not"),
         ({"shape": 8.0}, r"shape\[0\]=8.0 is not"),
+        ({"shape": 0}, r"shape\[0\]=0 is not a whole number of 1 or more"),
+        ({"on_step": 3}, "on_step=3 is not a function or None"),
         ({"sampler": None}, "unknown sampler None"),
     ],
 )
@@ -209,6 +213,9 @@ def test_what_a_network_does_not_tell() -> None:
         trajectory(unet(), 2, shots=0, shape=8)
     with pytest.raises(ValueError, match="leave batch_size out"):
         trajectory(unet(), 2, shape=8, batch_size=1)
+    with pytest.raises(ValueError, match="leave that out, or call sample"):
+        trajectory(unet(), 2, shape=8, on_step=print)
+    assert trajectory(unet(), np.int64(2), shots=1, shape=8, steps=1).final.shape[0] == 2  # type: ignore[arg-type]
     two = torch.as_tensor(2)
     assert torch.equal(draw(unet(num_classes=3), labels=two), draw(unet(num_classes=3), labels=2))
 
@@ -384,6 +391,8 @@ def test_a_run_is_drawn_by_its_own_process(tmp_path: Path) -> None:
     run = Run(tmp_path, params, "complete")
     save_tensors(tmp_path / "model.safetensors", model.state_dict())
     drawn = sample(run, 2, steps=3, progress=False)
+    with pytest.raises(ValueError, match=r"shape\[0\]=0 is not"):
+        sample(run, 2, 0, progress=False)
     assert torch.equal(drawn, draw(model, 2, steps=3, process=process))
     assert torch.equal(sample(run, 2, steps=3, process=DDPM, progress=False), draw(model, 2, steps=3))
     (path,) = draw_paths({"student": run}, None, 2, 3, 0).values()

@@ -425,6 +425,10 @@ def test_nothing_may_silently_do_nothing() -> None:
         Distillation(student, teacher, [replace(tap, method=Stage())], "red")
     with pytest.raises(ValueError, match="given twice at one place"):
         Distillation(student, teacher, [tap, tap])
+    for member, message in (("loss", "its loss carries no gradient"), ("block", r"red\.block returns a int")):
+        own = type("Own", (RED,), {member: lambda *_: torch.ones(()) if member == "loss" else 3})()  # noqa: B023
+        with pytest.raises((RuntimeError, TypeError), match=message):
+            Distillation(*networks(), [replace(tap, method=own)])(batch()[0])
     with pytest.raises(ValueError, match=r"different blocks on conv1.output"):
         Distillation(student, teacher, [replace(tap, method=RED()), replace(tap, method=Stage(kernel_size=5))])
 

@@ -207,6 +207,9 @@ def test_dkd_needs_targets_that_fit() -> None:
         loss(DKD(), outputs, outputs)
     with pytest.raises(ValueError, match=r"dkd needs targets B or B×4, not torch.float32 \(2, 3\)"):
         loss(DKD(), outputs, outputs, targets=torch.rand(2, 3))
+    for targets in (torch.tensor([0, 1, 2]), torch.rand(3, 4)):
+        with pytest.raises(ValueError, match="dkd needs targets B or B×4, not"):
+            loss(DKD(), outputs, outputs, targets=targets)
     with pytest.raises(ValueError, match=r"dkd needs outputs B×classes, not \(2, 4, 3, 3\)"):
         loss(DKD(), *torch.rand(2, 2, 4, 3, 3), targets=torch.tensor([0, 1]))
 
@@ -310,6 +313,9 @@ def test_crd_needs_samples_and_their_rows() -> None:
     for row in (SAMPLES, -1):
         with pytest.raises(ValueError, match=rf"crd remembers images 0 to 8, .* \[0, 1, {row}\]"):
             contrast()(*crd_maps(), Batch((), index=torch.tensor([0, 1, row])))
+    for wrong_index in (torch.tensor([0.0, 1.0, 2.0]), 3, torch.tensor([[0, 1, 2]])):
+        with pytest.raises(ValueError, match="index is a whole number for each image"):
+            contrast()(*crd_maps(), Batch((), index=wrong_index))  # type: ignore[arg-type]
     for wrong in ({"dim": 0}, {"negatives": 2.5}, {"temperature": 0}, {"momentum": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             CRD(**wrong)
@@ -339,6 +345,10 @@ def test_weights_are_numbers_from_0_up(method: Any, alpha: Any) -> None:
         method(alpha=alpha)
 
 
+def test_a_whole_weight_is_the_float_that_it_equals() -> None:
+    assert repr(DKD(others=4, alpha=np.float32(2))) == repr(DKD(others=4.0, alpha=2.0))  # type: ignore[arg-type]
+
+
 def test_parse() -> None:
     assert parse_methods("red+kd") == parse_methods(["red", "kd"]) == (RED(), KD())
     assert parse_methods("red( alpha=1.0 ) + kd(temperature=4)") == (RED(alpha=1.0), KD(temperature=4))
@@ -365,6 +375,9 @@ def test_parse() -> None:
         ("red(distance=mse)", "is not a method; write its name, or name and options"),
         ("red(temperature=1.0)", "red has no option temperature; it has alpha, distance, kernel_size"),
         ("red(distance='l1')", "choose one of cosine, mse"),
+        ("stage()()", r"'stage\(\)\(\)' is not a method"),
+        ("kd(temperature=" + 5000 * "-" + "1)", "is not a method"),
+        ("dkd(others='8')", "others='8' is not a number"),
     ],
 )
 def test_parse_errors(text: str, message: str) -> None:
@@ -380,6 +393,12 @@ class Formless:
 def test_what_is_no_method(methods: Any) -> None:
     with pytest.raises(TypeError, match=r"a name, such as 'red\+kd', or a dataclass with name, reads, alpha"):
         parse_methods(methods)
+
+
+@pytest.mark.parametrize("name", [None, "", 4])
+def test_a_method_has_a_name(name: Any) -> None:
+    with pytest.raises(TypeError, match=r"Own\.name is a text to call it by, not"):
+        parse_methods(type("Own", (Spread,), {"name": name})())
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,15 @@ def test_files_of_other_names(teacher: Any, tmp_path: Path) -> None:
         load_pretrained(tmp_path)
 
 
+def test_weights_that_are_cut_short(student: Any, teacher: Any, tmp_path: Path) -> None:
+    for name, model in (("student", student), ("teacher", teacher)):
+        save_pretrained(model, tmp_path / name)
+        (file,) = (tmp_path / name).glob("*.safetensors")
+        file.write_bytes(file.read_bytes()[:-5])
+        with pytest.raises(ValueError, match=rf"{file.name} is cut short or damaged \(.*\); save or fetch it again"):
+            load_pretrained(tmp_path / name)
+
+
 def test_weights_of_another_network(student: Any, tmp_path: Path) -> None:
     save_pretrained(student, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

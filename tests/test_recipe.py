@@ -134,6 +134,9 @@ def test_a_record_holds_what_the_training_reads_in_one_form() -> None:
         {"augmentation": "none+none"}, {"augmentation": "none"}
     )
     assert not same({"augmentation": "crop+cutmix|none"}, {"augmentation": "crop+cutmix"})
+    constant = {"schedule": "constant", "warmup": 0.1}
+    assert same(constant, {**constant, "warmup": 0.3}) and not same(constant, {**constant, "warmup": 3})
+    assert same({"batch_size": 100}, {"batch_size": 500}) and not same({"batch_size": 100}, {"batch_size": 90})
 
 
 def test_numbers_of_numpy_are_as_good() -> None:
@@ -166,6 +169,17 @@ class Holding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.lock = nn.Conv2d(1, 1, 1), threading.Lock()
+
+
+class Keeping(nn.Sequential):
+    """Keeps a sparse tensor, or a dict, beside its weights."""
+
+    def __init__(self, kept: Tensor | None) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(256, 10))
+        if kept is not None:
+            self.register_buffer("kept", kept)
+        else:
+            self._register_state_dict_hook(lambda module, state, prefix, meta: state.update({"kept": {}}))
 
 
 class Detaching(nn.Module):
@@ -241,9 +255,17 @@ OWN: dict[str, list[tuple[dict[str, Any], str]]] = {
         ({"model": Halved()}, "the network does not take images of 1×16×16: .*missing 1 required"),
         ({"model": "unet-1-22"}, "unet is no classifier network; there are mobilenetv2, "),
         ({"model": Detaching(net())}, "the outputs of Detaching carry no gradient"),
+        *(
+            ({"model": Keeping(kept)}, "kept of Keeping is no dense tensor")
+            for kept in (torch.eye(4).to_sparse(), None)
+        ),
+        (
+            {"model": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))},
+            "1.weight of the network is lazy and has no values",
+        ),
     ],
     "denoiser": [
-        *(({"unet": value}, "unet is a dict of options, such as DIGITS_UNET") for value in (3, None, ["ch"])),
+        *(({"unet": value}, "unet is a dict of options, such as DIGITS_UNET") for value in (3, None, ["ch"], {8: 1})),
         ({"unet": {"chs": 8}}, "unet has no option chs"),
         (
             {"unet": {**UNET, "in_channels": 1}},
@@ -262,6 +284,7 @@ OWN_DISTILLING: dict[str, list[tuple[dict[str, Any], str]]] = {
     "classifier": [
         ({"teacher": net(channels=3)}, "the teacher does not take images of 1×16×16: "),
         ({"teacher": net(classes=5), "methods": "kd"}, "kd needs equal shapes"),
+        ({"teacher": nn.Sequential(nn.Flatten(), nn.LazyLinear(10))}, "1.weight of the teacher is lazy"),
         (
             {"teacher": Run(Path("x"), {"task": "diffuse"}, "complete")},
             "teacher x is a denoiser; a class",

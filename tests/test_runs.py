@@ -53,6 +53,10 @@ def test_record_round_trips(tmp_path: Path) -> None:
     assert Run.load(tmp_path / "r") == run and run.complete and run.id == "r"
     assert repr(run) == "Run(r, complete, test_accuracy=0.5)"
     assert run.history().empty
+    for damaged in (b"", b"\xff\xfe\xff", b'epoch\n"1'):
+        (run.path / "history.csv").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"history\.csv is cut short or not what this library wrote"):
+            run.history()
 
 
 def test_history_keeps_every_digit(tmp_path: Path) -> None:
@@ -317,8 +321,9 @@ def test_the_index_is_never_believed_over_the_folders(tmp_path: Path) -> None:
     for damaged in (b"", b"{", b"[1, 2]", b"null", b"\xff", kept[: len(kept) // 2], kept.replace(b'"seed"', b"[")):
         index.write_bytes(damaged)
         assert load_runs(tmp_path).equals(frame)
-    index.write_text(json.dumps(dict.fromkeys(json.loads(index.read_bytes()))))
-    assert load_runs(tmp_path).equals(frame)
+    for row in (None, {"name": "mine"}):
+        index.write_text(json.dumps(dict.fromkeys(json.loads(index.read_bytes()), row)))
+        assert load_runs(tmp_path).equals(frame)
     with pytest.raises(NotADirectoryError, match="is a file"):
         load_runs(index)
 

@@ -300,6 +300,13 @@ def test_functional_pools_that_stay_are_fine() -> None:
     assert [c.layer for c in changes] == ["convs.0", "convs.2"]
 
 
+def test_what_is_no_network_no_factor_and_no_example_is_refused() -> None:
+    net, image = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)), torch.zeros(1, 3, 16, 16)
+    for model, factor, example in ((None, 2, image), ("resnet18", 2, image), (net, "2", image), (net, 2, None)):
+        with pytest.raises(ValueError, match="is not a"):
+            derive_student(model, factor, example=example)  # type: ignore[arg-type]
+
+
 def test_interpolation_without_a_switch_is_refused() -> None:
     with pytest.raises(ValueError, match=r"ups\.0 \(Upsample2D\) calls interpolate in its own forward"):
         derive_student(look.DiffusionUNet(interpolate=False), 2, example=(IMAGE, STEPS))

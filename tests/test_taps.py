@@ -266,6 +266,10 @@ def test_yaml_names_any_method_with_its_options() -> None:
             "a: temperature=-1 is not a number above 0",
         ),
         ({"a": {"t_layers": [None, None], "modules": [None, None]}}, "there is no tap"),
+        (
+            {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "RED"], "kwargs": [None, ["cs", 3]]}},
+            r"a: on the output, kwargs is a mapping of options or null, not \['cs', 3\]",
+        ),
     ],
 )
 def test_schema_errors(entry: dict[str, object], message: str) -> None:
@@ -301,6 +305,12 @@ def test_stored_images_and_broken_yaml_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "taps.yaml").write_bytes(b"\x81\xff")
     with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
         read_taps(tmp_path / "taps.yaml")
+    (tmp_path / "taps.yaml").write_text("conv1: 2026-02-31")
+    with pytest.raises(ValueError, match=r"taps\.yaml is not YAML"):
+        read_taps(tmp_path / "taps.yaml")
+    for wrong in ((None, net, net[0].weight), (net, "resnet18", net[0].weight), (net, net, [1]), (net, net, ())):
+        with pytest.raises(ValueError, match=r"is not a (Module|Tensor or a tuple)|example is a batch of images"):
+            match_taps(*wrong)  # type: ignore[arg-type]
     with pytest.raises(IsADirectoryError, match=r"taps cannot be read from .*: Is a directory"):
         read_taps(tmp_path)
     with pytest.raises(ValueError, match="source=7 is not text or a path or a dict"):

@@ -159,6 +159,19 @@ def test_a_method_is_its_code(classifier: Run, tmp_path: Path) -> None:
     assert one.params["terms"] == two.params["terms"] and one.id != two.id and not equal(one, two)
 
 
+def test_methods_of_one_name_count_at_each_tap(classifier: Run, tmp_path: Path) -> None:
+    class Halved(MSE):
+        def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+            return super().loss(student, teacher, batch) / 2
+
+    student, recipe, ids = load_model(classifier), recipe_of("classifier", epochs=1), set()
+    for pair in ((MSE(), MSE()), (MSE(), Halved()), (Halved(), MSE()), (Halved(), Halved())):
+        taps = [Tap(at, "output", at, "output", method=m) for at, m in zip(("conv1", "layer1"), pair, strict=True)]
+        run = distill("classifier", tmp_path, classifier, student, methods=None, taps=taps, recipe=recipe)
+        ids.add(run.id)
+    assert len(ids) == 4
+
+
 # --------------------------------------------------------------------------------------------------------- denoising
 
 PROCESSES = [

@@ -26,7 +26,7 @@ from redistill_lib.methods import RED, Weighted
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model, save_tensors
 from redistill_lib.runs import Run, load_runs, write_history
-from redistill_lib.train import Recipe, evaluate, train_classifier
+from redistill_lib.train import Recipe, evaluate, train_classifier, train_diffusion
 from redistill_lib.train import state as state_module
 from redistill_lib.train import tasks as tasks_module
 from redistill_lib.train import trainer as trainer_module
@@ -314,6 +314,10 @@ def test_options_left_out_are_their_defaults(tmp_path: Path, monkeypatch: pytest
         train_classifier(PLANS["classifier"][1], digits(), Recipe(epochs=12), width=1, seed=0),
     ]
     assert runs[0].id == runs[1].id and runs[0].path.parent.name == "runs"
+    told = {"res_blocks": 1, "ch": 8, "mult": [1, 2], "attention": (1,)}
+    forms = told, {**told, "dropout": 0.1, "T": 1000, "num_classes": None}, {**told, "dropout": 0.2}
+    ids = [train_diffusion("unet-1-2", digits("denoiser"), unet=unet).id for unet in forms]
+    assert ids[0] == ids[1] != ids[2]
 
 
 class Own(nn.Module):
@@ -612,6 +616,23 @@ def test_orders_that_draw_other_weights_are_other_runs(tmp_path: Path) -> None:
         for names in ("fitnet(alpha=0.1)+crd", "crd+fitnet(alpha=0.1)")
     ]
     assert pair[0].id == pair[1].id and equal(*pair)
+
+
+def test_what_a_training_does_not_read_is_no_part_of_its_id(tmp_path: Path) -> None:
+    for task, changes in (
+        ("classifier", [{"init": "scratch"}]),
+        ("denoiser", [{"init": "scratch"}, {"label_smoothing": 0.2}, {"label_dropout": 0.4}]),
+    ):
+        recipes = [recipe_of(task, epochs=None, steps=2, **change) for change in ({}, *changes)]
+        assert len({train(task, tmp_path, recipe=recipe).id for recipe in recipes}) == 1
+
+
+def test_a_compiled_network_is_the_network(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    recipe = recipe_of("classifier", epochs=None, steps=2)
+    run = train("classifier", tmp_path, torch.compile(net, backend="eager"), recipe=recipe)  # type: ignore[arg-type]
+    assert run.id == train("classifier", tmp_path, net, recipe=recipe).id and "Sequential" in run.id
+    assert torch.equal(load_model(run, net)[0].weight, weights(run)["0.weight"])  # type: ignore[index]
 
 
 def test_of_one_method_the_reduction_says_nothing(tmp_path: Path) -> None:

@@ -248,10 +248,10 @@ def read_splits(pool: LazyImages, splits: Mapping[str, LazyImages], size: int | 
         whole = len(used) == int((pool.labels >= 0).sum())
         used, results = _probed(used, size, source)
         lazy = len(used) * used.channels * used.size**2 > EAGER_BYTES if source.lazy is None else source.lazy
-        if not lazy:
+        if not lazy or source.skip_unreadable:  # a header may be whole where the image is not
             with progress_bar(len(used), f"decoding {used.name}") as bar:
                 for row, image in used.decoded():
-                    results[row] = image
+                    results[row] = image if not lazy or isinstance(image, Exception) else None
                     bar.update()
         good = [k for k, row in enumerate(used.rows.tolist()) if not isinstance(results.get(row), Exception)]
         if not source.skip_unreadable or not good:

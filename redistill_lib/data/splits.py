@@ -134,7 +134,8 @@ def load_data(
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
     same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
     changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
-    params = {**asdict(request), "image_size": size, **changed}
+    folder = kind is Source and os.path.isdir(name)  # which is the same one from wherever it is named
+    params = {**asdict(request), "name": os.path.abspath(name) if folder else name, "image_size": size, **changed}
     facts: Any = {"num_classes": len(classes), "in_channels": channels, "image_size": size, "classes": classes}
     return DataSplits(**splits, **facts, name=name, origin=origin, params=params)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
@@ -48,6 +49,11 @@ def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module
     try:
         model, found = kind.from_pretrained(folder, **options)
     except OSError as error:
+        for file in folder.glob("*.safetensors"):
+            try:
+                safe_open(file, "np")  # compares its header with its size
+            except SafetensorError as cut:
+                raise ValueError(f"{file} is cut short or damaged ({cut}); save or fetch it again") from error
         there = sorted(file.name for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
         fix = "give the variant in their names, or rename them to diffusion_pytorch_model.safetensors"
         if not any(folder.glob("*.safetensors")):

@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import hint, is_number, whole, wholes
+from redistill_lib.checks import check_type, hint, is_number, whole, wholes
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import noise
 from redistill_lib.diffusion.noise import DiffusionProcess, conditioning_of, told
@@ -133,6 +133,7 @@ class Sampling:
         whole("seed", self.seed, least=0)
         if self.batch_size is not None:
             whole("batch_size", self.batch_size)
+        check_type("process", self.process, DiffusionProcess, None)
         if not is_number(self.guidance):
             raise ValueError(f"guidance is a finite number, not {self.guidance}")
 
@@ -167,6 +168,7 @@ def sample(
     for name in options.keys() - known.keys():
         raise TypeError(f"there is no option {name!r} of sampling{hint(name, known)} (known: {', '.join(known)})")
     n, how = whole("n", n), Sampling(**options)
+    check_type("on_step", on_step, Callable, None)
     model, shape, process = _opened(model, shape, how.process)
     if how.steps > process.num_train_timesteps:
         raise ValueError(f"steps={how.steps} are more than the {process.num_train_timesteps} that there are")
@@ -231,6 +233,8 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
     steps, shots = whole("steps", options.setdefault("steps", 50)), whole("shots", shots)
     if "batch_size" in options:
         raise ValueError("a trajectory draws its images at once; leave batch_size out and give fewer images")
+    if "on_step" in options:
+        raise ValueError("a trajectory takes its shots by on_step itself; leave that out, or call sample")
     wanted = set(torch.linspace(0, steps - 1, min(shots, steps)).round().int().tolist())
     shown: list[tuple[int, Tensor, Tensor]] = []
 
@@ -238,7 +242,7 @@ def trajectory(model: Any, n: int = 4, shots: int = 8, **options: Any) -> Trajec
         if k in wanted:
             shown.append((t, x.cpu(), start.cpu()))
 
-    final = sample(model, n, batch_size=n, on_step=keep, **options)
+    final = sample(model, n, batch_size=whole("n", n), on_step=keep, **options)
     times, noisy, seen = zip(*shown, strict=True)
     return Trajectory(times, torch.stack(noisy), torch.stack(seen), final)
 
@@ -255,11 +259,12 @@ def _opened(model: Any, shape: Any, process: DiffusionProcess | None) -> tuple[n
     if "diffus" not in run.params.get("task", "diffuse"):
         raise ValueError(f"run {run.id} is of a classifier, which draws no images; give a denoiser's run")
     process = process or DiffusionProcess(**(run.params.get("recipe", {}).get("process") or {}))
-    return load_model(run), shape or run.params["data"].get("image_size"), process
+    return load_model(run), run.params["data"].get("image_size") if shape is None else shape, process
 
 
 def _shape(model: nn.Module, shape: int | Sequence[int] | None) -> tuple[int, ...]:
-    shape, channels = shape or told(model, "sample_size"), told(model, "in_channels")
+    shape = told(model, "sample_size") if shape is None else shape
+    channels = told(model, "in_channels")
     if shape is None:
         raise ValueError("the network does not tell the size of its images; give shape=(channels, height, width)")
     sides = wholes("shape", (shape, shape) if isinstance(shape, Number) else shape)

@@ -223,6 +223,8 @@ class Distillation(nn.Module):
                 raise ValueError(f"tap {tap.name} lacks the student's channels: give channels= or example=") from None
             if block is None:
                 continue
+            if not isinstance(block, nn.Module):
+                raise TypeError(f"{method.name}.block returns a {type(block).__name__}, not an nn.Module or None")
             if not tap.layer:
                 raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
             if tap.place not in built:
@@ -297,7 +299,10 @@ class Distillation(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32) if own is None else own.dtype
         told = self._explained(term, batch.inputs, x.shape[1:], other.shape[1:])
         with told, torch.autocast(x.device.type, enabled=False):
-            return check_loss(term.method.name, criterion(x.to(dtype), other.to(dtype), batch))
+            loss = check_loss(term.method.name, criterion(x.to(dtype), other.to(dtype), batch))
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise RuntimeError(f"{term.name} would teach the student nothing: its loss carries no gradient")
+        return loss
 
     def _distill_loss(self, losses: dict[str, Tensor]) -> Tensor:
         weighted: dict[str, list[Tensor]] = {}

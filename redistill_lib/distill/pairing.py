@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.distill.taps import Tap
 from redistill_lib.network import MapRef, Resize, check_float, find_layer, find_resizes, record_maps
 
@@ -23,7 +24,11 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))
     [Tap(0 output ← 1 output, channels=8), Tap(2 input ← 2 input, channels=8), Tap(2 output ← 2 output, channels=8)]
     """
+    check_type("student", student, nn.Module), check_type("teacher", teacher, nn.Module)
+    check_type("example", example, Tensor, tuple)
     inputs = example if isinstance(example, tuple) else (example,)
+    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
+        raise ValueError("example is a batch of images, or a tuple of the network's inputs, all of them tensors")
     check_float(inputs)
     image = tuple(inputs[0].shape[-2:])
     ours, theirs = find_resizes(student, *inputs), find_resizes(teacher, *inputs)

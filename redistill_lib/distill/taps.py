@@ -95,7 +95,7 @@ def read_taps(source: str | Path | Mapping[str, Any]) -> list[Tap]:
             entries = yaml.safe_load(Path(check_type("source", source, str, Path, Mapping)).read_bytes())
         except OSError as error:
             raise type(error)(f"taps cannot be read from {source}: {error.strerror}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # the second for a date that there is not
             raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(entries, Mapping) or not entries:
         raise ValueError(f"{where}: expected a mapping of student layers to t_layers, modules and kwargs")
@@ -121,6 +121,8 @@ def _entry_taps(where: str, layer: str, entry: Any) -> Iterator[Tap]:
         match = re.fullmatch(r"tid_(\d+)=(.+)", str(target))
         if match is None:
             raise ValueError(f"{where}: teacher layer {target!r} is not of the form tid_<teacher number>=<layer>")
+        if not isinstance(kwargs or {}, Mapping):
+            raise ValueError(f"{where}: on the {side}, kwargs is a mapping of options or null, not {kwargs!r}")
         options = {_OPTIONS.get(key, key): value for key, value in (kwargs or {}).items() if value is not None}
         channels = options.pop("cs", None)
         try:

@@ -74,6 +74,8 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
                 f"a method is a name, such as 'red+kd', or a dataclass with {', '.join(_MEMBERS)}, not {method!r}"
                 + (f"; it lacks {', '.join(lacks)}" if is_dataclass(method) and lacks else "")
             )
+        if not isinstance(method.name, str) or not method.name:
+            raise TypeError(f"{type(method).__name__}.name is a text to call it by, not {method.name!r}")
         if method.reads not in ("maps", "outputs"):
             raise ValueError(f"{method.name} reads 'maps' or 'outputs', not {method.reads!r}")
     names = [method.name for method in made]
@@ -86,10 +88,12 @@ def _parse(text: str) -> Method:
     match = re.fullmatch(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", text)
     try:
         call = ast.parse(f"f({match[2] or ''})", mode="eval").body if match else None
-        if not match or not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not (match and isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
+            raise ValueError
+        if any(k.arg is None for k in call.keywords):
             raise ValueError
         options = [(str(k.arg), ast.literal_eval(k.value)) for k in call.keywords]
-    except (SyntaxError, TypeError, ValueError):
+    except (SyntaxError, TypeError, ValueError, RecursionError):
         why = f"{text.strip()!r} is not a method; write its name, or name and options, "
         raise ValueError(why + "red(alpha=1.0, distance='mse'), and join several by +") from None
     if len(dict(options)) < len(options):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from redistill_lib.checks import check_above_zero, is_number
+from redistill_lib.checks import check_above_zero, check_fields, is_number
 
 #: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
 Shape = tuple[int, ...]
@@ -122,6 +123,8 @@ class Weighted:
         for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             if "check" in each.metadata:
                 each.metadata["check"](each.name, getattr(self, each.name))
+        with suppress(NameError):  # annotated with names that only its author's scope knows
+            check_fields(self)  # which makes 1 and 1.0 one weight, and so one run
 
     def block(self, student: Shape) -> nn.Module | None:
         return None
@@ -176,6 +179,8 @@ class MemoryBank(nn.Module):
                 f"{self.method} keeps a memory of each image; call the distillation with index=, their rows"
             )
         own, samples = torch.as_tensor(batch.index), self.vectors.shape[1]
+        if own.ndim != 1 or own.is_floating_point():
+            raise ValueError(f"index is a whole number for each image, not {own.dtype} {tuple(own.shape)}")
         if not 0 <= own.min() <= own.max() < samples:
             raise ValueError(
                 f"{self.method} remembers images 0 to {samples - 1}, but the batch's index holds {own.tolist()}"
@@ -217,8 +222,8 @@ def class_probabilities(batch: Batch, outputs: Tensor, method: str) -> Tensor:
     targets, classes = batch.targets, outputs.shape[1]
     if not isinstance(targets, Tensor):
         raise ValueError(f"{method} needs the targets of each batch; call the distillation with targets=")
-    if targets.is_floating_point() and targets.shape[1:] == (classes,):
+    if targets.is_floating_point() and targets.shape == outputs.shape:
         return targets
-    if targets.is_floating_point() or targets.ndim != 1:
+    if targets.is_floating_point() or targets.shape != outputs.shape[:1]:
         raise ValueError(f"{method} needs targets B or B×{classes}, not {targets.dtype} {tuple(targets.shape)}")
     return F.one_hot(targets.long(), classes).float()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from torch import Tensor, nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
 from redistill_lib.student.places import FITTING, MapCall, Places, find_layout, times, trace_levels
@@ -70,6 +71,7 @@ def derive_student(
 
 
 def _target(model: nn.Module, layout: Places, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
+    factor = check_type("factor", factor, int, None)
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:

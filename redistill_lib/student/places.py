@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from redistill_lib.checks import check_type
 from redistill_lib.network import check_float, dtype_of
 from redistill_lib.network.fakes import Tensors, follow, tensors_in
 from redistill_lib.plans import StridePlan
@@ -118,7 +119,8 @@ def find_places(model: nn.Module, example: Tensor | tuple[Any, ...]) -> tuple[Pl
 
 
 def find_layout(model: nn.Module, example: Tensor | tuple[Any, ...]) -> Places:
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    check_type("model", model, nn.Module)
+    inputs = (example,) if isinstance(example, Tensor) else tuple(check_type("example", example, Tensor, Iterable))
     check_float(inputs)
     image = next((x for x in inputs if isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point()), None)
     if image is None:

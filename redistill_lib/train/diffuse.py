@@ -15,6 +15,7 @@ from redistill_lib.data import DataSplits, load_data
 from redistill_lib.diffusion.noise import check_denoiser, check_prediction, conditioning_of
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import KD, Method
+from redistill_lib.models.unet import UNetConfig
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import DIGITS_UNET, DiffusionRecipe
@@ -109,11 +110,12 @@ def _begin(
         DiffusionRecipe, load_data("digits", image_size=16) if data is None else data, recipe, seed, options
     )
     data, recipe = setup.data, setup.recipe
-    if not isinstance(unet, Mapping):
+    if not isinstance(unet, Mapping) or not all(isinstance(key, str) for key in unet):
         raise TypeError(f"unet is a dict of options, such as DIGITS_UNET or {{}}, not {reprlib.repr(unet)}")
     if given := unet.keys() & {"name", "in_channels"}:
         raise ValueError(f"leave {' and '.join(given)} out of unet; model is the name, data give the channels")
-    network = setup.network(model, {"in_channels": data.in_channels, **unet})
+    defaults = {"in_channels": data.in_channels, "num_classes": None, **asdict(UNetConfig())}
+    network = setup.network(model, {**defaults, **unet})
     check_denoiser(network[0], data, "network", recipe.process)
     labels = conditioning_of(network[0], data.num_classes)
     known = (labels.classes, labels.null, recipe.label_dropout) if labels else ()

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from redistill_lib.checks import check_type, whole
 from redistill_lib.data import DataSplits, load_data
@@ -25,7 +26,7 @@ from redistill_lib.runs import Run, canonical
 from redistill_lib.student import draw_weights
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import DiffusionRecipe, Recipe
-from redistill_lib.train.tasks import Task
+from redistill_lib.train.tasks import Denoising, Task
 from redistill_lib.train.trainer import fit
 
 TeacherLike = Run | str | Path | nn.Module
@@ -68,6 +69,7 @@ class Setup(Generic[R]):
                 return built, {**options, "name": built.name}
             if hooked := [name for name, p in model.named_parameters() if p._backward_hooks]:
                 raise ValueError(f"{hooked[0]} has a hook, which a copy loses; change gradients in a module's hook")
+            model = getattr(model, "_orig_mod", model)  # compiled, its weights would have other names
             network = _copied(model, "network")
             if self.recipe.init == "scratch" and (left := draw_weights(network)):
                 owner = left[0].rpartition(".")[0]
@@ -77,6 +79,9 @@ class Setup(Generic[R]):
                     "cannot start from scratch; add that, or build the network anew"
                 )
         name, parameters = type(model).__name__, list(network.parameters())
+        odd = [k for k, v in network.state_dict().items() if not isinstance(v, Tensor) or v.layout != torch.strided]
+        if odd:
+            raise ValueError(f"{odd[0]} of {name} is no dense tensor, and files of weights hold no others; change it")
         if any(p.is_floating_point() and p.dtype != torch.float32 for p in parameters):
             raise ValueError("training starts from float32 weights; give mixed_precision='bf16' to compute in half")
         if not all(p.isfinite().all() for p in parameters):
@@ -133,7 +138,11 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
     if not answer(model, example, "network").requires_grad:
         raise ValueError(f"the outputs of {record['name']} carry no gradient; does its forward detach them?")
     params: dict[str, Any] = {"task": kind, "model": record, "data": setup.data.params, "seed": setup.seed}
-    params["recipe"] = setup.recipe.settings(len(setup.data.train))
+    settings = setup.recipe.settings(len(setup.data.train))
+    unread = {"init"} if "structure" not in record else set()  # a built-in network is always new
+    if isinstance(task, Denoising):
+        unread |= {"label_smoothing"} if task.null is not None else {"label_smoothing", "label_dropout"}
+    params["recipe"] = {k: v for k, v in settings.items() if k not in unread}
     runs: list[str] = []
     if lesson is None:
         distillation = Distillation(model, objective=Objective(task_loss=task.loss))
@@ -148,8 +157,11 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
             distillation = Distillation(
                 model, teachers, taps, lesson.methods, objective=objective, example=example, samples=samples
             )
-        codes = {term.method.name: object_identity(term.method) for term in distillation.terms}
-        params |= {"methods": "+".join(sorted(codes)), "method_code": codes, **distillation.settings()}
+        codes: dict[str, str] = {}  # of each method, or where taps carry several of one name, of them in tap order
+        for name in sorted({term.method.name for term in distillation.terms}):
+            its = [object_identity(term.method) for term in distillation.terms if term.method.name == name]
+            codes[name] = " ".join(its if len(set(its)) > 1 else its[:1])
+        params |= {"methods": "+".join(codes), "method_code": codes, **distillation.settings()}
         params["teachers"] = [network_identity(teacher) for teacher in teachers]
         runs = [run.id for _, run in lesson.teachers if run]
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
@@ -191,6 +203,8 @@ def differences(theirs: Any, ours: Mapping[str, Any], ignored: str) -> list[str]
 
 def _copied(model: nn.Module, role: str) -> nn.Module:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise ValueError(f"{name} of the {role} is lazy and has no values; call it once with a batch of images")
         if tensor.is_meta:
             raise ValueError(f"{name} of the {role} is on the meta device and has no values; load its weights first")
     try:
