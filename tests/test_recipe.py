@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainings import DOORS, PLANS, TASKS, UNET, call, digits, train
 
 from redistill_lib.data import TensorImages
 from redistill_lib.distill import Objective
-from redistill_lib.methods import KD
+from redistill_lib.methods import KD, Batch, Weighted
 from redistill_lib.models.saved import load_model
 from redistill_lib.runs import Run
 from redistill_lib.train import DDPM_CIFAR10, STL10, DiffusionRecipe, Recipe, RunOptions
@@ -182,6 +182,32 @@ class Keeping(nn.Sequential):
             self._register_state_dict_hook(lambda module, state, prefix, meta: state.update({"kept": {}}))
 
 
+@dataclass(frozen=True)
+class PerImage(Weighted):
+    """A method that forgets to average over the images."""
+
+    name = "per-image"
+    reads = "outputs"
+    alpha: float = 1.0
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return (student - teacher).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Widening(Weighted):
+    """A method whose block gives the next layer more channels than it takes."""
+
+    name = "widening"
+    alpha: float = 1.0
+
+    def block(self, student: Any) -> nn.Module:
+        return nn.Conv2d(student[0], student[0] + 1, 1)
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return student.square().mean()
+
+
 class Detaching(nn.Module):
     """A network that answers without a gradient."""
 
@@ -236,6 +262,8 @@ DISTILLING: list[tuple[dict[str, Any], str]] = [
     ({"teacher": net().to("meta")}, "0.weight of the teacher is on the meta device"),
     ({"teacher": Holding()}, r"the teacher \(Holding\) cannot be copied"),
     *(({"methods": value}, "a method is a name, such as 'red.kd', or a") for value in (3, KD, [None])),
+    ({"methods": PerImage()}, r"per-image's loss is a tensor \(2,\), not a scalar tensor"),
+    ({"methods": Widening()}, r"widening's block makes \(\d+, .*; a block keeps the map's shape"),
     ({"methods": "rde"}, "unknown distillation method 'rde'; did you mean 'red'"),
     ({"methods": []}, "methods names none, so the teacher would teach nothing"),
     ({"taps": 3}, "taps=3 is not a list"),

@@ -20,6 +20,7 @@ from redistill_lib.network import (
     MapRef,
     check_float,
     check_followable,
+    evaluating,
     find_layer,
     locate,
     map_shapes,
@@ -227,6 +228,11 @@ class Distillation(nn.Module):
                 raise TypeError(f"{method.name}.block returns a {type(block).__name__}, not an nn.Module or None")
             if not tap.layer:
                 raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
+            if tap.place in shapes:
+                with evaluating(block):
+                    made = tuple(block(torch.zeros(1, *shape)).shape[1:])
+                if made != shape:
+                    raise ValueError(f"{method.name}'s block makes {made} of {shape}; a block keeps the map's shape")
             if tap.place not in built:
                 built[tap.place] = block.to(like.device, like.dtype)
                 new.append((*tap.place, built[tap.place]))

@@ -24,7 +24,8 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     >>> match_taps(net(4, 1), net(2, 2), torch.zeros(1, 3, 32, 32))
     [Tap(0 output ← 1 output, channels=8), Tap(2 input ← 2 input, channels=8), Tap(2 output ← 2 output, channels=8)]
     """
-    check_type("student", student, nn.Module), check_type("teacher", teacher, nn.Module)
+    check_type("student", student, nn.Module)
+    check_type("teacher", teacher, nn.Module)
     check_type("example", example, Tensor, tuple)
     inputs = example if isinstance(example, tuple) else (example,)
     if not inputs or not all(isinstance(x, Tensor) for x in inputs):

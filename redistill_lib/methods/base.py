@@ -191,9 +191,11 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def scale(self, similarities: Tensor) -> Tensor:
-        """The mean of similarities above 0, 2×B×K, over the first batch: 2×1×1, the same from then on."""
-        self.scales.copy_(torch.where(self.scales > 0, self.scales, similarities.mean((1, 2), keepdim=True)))
-        return self.scales
+        """The mean of similarities above 0, 2×B×K, over the first batch trained on: 2×1×1, kept from then on."""
+        scales = torch.where(self.scales > 0, self.scales, similarities.mean((1, 2), keepdim=True))
+        if self.training:
+            self.scales.copy_(scales)
+        return scales
 
     @torch.no_grad()
     def update(self, rows: Tensor, new: Tensor, momentum: float) -> None:

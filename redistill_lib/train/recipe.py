@@ -73,10 +73,9 @@ class Recipe:
     def settings(self, images: int) -> dict[str, Any]:
         """For the record of a run on so many images: what decides its weights, each in one form."""
         unread = {"epochs", "amsgrad" if self.optimizer == "sgd" else "momentum"}
-        unread |= {"milestones", "divide_by"} if self.schedule != "step" else set()
-        unread |= (
-            {"warmup"} if self.schedule == "step" or (self.schedule == "constant" and self.warmup < 1) else set()
-        )
+        unread |= {"warmup"} if self.schedule == "step" else {"milestones", "divide_by"}
+        if self.schedule == "constant" and self.warmup < 1:
+            unread |= {"warmup"}
         operations = ["|".join(step) for step in parse_recipe(self.augmentation) if step != ("none",)]
         steps = self.total_steps(self.steps_per_epoch(images))
         told = {**asdict(self), "steps": steps, "batch_size": min(self.batch_size, images)}

@@ -157,6 +157,10 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
             distillation = Distillation(
                 model, teachers, taps, lesson.methods, objective=objective, example=example, samples=samples
             )
+            rows = torch.arange(2) % samples
+            batch = task.batch(example[0], torch.zeros_like(rows), rows, torch.zeros_like(rows))
+            with evaluating(distillation):  # so that what cannot be computed is told before a run is begun
+                distillation(*batch.inputs, targets=batch.targets, index=rows, view=batch.view)
         codes: dict[str, str] = {}  # of each method, or where taps carry several of one name, of them in tap order
         for name in sorted({term.method.name for term in distillation.terms}):
             its = [object_identity(term.method) for term in distillation.terms if term.method.name == name]
