@@ -202,7 +202,7 @@ def test_record_is_plain_json(tmp_path: Path) -> None:
 
 def test_damaged_weights_are_named(tmp_path: Path) -> None:
     net = nn.Linear(1, 1, bias=False)
-    run = trained(tmp_path / "r", {"model": {"name": "Linear"}}, "c0de")
+    run = trained(tmp_path / "r", {"model": {"name": "Linear", "weights": "0"}}, "c0de")
     assert load_model(run, net).weight.item() == 1
     file = run.path / "model.safetensors"
     with pytest.raises(FileNotFoundError, match="kept no last weights"):
