@@ -266,7 +266,7 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
         (["resnet18", "--budget", "lots"], "'lots' is not an amount of memory"),
         (["resnet18", "--image-size", "0"], "whole numbers of 1 or more"),
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
-        (["resnet18", "--budget", "1MB", "--html"], "leave out the other flags"),
+        (["resnet18", "--budget", "1MB", "--html"], "leave out --html and --convention"),
         (["my_nets.py:make"], "write the module, not its file: my_nets:make"),
         (["nets/edge.py"], "write the module, not its file: nets.edge:function"),
         (["my.nets.edge"], "my.nets.edge names no function; did you mean 'my.nets:edge' (module:function)?"),
