@@ -144,7 +144,7 @@ def _memory(arguments: argparse.Namespace) -> None:
     if len(size) > 2 or min(*size, arguments.batch, arguments.in_channels) < 1:
         raise ValueError("--image-size (N or HxW), --batch and --in-channels are whole numbers of 1 or more")
     if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
-        raise ValueError("--budget prints a table or JSON, by the fused convention: leave out --html and --convention")
+        raise ValueError("--budget gives a table or JSON, always fused: leave out --html and --convention")
     shape = {"batch": arguments.batch, "in_channels": arguments.in_channels, "device": "meta"}
     # A network of one's own is called with images alone, as any built-in classifier is.
     inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
