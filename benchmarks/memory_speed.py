@@ -10,6 +10,7 @@ resident memory grew beyond its level before, sampled every millisecond: models 
 from __future__ import annotations
 
 import argparse
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def watched(work: Callable[[], Any]) -> tuple[float, float, Any]:
 
     thread = threading.Thread(target=watch)
     thread.start()
+    gc.collect()  # or what an earlier work left would be collected in this one's time
     start = time.perf_counter()
     result = work()
     seconds = time.perf_counter() - start
