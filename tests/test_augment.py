@@ -162,6 +162,8 @@ def test_to_float_is_the_paper_s_normalisation() -> None:
     values = torch.arange(256, dtype=torch.uint8)
     assert torch.allclose(aug.to_float(values), (values / 255 - 0.5) / 0.5, atol=1e-6)
     assert aug.to_float(values)[[0, 255]].tolist() == [-1.0, 1.0]
+    with pytest.raises(ValueError, match=r"images=array.* is not a Tensor"):
+        aug.to_float(values.numpy())  # type: ignore[arg-type]
 
 
 def test_no_operation_is_the_image() -> None:

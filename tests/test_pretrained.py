@@ -60,6 +60,8 @@ def test_a_student_comes_back(student: Any, tmp_path: Path) -> None:
     folder = tmp_path / "one"
     save_pretrained(student, folder)
     assert "red_blocks" not in student.config and type(student) is UNet2DModel
+    with pytest.raises(ValueError, match="folder=7 is not text or a path"):
+        load_pretrained(7)  # type: ignore[arg-type]
     again = load_pretrained(folder)
     assert torch.equal(outputs(again), outputs(student)) and len(inserted_blocks(again)) == 1
     save_pretrained(again, tmp_path / "two")

@@ -228,9 +228,9 @@ class Same(nn.Module):
         return self.conv(x)
 
 
-def hooked() -> nn.Module:
+def hooked(how: str) -> nn.Module:
     model = net()
-    model[0].bias.register_hook(lambda gradient: 0 * gradient)
+    getattr(model[0].bias, how)(lambda gradient: None)
     return model
 
 
@@ -241,7 +241,8 @@ ANY_CALL: list[tuple[dict[str, Any], str]] = [
         {"model": Holding()},
         r"the network \(Holding\) cannot be copied: cannot pickle .*; leave out of its attributes",
     ),
-    ({"model": hooked()}, "0.bias has a hook, which a copy loses"),
+    ({"model": hooked("register_hook")}, "0.bias has a hook, which a copy loses"),
+    ({"model": hooked("register_post_accumulate_grad_hook")}, "0.bias has a hook, which a copy loses"),
     ({"model": "vgg11"}, "Unknown architecture 'vgg11'"),
     (
         {"model": net().requires_grad_(False)},

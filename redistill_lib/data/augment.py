@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from redistill_lib.checks import hint, whole
+from redistill_lib.checks import check_type, hint, whole
 
 Numbers = NDArray[np.float64]  # uniform in 0…1: one row per decision, one column per image
 _Step = tuple[str, ...]
@@ -62,7 +62,7 @@ def to_float(images: Tensor) -> Tensor:
     >>> to_float(torch.tensor([0, 255], dtype=torch.uint8)).tolist()
     [-1.0, 1.0]
     """
-    if images.dtype != torch.uint8:
+    if check_type("images", images, Tensor).dtype != torch.uint8:
         raise ValueError(f"to_float expects uint8 images, got {images.dtype}; were they converted already?")
     return images.float().div_(127.5).sub_(1)
 

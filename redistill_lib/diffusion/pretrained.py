@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
 from redistill_lib.student import derive_student
 
@@ -37,6 +38,7 @@ def load_pretrained(folder: str | Path, variant: str | None = None) -> nn.Module
     """
     import diffusers
 
+    check_type("folder", folder, str, Path)
     folder = Path(folder, "unet" if Path(folder, "model_index.json").is_file() else "")
     if not (folder / "config.json").is_file():
         fix = "name the folder that save_pretrained wrote (networks on the hub: UNet2DModel.from_pretrained)"

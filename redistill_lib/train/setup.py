@@ -67,7 +67,8 @@ class Setup(Generic[R]):
                     raise ValueError(f"{arch} is no {wanted} network; there are {', '.join(list_models(wanted))}")
                 built = create_model(model, **options)
                 return built, {**options, "name": built.name}
-            if hooked := [name for name, p in model.named_parameters() if p._backward_hooks]:
+            both = "_backward_hooks", "_post_accumulate_grad_hooks"
+            if hooked := [n for n, p in model.named_parameters() if any(getattr(p, kind) for kind in both)]:
                 raise ValueError(f"{hooked[0]} has a hook, which a copy loses; change gradients in a module's hook")
             model = getattr(model, "_orig_mod", model)  # compiled, its weights would have other names
             network = _copied(model, "network")
