@@ -89,6 +89,9 @@ class Grids:
         # Where maps meet, they go on in the oldest grid: a gate's is younger than that of the maps it weighs.
         source = min(seen, key=lambda v: self.of[v]) if call.function in (*JOINS, *PRODUCTS) else seen[0]
         before = self.of[source]
+        ahead = call.function in (*CONVOLUTIONS, *POOLS, *_BY_SIZE, *SHUFFLES)  # which know channels first alone
+        if ahead and self.laid[source] == "last" and is_alike(self._sides(source, "first"), self.grids[before].size):
+            self.laid[source] = "first"
         for result in call.makes:
             factors = self._factors(call, source, result)
             stem = self.grids[before].raw and call.function in CONVOLUTIONS and self.laid[source] == "first"

@@ -134,11 +134,14 @@ def _due(model: nn.Module, layout: Layout, totals: list[Fraction]) -> list[tuple
         if call.function == FITTING or (before == after and number not in tails):
             continue
         own = grids[after].total / grids[before].total
-        ratio = (grids[after].total if number in tails else totals[after]) / totals[before]
+        ratio = totals[after] / totals[before]
+        kept = grids[after].total / totals[before]  # which gives a map that is returned its size
+        if number in tails and 1 in (kept.numerator, kept.denominator):
+            ratio = kept
         up = own < 1 or (own == 1 and ratio < 1)
         old, new = (1 / own, 1 / ratio) if up else (own, ratio)
         if new.denominator > 1 or old.denominator > 1:
-            if old == new or number in tails:  # of outputs the shapes tell
+            if old == new or number in tails:  # of what is returned the shapes tell
                 continue
             raise ValueError(
                 f"{call.path or 'the network'} would have to change resolution by {float(new):g}, which is no whole "
