@@ -278,16 +278,11 @@ def test_kernels_that_tile_follow_their_stride() -> None:
     ("build", "factor", "sentence"),
     [
         (look.ViT, 2, "only patch_embed strides in this ViT: no later layer strides or pools"),
-        (lambda: look.FunctionalPools(False), 4, r"\(FunctionalPools\) calls max_pool2d in its own forward"),
-        (lambda: look.FunctionalPools(True), 4, "pool runs max_pool2d at several places, whose strides would differ"),
-        (lambda: look.SegmentationUNet(True), 4, r"ups\.1 runs interpolate at several places"),
         (lambda: create_model("resnet18"), 32, "Plan 2-2222 cannot be front-loaded ×32: .* can give back only ×16"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, (3, 3), (2, 1), 1)), 2,
          "1 strides 2 down and 1 across"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2)), 2, "0 takes 64×64 to 31×31"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(12288, 2)), 2, "no 2-D convolution of this Sequential"),
-        (lambda: nn.Sequential(look.Conv2dSame(3, 4, 3, 2), nn.PixelUnshuffle(2)), 2,
-         r"1 \(PixelUnshuffle\) calls pixel_unshuffle in its own forward"),
     ],
 )  # fmt: skip
 def test_what_cannot_move_is_refused(build: Callable[[], nn.Module], factor: int, sentence: str) -> None:
@@ -305,22 +300,6 @@ def test_what_is_no_network_no_factor_and_no_example_is_refused() -> None:
     for model, factor, example in ((None, 2, image), ("resnet18", 2, image), (net, "2", image), (net, 2, None)):
         with pytest.raises(ValueError, match="is not a"):
             derive_student(model, factor, example=example)  # type: ignore[arg-type]
-
-
-def test_interpolation_without_a_switch_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"ups\.0 \(Upsample2D\) calls interpolate in its own forward"):
-        derive_student(look.DiffusionUNet(interpolate=False), 2, example=(IMAGE, STEPS))
-
-
-def test_an_attribute_without_effect_is_told() -> None:
-    class Pool(nn.Module):
-        stride = 2
-
-        def forward(self, x: Tensor) -> Tensor:
-            return F.avg_pool2d(x, 2)
-
-    with pytest.raises(ValueError, match=r"1 calls avg_pool2d in its own forward.*'stride' was set to 1, without"):
-        derive_student(nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), Pool(), nn.Conv2d(4, 4, 1)), 2, example=IMAGE)
 
 
 def test_arguments_and_sizes() -> None:

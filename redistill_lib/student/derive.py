@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import check_type
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
+from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.places import FITTING, MapCall, Places, find_layout, times, trace_levels
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -54,13 +54,14 @@ def derive_student(
     target = _target(model, layout, factor, plan)
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
-    for call, old, new in _due(model, layout, target):
+    for call, old, new, shared in _due(model, layout, target):
         if call is layout.tail and old == 1 and call.function == "conv2d":
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
-            changes[call.path] = restride(student, call, old, new, downsampler)
-            if new == 1 and (change := reconnect(student, call.path)):
-                changes[change.layer] = change
+            change = restride(student, call, old, new, downsampler, shared)
+            changes[f"{call.path} {call.stack[-1][1]}" if shared else call.path] = change
+            if new == 1 and (added := reconnect(student, call.path)):
+                changes[added.layer] = added
     _settle(student, layout, target, changes)
     _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
@@ -102,10 +103,10 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple[MapCall, int, int]]:
+def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple[MapCall, int, int, set[str]]]:
     """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
     size, image = layout.sizes(target), layout.image
-    wanted: dict[tuple[str, str], tuple[MapCall, int, int]] = {}
+    wanted: dict[tuple[str, str, int], list[tuple[MapCall, int, int]]] = {}
     for call in layout.found.calls:
         if call.function == FITTING or (call is not layout.tail and call.before == call.after):
             continue
@@ -117,15 +118,18 @@ def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple
             raise ValueError(
                 f"{call.path} would have to change resolution by {ratios[1]:g}, which is no whole stride"
             )
-        seen = wanted.setdefault((call.path, call.function), (call, old, new))
-        if seen[1:] != (old, new):
-            if not isinstance(layer := model.get_submodule(call.path), LAYERS):
-                raise ValueError(inside_forward(call, layer))
-            raise ValueError(
-                f"{call.path} runs {call.function} at several places, whose strides would differ "
-                f"({seen[1]} → {seen[2]} and {old} → {new}); give each place a layer of its own"
-            )
-    return (due for due in wanted.values() if due[1] != due[2])
+        wanted.setdefault((call.path, call.function, call.numbers[-1]), []).append((call, old, new))
+    for dues in wanted.values():
+        if len({due[1:] for due in dues}) == 1:
+            dues = dues[:1]
+        for call, old, new in dues:
+            if old != new:
+                yield (
+                    call,
+                    old,
+                    new,
+                    {path for path, count in layout.found.runs.items() if count > 1 and len(dues) > 1},
+                )
 
 
 def _settle(student: nn.Module, layout: Places, target: StridePlan, changes: dict[str, Change]) -> None:

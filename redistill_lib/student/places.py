@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +20,7 @@ from redistill_lib.checks import check_type
 from redistill_lib.network import check_float, dtype_of
 from redistill_lib.network.fakes import Tensors, follow, tensors_in
 from redistill_lib.plans import StridePlan
+from redistill_lib.student.calls import function_name
 
 Extent = tuple[int, int]
 
@@ -26,7 +29,7 @@ _CONVOLUTIONS = ("conv2d", "conv_transpose2d")
 FITTING = "interpolate to a size"  # which follows the map that it takes the size from
 _RESIZERS = (
     *_CONVOLUTIONS, "max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "lp_pool2d", "fractional_max_pool2d",
-    "interpolate", FITTING, "upsample", "pixel_shuffle", "pixel_unshuffle", "__getitem__",
+    "interpolate", FITTING, "upsample", "max_unpool2d", "pixel_shuffle", "pixel_unshuffle", "__getitem__",
 )  # fmt: skip
 
 
@@ -48,6 +51,9 @@ class MapCall(NamedTuple):
     function: str
     before: Level
     after: Level
+    stack: tuple[tuple[str, int], ...] = (("", 0),)
+    numbers: tuple[int, ...] = (0,)
+    line: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,6 +213,9 @@ class LevelTrace(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.levels: Any = WeakIdKeyDictionary()
+        self.runs = Counter[str]()
+        self.frames: list[tuple[str, int, Counter[str]]] = [("", 0, Counter())]
+        self.now: tuple[int, ...] = ()
         self.stack = [""]  # of the modules that run; after an error the last one is where it came from
         self.calls: list[MapCall] = []
         # What each module returned, by its path and the number of the run: the map's level and its true size.
@@ -216,9 +225,14 @@ class LevelTrace(TorchFunctionMode):
 
     def enter(self, path: str, module: nn.Module, args: Any) -> None:
         self.stack.append(path)
+        if path:
+            self.frames.append((path, self.runs[path], Counter()))
+            self.runs[path] += 1
 
     def leave(self, path: str, module: nn.Module, args: Any, output: Any) -> None:
         self.stack.pop()
+        if path:
+            self.frames.pop()
         for x in tensors_in(output):
             if x.ndim == 4 and x in self.levels:
                 number = next(k for k in itertools.count() if (path, k) not in self.visits)
@@ -228,6 +242,10 @@ class LevelTrace(TorchFunctionMode):
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        counted = function_name(func)
+        self.now = tuple(frame[2][counted] for frame in self.frames)
+        for frame in self.frames:
+            frame[2][counted] += 1
         if name == "interpolate" and (kwargs.get("size") is not None or (len(args) > 1 and args[1] is not None)):
             name = FITTING
         results = tensors_in(output) if isinstance(output, (Tensor, tuple, list)) else []
@@ -249,8 +267,16 @@ class LevelTrace(TorchFunctionMode):
         stem = before.raw and convolves
         after = before if kept and not stem else Level(new, raw=before.raw and not convolves)
         if convolves or after != before:
-            self.calls.append(MapCall(self.stack[-1], function, before, after))
+            stack = tuple(frame[:2] for frame in self.frames)
+            self.calls.append(MapCall(self.stack[-1], function, before, after, stack, self.now, _line()))
         return after
+
+
+def _line() -> str:
+    frame = sys._getframe()
+    while frame.f_back and any(part in frame.f_code.co_filename for part in ("/torch/", "redistill_lib")):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno} in {frame.f_code.co_name}"
 
 
 def _size(x: Tensor) -> Extent:
