@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 from torch import Tensor, nn
 
 from redistill_lib.checks import check_type
+from redistill_lib.network import map_shapes
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.places import FITTING, MapCall, Places, find_layout, times, trace_levels
@@ -53,6 +54,7 @@ def derive_student(
     layout = find_layout(model, example)
     target = _target(model, layout, factor, plan)
     student = copy.deepcopy(model)
+    channels = {path: (x[1], y[1]) for path, x, y in map_shapes(model, *layout.inputs)}
     changes: dict[str, Change] = {}
     for call, old, new, shared in _due(model, layout, target):
         if call is layout.tail and old == 1 and call.function == "conv2d":
@@ -60,7 +62,7 @@ def derive_student(
         else:
             change = restride(student, call, old, new, downsampler, shared)
             changes[f"{call.path} {call.stack[-1][1]}" if shared else call.path] = change
-            if new == 1 and (added := reconnect(student, call.path)):
+            if new == 1 and (added := reconnect(student, call.path, channels)):
                 changes[added.layer] = added
     _settle(student, layout, target, changes)
     _rename(student, layout, target, downsampler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,14 +101,17 @@ def _remove(model: nn.Module, layer: nn.Module) -> str:
     return "removed"
 
 
-def reconnect(model: nn.Module, path: str) -> Change | None:
-    """Switch on the residual of the inverted residual around `path`, if only its stride forbade one."""
+def reconnect(model: nn.Module, path: str, channels: Mapping[str, tuple[int, int]]) -> Change | None:
+    """Switch on the residual of the inverted residual around `path`, if only its stride forbade one.
+
+    `channels` are those that each module takes and gives, by path: a block may convolve a part of them.
+    """
     while path := path.rpartition(".")[0]:
         block = model.get_submodule(path)
         flag = next((name for name in _RESIDUALS if getattr(block, name, None) is False), None)
         if flag is not None:
-            convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
-            if convs[0].in_channels != convs[-1].out_channels or any(conv.stride != (1, 1) for conv in convs):
+            strides = [layer.stride for layer in block.modules() if isinstance(layer, CONVOLUTIONS)]
+            if len({*channels.get(path, (0, 1))}) > 1 or any({*stride} != {1} for stride in strides):
                 return None
             setattr(block, flag, True)
             return Change(path, "residual", 0, 1, flag)
