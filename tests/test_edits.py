@@ -104,6 +104,8 @@ def test_a_border_is_added_or_taken_away() -> None:
     conv = nn.Conv2d(2, 2, 4, 2, 2)
     assert conv(x).shape[2:] == (5, 5)
     assert settle(conv, (5, 5), (4, 5)) == "cropped by 2 bottom"
+    stem = nn.Conv2d(3, 4, 11, 16, 2)
+    assert settle(stem, (14, 14), (13, 13)) is None  # no border, but a sixteenth of the image
     assert torch.equal(conv(x), F.conv2d(x[..., :7, :], conv.weight, conv.bias, 2, 2))
     assert settle(conv, (4, 5), (9, 5)) is None  # more than a kernel reaches: another layer's doing
 
@@ -162,7 +164,7 @@ def test_layers_of_volumes_follow_the_same_rules() -> None:
     assert torch.allclose(patch(x), wanted, atol=1e-5)
     for kind, name in ((nn.MaxPool3d, "max pool"), (nn.AvgPool3d, "avg pool")):
         pool = kind(2)  # type: ignore[operator]
-        assert repr(change(pool, f"{kind.__name__}", 2, 4)) == f"0: {name} 2 → 4 (kernel 4)"
+        assert repr(change(pool, f"{name.replace(' ', '_')}3d", 2, 4)) == f"0: {name} 2 → 4 (kernel 4)"
         assert torch.equal(pool(x), kind(4)(x))  # type: ignore[operator]
     up = nn.Upsample(scale_factor=2, mode="trilinear")
     change(up, "interpolate", 2, 4)

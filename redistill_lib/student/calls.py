@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +39,7 @@ class Rewrite(NamedTuple):
     number: int
     old: int
     new: int
+    rounding: Literal["", "down", "up"] = ""  # of the sides that it divides, where the border it loses is made up for
 
     def scaled(self, value: int) -> int:
         scaled, rest = divmod(value * self.new, self.old)
@@ -49,16 +50,37 @@ class Rewrite(NamedTuple):
             )
         return scaled
 
+    def divided(self, side: int) -> int:
+        return -(-side // self.new) if self.rounding != "down" else side // self.new
+
     def __str__(self) -> str:
         return f"{self.function} no. {self.number}: {self.old} → {self.new}"
 
 
-def rewrite_call(model: nn.Module, call: Call, old: int, new: int, shared: Collection[str] = ()) -> str:
+def rewrite_call(
+    model: nn.Module,
+    call: Call,
+    old: int,
+    new: int,
+    shared: Collection[str] = (),
+    sides: tuple[Sequence[int], Sequence[int]] | None = None,
+) -> str:
     """Let the call behind `call` change its map by `new` instead of `old`, in place; a note that says where it is.
 
     The innermost module around it that is not in `shared` (paths of modules that also run elsewhere) changes its call
-    from then on. Raises ValueError with the cure where that is impossible.
+    from then on. `sides` are those of the maps that the call took and gave; without them a pass has to show whether
+    they were divided. Raises ValueError with the cure where that is impossible.
     """
+    rounding: Literal["", "down", "up"] = ""
+    if sides is not None:
+        pairs = list(zip(*sides, strict=True))
+        rounding = (
+            "up"
+            if all(b == -(-a // old) for a, b in pairs)
+            else "down"
+            if all(b == a // old for a, b in pairs)
+            else ""
+        )
     function = call.function.removesuffix(" to a size")  # counted with those that scale
     if _kind_of(function) not in _EDITS:
         raise ValueError(
@@ -70,7 +92,7 @@ def rewrite_call(model: nn.Module, call: Call, old: int, new: int, shared: Colle
     module = model.get_submodule(path)
     if why := _closed(module):
         raise ValueError(f"{_where(model, call)}, which cannot be changed from outside, as {path or 'it'} {why}")
-    edit(module, rewrites=(Rewrite(function, number, old, new),))
+    edit(module, rewrites=(Rewrite(function, number, old, new, rounding),))
     return f"{call.function} in {call.line}"
 
 
@@ -264,9 +286,9 @@ def _missing(
     pads: list[int] = []
     for side, r, p, stride in zip(sides, reach, padding, old, strict=True):
         room = side + 2 * p - r
-        if (-(-room // stride) if up else room // stride) + 1 != -(-side // rule.old):
+        if not rule.rounding and (-(-room // stride) if up else room // stride) + 1 != -(-side // rule.old):
             return []
-        pads = [*lines_for(-(-side // rule.new), side + 2 * p, r, rule.scaled(stride)), *pads]
+        pads = [*lines_for(rule.divided(side), side + 2 * p, r, rule.scaled(stride)), *pads]
     return pads
 
 

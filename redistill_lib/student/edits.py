@@ -20,7 +20,10 @@ Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 CONVOLUTIONS, TRANSPOSED = (nn.Conv2d, nn.Conv3d), (nn.ConvTranspose2d, nn.ConvTranspose3d)
 MAX_POOLS, AVG_POOLS = (nn.MaxPool2d, nn.MaxPool3d), (nn.AvgPool2d, nn.AvgPool3d)
 UNPOOLS = (nn.MaxUnpool2d, nn.MaxUnpool3d)
-LAYERS = (*CONVOLUTIONS, *TRANSPOSED, *MAX_POOLS, *AVG_POOLS, *UNPOOLS, nn.Upsample)
+LAYERS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
+    ("conv_transpose", TRANSPOSED), ("conv", CONVOLUTIONS), ("max_pool", MAX_POOLS), ("avg_pool", AVG_POOLS),
+    ("max_unpool", UNPOOLS), ("interpolate", (nn.Upsample,)),
+)  # fmt: skip
 # Names under which inverted residuals keep whether they add their input: here, torchvision's and transformers'.
 _RESIDUALS = ("residual", "use_res_connect", "use_residual")
 
@@ -48,22 +51,29 @@ class Change:
 
 
 def restride(
-    model: nn.Module, call: Call, old: int, new: int, downsampler: Downsampler, shared: Collection[str] = ()
+    model: nn.Module,
+    call: Call,
+    old: int,
+    new: int,
+    downsampler: Downsampler,
+    shared: Collection[str] = (),
+    sides: tuple[Extent, Extent] | None = None,
 ) -> Change:
     """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not.
 
     `shared` are paths of modules that run at several places of which not all change so: a module around them changes
-    this one call. So does the layer's own forward where it is of no known kind.
+    this one call. So does the layer's own forward where it is of no known kind; `sides` of the maps that it takes and
+    gives say whether it makes up for a border that it lost.
     """
     path, layer, function = call.path, model.get_submodule(call.path), call.function
     pooled = new > old and downsampler != "stride" and function.startswith("conv") and "transpose" not in function
-    if path in shared or not isinstance(layer, LAYERS):
+    if path in shared or not any(isinstance(layer, kinds) and function.startswith(name) for name, kinds in LAYERS):
         if pooled:
             raise ValueError(
                 f"{path or 'the network'} calls {function} at {call.line}, where no pool can be inserted: "
                 f"downsampler={downsampler!r} needs a plain convolution layer that runs once, 'stride' does not"
             )
-        return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared))
+        return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared, sides))
     kind, note = "upsample", ""
     if isinstance(layer, CONVOLUTIONS):
         kind, note = _insert(path, layer, old, new, downsampler) if pooled else _conv(path, layer, old, new)
@@ -143,7 +153,7 @@ def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
     pads: list[tuple[int, int]] = []
     for g, w, s, r in zip(got, wanted, stride, reach, strict=True):
         lines = (w - g) * s
-        if not -max(r, s) <= lines <= max(r - 1, 1):
+        if not 1 - r <= lines <= max(r - 1, 1):
             return None
         # The odd line goes to the left and top, as its like stands right.
         pads.append((lines - lines // 2, lines // 2) if lines > 0 else (0, lines))
@@ -234,9 +244,10 @@ def _pool(model: nn.Module, path: str, pool: Any, old: int, new: int) -> str:
     whole = tiles(_one(pool.kernel_size), _one(pool.stride), pool.padding, getattr(pool, "dilation", 1))
     if whole and stride == 1 and not getattr(pool, "return_indices", False) and not isinstance(pool, UNPOOLS):
         return _remove(model, pool)  # a pool over one pixel
-    pool.stride = stride
+    sizes = (stride,) * len(pool.stride) if isinstance(pool.stride, tuple) else stride  # as its own code reads it
+    pool.stride = sizes
     if whole:
-        pool.kernel_size = stride
+        pool.kernel_size = sizes
     return f"kernel {stride}" if whole else ""
 
 
