@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redistill_lib.network import record_maps
+from redistill_lib.network import flow, record_maps
+from redistill_lib.network.flow import Run
 from redistill_lib.student.calls import rewrite_call
 from redistill_lib.student.edits import restride
 
@@ -21,17 +22,9 @@ VOLUME = torch.randn(1, 4, 8, 8, 8, generator=torch.Generator().manual_seed(1))
 KERNEL = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(2))
 
 
-class Call(NamedTuple):
+def called(function: str, stack: tuple[Run, ...] = (("", 0),), numbers: tuple[int, ...] = (0,)) -> flow.Call:
     """What a trace tells of a call."""
-
-    function: str
-    stack: tuple[tuple[str, int], ...] = (("", 0),)
-    numbers: tuple[int, ...] = (0,)
-    line: str = "net.py:7 in forward"
-
-    @property
-    def path(self) -> str:
-        return self.stack[-1][0]
+    return flow.Call(function, stack, numbers, "net.py:7 in forward", (), ())
 
 
 class Do(nn.Module):
@@ -94,18 +87,18 @@ CALLS: list[tuple[str, Callable[[Tensor], Any], int, int, Callable[[Tensor], Any
 def test_each_function_takes_the_other_ratio(function: str, call: Any, old: int, new: int, wanted: Any) -> None:
     net = nn.Sequential(nn.Identity(), Do(call))
     before = net(MAP)
-    change = restride(net, Call(function, (("", 0), ("1", 0)), (0, 0)), old, new, "stride")
+    change = restride(net, called(function, (("", 0), ("1", 0)), (0, 0)), old, new, "stride")
     assert repr(change) == f"1: call {old} → {new} ({function} in net.py:7 in forward)"
     assert torch.allclose(net(MAP), wanted(MAP), atol=1e-5)
     # and back again: the new call counts as the old one did
-    restride(net, Call(function, (("", 0), ("1", 0)), (0, 0)), new, old, "stride")
+    restride(net, called(function, (("", 0), ("1", 0)), (0, 0)), new, old, "stride")
     assert torch.equal(net(MAP), before)
 
 
 def test_volumes_are_pooled_alike() -> None:
     for name, call in (("max_pool3d", F.max_pool3d), ("avg_pool3d", F.avg_pool3d)):
         net = Do(lambda x, call=call: call(x, 2))
-        rewrite_call(net, Call(name), 2, 4)
+        rewrite_call(net, called(name), 2, 4)
         assert torch.equal(net(VOLUME), call(VOLUME, 4))
 
 
@@ -116,8 +109,8 @@ def test_indices_lead_back_at_every_stride() -> None:
 
     for new in (1, 4):
         net = Do(code)
-        rewrite_call(net, Call("max_pool2d_with_indices"), 2, new)
-        rewrite_call(net, Call("max_unpool2d"), 2, new)
+        rewrite_call(net, called("max_pool2d_with_indices"), 2, new)
+        rewrite_call(net, called("max_unpool2d"), 2, new)
         y, where = F.max_pool2d(MAP, new, return_indices=True)
         assert torch.equal(net(MAP), F.max_unpool2d(y, where, new))
 
@@ -143,7 +136,7 @@ class Nest(nn.Module):
         return self.norm(self.block(self.block.pool(first)))
 
 
-SECOND = Call("max_pool2d", (("", 0), ("block.pool", 1)), (1, 0))
+SECOND = called("max_pool2d", (("", 0), ("block.pool", 1)), (1, 0))
 
 
 def pooled_once_less(net: Nest, x: Tensor) -> Tensor:
@@ -165,7 +158,7 @@ def test_a_pool_of_several_places_changes_at_one() -> None:
     assert torch.equal(student(MAP), pooled_once_less(teacher, MAP))
     assert teacher(MAP).shape == (2, 4, 2, 2) and isinstance(student, Nest)
     # what all its runs have in common is changed in the pool itself, under the call that is changed around it
-    rewrite_call(student, Call("max_pool2d", (("", 0), ("block", 0), ("block.pool", 0)), (0, 0, 0)), 2, 4)
+    rewrite_call(student, called("max_pool2d", (("", 0), ("block", 0), ("block.pool", 0)), (0, 0, 0)), 2, 4)
     assert student(torch.zeros(1, 4, 64, 64)).shape == (1, 4, 2, 2)  # 64 / 4 / (2 / 2 · 4 / 2) / 4
 
 
@@ -198,8 +191,8 @@ def test_gradients_hooks_and_maps_are_seen() -> None:
 def test_graphs_hold_the_changed_call(how: str) -> None:
     _, student = nest()
     sliced = nn.Sequential(student, Do(lambda x: x[:, :, 1::2, ::2]), Do(lambda x: F.max_pool2d(x, 2)))
-    rewrite_call(sliced, Call("__getitem__", (("", 0), ("1", 0)), (0, 0)), 2, 1)
-    rewrite_call(sliced, Call("max_pool2d", (("", 0), ("2", 0)), (3, 0)), 2, 1)
+    rewrite_call(sliced, called("__getitem__", (("", 0), ("1", 0)), (0, 0)), 2, 1)
+    rewrite_call(sliced, called("max_pool2d", (("", 0), ("2", 0)), (3, 0)), 2, 1)
     wanted = sliced(MAP)
     assert wanted.shape == (2, 4, 4, 4)
     torch._dynamo.reset()
@@ -217,21 +210,21 @@ def test_what_cannot_be_changed_is_told_with_the_line() -> None:
     with pytest.raises(
         ValueError, match=r"the network \(Do\) calls adaptive_avg_pool2d at net.py:7 in forward, whose"
     ):
-        rewrite_call(pool, Call("adaptive_avg_pool2d"), 2, 1)
+        rewrite_call(pool, called("adaptive_avg_pool2d"), 2, 1)
     own = Do(half)
     own.forward = half  # type: ignore[method-assign, assignment]
     with pytest.raises(ValueError, match="cannot be changed from outside, as it has a forward of its own instance"):
-        rewrite_call(own, Call("avg_pool2d"), 2, 1)
+        rewrite_call(own, called("avg_pool2d"), 2, 1)
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.MaxPool2d(2)))
     with pytest.raises(ValueError, match="is a compiled graph; derive from the network that it was made of"):
-        rewrite_call(graph, Call("max_pool2d", (("", 0),), (0,)), 2, 1)
+        rewrite_call(graph, called("max_pool2d", (("", 0),), (0,)), 2, 1)
     with pytest.raises(ValueError, match=r"calls conv2d at net.py:7 in forward, where no pool can be inserted"):
-        restride(Do(lambda x: F.conv2d(x, KERNEL)), Call("conv2d"), 1, 2, "max")
+        restride(Do(lambda x: F.conv2d(x, KERNEL)), called("conv2d"), 1, 2, "max")
 
 
 def test_a_pass_that_goes_another_way_is_no_silent_error() -> None:
     net = Do(lambda x: F.max_pool2d(x, 3 if x.shape[-1] == 15 else 2))
-    rewrite_call(net, Call("max_pool2d"), 2, 1)
+    rewrite_call(net, called("max_pool2d"), 2, 1)
     assert net(MAP).shape == MAP.shape
     with pytest.raises(RuntimeError, match="call 0 of max_pool2d strides 3, which is no multiple of 2: this pass"):
         net(MAP[..., :15, :15])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_calls import Call
+from test_calls import called
 from torch import Tensor, nn
 
 from redistill_lib.student.calls import edits_of
@@ -17,7 +17,7 @@ from redistill_lib.student.kernels import Upsampling, resize_transposed
 
 def change(layer: nn.Module, function: str, old: int, new: int, downsampler: Any = "stride") -> Change:
     """The change of a network's only layer."""
-    return restride(nn.ModuleList([layer]), Call(function, (("", 0), ("0", 0)), (0, 0)), old, new, downsampler)
+    return restride(nn.ModuleList([layer]), called(function, (("", 0), ("0", 0)), (0, 0)), old, new, downsampler)
 
 
 def bilinear(stride: int, axes: int = 2) -> Tensor:

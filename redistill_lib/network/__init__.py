@@ -13,17 +13,20 @@ from redistill_lib.network.hooks import (
     record_maps,
     run_and_read,
 )
-from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
+from redistill_lib.network.resolution import Place, Resize, Resolutions, Step, find_resolutions, map_shapes
 
 __all__ = [
     "MapRef",
+    "Place",
     "Resize",
+    "Resolutions",
+    "Step",
     "check_float",
     "check_followable",
     "dtype_of",
     "evaluating",
     "find_layer",
-    "find_resizes",
+    "find_resolutions",
     "locate",
     "map_shapes",
     "output_of",

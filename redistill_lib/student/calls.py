@@ -7,29 +7,15 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
+from redistill_lib.network.flow import FITTING, Call
 from redistill_lib.student.kernels import each, lines_for, resize_tile, tiles
-
-
-class Call(Protocol):
-    """What this room reads of one call in a traced pass."""
-
-    @property
-    def function(self) -> str: ...
-    @property
-    def stack(self) -> tuple[tuple[str, int], ...]: ...
-    @property
-    def numbers(self) -> tuple[int, ...]: ...
-    @property
-    def line(self) -> str: ...
-    @property
-    def path(self) -> str: ...
 
 
 class Rewrite(NamedTuple):
@@ -81,7 +67,7 @@ def rewrite_call(
             if all(b == a // old for a, b in pairs)
             else ""
         )
-    function = call.function.removesuffix(" to a size")  # counted with those that scale
+    function = "interpolate" if call.function == FITTING else call.function  # which count as one
     if _kind_of(function) not in _EDITS:
         raise ValueError(
             f"{_where(model, call)}, whose stride cannot be changed there; make it a convolution or a pool, or "
@@ -215,12 +201,12 @@ def _kind_of(function: str) -> str:
     return re.sub(r"[123]d", "", function)
 
 
-def _passed(function: str) -> Callable[[Tensor], Tensor]:
+def _passed(function: str) -> Callable[..., Tensor]:
     """What stands for a function that became the identity: modes further out see it called."""
 
-    def passed(x: Tensor) -> Tensor:
+    def passed(x: Tensor, **given: Any) -> Tensor:
         if has_torch_function_unary(x):
-            return handle_torch_function(passed, (x,), x)
+            return handle_torch_function(passed, (x,), x, **given)
         return x
 
     passed.__name__ = function
@@ -259,7 +245,7 @@ def _pool(func: Any, rule: Rewrite, given: dict[str, Any]) -> Any:
         if norm := given.get("norm_type"):  # which adds up what is in the window
             x = x * (math.prod(kernel) / math.prod(stride)) ** (1 / float(norm))
         if math.prod(stride) == 1 and not norm and not indices:
-            return _passed(rule.function)(x)
+            return _passed(rule.function)(x, kernel_size=stride, stride=stride)
         kernel = stride
     else:
         reach = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
@@ -307,7 +293,7 @@ def _interpolate(func: Any, rule: Rewrite, given: dict[str, Any]) -> Tensor:
     sides, size, scale = x.shape[2:], given.get("size"), given.get("scale_factor")
     up = each(scale, 1)[0] >= 1 if size is None else each(size, 1)[0] >= sides[0]
     if rule.new == 1:
-        return _passed(rule.function)(x)
+        return _passed(rule.function)(x, scale_factor=1.0)
     if size is None:
         given["scale_factor"] = float(rule.new) if up else 1 / rule.new
     else:  # as large as the ratio makes it: the old size may have been computed or given

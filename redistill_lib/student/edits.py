@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from redistill_lib.student.calls import Call, edit, edits_of, rewrite_call
+from redistill_lib.network.flow import Call, Extent
+from redistill_lib.student.calls import edit, edits_of, rewrite_call
 from redistill_lib.student.kernels import Upsampling, each, resize_tile, resize_transposed, tiles
 from redistill_lib.student.steps import Blur, Border, DepthToSpace
-
-Extent = tuple[int, ...]
 
 Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 # What `restride` knows; any other module that resizes does so in its own forward.
@@ -86,7 +85,7 @@ def restride(
     elif new == 1:
         note = _remove(model, layer)
     else:
-        layer.scale_factor, layer.size = float(new), None
+        vars(layer).update(scale_factor=float(new), size=None)
     return Change(path, kind, old, new, note)
 
 
