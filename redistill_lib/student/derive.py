@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeVar, get_args
@@ -14,7 +15,7 @@ from redistill_lib.checks import check_type
 from redistill_lib.network.flow import FITTING, Call, Example, Extent, Run, times, trace_flow
 from redistill_lib.network.grids import is_alike
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
+from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.places import Layout, find_layout, plan_totals
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -78,12 +79,19 @@ def _moved(
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
     tails = {layout.found.flow.calls[number] for number in layout.found.tails}
-    for call, old, new in _due(model, layout, totals):
+    flow = layout.found.flow
+    channels = {
+        visit.run[0]: (flow.shapes[visit.takes[0]][1], flow.shapes[visit.gives[0]][1])
+        for visit in flow.visits
+        if visit.takes and visit.gives
+    }
+    for call, old, new, shared in _due(layout, totals):
         if call in tails and old == 1 and call.function == "conv2d":
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
-            changes[call.path] = restride(student, call, old, new, downsampler)
-            if new == 1 and (change := reconnect(student, call.path)):
+            name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
+            changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
+            if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
     _settle(student, layout, example, _sizes(layout, totals), changes)
     return student, changes
@@ -121,14 +129,24 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _due(model: nn.Module, layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int]]:
-    """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
+def _ends(layout: Layout, call: Call) -> tuple[Extent, Extent] | None:
+    """The sides of the maps that a call takes and gives, but for a map that was padded for it."""
+    flow, grids = layout.found.flow, layout.found.grids
+    took, gave = (flow.shapes[values[0]][2:] for values in (call.takes, call.makes))
+    return (took, gave) if took == grids.at(call.takes[0]).size else None
+
+
+def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, set[str]]]:
+    """Each call whose ratio changes, with its ratio before and after (above 1 both ways), once per layer.
+
+    Where a layer's runs change unlike, each of their calls, and the paths of all modules that run more than once.
+    """
     grids, tails = layout.found.grids, layout.found.tails
     ends = {c.number: (c.before, c.after) for c in grids.changes} | {
         number: (here := grids.of[layout.found.flow.calls[number].takes[0]], here)
         for number in tails - {c.number for c in grids.changes}
     }
-    wanted: dict[tuple[str, str], tuple[Call, int, int]] = {}
+    wanted: dict[tuple[str, str, int], list[tuple[Call, int, int]]] = {}
     for number, (before, after) in sorted(ends.items()):
         call = layout.found.flow.calls[number]
         if call.function == FITTING or (before == after and number not in tails):
@@ -147,15 +165,14 @@ def _due(model: nn.Module, layout: Layout, totals: list[Fraction]) -> list[tuple
                 f"{call.path or 'the network'} would have to change resolution by {float(new):g}, which is no whole "
                 f"stride ({call.line})"
             )
-        seen = wanted.setdefault((call.path, call.function), (call, int(old), int(new)))
-        if seen[1:] != (int(old), int(new)):
-            if not isinstance(layer := model.get_submodule(call.path), LAYERS):
-                raise ValueError(inside_forward(call, layer))
-            raise ValueError(
-                f"{call.path} runs {call.function} at several places, whose strides would differ "
-                f"({seen[1]} → {seen[2]} and {old} → {new}); give each place a layer of its own"
-            )
-    return [due for due in wanted.values() if due[1] != due[2]]
+        wanted.setdefault((call.path, call.function, call.numbers[-1]), []).append((call, int(old), int(new)))
+    runs = Counter(visit.run[0] for visit in layout.found.flow.visits)
+    several = {path for path, count in runs.items() if count > 1}
+    dues: list[tuple[Call, int, int, set[str]]] = []
+    for calls in wanted.values():
+        alike = len({due[1:] for due in calls}) == 1
+        dues += [(*due, set() if alike else several) for due in (calls[:1] if alike else calls) if due[1] != due[2]]
+    return dues
 
 
 def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
@@ -195,31 +212,22 @@ def _settle(
             break
         path, size, due = run[0], given[run], sizes[run]
         change = changes.get(path)
-        note = settle(student.get_submodule(path), size, due) if change else None
+        note = settle(student.get_submodule(path), size, due)
+        if change is None and note is not None:  # it shaves the border off a map that is coarser now
+            change = Change(path, "border", 1, 1)
         if note is None and is_alike(size, due):  # a border more or less, of which the outputs decide
             del sizes[run]
             continue
         if change is None or note is None:
-            _check_effect(layout, change)
             what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
             raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
         changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     if flow.error is not None:
         inside = flow.running
-        _check_effect(layout, changes.get(inside))
         raise ValueError(f"the student breaks in {inside or 'its forward'}: {flow.error}") from flow.error
     if flow.outputs != layout.found.flow.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (flow, layout.found.flow))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
-
-
-def _check_effect(layout: Layout, change: Change | None) -> None:
-    if change is not None and change.kind == "attribute":
-        call = next(c for c in layout.found.flow.calls if c.path == change.layer and c.scales)
-        raise ValueError(
-            f"{change.layer} calls {call.function} in its own forward, which cannot be changed from outside: its "
-            f"attribute {change.note!r} was set to {change.after}, without effect"
-        )
 
 
 def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:
