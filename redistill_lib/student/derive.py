@@ -212,9 +212,8 @@ def _settle(
         wrong = {run for run, size in given.items() if sizes.get(run, size) != size}
         if not wrong:
             break
-        for run in _first(flow, wrong):
+        for path, run in {run[0]: run for run in reversed(_first(flow, wrong))}.items():  # the first run of each
             size, due = given[run], sizes[run]
-            path = run[0]
             change = changes.get(path)
             if change is None and run in fitting and (ratio := _ratio(layout, fitting[run], due, flow, run)):
                 changes[path] = restride(student, fitting[run], *ratio, "stride")
