@@ -6,6 +6,7 @@ Names are imported on first use, so that ``import redistill_lib`` costs little m
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -78,6 +79,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _rooms():
+        return import_module(f"redistill_lib.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'redistill_lib' has no attribute {name!r}")
     value = getattr(import_module(f"redistill_lib.{_HOMES[name]}"), name)
@@ -86,4 +89,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_rooms()})
+
+
+def _rooms() -> list[str]:
+    return [found.name for found in iter_modules(__path__)]

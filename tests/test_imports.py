@@ -141,6 +141,16 @@ def test_front_door_is_light() -> None:
     assert loaded & (SLOW_OR_OPTIONAL | {"torch"}) == set()
 
 
+def test_rooms_are_reached_from_the_front_door() -> None:
+    """In a fresh process, in which no other import has bound them."""
+    code = "import sys, redistill_lib as rd; assert 'torch' not in sys.modules; print(rd.student.find_places, rd.red)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "find_places" in done.stdout
+    assert {"student", "memory", "fit_to_budget"} <= set(dir(redistill_lib))
+    with pytest.raises(AttributeError, match="no attribute 'studnet'"):
+        _ = redistill_lib.studnet
+
+
 def test_listing_and_queueing_import_no_torch() -> None:
     loaded = modules_loaded_by(*(f"redistill_lib.{name}" for name in TORCH_FREE))
     assert loaded & (SLOW_OR_OPTIONAL | {"torch"}) == set()

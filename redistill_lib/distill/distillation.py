@@ -335,19 +335,13 @@ class Distillation(nn.Module):
 
         With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
         maps (`red.InPlaceRedBlock`), except where the pass of `example`, a batch or tuple of inputs, shows that
-        something else reads the map. Raises ValueError if no block can work in place.
+        something else reads the map: `red.make_in_place` says which and why. Raises ValueError where none can.
         """
-        model = copy.deepcopy(self.student)
-        if in_place != (example is not None):
-            raise ValueError(
-                "graduate takes in_place=True together with example=, a batch that shows who reads a map"
-            )
-        if example is not None:
-            plain = make_in_place(model, *(example if isinstance(example, tuple) else (example,)))
-            if len(plain) == len(self.blocks):
-                why = "; ".join(f"{path}: {reason}" for path, reason in plain.items()) or "there is none"
-                raise ValueError(f"no RED block can work in place ({why}); graduate() gives the plain form")
-        return model
+        if not in_place:
+            return copy.deepcopy(self.student)
+        if example is None:
+            raise ValueError("graduate(in_place=True) needs example=, a batch that shows who reads a map")
+        return make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
 
     def extra_repr(self) -> str:
         return "\n".join(f"{t.method.alpha:g} · {t.name} ← {t.tap.teacher_layer or 'outputs'}" for t in self.terms)
