@@ -53,8 +53,7 @@ class InPlaceRedBlock(nn.Module):
     convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where `RedBlock` holds
     two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as `RedBlock`.
     Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`). Exported, its
-    loop over slabs is unrolled, into several times the nodes of the whole network, and its writes become copies unless
-    the runtime takes them as they are: to run it on a device, write the loop there.
+    loop over slabs is unrolled, to more nodes than most networks have: no edge runtime will take it as it is.
 
     Raises ValueError for a map that requires a gradient or whose elements share memory, and in `from_block` for a
     block in train mode; RuntimeError in train mode, or when run with gradients on after its weights were unfrozen.

@@ -18,6 +18,7 @@ from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, check_loss, make_criterion, parse_methods
 from redistill_lib.network import (
     MapRef,
+    asking,
     check_float,
     check_followable,
     evaluating,
@@ -203,8 +204,10 @@ class Distillation(nn.Module):
         if inputs is None or not self.terms:
             return {}, {}
         check_float(inputs)
-        ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
-        theirs = self.teacher_maps(Batch(inputs))
+        with asking(inputs, "student"):
+            ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
+        with asking(inputs, "teacher"):
+            theirs = self.teacher_maps(Batch(inputs))
         return {k: tuple(x.shape[1:]) for k, x in ours.items()}, {k: tuple(x.shape[1:]) for k, x in theirs.items()}
 
     def _build_blocks(self, shapes: dict[MapRef, Shape], like: Tensor) -> None:

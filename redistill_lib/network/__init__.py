@@ -1,5 +1,6 @@
 """Following a network's forward pass: reading its maps, and where its resolution changes."""
 
+from redistill_lib.network.answer import answer, asking
 from redistill_lib.network.hooks import (
     MapRef,
     check_float,
@@ -18,6 +19,8 @@ from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
 __all__ = [
     "MapRef",
     "Resize",
+    "answer",
+    "asking",
     "check_float",
     "check_followable",
     "dtype_of",
