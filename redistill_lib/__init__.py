@@ -43,6 +43,7 @@ _HOMES = {
     "measure_memory": "memory",
     "memory_bounds": "memory",
     "fit_to_budget": "budget",
+    "tap_costs": "costs",
     "score_images": "quality",
     "train_diffusion": "train",
     "distill_diffusion": "train",
@@ -52,6 +53,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from redistill_lib.budget import fit_to_budget
+    from redistill_lib.costs import tap_costs
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.data.augment import to_float
     from redistill_lib.diffusion import sample

@@ -25,7 +25,7 @@ FLOORS = [
     {"explorers"},
     {"figures", "report"},
     {"train", "budget", "export"},
-    {"diffusion", "maps", "quality"},
+    {"costs", "diffusion", "maps", "quality"},
     {"distill", "memory", "student"},
     {"methods", "models", "network", "sweep"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters"},

@@ -47,11 +47,13 @@ def answer(
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether it was raised by this library, its networks apart."""
+    """Whether it was raised by this library: not by its networks, nor by an operator that it watches."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    if trace is None or trace.tb_frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
+        return False
+    raised_in = trace.tb_frame.f_globals.get("__name__", "")
     return raised_in.startswith("redistill_lib.") and not raised_in.startswith("redistill_lib.models")
 
 
