@@ -14,11 +14,14 @@ from redistill_lib.network.hooks import (
     record_maps,
     run_and_read,
 )
-from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
+from redistill_lib.network.resolution import Place, Resize, Resolutions, Step, find_resolutions, map_shapes
 
 __all__ = [
     "MapRef",
+    "Place",
     "Resize",
+    "Resolutions",
+    "Step",
     "answer",
     "asking",
     "check_float",
@@ -26,7 +29,7 @@ __all__ = [
     "dtype_of",
     "evaluating",
     "find_layer",
-    "find_resizes",
+    "find_resolutions",
     "locate",
     "map_shapes",
     "output_of",

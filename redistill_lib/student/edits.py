@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redistill_lib.checks import is_number
-from redistill_lib.student.places import Extent, MapCall
+from redistill_lib.network.flow import Call, Extent
 
 Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 # What `restride` knows; any other module that resizes does so in its own forward.
@@ -43,7 +43,7 @@ class Change:
         return f"{self.layer}: {self.kind} {self.before} → {self.after}" + (f" ({self.note})" if self.note else "")
 
 
-def restride(model: nn.Module, call: MapCall, old: int, new: int, downsampler: Downsampler) -> Change:
+def restride(model: nn.Module, call: Call, old: int, new: int, downsampler: Downsampler) -> Change:
     """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not."""
     path, layer = call.path, model.get_submodule(call.path)
     kind, note = "upsample", ""
@@ -179,7 +179,7 @@ def _pool(model: nn.Module, pool: nn.MaxPool2d | nn.AvgPool2d, new: int) -> tupl
     return kind, f"kernel {new}" if tiles else ""
 
 
-def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
+def _attribute(call: Call, layer: nn.Module, old: int, new: int) -> str:
     if call.function == "interpolate" and getattr(layer, "interpolate", None) is True and new == 1:
         setattr(layer, "interpolate", False)  # noqa: B010
         return "interpolate off"
@@ -192,7 +192,7 @@ def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
     raise ValueError(inside_forward(call, layer))
 
 
-def inside_forward(call: MapCall, layer: nn.Module) -> str:
+def inside_forward(call: Call, layer: nn.Module) -> str:
     what = "slices" if call.function == "__getitem__" else f"calls {call.function}"
     where = f"{call.path or 'the network'} ({type(layer).__name__})"
     return f"{where} {what} in its own forward, which cannot be changed from outside"
