@@ -247,12 +247,14 @@ def _print_profile(profile: Profile, bounds: Bounds) -> None:
     steps = sorted(profile.rows, key=lambda row: -row.live_bytes)[:10]
     rows = [(row.name, row.op, "×".join(map(str, row.shape)), format_size(row.live_bytes)) for row in steps]
     print("", _table(("largest steps", "operator", "output", "live"), rows), sep="\n")
+    straight = "row by row, but for the shortcut from"
     until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
     least = {
         "in the program's order": bounds.peak_bytes,
         f"best order of execution{'' if bounds.order_exact else ', at least'}": bounds.order_bytes,
         f"largest operator, {bounds.op_name}": bounds.op_bytes,
         f"row by row{until}": bounds.streaming_bytes,
+        **({f"{straight} {bounds.shortcut_name}": bounds.without_shortcut_bytes} if bounds.shortcut_name else {}),
         "depthwise convolutions in place": bounds.in_place_depthwise_bytes,
     }
     told = [(name, format_size(size)) for name, size in least.items()]

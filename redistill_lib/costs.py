@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +18,7 @@ from redistill_lib.memory.profile import Dtype, build_profile
 from redistill_lib.memory.splice import find_spot, map_at, put_in
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.methods import RED
-from redistill_lib.network import asking
+from redistill_lib.network import MapRef, asking, find_layer
 from redistill_lib.red import RedBlock
 
 if TYPE_CHECKING:
@@ -125,7 +126,11 @@ def tap_costs(
     inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     if taps is None:
         taps = match_taps(student, teacher, inputs)
-    choices = taps if isinstance(taps, Mapping) else {"taps": taps}
+    given = taps if isinstance(taps, Mapping) else {"taps": taps}
+    choices = {
+        name: [replace(tap, layer=find_layer(student, tap.layer, "student")) for tap in chosen]
+        for name, chosen in given.items()
+    }
     with asking(inputs, "student"):
         passed = trace(student, *inputs, fast_attention=False)
     with asking(inputs, "teacher"):
@@ -134,7 +139,7 @@ def tap_costs(
     rows = []
     for name, chosen in choices.items():
         parts = {str(tap.place): [tap] for tap in chosen}
-        for label, some in [*parts.items(), ("all", list(chosen))]:
+        for label, some in [*parts.items(), ("all", chosen)]:
             published, in_place = with_blocks(passed, some).costs(student, dtype)
             at = find_spot(passed, *some[0].place) if label != "all" else None
             shape = tuple(map_at(passed, at).shape[1:]) if at else ()
@@ -165,15 +170,20 @@ class Blocked(NamedTuple):
 
 def with_blocks(passed: Trace, taps: Sequence[Tap]) -> Blocked:
     """Put the blocks of `taps` into a traced network, which is not traced again. Raises ValueError as `find_spot`."""
-    found = Blocked(passed, passed, 0, 0)
-    for place, method in {tap.place: tap.method or RED() for tap in taps}.items():
+    found, placed = Blocked(passed, passed, 0, 0), set[MapRef]()
+    for tap in taps:
+        place = tap.place
         spot = find_spot(found.published, *place)
         x = map_at(found.published, spot)
         with torch.device("meta"):
-            block = method.block(tuple(x.shape[1:]))
-        if block is None:
+            block = (tap.method or RED()).block(tuple(x.shape[1:]))
+        if block is None or place in placed:
             continue
-        published = put_in(found.published, spot, _block_trace(block, x))
+        placed.add(place)
+        alone = _block_trace(block, x)
+        if [s.shape for s in alone.storages if s.output] != [x.shape]:
+            raise ValueError(f"the block on {place} changes the shape of its map; a block keeps it")
+        published = put_in(found.published, spot, alone)
         sizes = {name: weight.numel() for name, weight in block.named_parameters()}
         parameters, spot, slab = sum(sizes.values()), find_spot(found.in_place, *place), 0
         if type(block) is RedBlock and spot.free:
@@ -208,6 +218,24 @@ def _red_trace(
     with torch.device("meta"):
         block = _Slab(slab) if slab else RedBlock(channels, kernel_size).to(dtype)
         return trace(block, torch.empty_strided(shape, stride, dtype=dtype))
+
+
+def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor, ...]) -> None:
+    """One warning where the blocks of a student that is about to be trained cost more than itself, for one image."""
+    passed = trace(student, *(x[:1] for x in inputs), fast_attention=False)
+    own = cost_of(student, passed)
+    try:
+        published, in_place = with_blocks(passed, taps).costs(student)
+    except ValueError:
+        return  # what cannot be counted beforehand is trained all the same
+    if excess(own, published):
+        peaks = [format_size(cost.peak_bytes) for cost in (own, published, in_place)]
+        warnings.warn(
+            f"RED blocks cost more than the student around them: multiply-adds {own.flops / 2e6:.3g} → "
+            f"{published.flops / 2e6:.3g} M, parameters {own.parameters:,} → {published.parameters:,}, peak "
+            f"{peaks[0]} → {peaks[1]} (in place {peaks[2]}); rd.tap_costs compares other taps, to be given as taps=",
+            stacklevel=4,
+        )
 
 
 def excess(own: Cost, red: Cost) -> tuple[str, ...]:

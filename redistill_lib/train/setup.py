@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from redistill_lib.checks import check_type, whole
+from redistill_lib.costs import warn_of_costs
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
 from redistill_lib.identity import network_identity, object_identity
-from redistill_lib.methods import Method, parse_methods
+from redistill_lib.methods import RED, Method, parse_methods
 from redistill_lib.models import create_model, list_models
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import answer, evaluating
@@ -152,6 +153,8 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         if taps is None:
             wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
             taps = match_taps(model, teachers[0], example) if wanted else []
+            methods = [method for method in lesson.methods or [RED()] if method.reads == "maps"]
+            warn_of_costs(model, [replace(tap, method=method) for tap in taps for method in methods], example)
         objective, samples = replace(lesson.objective, task_loss=task.loss), len(setup.data.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed + 1)  # for the blocks and projectors
