@@ -16,6 +16,7 @@ from redistill_lib.memory.splice import find_spot
 from redistill_lib.memory.trace import trace
 from redistill_lib.methods import RED, Shape, Weighted
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
+from redistill_lib.train import setup
 
 X = torch.zeros(1, 3, 64, 64)
 
@@ -36,10 +37,10 @@ class Inverted(nn.Module):
         return x + y if self.adds else y
 
 
-def mobile(*strides: int) -> nn.Module:
-    stem = nn.Sequential(nn.Conv2d(3, 8, 3, strides[0], 1), nn.ReLU6())
+def mobile(*strides: int, channels: int = 3, classes: int = 6) -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(channels, 8, 3, strides[0], 1), nn.ReLU6())
     blocks = [Inverted(8, 8, 1), *(Inverted(8, 8, stride) for stride in strides[1:])]
-    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 6))
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes))
 
 
 def measured(student: nn.Module, taps: list[rd.Tap], inputs: tuple[Any, ...], in_place: bool) -> tuple[int, int, int]:
@@ -122,9 +123,8 @@ def test_several_choices_are_told_side_by_side() -> None:
     assert costs.costly[0].reasons == ("multiply-adds", "parameters", "peak")
     first, second = str(costs).splitlines()
     # Wide maps of 32 KiB, two without and three with the block, beside the narrow one of 8 that the sum waits for.
-    assert first.startswith(
-        "wide: RED blocks at 1 tap take the student's peak from 72.0 KiB to 104 KiB (in place 72.0"
-    )
+    assert "take the student's peak from 72.0 KiB to 104 KiB (in place 72.0 KiB)" in first
+    assert first.startswith("wide: RED blocks at 1 tap ")
     assert "more than the network around it costs 2.filter.0.output: multiply-adds, parameters, peak" in first
     assert second.startswith("narrow: ") and "more than" not in second
 
@@ -168,3 +168,14 @@ def test_a_warning_names_what_blocks_cost_more_than_and_none_is_given_without_ca
         warn_of_costs(student, [rd.Tap("2.filter.0", "output", "2", "output", channels=32)], (X,))
     warn_of_costs(student, [rd.Tap("1", "output", "2", "output", channels=8)], (X,))  # warnings are errors here
     warn_of_costs(student, [rd.Tap("5", "output", "2", "output")], (X,))
+
+
+def test_a_training_warns_of_matched_taps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "fit", lambda distillation, *_: distillation)
+    data, kinds = rd.load_data("digits", image_size=32), {"channels": 1, "classes": 10}
+    student, teacher = mobile(4, 1, 2, **kinds), mobile(2, 2, 2, **kinds)
+    with pytest.warns(UserWarning, match="RED blocks cost more than the student around them") as told:
+        rd.distill_classifier(student, teacher, data)
+    assert len(told) == 1 and told[0].filename == __file__
+    rd.distill_classifier(student, teacher, data, methods="kd")  # which has no blocks; warnings are errors here
+    rd.distill_classifier(student, teacher, data, taps=rd.match_taps(student, teacher, torch.zeros(1, 1, 32, 32)))
