@@ -83,7 +83,8 @@ class Schedule:
 def _step(
     op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0
 ) -> RunStep:
-    name, reads = _SHORT.get(op.name, op.name.strip("_")), tuple(dict.fromkeys(reads))
+    bare, reads = op.name.rstrip("_"), tuple(dict.fromkeys(reads))  # relu_ is relu, in place or not
+    name = _SHORT.get(bare, bare.strip("_"))
     return RunStep(name, op.module, op.shape, reads, tuple(writes), tuple(overwrites), op.rows, op.flops, scratch)
 
 
