@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from redistill_lib.memory import format_size, parse_size
 from redistill_lib.memory.profile import build_profile, storage_size
+from redistill_lib.memory.reuse import Runs
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
+from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
 from redistill_lib.student import derive_student, find_places
@@ -131,8 +134,9 @@ def fit_to_budget(
         raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
     found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
+    runs = Runs() if isinstance(model, str) else None  # the built-in networks' blocks are alike
     plans_once = dict.fromkeys((own, *chosen))
-    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar:
+    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar, _without_collector():
         for plan in plans_once:
             try:
                 network = build(plan)
@@ -141,11 +145,23 @@ def fit_to_budget(
                     raise
                 refused[str(plan)] = str(error)
             else:
-                passed = trace(network, *inputs, fast_attention=False)  # once for all dtypes
+                passed = trace(network, *inputs, fast_attention=False, runs=runs)  # once for all dtypes
                 found[plan] = [_fit(network, passed, plan, dtype, in_place_depthwise) for dtype in dtypes]
             bar.update()
     candidates = [fit for plan in dict.fromkeys(chosen) for fit in found.get(plan, ())] or found[own]
     return BudgetFit(name, budget_bytes, tuple(found[own]), tuple(candidates), refused)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Spare the search for cycles while networks come and go by the thousand objects: they hold none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _fit(model: nn.Module, passed: Trace, plan: StridePlan, dtype: str, in_place_depthwise: bool) -> Fit:
@@ -161,10 +177,10 @@ def _named(name: str) -> _Search:
     arch = name.partition("-")[0]
 
     def build(plan: StridePlan) -> nn.Module:
-        with torch.device("meta"):
+        with outlines():
             return create_model(f"{arch}-{plan}")
 
-    with torch.device("meta"):
+    with outlines():
         own: StridePlan = create_model(name).plan
     plans, facts = [], ARCHITECTURES[arch]
     for stages in itertools.product(facts.allowed, repeat=len(own.stages)):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from redistill_lib.memory.flops import count_flops, packed_tensors
 from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
+
+if TYPE_CHECKING:
+    from redistill_lib.memory.reuse import Runs
 
 Shape = tuple[int, ...]
 _Kind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
@@ -76,12 +80,17 @@ class Trace:
 
 
 def trace(
-    model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, fast_attention: bool = True
+    model: nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    fast_attention: bool = True,
+    runs: Runs | None = None,
 ) -> Trace:
     """Follow one forward pass in eval mode on tensors without contents, or for real where that cannot be.
 
     `inputs` hold tensors (also on the meta device), or tuples, lists and dicts of them. `fast_attention=False` keeps
-    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. Raises what the model raises.
+    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. `runs` makes
+    traces of many alike networks fast. Raises what the model raises.
 
     >>> ops = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)).ops
     >>> [(op.name, op.module, op.shape) for op in ops]
@@ -94,7 +103,7 @@ def trace(
     settings = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
     try:
-        return follow(model, (inputs, dict(kwargs or {})), _record)
+        return follow(model, (inputs, dict(kwargs or {})), functools.partial(_record, runs=runs))
     except Exception:
         check_float(inputs)  # perhaps that was why
         raise
@@ -102,9 +111,12 @@ def trace(
         torch.backends.mha.set_fastpath_enabled(settings)
 
 
-def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> Trace:
+def _record(
+    model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors, *, runs: Runs | None
+) -> Trace:
     recorder = Recorder(model, values)
     with (
+        runs.watch(model, recorder) if runs and source == "fake" else contextlib.nullcontext(),
         module_hooks.register_module_forward_pre_hook(recorder.enter),
         module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
         recorder,
@@ -113,7 +125,7 @@ def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], so
     recorder.bury()
     returned = {recorder.index_of(tensor) for tensor in _plain(out)}
     ops, end = tuple(recorder.ops), len(recorder.ops)
-    inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(values))
+    inputs = tuple(_layout(tensor)[0] for tensor in tensors_in(values))
     storages = (
         replace(s, died=recorder.died.get(s.index, end), output=s.index in returned or s.kind == "state")
         for s in recorder.storages
@@ -134,7 +146,8 @@ class Recorder(TorchDispatchMode):
         self.uncounted: set[str] = set()
         self.calls: dict[str, tuple[Shape, Shape]] = {}
         self.storages: list[Storage] = []
-        self.references: list[StorageWeakRef] = []  # of each
+        self.references: dict[int, StorageWeakRef] = {}  # of those alive
+        self.paused = False
         self.died: dict[int, int] = {}
         self.alive: dict[int, int] = {}  # address → index
         kept = [tensor.untyped_storage() for tensor in _plain(held_tensors(model))]
@@ -155,21 +168,40 @@ class Recorder(TorchDispatchMode):
         index = self.alive[key] = len(self.storages)
         born = -1 if kind == "input" else len(self.ops)
         self.storages.append(Storage(index, nbytes, tensor.dtype, *_layout(tensor), self.stack[-1], kind, born))
-        self.references.append(StorageWeakRef(storage))
+        self.references[index] = StorageWeakRef(storage)
         return index
 
     def bury(self) -> None:
         for key, index in list(self.alive.items()):
             if self.references[index].expired():
-                del self.alive[key]
+                del self.alive[key], self.references[index]
                 self.died[index] = len(self.ops)
+
+    def whole(self, value: Any) -> Storage | None:
+        """The storage of a tensor, if the tensor is all of it and laid out as it was made."""
+        index = self.index_of(value) if isinstance(value, Tensor) and value.layout == torch.strided else None
+        if index is None:
+            return None
+        made = self.storages[index]
+        same = (*_layout(value), value.dtype, value.nbytes) == (made.shape, made.stride, made.dtype, made.nbytes)
+        return made if same else None
+
+    def revive(self, index: int, like: Tensor) -> Tensor:
+        """A tensor without contents on the device of `like`, for a storage that was recorded without one."""
+        made, self.paused = self.storages[index], True
+        tensor = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device=like.device)
+        self.paused = False
+        storage = tensor.untyped_storage()
+        self.alive[storage._cdata], self.references[index] = index, StorageWeakRef(storage)
+        del self.died[index]
+        return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             with self:
                 return _run_higher(func, args, kwargs)
-        if func.namespace == "prim":  # questions such as a tensor's device
+        if self.paused or func.namespace == "prim":  # questions such as a tensor's device
             return func(*args, **kwargs)
         if _is_composite(func) and not any(tensor.is_nested for tensor in _plain(args)):
             with self:  # as it came in inference mode, or inside an operator that takes functions
@@ -267,6 +299,6 @@ def _kernel(func: Any, args: Any) -> tuple[int, bool]:
 
 def weights_of(model: nn.Module) -> list[Tensor]:
     """Parameters, and what quantised layers keep packed."""
-    packed = (v for module in model.modules() for v in vars(module).values() if isinstance(v, torch.ScriptObject))
+    packed = (v for module in model.modules() for v in vars(module).values() if type(v) is torch.ScriptObject)
     inside = packed_tensors(list({id(value): value for value in packed}.values()))
     return list({id(t): t for t in (*model.parameters(), *inside)}.values())

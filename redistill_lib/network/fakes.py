@@ -9,6 +9,7 @@ import functools
 import inspect
 import logging
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType
 from typing import Any, Literal, TypeVar
@@ -21,7 +22,9 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map_only
 
 Tensors = Literal["fake", "real"]
 Found = TypeVar("Found")
-_PLAIN = frozenset((bool, int, float, str, type(None), torch.dtype, torch.device))
+_PLAIN = frozenset((bool, int, float, str, set, type(None), torch.dtype, torch.device))
+_DICTS = (dict, OrderedDict)
+_OWN = ("_parameters", "_buffers", "_modules")
 
 
 def tensors_in(values: Any) -> list[Tensor]:
@@ -52,8 +55,16 @@ def _gather(value: Any, found: list[Tensor]) -> None:
 
 def held_tensors(model: nn.Module) -> list[Tensor]:
     """Each tensor of a network: parameters, buffers, and attributes, also in lists and dicts."""
-    attributes = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
-    return list({id(t): t for t in (*model.parameters(), *model.buffers(), *attributes)}.values())
+    found: list[Tensor] = []
+    for module in model.modules():
+        found += (
+            tensor for own in (module._parameters, module._buffers) for tensor in own.values() if tensor is not None
+        )
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind not in _PLAIN and (kind not in _DICTS or value) and name not in _OWN:
+                _gather(value, found)
+    return list({id(tensor): tensor for tensor in found}.values())
 
 
 class _Detached(TorchFunctionMode):
@@ -78,29 +89,53 @@ def copy_network(model: nn.Module, known: Mapping[int, Any] | None = None) -> nn
     >>> copy_network(net).last.requires_grad
     False
     """
+    values = [value for module in model.modules() for value in vars(module).values()]
+    # Most of what a network consists of are empty dicts for hooks: deepcopy would take its time for each.
+    memo = {id(value): type(value)() for value in values if type(value) in _DICTS and not value}
+    memo |= known or {}
     with torch.inference_mode(False), _Detached():
         try:
-            return copy.deepcopy(model, dict(known or {}))
+            return copy.deepcopy(model, dict(memo))
         except Exception:
-            shared = {id(value): value for module in model.modules() for value in _uncopyable(module)}
+            shared = {id(value): value for value in values if not _is_copyable(value)}
             if not shared:
                 raise
-            return copy.deepcopy(model, {**shared, **(known or {})})
+            return copy.deepcopy(model, shared | memo)
 
 
-def _uncopyable(module: nn.Module) -> Iterator[Any]:
-    for value in vars(module).values():
-        if not isinstance(value, (nn.Module, Tensor, Mapping, list, tuple, set)):
-            try:
-                copy.deepcopy(value)
-            except Exception:
-                yield value
+def _is_copyable(value: Any) -> bool:
+    if not isinstance(value, (nn.Module, Tensor, Mapping, list, tuple, set)):
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            return False
+    return True
 
 
 def real_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that a pass may write to; only the parameters are those of `model` itself."""
     kept = {id(t): t if isinstance(t, nn.Parameter) else t.detach().clone() for t in held_tensors(model)}
     return copy_network(model, kept).eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "zero_", "fill_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def outlines() -> Iterator[None]:
+    """Networks made inside are on the meta device, and soon: nothing is spent on initial values.
+
+    >>> with outlines():
+    ...     net = nn.Linear(1000000, 1000000)
+    >>> net.weight.is_meta
+    True
+    """
+    with torch.device("meta"), _Uninitialised():
+        yield
 
 
 @contextlib.contextmanager
@@ -122,9 +157,11 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
     def stand_in(tensor: Tensor) -> Tensor:
         # As `clone` would make it: a view becomes dense.
         if tensor.is_contiguous():
-            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            made: Tensor = FakeTensor(fake, empty, device)
         else:
-            made = torch.empty_like(tensor, device=device)
+            with fake:
+                made = torch.empty_like(tensor, device=device)
         return made.requires_grad_() if tensor.requires_grad else made
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -134,11 +171,10 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
                 if isinstance(module, torch.jit.ScriptModule) or _asks(type(module)):  # type: ignore[arg-type]
                     raise TypeError("a compiled graph keeps its own weights, and who asks must not see a fake")
             with _unnoticed():
+                twin = copy_network(model, {id(tensor): stand_in(tensor) for tensor in held}).eval()
+                given = tree_map_only(Tensor, stand_in, values)
                 with fake:
-                    stand_ins = {id(tensor): stand_in(tensor) for tensor in held}
-                twin = copy_network(model, stand_ins).eval()
-                with fake:
-                    return watch(twin, tree_map_only(Tensor, stand_in, values), "fake")
+                    return watch(twin, given, "fake")
         except Exception:
             if any(tensor.is_meta for tensor in (*held, *tensors_in(values))):
                 raise  # there is nothing to compute with
