@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from redistill_lib.network.fakes import tensors_in
@@ -33,7 +35,7 @@ def count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any],
     if formula is not None and space == "aten":
         return _by_formula(formula, args, kwargs, out)
     if own := _FORMULAS.get(plain):
-        return int(own(args, out))
+        return own(args, out)
     return None if space not in ("aten", "prims", "prim") or _PRODUCT.search(name) else 0
 
 
@@ -50,9 +52,10 @@ def _recurrent(args: tuple[Any, ...], out: Any) -> int:
     return 2 * (x.numel() // x.shape[-1]) * (from_input.numel() + from_state.numel())
 
 
-def _packed_recurrent(args: tuple[Any, ...], out: Any) -> int:
+def _packed_recurrent(args: tuple[Any, ...], out: Any) -> int | None:
     weights = [w for item in args[1:] for w in packed_tensors(item) if w.is_quantized or w.dtype == torch.float16]
-    return 2 * (args[0].numel() // args[0].shape[-1]) * sum(w.numel() for w in weights if w.ndim == 2)
+    steps = args[0].numel() // args[0].shape[-1]
+    return 2 * steps * sum(w.numel() for w in weights if w.ndim == 2) if weights else None
 
 
 def _attended(tokens: Tensor, width: int) -> tuple[int, int]:
@@ -79,12 +82,12 @@ def _packed_linear(args: tuple[Any, ...], out: Tensor) -> int:
     return 2 * out.numel() * int(args[0].shape[-1])
 
 
-def _packed_conv(args: tuple[Any, ...], out: Tensor) -> int:
-    weight = max(packed_tensors(args[1]), key=Tensor.numel)
-    return 2 * out.numel() * math.prod(weight.shape[1:])
+def _packed_conv(args: tuple[Any, ...], out: Tensor) -> int | None:
+    weight = max(packed_tensors(args[1]), key=Tensor.numel, default=None)
+    return None if weight is None else 2 * out.numel() * math.prod(weight.shape[1:])
 
 
-_FORMULAS = {
+_FORMULAS: dict[str, Callable[[tuple[Any, ...], Any], int | None]] = {
     "mv": lambda args, out: 2 * args[0].numel(),
     "addmv": lambda args, out: 2 * args[1].numel(),
     "dot": lambda args, out: 2 * args[0].numel(),
@@ -108,7 +111,8 @@ def packed_tensors(value: Any) -> list[Tensor]:
     """The weights inside an object of PyTorch's kernels, such as a quantised layer's, from what it would save."""
     if isinstance(value, torch.ScriptObject):
         try:
-            return packed_tensors(value.__getstate__())
+            with _disable_current_modes():
+                return packed_tensors(value.__getstate__())
         except RuntimeError:
             return []  # it cannot be saved
     if isinstance(value, (tuple, list)):

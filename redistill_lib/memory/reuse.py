@@ -47,15 +47,14 @@ class Runs:
 
     def _number(self, module: nn.Module, numbers: dict[nn.Module | None, int | None]) -> int | None:
         """Equal for modules that do the same. None: that cannot be known."""
-        state = vars(module)
-        parts = [(name, numbers[part]) for name, part in module._modules.items()]
+        parts = tuple((name, numbers[part]) for name, part in module._modules.items())
         if any(number is None for _, number in parts) or module._forward_hooks or module._forward_pre_hooks:
             return None
-        options = [(name, value) for name, value in state.items() if not name.startswith("_")]
+        options = tuple((name, value) for name, value in vars(module).items() if not name.startswith("_"))
         tensors = [*module._parameters.items(), *module._buffers.items()]
-        layouts = [(name, t if t is None else (t.shape, t.stride(), t.dtype)) for name, t in tensors]
+        layouts = tuple((name, t if t is None else (t.shape, t.stride(), t.dtype)) for name, t in tensors)
         try:
-            return self.numbers.setdefault((type(module), *options, *layouts, *parts), len(self.numbers))
+            return self.numbers.setdefault((type(module), options, layouts, parts), len(self.numbers))
         except TypeError:
             return None  # an option that may change, such as a list
 
@@ -64,7 +63,7 @@ class Runs:
     ) -> Any:
         recorder.bury()
         source = recorder.whole(args[0]) if len(args) == 1 and not kwargs else None
-        if source is None:
+        if source is None or not recorder.stack[-1]:  # of the whole network there is no second run
             return forward(*args, **kwargs)
         key = number, source.shape, source.stride, source.dtype
         if run := self.known.get(key):
@@ -79,7 +78,6 @@ class Runs:
         ops, path = recorder.ops[first_op:], recorder.stack[-1]
         kept = here.keys() - recorder.died.keys() - {source.index, made.index}
         if not kept and all(index in here for op in ops for index in (*op.reads, *op.mutates)):
-            inside = f"{path}." if path else ""
             self.known[key] = _Run(
                 tuple(_moved(op, here.__getitem__, op.module[len(path) :]) for op in ops),
                 tuple(
@@ -91,7 +89,7 @@ class Runs:
                     )
                     for s in recorder.storages[first:]
                 ),
-                {name[len(path) :]: call for name, call in recorder.calls.items() if name.startswith(inside)},
+                {name[len(path) :]: call for name, call in recorder.calls.items() if name.startswith(f"{path}.")},
                 here[made.index],
             )
         return out
