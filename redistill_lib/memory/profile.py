@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from redistill_lib.memory.paper import paper_layers
-from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, eager_schedule, fused_schedule
+from redistill_lib.memory.runtime import RUNTIMES, Runtime
+from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, make_schedule
 from redistill_lib.memory.sizes import format_size
 from redistill_lib.memory.trace import Storage, Trace, trace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Convention = Literal["eager", "fused", "paper"]
+Convention = str | Runtime
+CONVENTIONS = (*list(RUNTIMES)[:2], "paper", *list(RUNTIMES)[2:])
 Dtype = str | torch.dtype | None
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
@@ -112,23 +114,33 @@ def profile_memory(
     """Live activation bytes of one forward pass in eval mode, step by step, without computing or allocating them.
 
     `inputs` and `kwargs` are what the network is called with; tensors on the meta device will do. `convention`:
-    ``eager`` counts what PyTorch keeps, as `measure_memory` on a CPU; ``fused`` what an edge runtime keeps
-    (`redistill_lib.memory.schedule.fused_schedule`, also for `in_place_depthwise`); ``paper`` the authors' estimate
-    for the built-in networks. `dtype` (``fp32``, ``fp16``, ``bf16``, ``int8``) is what floating-point activations and
-    weights would be stored as. Raises ValueError on an unknown convention or dtype, or a network without estimate.
+    ``eager`` counts what PyTorch keeps, as `measure_memory` on a CPU; ``fused`` what a sane edge runtime keeps
+    (`redistill_lib.memory.schedule.make_schedule`; `in_place_depthwise` is for it alone); ``paper`` the authors'
+    estimate for the built-in networks; or rules of your own, a `Runtime`. `dtype` (``fp32``, ``fp16``, ``bf16``,
+    ``int8``) is what floating-point activations and weights would be stored as. Raises ValueError on an unknown
+    convention or dtype, or a network without estimate.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     >>> profile = profile_memory(net, torch.zeros(1, 3, 16, 16))
     >>> profile.peak_bytes == 4 * 16 * 16 * (8 + 4), profile.peak_op.module
     (True, '2')
     """
-    if convention not in get_args(Convention):
-        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(get_args(Convention))}")
+    runtime = _runtime(convention)
     if in_place_depthwise and convention != "fused":
-        raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {convention}")
+        name = runtime.name if runtime else convention
+        raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {name}")
     storage_size(dtype)  # its mistakes before any work
-    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=convention == "eager")
+    as_python = runtime is not None and runtime.frees == "as python"
+    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=as_python)
     return build_profile(model, passed, convention, dtype, in_place_depthwise)
+
+
+def _runtime(convention: Convention) -> Runtime | None:
+    """The rules of a convention; None: the paper's, which knows layers alone."""
+    if isinstance(convention, str) and convention not in CONVENTIONS:
+        names = ", ".join(CONVENTIONS)
+        raise ValueError(f"unknown convention {convention!r}: choose from {names}, or give a Runtime")
+    return RUNTIMES.get(convention) if isinstance(convention, str) else convention
 
 
 def storage_size(dtype: Dtype) -> tuple[str | None, StorageSize]:
@@ -154,15 +166,14 @@ def build_profile(
     """The profile of a traced pass."""
     name, size = storage_size(dtype)
     width = _DTYPES[name or "fp32"].itemsize
-    schedule = None
-    if convention == "paper":
+    runtime, schedule = _runtime(convention), None
+    if runtime is None:
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
         rows = tuple(Row("layer", path, shape, nbytes, nbytes, 0, 0) for path, shape, nbytes in layers)
     else:
-        if convention == "eager":
-            schedule = eager_schedule(passed, size)
-        else:
-            schedule = fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
+        if in_place_depthwise:
+            runtime = replace(runtime, in_place_depthwise=True)
+        schedule = make_schedule(passed, size, runtime)
         rows = rows_of(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
@@ -171,7 +182,7 @@ def build_profile(
     count = sum(weight.numel() for weight in weights)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
-        convention=convention,
+        convention=runtime.name if runtime else "paper",
         dtype=name or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(widest, "mixed"),
         inputs=passed.inputs,
         rows=rows,

@@ -1,0 +1,91 @@
+"""A memory convention as data: when a runtime frees a tensor, what it writes over, what it copies, how it packs."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from redistill_lib.memory.trace import Op
+
+# Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
+_POINTWISE = {
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
+    "_prelu_kernel",
+}  # fmt: skip
+# Operators that read a row or a channel only to write it anew.
+_REWRITING = {
+    "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
+    "log_sigmoid_forward",
+}  # fmt: skip
+# Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
+_SEPARATE = {
+    "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
+    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c",
+}  # fmt: skip
+_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_")
+_SHORT = {
+    "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
+    "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
+    "max_pool2d_with_indices": "max_pool", "avg_pool2d": "avg_pool", "_adaptive_avg_pool2d": "avg_pool",
+    "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul", "hardtanh": "relu6",
+    "upsample_nearest2d": "upsample", "upsample_bilinear2d": "upsample", "_to_copy": "to",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The rules by which a runtime holds the tensors of a forward pass, as `profile_memory` takes them.
+
+    Rules name operators as profiles do (``conv``, ``bn``, ``relu6``), or by kind: ``pointwise`` (activations, sums,
+    gates, batch norm), ``rewriting`` (softmax and normalisations, which read a row or channel only to write it anew),
+    ``in place`` (what the model itself writes over), ``*`` (any; also the network's input as a maker).
+
+    >>> lean = Runtime("lean", overwrites=(("conv", "bn"), ("conv", "relu")))
+    >>> from redistill_lib.memory import profile_memory
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Sigmoid())
+    >>> [profile_memory(net, torch.zeros(1, 3, 16, 16), convention=c).peak_bytes // 1024 for c in ("fused", lean)]
+    [11, 16]
+    """
+
+    name: str
+    frees: Literal["after use", "as python"] = "after use"  # as python: whatever PyTorch holds, nothing fused
+    # (what made a map, what follows): the second writes over it, if nothing else needs it and the size is the same.
+    # Where the map is of the step before, both are one step.
+    overwrites: tuple[tuple[str, str], ...] = ()
+    in_place_depthwise: bool = False  # over their input, through one channel (MCUNetV2, arXiv 2110.15352)
+
+
+FUSED = Runtime("fused", overwrites=(("*", "pointwise"), ("*", "rewriting"), ("*", "in place")))
+RUNTIMES = {runtime.name: runtime for runtime in (Runtime("eager", frees="as python"), FUSED)}
+
+
+def short_name(op: Op) -> str:
+    """What profiles call an operator: "conv" for aten::convolution."""
+    return _SHORT.get(op.name, op.name.strip("_"))
+
+
+def kinds_of(op: Op) -> Set[str]:
+    """All that a rule may call an operator."""
+    kinds = {"*", short_name(op)}
+    if op.mutates:
+        kinds.add("in place")
+    if is_pointwise(op):
+        kinds.add("pointwise")
+    if op.name in _REWRITING:
+        kinds.add("rewriting")
+    return kinds
+
+
+def is_pointwise(op: Op) -> bool:
+    return torch.Tag.pointwise in op.func.tags or op.name in _POINTWISE
+
+
+def is_known(op: Op) -> bool:
+    """Whether it is known if the operator could write over its input."""
+    fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
+    listed = op.name in _REWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
+    standard = torch.Tag.core in op.func.tags or torch.Tag.reduction in op.func.tags
+    return fills or listed or standard or op.decides or is_pointwise(op)
