@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -56,10 +57,45 @@ class Runtime:
     # Where the map is of the step before, both are one step.
     overwrites: tuple[tuple[str, str], ...] = ()
     in_place_depthwise: bool = False  # over their input, through one channel (MCUNetV2, arXiv 2110.15352)
+    # What adds its result to a dying map of that size, so that a sum with it needs no map of its own.
+    accumulates: tuple[str, ...] = ()
+    inputs: Literal["freed", "held"] = "freed"  # held: by the caller until the end, who wants them back as they were
+    unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
+    pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
+    # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
+    scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
 
 
-FUSED = Runtime("fused", overwrites=(("*", "pointwise"), ("*", "rewriting"), ("*", "in place")))
-RUNTIMES = {runtime.name: runtime for runtime in (Runtime("eager", frees="as python"), FUSED)}
+_IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
+_EXECUTORCH = Runtime(
+    "executorch",
+    unused_outputs=True,
+    # Two operators each (x is held beside σ(x)), and the transposed weights of every linear layer.
+    scratch=(("silu", "output"), ("hardswish", "output"), ("linear", "weights")),
+)
+_ALL = (
+    Runtime("eager", frees="as python"),
+    Runtime("fused", overwrites=_IN_PLACE),
+    # All optimisations, with the caller's input: https://onnxruntime.ai counts only what it allocates itself.
+    Runtime("onnxruntime", overwrites=(("*", "pointwise"),), accumulates=("conv",), inputs="held"),
+    _EXECUTORCH,
+    replace(
+        _EXECUTORCH,
+        name="executorch_in_place",
+        overwrites=(("conv", "bn"), ("*", "relu"), ("*", "relu6"), ("*", "clamp"), ("*", "add")),
+    ),
+    Runtime(
+        "litert_micro",
+        overwrites=(
+            ("conv", "bn"),
+            *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
+        ),
+        pads=True,
+        scratch=(("silu", "output"),),
+    ),
+)
+RUNTIMES = {runtime.name: runtime for runtime in _ALL}
+FUSED = RUNTIMES["fused"]
 
 
 def short_name(op: Op) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -100,9 +101,10 @@ class _Plan:
     """The steps so far, and where each storage is."""
 
     def __init__(self, ops: list[Op], storages: tuple[Storage, ...], size: StorageSize, runtime: Runtime):
-        self.storages, self.size, self.runtime = storages, size, runtime
+        self.storages, self.size, self.runtime = [*storages], size, runtime  # copies follow those of the trace
         self.last_use = {index: k for k, op in enumerate(ops) for index in (*op.reads, *op.mutates)}
-        self.last_use |= {storage.index: len(ops) for storage in storages if storage.output}
+        held = {s.index for s in storages if s.output or (s.kind == "input" and runtime.inputs == "held")}
+        self.last_use |= dict.fromkeys(held, len(ops))
         given = [storage.index for storage in storages if storage.kind != "activation"]
         self.steps: list[RunStep] = []
         self.made_at = dict.fromkeys(given, -1)  # buffer → step that wrote it
@@ -114,25 +116,34 @@ class _Plan:
         home, storages = self.home, self.storages
         reads = [index for index in op.reads if index in home]
         writes = [index for index in op.writes if index in self.last_use]
-        overwrites = [home[index] for index in op.mutates if index in home]
-        taken, scratch = [home[index] for index in reads], 0
-        if len(writes) == 1 and not overwrites:
+        unused = [index for index in op.writes if self.runtime.unused_outputs and index not in self.last_use]
+        taken, overwrites, scratch = [home[index] for index in reads], [], self.scratch(op)
+        if self.runtime.pads and op.padded and reads:
+            taken[0] = self.pad(op, storages[reads[0]])
+        for index in (index for index in op.mutates if index in home):
+            if self.may_overwrite(op, index, storages[index]) or index not in op.aligned:
+                overwrites.append(home[index])
+            else:  # what the model writes over is, once exported, a new tensor
+                home[index] = self.copy(storages[index])
+                writes.append(home[index])
+        if len(writes) == 1 and not op.mutates:
             made = storages[writes[0]]
             dying = [index for index in reads if self.last_use[index] == k]
             alike = [home[index] for index in dying if self.may_overwrite(op, index, made)]
             if alike:
                 # The one made last: adding a shortcut is then part of the convolution before it.
-                home[made.index] = max(alike, key=self.made_at.__getitem__)
+                home[made.index] = self.accumulate(op, max(alike, key=self.made_at.__getitem__), alike)
+                taken = [buffer for buffer in taken if buffer in self.first]
                 overwrites, writes = [home[made.index]], []
             elif self.runtime.in_place_depthwise and op.depthwise and dying and self.holds(dying[0], made):
                 scratch = self.size(made) // op.shape[1]
                 home[made.index], self.first[made.index] = made.index, len(self.steps) + 1  # till then in the old one
                 overwrites, writes = [home[dying[0]]], []
-        home |= {index: index for index in writes}
-        self.add(_step(op, taken, writes, overwrites, scratch), op)
+        home |= {index: index for index in (*writes, *unused)}
+        self.add(_step(op, taken, (*writes, *unused), overwrites, scratch), op)
         now = len(self.steps) - 1
         self.made_at |= {home[index]: now for index in (*op.writes, *op.mutates) if index in home}
-        self.last |= dict.fromkeys((*taken, *writes, *overwrites), now)
+        self.last |= dict.fromkeys((*taken, *writes, *unused, *overwrites), now)
 
     def add(self, step: RunStep, op: Op) -> None:
         """As part of the last step where it writes over what that one made."""
@@ -151,17 +162,55 @@ class _Plan:
             self.first |= {index: len(self.steps) for index in step.writes}
             self.steps.append(step)
 
+    def copy(self, storage: Storage, shape: tuple[int, ...] | None = None) -> int:
+        """The index of a new storage like another, or of another shape."""
+        index, shape = len(self.storages), storage.shape if shape is None else shape
+        nbytes = storage.nbytes if shape == storage.shape else math.prod(shape) * storage.dtype.itemsize
+        self.storages.append(replace(storage, index=index, nbytes=nbytes, shape=shape, kind="activation"))
+        return index
+
+    def pad(self, op: Op, storage: Storage) -> int:
+        """A step that makes a padded copy of what the operator reads."""
+        source, made = self.home[storage.index], self.copy(replace(storage, module=op.module), op.padded)
+        self.steps.append(RunStep("pad", op.module, op.padded, (source,), (made,), (), 0, 0))
+        self.first[made] = self.made_at[made] = self.last[source] = len(self.steps) - 1
+        return made
+
+    def accumulate(self, op: Op, newest: int, alike: list[int]) -> int:
+        """The buffer of a sum: the other addend, where the step before can add what it makes to that."""
+        others = [buffer for buffer in alike if buffer != newest]
+        into = self.steps[-1] if self.steps else None
+        if not others or short_name(op) != "add" or into is None or into.writes != (newest,):
+            return newest
+        if into.name.partition("+")[0] not in self.runtime.accumulates:
+            return newest
+        self.steps[-1] = replace(into, reads=(*into.reads, others[0]), writes=(), overwrites=(others[0],))
+        self.made_at[others[0]] = self.made_at[newest]
+        del self.first[newest]
+        return others[0]
+
+    def scratch(self, op: Op) -> int:
+        made, kinds = math.prod(op.shape), kinds_of(op) if self.runtime.scratch else ()
+        wide = self.size(self.storages[op.writes[0]]) // made if op.writes and made else 0
+        # A linear layer reads one map, and its weights; a product of two maps has none.
+        weights = op.flops * op.shape[-1] // (2 * made) if made and len(op.reads) == 1 else 0
+        amounts = {"output": made, "weights": weights}
+        return sum(amounts[what] * wide for kind, what in self.runtime.scratch if kind in kinds)
+
     def may_overwrite(self, op: Op, read: int, made: Storage) -> bool:
-        at = self.made_at[self.home[read]]
+        at, storage = self.made_at[self.home[read]], self.storages[read]
+        if at < 0 and storage.kind == "input" and self.runtime.inputs == "held":
+            return False
         maker = "*" if at < 0 else self.steps[at].name.partition("+")[0]
-        return may_overwrite(op, self.storages[read], made, self.size, self.runtime, maker)
+        return may_overwrite(op, storage, made, self.size, self.runtime, maker)
 
     def holds(self, read: int, made: Storage) -> bool:
         return self.size(self.storages[read]) >= self.size(made)
 
     def buffers(self) -> tuple[Buffer, ...]:
         outputs = {self.home[s.index] for s in self.storages if s.output and s.index in self.home}
-        self.last |= dict.fromkeys(outputs, len(self.steps) - 1)
+        held = {i for i in self.first if self.storages[i].kind == "input" and self.runtime.inputs == "held"}
+        self.last |= dict.fromkeys(outputs | held, len(self.steps) - 1)
         lives = {i: (first, max(first, self.last.get(i, 0))) for i, first in self.first.items()}
         return tuple(
             _buffer(self.storages[i], self.size(self.storages[i]), *life, i in outputs)

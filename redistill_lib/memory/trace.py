@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -52,6 +53,7 @@ class Op:
     rows: int  # that the kernel of a convolution or pooling spans; 0: another operator, or it reads a view
     depthwise: bool
     flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
+    padded: Shape = ()  # of its input with a padding that TensorFlow's SAME does not make; (): it has none such
 
     @property
     def name(self) -> str:  # "convolution"
@@ -196,6 +198,7 @@ class Recorder(TorchDispatchMode):
                 rows=rows,
                 depthwise=depthwise,
                 flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
+                padded=_padded(func, args),
             )
         )
         return out
@@ -236,3 +239,27 @@ def _kernel(func: Any, args: Any) -> tuple[int, bool]:
         dilation = args[4][0] if name.startswith("aten::max") and len(args) > 4 else 1
         return dilation * (args[1][0] - 1) + 1, False
     return 0, False
+
+
+def _padded(func: Any, args: Any) -> Shape:
+    """The shape of a convolution's or pooling's input with its padding, where that is not what SAME would pad."""
+    name = func._schema.name.partition("::")[2]
+    whole = False  # average pooling that counts the padding too
+    if name == "convolution" and not args[6]:
+        spans, (stride, padding, dilation) = args[1].shape[2:], args[3:6]
+    elif name == "max_pool2d_with_indices" and len(args) > 3:
+        spans, stride, padding, dilation = args[1], args[2], args[3], args[4] if len(args) > 4 else [1]
+    elif name == "avg_pool2d" and len(args) > 3:
+        spans, stride, padding, dilation = args[1], args[2], args[3], [1]
+        whole = len(args) < 6 or args[5]
+    else:
+        return ()
+    outer, extents = args[0].shape[: -len(spans)], args[0].shape[-len(spans) :]
+    stride, padding, dilation = (v * len(spans) if len(v) == 1 else v for v in (stride or spans, padding, dilation))
+    same = all(
+        (math.ceil(n / s) - 1) * s + d * (k - 1) + 1 == n + 2 * p
+        for n, k, s, p, d in zip(extents, spans, stride, padding, dilation, strict=True)
+    )
+    if not any(padding) or (same and not whole):
+        return ()
+    return (*outer, *(n + 2 * p for n, p in zip(extents, padding, strict=True)))
