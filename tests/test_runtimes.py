@@ -190,7 +190,7 @@ def test_operators_that_are_two_and_weights_that_are_turned() -> None:
 
 def test_a_name_that_is_none_lists_the_names() -> None:
     with pytest.raises(
-        ValueError, match="choose from eager, fused, paper, onnxruntime, executorch, .*or give a Runt"
+        ValueError, match=r"choose from eager, fused, paper, onnxruntime, executorch, .*or give a Runt"
     ):
         rd.profile_memory(nn.ReLU(), image(), convention="tflite")
     with pytest.raises(

@@ -190,12 +190,15 @@ class _Plan:
         return others[0]
 
     def scratch(self, op: Op) -> int:
-        made, kinds = math.prod(op.shape), kinds_of(op) if self.runtime.scratch else ()
-        wide = self.size(self.storages[op.writes[0]]) // made if op.writes and made else 0
-        # A linear layer reads one map, and its weights; a product of two maps has none.
-        weights = op.flops * op.shape[-1] // (2 * made) if made and len(op.reads) == 1 else 0
-        amounts = {"output": made, "weights": weights}
-        return sum(amounts[what] * wide for kind, what in self.runtime.scratch if kind in kinds)
+        """Bytes that the operator takes for itself while it runs."""
+        made, kinds = math.prod(op.shape), kinds_of(op)
+        rules = [what for kind, what in self.runtime.scratch if kind in kinds]
+        if not rules or not op.writes or not made:
+            return 0
+        amounts = {"output": made}
+        if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
+            amounts["weights"] = op.flops * op.shape[-1] // (2 * made)
+        return self.size(self.storages[op.writes[0]]) // made * sum(amounts.get(what, 0) for what in rules)
 
     def may_overwrite(self, op: Op, read: int, made: Storage) -> bool:
         at, storage = self.made_at[self.home[read]], self.storages[read]
