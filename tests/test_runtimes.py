@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +14,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import redistill_lib as rd
+from redistill_lib import cli
+from redistill_lib.figures import memory_bars, memory_table, memory_timeline
 from redistill_lib.memory import RUNTIMES, Runtime
+from redistill_lib.memory.arena import (
+    PACKERS,
+    Block,
+    Packer,
+    first_fit,
+    height,
+    live,
+    pack_tightly,
+    shared_objects,
+)
+from redistill_lib.memory.profile import CONVENTIONS
 
 MAP = 4 * 8 * 8  # bytes of one 8×8 channel
 
@@ -197,3 +214,131 @@ def test_a_name_that_is_none_lists_the_names() -> None:
         ValueError, match="in-place depthwise convolution belongs to the fused convention, not to own"
     ):
         rd.profile_memory(nn.ReLU(), image(), convention=Runtime("own"), in_place_depthwise=True)
+
+
+# --------------------------------------------------------------------------------------------------------- packing
+
+
+def arena(blocks: Sequence[Block], packer: Packer) -> int:
+    """The height of a packing in which no two blocks that are there together overlap."""
+    offsets = packer(blocks)
+    for (one, at), (two, there) in itertools.combinations(zip(blocks, offsets, strict=True), 2):
+        apart = one.last < two.first or two.last < one.first
+        assert apart or at + one.nbytes <= there or there + two.nbytes <= at
+    assert min(offsets, default=0) >= 0
+    return height(blocks, offsets)
+
+
+def random_blocks(seed: int, count: int) -> list[Block]:
+    choose = random.Random(seed)
+    firsts = [choose.randrange(count) for _ in range(count)]
+    return [Block(choose.choice([1, 2, 3, 4, 6, 16]), k, k + choose.choice([0, 1, 1, 2, 5])) for k in firsts]
+
+
+@pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS)
+def test_no_packing_puts_two_where_one_is(packer: Packer) -> None:
+    for seed in range(60):
+        blocks = random_blocks(seed, 2 + seed // 2)
+        assert live(blocks) <= arena(blocks, packer) <= sum(block.nbytes for block in blocks)
+    assert packer([]) == []
+
+
+def test_live_is_counted_step_by_step() -> None:
+    for seed in range(20):
+        blocks = random_blocks(seed, 12)
+        steps = range(max(block.last for block in blocks) + 1)
+        assert live(blocks) == max(sum(b.nbytes for b in blocks if b.first <= k <= b.last) for k in steps)
+
+
+def test_the_tight_packer_finds_the_best_of_all_orders() -> None:
+    worse = 0
+    for seed in range(25):
+        blocks = random_blocks(seed, 6)
+        best = min(height(blocks, first_fit(blocks, order)) for order in itertools.permutations(range(6)))
+        assert arena(blocks, pack_tightly) == best
+        worse += height(blocks, first_fit(blocks)) > best
+    assert worse  # the largest first is not always best
+
+
+def test_the_two_greedy_packers_worked_out_by_hand() -> None:
+    # 4 opens an area, in which 3 then lies: above it 2 has no room, though the arena may grow.
+    blocks = [Block(2, 1, 1), Block(4, 0, 0), Block(3, 1, 1)]
+    assert first_fit(blocks) == [3, 0, 0] and shared_objects(blocks) == [4, 0, 0]
+    # Of equal ones the first, or the last, is placed first.
+    assert first_fit([Block(1, 0, 0)] * 2) == [0, 1] and shared_objects([Block(1, 0, 0)] * 2) == [1, 0]
+
+
+FAMILIES = ("mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet")
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+@pytest.mark.parametrize("name", rd.list_models())
+def test_every_built_in_network_fits_what_is_alive(name: str, factor: int) -> None:
+    with torch.device("meta"):
+        model = rd.create_model(rd.student_name(name, factor))
+        x = rd.example_inputs(name, 32 if name == "unet" else 64, device="meta")
+    for convention in RUNTIMES if name in FAMILIES else ["fused"]:
+        profile = rd.profile_memory(model, *x, convention=convention)
+        assert profile.schedule is not None
+        assert profile.best_arena_bytes == profile.peak_bytes <= profile.arena_bytes
+        for packer in PACKERS.values():
+            arena(profile.schedule.blocks(16), packer)
+
+
+# Bytes of ExecuTorch's arena (batch norm folded, ReLU and sums in place) and of LiteRT Micro's.
+PACKED = {
+    ("resnet18", 224, "executorch_in_place"): 5_619_712,
+    ("resnet18-8-11221", 224, "executorch_in_place"): 1_003_520,  # 802,816 of it alive
+    ("mobilenetv2", 128, "executorch_in_place"): 1_966_080,
+    ("mobilenetv2-8-1221111", 128, "executorch_in_place"): 229_376,
+    ("resnet18", 224, "litert_micro"): 6_538_240,
+    ("resnet18-8-11221", 224, "litert_micro"): 1_236_912,
+    ("mobilenetv2-8-1221111", 128, "litert_micro"): 399_408,
+}
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_arenas_that_runtimes_plan_are_met_to_the_byte(case: tuple[str, int, str]) -> None:
+    assert profile_of(*case).arena_bytes == PACKED[case]
+
+
+def test_arena_and_live_bytes_are_told_apart_where_they_differ() -> None:
+    profile = profile_of("resnet18-8-11221", 224, "executorch_in_place")
+    frame = profile.to_frame()
+    assert frame["arena_bytes"].max() == profile.arena_bytes > profile.peak_bytes == frame["live_bytes"].max()
+    assert (frame["arena_bytes"] >= frame["live_bytes"]).all()
+    assert "peak 784 KiB at conv1 (conv+bn+relu), in an arena of 980 KiB (packed best 784 KiB), weights" in str(
+        profile
+    )
+    assert "arena" not in str(profile_of("resnet18-8-11221", 224, "fused"))
+
+
+def test_alignment_and_unknown_packers() -> None:
+    three = Runtime("three", packer="first fit", alignment=16)
+    profile = rd.profile_memory(nn.Linear(3, 1), torch.zeros(1, 3), convention=three)
+    assert (profile.peak_bytes, profile.arena_bytes, profile.best_arena_bytes) == (16, 32, 16)
+    with pytest.raises(ValueError, match="unknown packer 'best': choose from live, first fit, shared objects, tight"):
+        Runtime("mine", packer="best")
+    with pytest.raises(ValueError, match="an alignment is 1 byte or more, not 0"):
+        Runtime("mine", alignment=0)
+
+
+def test_figures_show_the_arena() -> None:
+    profile = profile_of("resnet18-8-11221", 224, "executorch_in_place")
+    timeline, bars = memory_timeline(profile), memory_bars({"student": profile})
+    assert "in an arena of 980 KiB" in timeline.layout.title.text.replace("<br>", " ").replace("</b> <b>", " ")
+    assert any("arena 980 KiB" in (a.text or "") for a in timeline.layout.annotations)
+    assert ("arena", 980.0) in [(trace.name, trace.x[0]) for trace in bars.data]
+    assert memory_table({"student": profile})["arena"].tolist() == ["980 KiB"]
+    assert "arena" not in memory_table({"student": profile_of("resnet18-8-11221", 224, "fused")})
+
+
+def test_the_command_takes_every_convention(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.CONVENTIONS == CONVENTIONS
+    command = ["memory", "resnet18", "--factor", "4", "--convention", "executorch_in_place"]
+    assert cli.main(command) == 0
+    assert "in an arena of 980 KiB (packed best 784 KiB)" in capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["peak_bytes"], told["arena_bytes"], told["best_arena_bytes"]) == (802_816, 1_003_520, 802_816)
+    assert told["convention"] == "executorch_in_place" and "runtime" not in told

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from redistill_lib.memory.arena import PACKERS, height, pack_tightly
 from redistill_lib.memory.paper import paper_layers
 from redistill_lib.memory.runtime import RUNTIMES, Runtime
 from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, make_schedule
@@ -61,10 +63,34 @@ class Profile:
     unfused: tuple[str, ...]  # unknown operators, taken to need inputs and outputs side by side
     source: str  # "real" where the network had to be run, as its control flow depends on values; else "fake"
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
+    runtime: Runtime | None = field(default=None, repr=False, compare=False)  # None: the paper's estimate
 
     @property
     def peak_bytes(self) -> int:
+        """The most that is alive at once."""
         return self.peak_op.live_bytes
+
+    @cached_property
+    def arena_bytes(self) -> int:
+        """The one block in which the runtime's packer places everything; `peak_bytes` where it packs nothing."""
+        return max(self._reach)
+
+    @cached_property
+    def best_arena_bytes(self) -> int:
+        """The arena of our own packer, `redistill_lib.memory.arena.pack_tightly`, without alignment."""
+        blocks = self.schedule.blocks() if self.schedule else []
+        return height(blocks, pack_tightly(blocks)) if blocks else self.peak_bytes
+
+    @cached_property
+    def _reach(self) -> list[int]:
+        """How far up the arena what is alive at each step reaches."""
+        if self.schedule is None or self.runtime is None or self.runtime.packer == "live":
+            return [row.live_bytes for row in self.rows]
+        blocks, reach = self.schedule.blocks(self.runtime.alignment), [0] * len(self.rows)
+        for block, offset in zip(blocks, PACKERS[self.runtime.packer](blocks), strict=True):
+            for k in range(block.first, block.last + 1):
+                reach[k] = max(reach[k], offset + block.nbytes)
+        return reach
 
     @property
     def peak_index(self) -> int:
@@ -87,19 +113,29 @@ class Profile:
         return sum(row.flops for row in self.rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per step; `alive` lists the tensors that are there, as "module shape"."""
+        """One row per step; `alive` lists the tensors that are there, as "module shape".
+
+        `arena_bytes` is how far up the arena they reach, where the convention packs one; else `live_bytes`.
+        """
         import pandas as pd
 
         names = {t.index: f"{t.module or t.kind} {'×'.join(map(str, t.shape))}" for t in self.tensors}
         alive = [[names[index] for index in row.alive] for row in self.rows]
-        return pd.DataFrame([vars(row) for row in self.rows]).assign(alive=alive)
+        return pd.DataFrame([vars(row) for row in self.rows]).assign(alive=alive, arena_bytes=self._reach)
+
+    @property
+    def packing(self) -> str:
+        """What a reader has to know of the arena where it takes more than what is alive; else nothing."""
+        if self.arena_bytes <= self.peak_bytes:
+            return ""
+        return f", in an arena of {format_size(self.arena_bytes)} (packed best {format_size(self.best_arena_bytes)})"
 
     def __str__(self) -> str:
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
         at = self.peak_op
         return (
             f"{self.model} on {shapes} ({self.convention}, {self.dtype}): peak {format_size(self.peak_bytes)} "
-            f"at {at.name} ({at.op}), weights {format_size(self.weight_bytes)}"
+            f"at {at.name} ({at.op}){self.packing}, weights {format_size(self.weight_bytes)}"
         )
 
 
@@ -194,6 +230,7 @@ def build_profile(
         unfused=schedule.unfused if schedule else (),
         source=passed.source,
         schedule=schedule,
+        runtime=runtime,
     )
 
 

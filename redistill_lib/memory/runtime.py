@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from redistill_lib.memory.arena import PACKERS
 from redistill_lib.memory.trace import Op
 
 # Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
@@ -64,6 +65,14 @@ class Runtime:
     pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
     # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
     scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
+    packer: str = "live"  # "first fit", "shared objects" or "tight" (`memory.arena`); live: no arena, one block each
+    alignment: int = 1  # bytes of which every block of the arena takes a multiple
+
+    def __post_init__(self) -> None:
+        if self.packer not in ("live", *PACKERS):
+            raise ValueError(f"unknown packer {self.packer!r}: choose from {', '.join(('live', *PACKERS))}")
+        if self.alignment < 1:
+            raise ValueError(f"an alignment is 1 byte or more, not {self.alignment}")
 
 
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
@@ -72,10 +81,12 @@ _EXECUTORCH = Runtime(
     unused_outputs=True,
     # Two operators each (x is held beside σ(x)), and the transposed weights of every linear layer.
     scratch=(("silu", "output"), ("hardswish", "output"), ("linear", "weights")),
+    packer="shared objects",
+    alignment=16,
 )
 _ALL = (
     Runtime("eager", frees="as python"),
-    Runtime("fused", overwrites=_IN_PLACE),
+    Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
     # All optimisations, with the caller's input: https://onnxruntime.ai counts only what it allocates itself.
     Runtime("onnxruntime", overwrites=(("*", "pointwise"),), accumulates=("conv",), inputs="held"),
     _EXECUTORCH,
@@ -92,6 +103,8 @@ _ALL = (
         ),
         pads=True,
         scratch=(("silu", "output"),),
+        packer="first fit",
+        alignment=16,
     ),
 )
 RUNTIMES = {runtime.name: runtime for runtime in _ALL}

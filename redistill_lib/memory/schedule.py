@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from redistill_lib.memory.arena import Block
 from redistill_lib.memory.runtime import FUSED, Runtime, is_known, is_pointwise, kinds_of, short_name
 from redistill_lib.memory.trace import Op, Storage, Trace
 
@@ -56,6 +57,13 @@ class Schedule:
             for k in range(buffer.first, buffer.last + 1):
                 live[k] += buffer.nbytes
         return live
+
+    def blocks(self, alignment: int = 1) -> list[Block]:
+        """What an arena has to hold, as it comes into being: the buffers, and before a step's own its scratch."""
+        taken = [(k, step.scratch, k) for k, step in enumerate(self.steps)]
+        taken += [(buffer.first, buffer.nbytes, buffer.last) for buffer in self.buffers]
+        taken.sort(key=lambda block: block[0])
+        return [Block(-(-n // alignment) * alignment, first, last) for first, n, last in taken if n]
 
 
 def _step(
