@@ -120,6 +120,16 @@ def test_a_convolution_adds_to_the_shortcut() -> None:
     assert all(row.live_bytes == row.in_bytes + row.out_bytes + row.held_bytes for row in rows)
 
 
+def test_an_activation_before_the_sum_keeps_it_apart() -> None:
+    class Active(Shortcut):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.head(x)
+            return x + F.relu(self.second(self.first(x)))
+
+    summing = Runtime("summing", overwrites=(("*", "pointwise"),), accumulates=("conv",))
+    assert maps(Active(), summing) == maps(Active(), "fused") == 36
+
+
 class Twice(nn.Module):
     """The shortcut is needed once more: nothing can be added to it."""
 
@@ -291,6 +301,8 @@ PACKED = {
     ("resnet18-8-11221", 224, "executorch_in_place"): 1_003_520,  # 802,816 of it alive
     ("mobilenetv2", 128, "executorch_in_place"): 1_966_080,
     ("mobilenetv2-8-1221111", 128, "executorch_in_place"): 229_376,
+    ("resnet50", 224, "executorch_in_place"): 9_633_792,  # 7,225,344 of it alive
+    ("resnet50-8-11221", 224, "executorch_in_place"): 2_408_448,
     ("resnet18", 224, "litert_micro"): 6_538_240,
     ("resnet18-8-11221", 224, "litert_micro"): 1_236_912,
     ("mobilenetv2-8-1221111", 128, "litert_micro"): 399_408,

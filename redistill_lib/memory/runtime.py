@@ -57,6 +57,7 @@ class Runtime:
     # (what made a map, what follows): the second writes over it, if nothing else needs it and the size is the same.
     # Where the map is of the step before, both are one step.
     overwrites: tuple[tuple[str, str], ...] = ()
+    prefers: Literal["newest", "first"] = "newest"  # of several dying inputs: as a sum in the convolution before it
     in_place_depthwise: bool = False  # over their input, through one channel (MCUNetV2, arXiv 2110.15352)
     # What adds its result to a dying map of that size, so that a sum with it needs no map of its own.
     accumulates: tuple[str, ...] = ()
@@ -87,13 +88,19 @@ _EXECUTORCH = Runtime(
 _ALL = (
     Runtime("eager", frees="as python"),
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
-    # All optimisations, with the caller's input: https://onnxruntime.ai counts only what it allocates itself.
-    Runtime("onnxruntime", overwrites=(("*", "pointwise"),), accumulates=("conv",), inputs="held"),
+    Runtime(
+        "onnxruntime",
+        overwrites=(("*", "pointwise"),),
+        accumulates=("conv",),
+        inputs="held",
+        scratch=(("silu", "output"),),
+    ),
     _EXECUTORCH,
     replace(
         _EXECUTORCH,
         name="executorch_in_place",
         overwrites=(("conv", "bn"), ("*", "relu"), ("*", "relu6"), ("*", "clamp"), ("*", "add")),
+        prefers="first",  # as a planning pass that goes through an operator's arguments
     ),
     Runtime(
         "litert_micro",

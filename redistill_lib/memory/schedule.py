@@ -139,8 +139,9 @@ class _Plan:
             dying = [index for index in reads if self.last_use[index] == k]
             alike = [home[index] for index in dying if self.may_overwrite(op, index, made)]
             if alike:
-                # The one made last: adding a shortcut is then part of the convolution before it.
-                home[made.index] = self.accumulate(op, max(alike, key=self.made_at.__getitem__), alike)
+                newest = max(alike, key=self.made_at.__getitem__)
+                chosen = newest if self.runtime.prefers == "newest" else alike[0]
+                home[made.index] = self.accumulate(op, chosen, alike)
                 taken = [buffer for buffer in taken if buffer in self.first]
                 overwrites, writes = [home[made.index]], []
             elif self.runtime.in_place_depthwise and op.depthwise and dying and self.holds(dying[0], made):
@@ -190,8 +191,8 @@ class _Plan:
         into = self.steps[-1] if self.steps else None
         if not others or short_name(op) != "add" or into is None or into.writes != (newest,):
             return newest
-        if into.name.partition("+")[0] not in self.runtime.accumulates:
-            return newest
+        if not {*into.name.split("+")} <= {*self.runtime.accumulates, "bn"}:
+            return newest  # an activation comes before the sum
         self.steps[-1] = replace(into, reads=(*into.reads, others[0]), writes=(), overwrites=(others[0],))
         self.made_at[others[0]] = self.made_at[newest]
         del self.first[newest]
