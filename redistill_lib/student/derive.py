@@ -54,7 +54,28 @@ def derive_student(
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
     target = _target(model, layout, factor, plan)
-    totals = plan_totals(layout, target)
+    try:
+        student, changes = _moved(model, layout, example, plan_totals(layout, target), downsampler)
+    except ValueError as error:
+        # A way up that meets nothing may as well stay as it is: its first map is of the teacher's size.
+        totals = plan_totals(layout, target, mirror=False)
+        if totals == plan_totals(layout, target):
+            raise
+        try:
+            student, changes = _moved(model, layout, example, totals, downsampler)
+        except ValueError:
+            raise error from None
+    _rename(student, layout, target, downsampler)
+    if callable(register := getattr(student, "register_to_config", None)):
+        # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
+        own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
+        register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
+    return student, tuple(changes.values())
+
+
+def _moved(
+    model: _Model, layout: Layout, example: Example, totals: list[Fraction], downsampler: Downsampler
+) -> tuple[_Model, dict[str, Change]]:
     student = copy.deepcopy(model)
     changes: dict[str, Change] = {}
     tails = {layout.found.flow.calls[number] for number in layout.found.tails}
@@ -73,12 +94,7 @@ def derive_student(
             if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
     _settle(student, layout, example, _sizes(layout, totals), changes)
-    _rename(student, layout, target, downsampler)
-    if callable(register := getattr(student, "register_to_config", None)):
-        # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
-        own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
-        register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
-    return student, tuple(changes.values())
+    return student, changes
 
 
 def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
@@ -136,11 +152,14 @@ def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, s
         if call.function == FITTING or (before == after and number not in tails):
             continue
         own = grids[after].total / grids[before].total
-        ratio = (Fraction(1) if number in tails else totals[after]) / totals[before]
+        ratio = totals[after] / totals[before]
+        kept = grids[after].total / totals[before]  # which gives a map that is returned its size
+        if number in tails and 1 in (kept.numerator, kept.denominator):
+            ratio = kept
         up = own < 1 or (own == 1 and ratio < 1)
         old, new = (1 / own, 1 / ratio) if up else (own, ratio)
         if new.denominator > 1 or old.denominator > 1:
-            if old == new:
+            if old == new or number in tails:  # of what is returned the shapes tell
                 continue
             raise ValueError(
                 f"{call.path or 'the network'} would have to change resolution by {float(new):g}, which is no whole "
@@ -160,12 +179,14 @@ def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
     """The map that each layer which convolves or resizes should give: the teacher's where both are shrunk alike."""
     grids, flow = layout.found.grids, layout.found.flow
     known = {grid.total: grid.size for grid in reversed(grids.grids) if not grid.raw} | {Fraction(1): layout.image}
-    resizing = {call.path for call in flow.calls if call.kernel or call.scales}
-    end = min(layout.found.tails, default=len(flow.calls))  # behind it, maps are of the image's size
+    resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
+    behind = {value for number in layout.found.tails for value in flow.calls[number].makes}
+    for call in flow.calls:
+        behind.update(call.makes if behind.intersection(call.takes) else ())
     wanted: dict[Run, Extent] = {}
     for visit in flow.visits:
         value = visit.gives[0] if visit.gives else -1
-        if visit.run[0] not in resizing or visit.last > end or value < 0 or not grids.is_map(value):
+        if visit.run[0] not in resizing or value in {-1, *behind} or not grids.is_map(value):
             continue
         grid, total = grids[grids.of[value]], totals[grids.of[value]]
         if grids.of[value] in grids.gates or flow.shapes[value][2:] != grid.size:
