@@ -108,6 +108,18 @@ def test_what_cannot_follow_the_patches_is_named() -> None:
         resize_patches(nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3)), "0", 2, (8, 12), (4, 6))
 
 
+def test_patches_of_volumes_grow_too() -> None:
+    net = nn.Module()
+    net.proj, net.pos = (
+        nn.Conv3d(1, 4, 2, 2),
+        nn.Parameter(torch.arange(64.0)[None, :, None].expand(1, 64, 4).clone()),
+    )
+    changes = resize_patches(net, "proj", 2, (4, 4, 4), (2, 2, 2))
+    assert repr(changes[1]) == "pos: positions 4 → 2 (4×4×4 → 2×2×2)"
+    wanted = F.avg_pool3d(torch.arange(64.0).reshape(1, 1, 4, 4, 4), 2).flatten()
+    assert torch.allclose(net.pos[0, :, 0], wanted) and net.proj.kernel_size == (4, 4, 4)
+
+
 class Merging(nn.Module):
     """Makes one pixel of each square of four, by slices or by a reshape."""
 

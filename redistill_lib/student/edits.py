@@ -75,11 +75,14 @@ def restride(
                 f"{path or 'the network'} calls {function} at {call.line}, where no pool can be inserted: "
                 f"downsampler={downsampler!r} needs a plain convolution layer that runs once, 'stride' does not"
             )
-        channels = _merged_channels(layer, old) if new == 1 and function in _MERGES and path not in shared else None
+        pixels = old ** (len(call.scales) or 2)
+        channels = (
+            _merged_channels(layer, pixels) if new == 1 and function in _MERGES and path not in shared else None
+        )
         if channels:
             if not any(isinstance(step, Repeat) for step in edits_of(layer).before):  # it may merge by several calls
                 edit(layer, before=(Repeat(old, channels),))
-            return Change(path, "patch merging", old, new, f"each pixel {old**2} times")
+            return Change(path, "patch merging", old, new, f"each pixel {pixels} times")
         return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared, sides))
     kind, note = "upsample", ""
     if isinstance(layer, CONVOLUTIONS):
@@ -97,14 +100,14 @@ def restride(
     return Change(path, kind, old, new, note)
 
 
-def _merged_channels(layer: nn.Module, factor: int) -> int | None:
+def _merged_channels(layer: nn.Module, pixels: int) -> int | None:
     """Of a module that makes channels of each square of pixels for a linear layer of its own: those that it takes."""
     widths = [child.in_features for child in layer.children() if isinstance(child, nn.Linear)]
     # What else it has are norms.
     small = all(
         p.ndim < 2 for child in layer.children() if not isinstance(child, nn.Linear) for p in child.parameters()
     )
-    return widths[0] // factor**2 if len(widths) == 1 and widths[0] % factor**2 == 0 and small else None
+    return widths[0] // pixels if len(widths) == 1 and widths[0] % pixels == 0 and small else None
 
 
 def lift(path: str, layer: nn.Module, factor: int) -> Change:

@@ -35,7 +35,7 @@ class Border(nn.Module):
 
 
 class Repeat(nn.Module):
-    """Repeats each pixel of a map with `channels` channels, first or last, `factor` times down and across.
+    """Repeats each pixel of a map with `channels` channels, first or last, `factor` times along each side.
 
     In front of a module that merges squares of pixels, all of a square are one pixel: it keeps its map.
     """
@@ -45,13 +45,15 @@ class Repeat(nn.Module):
         self.factor, self.channels = factor, channels
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or self.channels not in (x.shape[1], x.shape[3]):
+        if x.ndim < 4 or self.channels not in (x.shape[1], x.shape[-1]):
             raise ValueError(
                 f"patches of {self.channels} channels are merged from a tensor {tuple(x.shape)}, which is no map: a "
                 "merging of sequences cannot keep its map"
             )
-        first = 1 if x.shape[3] == self.channels else 2
-        return x.repeat_interleave(self.factor, first).repeat_interleave(self.factor, first + 1)
+        first = 1 if x.shape[-1] == self.channels else 2
+        for axis in range(first, first + x.ndim - 2):
+            x = x.repeat_interleave(self.factor, axis)
+        return x
 
     def extra_repr(self) -> str:
         return f"factor={self.factor}"

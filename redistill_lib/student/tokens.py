@@ -28,7 +28,7 @@ def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, aft
     """Make the patches that the convolution `path` embeds `factor` times as large, in place.
 
     `before` and `after` are how many patches there are along each side. Kernel = stride stays so, its weights
-    repeated; learned or fixed positions (1×(n+L)×C with n tokens in front, L×C, 1×C×H×W) are resized bicubically;
+    repeated; learned or fixed positions (1×(n+L)×C with n tokens in front, L×C, 1×C×H×W) are resized, bicubically;
     attributes that say the patch or the grid are set. Raises ValueError naming what cannot follow.
     """
     conv = model.get_submodule(path)
@@ -75,7 +75,7 @@ def _positions(model: nn.Module, grid: Extent) -> Iterator[tuple[str, Tensor]]:
                 "network with absolute positions, or with windows"
             )
         numbers = (*shape, 1) if value.dtype == torch.int64 else shape
-        if "pos" in words and not relative and (shape[-2:] == grid or _prefix(numbers, count) is not None):
+        if "pos" in words and not relative and (shape[2:] == grid or _prefix(numbers, count) is not None):
             yield name, value
 
 
@@ -87,15 +87,16 @@ def _prefix(shape: tuple[int, ...], count: int) -> int | None:
 
 def _resized(table: Tensor, before: Extent, after: Extent) -> Tensor:
     table = table.detach()
+    mode: Any = {"mode": "bicubic", "antialias": True} if len(before) == 2 else {"mode": "trilinear"}
     if table.dtype == torch.int64:  # a number for each
         tokens = table.shape[-1] - math.prod(before) + math.prod(after)
         return torch.arange(tokens, device=table.device).expand(*table.shape[:-1], -1).clone()
-    if tuple(table.shape[-2:]) == before:
-        return F.interpolate(table, size=list(after), mode="bicubic", antialias=True)
+    if tuple(table.shape[2:]) == before:
+        return F.interpolate(table, size=list(after), **mode)
     start = _prefix(tuple(table.shape), math.prod(before))
     front, patches = table[..., :start, :], table[..., start:, :]
-    maps = patches.reshape(1, *before, -1).permute(0, 3, 1, 2)
-    maps = F.interpolate(maps.float(), size=list(after), mode="bicubic", antialias=True).to(table.dtype)
+    maps = patches.reshape(1, *before, -1).movedim(-1, 1)
+    maps = F.interpolate(maps.float(), size=list(after), **mode).to(table.dtype)
     lines = maps.flatten(2).transpose(1, 2).reshape(*table.shape[:-2], math.prod(after), -1)
     return torch.cat([front, lines], -2)
 
@@ -119,15 +120,15 @@ def _follow(holder: Any, names: tuple[str, ...], values: dict[int, int]) -> None
             setattr(holder, name, type(said)(new) if each is said else new[0])
 
 
-def fit_windows(model: nn.Module, *inputs: Any) -> list[Change]:
+def fit_windows(model: nn.Module, *args: Any, **kwargs: Any) -> list[Change]:
     """Tell each block that attends in windows of its map how large that is now, where it can be told (timm).
 
     Runs the network once. The changes are of the map's height; windows larger than their map shrink to it.
     """
     changes: list[Change] = []
 
-    def tell(path: str, block: Any, args: Any) -> None:
-        old, new = tuple(block.input_resolution), tuple(args[0].shape[1:3])
+    def tell(path: str, block: Any, inputs: Any) -> None:
+        old, new = tuple(block.input_resolution), tuple(inputs[0].shape[1:3])
         if old != new:
             block.set_input_size(feat_size=new, window_size=block.window_size)
             changes.append(Change(path, "windows", old[0], new[0], f"{times(old)} → {times(new)}"))
@@ -138,5 +139,5 @@ def fit_windows(model: nn.Module, *inputs: Any) -> list[Change]:
         with ExitStack() as hooks, evaluating(model):
             for path, block in blocks:
                 hooks.enter_context(block.register_forward_pre_hook(partial(tell, path)))
-            model(*inputs)
+            model(*args, **kwargs)
     return changes
