@@ -104,6 +104,9 @@ def test_a_border_is_added_or_taken_away() -> None:
     conv = nn.Conv2d(2, 2, 4, 2, 2)
     assert conv(x).shape[2:] == (5, 5)
     assert settle(conv, (5, 5), (4, 5)) == "cropped by 2 bottom"
+    shortcut = nn.Conv2d(2, 2, 1, 2)
+    assert settle(shortcut, (5, 5), (6, 6)) == "padded by 2 bottom, 2 right"
+    assert torch.equal(shortcut(x)[..., :5, :5], F.conv2d(x, shortcut.weight, shortcut.bias, 2))
     stem = nn.Conv2d(3, 4, 11, 16, 2)
     assert settle(stem, (14, 14), (13, 13)) is None  # no border, but a sixteenth of the image
     assert torch.equal(conv(x), F.conv2d(x[..., :7, :], conv.weight, conv.bias, 2, 2))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from redistill_lib.network.flow import Call, Extent
 from redistill_lib.student.calls import edit, edits_of, rewrite_call
 from redistill_lib.student.kernels import Upsampling, each, resize_tile, resize_transposed, tiles
-from redistill_lib.student.steps import Blur, Border, DepthToSpace
+from redistill_lib.student.steps import Blur, Border, DepthToSpace, Repeat
 
 Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 # What `restride` knows; any other module that resizes does so in its own forward.
@@ -23,6 +23,8 @@ LAYERS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
     ("conv_transpose", TRANSPOSED), ("conv", CONVOLUTIONS), ("max_pool", MAX_POOLS), ("avg_pool", AVG_POOLS),
     ("max_unpool", UNPOOLS), ("interpolate", (nn.Upsample,)),
 )  # fmt: skip
+# Calls by which squares of pixels become channels.
+_MERGES = ("__getitem__", "view", "reshape", "permute", "flatten", "unflatten", "rearrange")
 # Names under which inverted residuals keep whether they add their input: here, torchvision's and transformers'.
 _RESIDUALS = ("residual", "use_res_connect", "use_residual")
 
@@ -31,9 +33,10 @@ _RESIDUALS = ("residual", "use_res_connect", "use_residual")
 class Change:
     """One layer that `derive_student` changed: its stride (or upsampling) before and after.
 
-    `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "transposed conv", "upsample",
-    "inserted" (a pool or a shuffle), "attribute" (of a module that resizes in its own forward) or "residual" (of a
-    block that has stride 1 now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
+    `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "max unpool", "transposed conv",
+    "upsample", "inserted" (a pool or a shuffle), "call" (in a module's own forward), "patch merging", "positions"
+    (of patches), "windows", "border" (of a layer that keeps its stride) or "residual" (of a block that has stride 1
+    now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
 
     >>> Change("conv1", "conv stride", 2, 8)
     conv1: conv stride 2 → 8
@@ -72,6 +75,14 @@ def restride(
                 f"{path or 'the network'} calls {function} at {call.line}, where no pool can be inserted: "
                 f"downsampler={downsampler!r} needs a plain convolution layer that runs once, 'stride' does not"
             )
+        pixels = old ** (len(call.scales) or 2)
+        channels = (
+            _merged_channels(layer, pixels) if new == 1 and function in _MERGES and path not in shared else None
+        )
+        if channels:
+            if not any(isinstance(step, Repeat) for step in edits_of(layer).before):  # it may merge by several calls
+                edit(layer, before=(Repeat(old, channels),))
+            return Change(path, "patch merging", old, new, f"each pixel {pixels} times")
         return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared, sides))
     kind, note = "upsample", ""
     if isinstance(layer, CONVOLUTIONS):
@@ -87,6 +98,16 @@ def restride(
     else:
         vars(layer).update(scale_factor=float(new), size=None)
     return Change(path, kind, old, new, note)
+
+
+def _merged_channels(layer: nn.Module, pixels: int) -> int | None:
+    """Of a module that makes channels of each square of pixels for a linear layer of its own: those that it takes."""
+    widths = [child.in_features for child in layer.children() if isinstance(child, nn.Linear)]
+    # What else it has are norms.
+    small = all(
+        p.ndim < 2 for child in layer.children() if not isinstance(child, nn.Linear) for p in child.parameters()
+    )
+    return widths[0] // pixels if len(widths) == 1 and widths[0] % pixels == 0 and small else None
 
 
 def lift(path: str, layer: nn.Module, factor: int) -> Change:
@@ -152,10 +173,10 @@ def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
     pads: list[tuple[int, int]] = []
     for g, w, s, r in zip(got, wanted, stride, reach, strict=True):
         lines = (w - g) * s
-        if not 1 - r <= lines <= max(r - 1, 1):
+        if not 1 - r <= lines <= max(r - 1, s):
             return None
-        # The odd line goes to the left and top, as its like stands right.
-        pads.append((lines - lines // 2, lines // 2) if lines > 0 else (0, lines))
+        # The odd line goes to the left and top, as its like stands right; single pixels stay where they are.
+        pads.append((lines - lines // 2, lines // 2) if lines > 0 and r > 1 else (0, lines))
     border = Border(pads, fill)
     edit(layer, before=(border,))
     return border.extra_repr()
@@ -174,7 +195,7 @@ def _windows(layer: nn.Module) -> tuple[Any, Any]:
 def _conv(path: str, conv: nn.Conv2d | nn.Conv3d, old: int, new: int) -> tuple[str, str]:
     stride = tuple(_scaled(path, s, old, new) for s in conv.stride)
     if tiles(conv.kernel_size, conv.stride, conv.padding, conv.dilation):
-        return "patch embed", _resize_kernel(path, conv, stride, math.prod(conv.kernel_size) / math.prod(stride))
+        return "patch embed", resize_kernel(path, conv, stride, math.prod(conv.kernel_size) / math.prod(stride))
     note = ""
     if conv.padding == "same" and new > 1:  # which only stride 1 may have
         conv.padding = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
@@ -218,7 +239,7 @@ def _transposed(path: str, conv: nn.ConvTranspose2d | nn.ConvTranspose3d, old: i
     kernel, padding, stride = _one(conv.kernel_size), _one(conv.padding), _scaled(path, _one(conv.stride), old, new)
     axes = len(conv.kernel_size)
     if tiles(kernel, conv.stride, padding, conv.dilation):
-        return _resize_kernel(path, conv, (stride,) * axes, 1.0)
+        return resize_kernel(path, conv, (stride,) * axes, 1.0)
     # A smaller stride may keep the kernel, as convolutions do; a larger one would tear gaps between its taps.
     extra = stride - 1 + 2 * padding - conv.dilation[0] * (kernel - 1)
     now, note = Upsampling(kernel, padding, conv.stride[0]), ""
@@ -255,7 +276,7 @@ def _plain(conv: nn.Conv2d | nn.Conv3d) -> bool:
     return type(conv).forward is kind.forward and "weight" in conv._parameters
 
 
-def _resize_kernel(path: str, conv: Any, size: tuple[int, ...], gain: float) -> str:
+def resize_kernel(path: str, conv: Any, size: tuple[int, ...], gain: float) -> str:
     """A kernel that tiles the map keeps tiling it, without gaps or overlap."""
     if "weight" not in conv._parameters:
         raise ValueError(f"{path} computes its weight, so its kernel cannot follow its stride of {size[0]}")

@@ -34,6 +34,31 @@ class Border(nn.Module):
         return "; ".join(part for part in (added and f"padded by {added}", taken and f"cropped by {taken}") if part)
 
 
+class Repeat(nn.Module):
+    """Repeats each pixel of a map with `channels` channels, first or last, `factor` times along each side.
+
+    In front of a module that merges squares of pixels, all of a square are one pixel: it keeps its map.
+    """
+
+    def __init__(self, factor: int, channels: int) -> None:
+        super().__init__()
+        self.factor, self.channels = factor, channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 4 or self.channels not in (x.shape[1], x.shape[-1]):
+            raise ValueError(
+                f"patches of {self.channels} channels are merged from a tensor {tuple(x.shape)}, which is no map: a "
+                "merging of sequences cannot keep its map"
+            )
+        first = 1 if x.shape[-1] == self.channels else 2
+        for axis in range(first, first + x.ndim - 2):
+            x = x.repeat_interleave(self.factor, axis)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
 class DepthToSpace(nn.Module):
     """Shuffles channels into `factor` times a map's sides, as nn.PixelShuffle, with any number of axes."""
 
