@@ -247,7 +247,7 @@ class Recorder(TorchDispatchMode):
                 depthwise,
                 flops or 0,
                 _padded(func, args),
-            )  # fmt: skip
+            )
         )
         return out
 
