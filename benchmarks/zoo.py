@@ -42,7 +42,6 @@ from redistill_lib.network.fakes import tensors_in
 from redistill_lib.progress import progress_bar
 
 HERE = Path(__file__).parent
-LIBRARY = Path(rd.__file__).parent
 FACTORS = (2, 4)
 COLUMNS = ["zoo", "name", "input", "strides", "eager_bytes", "measured_bytes", "peak_bytes", "error", "seconds"]
 COLUMNS[-2:-2] = (f"{what}_x{x}" for x in FACTORS for what in ("student", "peak_bytes", "taps", "step", "graduate"))
@@ -112,7 +111,7 @@ def noted(row: Row, key: str) -> Iterator[None]:
     except Exception as error:
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
         last = traceback.extract_tb(error.__traceback__)[-1].filename
-        refused = isinstance(error, ValueError | TypeError | KeyError) and LIBRARY in Path(last).parents
+        refused = isinstance(error, ValueError | TypeError | KeyError) and "redistill_lib" in Path(last).parts
         first = re.split(r"\n|\. ", text, maxsplit=1)[0][:400]
         row[key] = f"{'' if refused else 'crash: '}{type(error).__name__}: {first}"
 
@@ -170,12 +169,10 @@ def examine(case: Case, quick: bool) -> Iterator[Row]:
 def train_step(student: nn.Module, teacher: nn.Module, taps: list[rd.Tap], inputs: Inputs) -> rd.Distillation:
     """One step of training; raises AssertionError where something in it is not as it should be."""
     draw = torch.Generator().manual_seed(0)
-    methods, targets, objective = "red", draw, rd.Objective(task_loss=noise_loss)
-    shape = answers(teacher, inputs)[0].shape
-    if len(shape) == 2 and shape[1] > 1:
-        targets = torch.randint(shape[1], shape[:1], generator=draw)
-        methods, objective = "red+kd", rd.Objective()
-    own = list(student.parameters())
+    methods, objective, targets = "red", rd.Objective(task_loss=noise_loss), draw
+    if len(shape := answers(teacher, inputs)[0].shape) == 2 and shape[1] > 1:  # a classifier
+        methods, objective, targets = "red+kd", rd.Objective(), torch.randint(shape[1], shape[:1], generator=draw)
+    own = [p for p in student.parameters() if p.requires_grad]
     distillation = rd.Distillation(student, teacher, taps, methods, objective=objective, example=inputs).train()
     trained = [p for p in distillation.parameters() if p.requires_grad]
     losses = distillation(*inputs, targets=targets)[1]
@@ -282,8 +279,8 @@ def main() -> None:
     options = parser.parse_args()
     known = cases()
     chosen = [key for key in known if key[0] in (options.zoo or key) and key[1] in (options.only or key)]
-    if not chosen:
-        parser.error("no network of zoo.yaml is of such a zoo and name")
+    if not chosen or any(importlib.util.find_spec(module) is None for module in options.modules):
+        parser.error("zoo.yaml has no network of that zoo and name, or there is no module of that name")
     path = options.output or HERE / "results" / ("zoo_quick.csv" if options.quick else "zoo.csv")
     table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=COLUMNS)
     rows = {(row["zoo"], row["name"]): row for row in table.to_dict("records")}
@@ -292,9 +289,8 @@ def main() -> None:
             del rows[key]
     missing = {zoo for zoo, _ in chosen if importlib.util.find_spec(zoo) is None}
     left = [known[key] for key in chosen if key not in rows and key[0] not in missing]
-    settings = (options.modules, options.memory, options.quick)
     with progress_bar(len(left), "zoo") as bar:
-        for row in rows_of(left, options.jobs, options.seconds, *settings):
+        for row in rows_of(left, options.jobs, options.seconds, options.modules, options.memory, options.quick):
             rows[row["zoo"], row["name"]] = {key: str(row.get(key, "")) for key in COLUMNS}
             table = pd.DataFrame([rows[key] for key in known if key in rows], columns=COLUMNS)
             table.to_csv(path, index=False)
