@@ -12,11 +12,12 @@ from typing import TypeVar, get_args
 from torch import nn
 
 from redistill_lib.checks import check_type
-from redistill_lib.network.flow import FITTING, Call, Example, Extent, Run, times, trace_flow
+from redistill_lib.network.flow import FITTING, Call, Example, Extent, Run, arguments_of, times, trace_flow
 from redistill_lib.network.grids import is_alike
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
+from redistill_lib.student.edits import CONVOLUTIONS, Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.places import Layout, find_layout, plan_totals
+from redistill_lib.student.tokens import fit_windows, resize_patches
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -53,6 +54,8 @@ def derive_student(
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
+    if factor is not None and (found := _larger_patches(model, layout, factor, example)):
+        return found
     target = _target(model, layout, factor, plan)
     try:
         student, changes = _moved(model, layout, example, plan_totals(layout, target), downsampler)
@@ -73,6 +76,29 @@ def derive_student(
     return student, tuple(changes.values())
 
 
+def _larger_patches(
+    model: _Model, layout: Layout, factor: int, example: Example
+) -> tuple[_Model, tuple[Change, ...]] | None:
+    """A transformer of one map whose patches, which are its only pooling, are `factor` times as large."""
+    (stem, *later), flow = layout.places, layout.found.flow
+    conv = model.get_submodule(stem.layers[0])
+    if later or not isinstance(conv, CONVOLUTIONS) or conv.kernel_size != conv.stride or set(conv.stride) == {1}:
+        return None
+    student = copy.deepcopy(model)
+    after = tuple(side // factor for side in stem.after)
+    changes = resize_patches(student, stem.layers[0], factor, stem.after, after)
+    found = trace_flow(student, example)
+    if found.error is not None:
+        raise ValueError(
+            f"the student of {times(after)} patches breaks in {found.running or 'its forward'}, which may take "
+            f"exactly {times(stem.after)}: {found.error}"
+        ) from found.error
+    if found.outputs != flow.outputs:
+        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, flow))
+        raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they have one entry per patch")
+    return student, tuple(changes)
+
+
 def _moved(
     model: _Model, layout: Layout, example: Example, totals: list[Fraction], downsampler: Downsampler
 ) -> tuple[_Model, dict[str, Change]]:
@@ -81,18 +107,21 @@ def _moved(
     tails = {layout.found.flow.calls[number] for number in layout.found.tails}
     flow = layout.found.flow
     channels = {
-        visit.run[0]: (flow.shapes[visit.takes[0]][1], flow.shapes[visit.gives[0]][1])
+        visit.run[0]: (flow.shapes[visit.takes][1], flow.shapes[visit.gives[0]][1])
         for visit in flow.visits
-        if visit.takes and visit.gives
+        if visit.takes >= 0 and visit.gives
     }
     for call, old, new, shared in _due(layout, totals):
-        if call in tails and old == 1 and call.function == "conv2d":
+        if call in tails and old == 1 and call.function in ("conv2d", "conv3d"):
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
             name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
             changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
             if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
+    args, kwargs = arguments_of(example)
+    for change in fit_windows(student, *args, **kwargs):
+        changes[change.layer] = change
     _settle(student, layout, example, _sizes(layout, totals), changes)
     return student, changes
 
