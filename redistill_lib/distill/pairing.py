@@ -27,7 +27,7 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Example) -> list
     """
     check_type("student", student, nn.Module)
     check_type("teacher", teacher, nn.Module)
-    ours, theirs = find_resolutions(student, example), find_resolutions(teacher, example)
+    ours, theirs = find_resolutions(student, example, "student"), find_resolutions(teacher, example, "teacher")
     image, taps = ours.image, list[Tap]()
     for step in ours.steps:
         if not step.learns:

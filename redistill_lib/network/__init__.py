@@ -1,5 +1,6 @@
 """Following a network's forward pass: reading its maps, and where its resolution changes."""
 
+from redistill_lib.network.answer import answer, asking
 from redistill_lib.network.hooks import (
     MapRef,
     check_float,
@@ -21,6 +22,8 @@ __all__ = [
     "Resize",
     "Resolutions",
     "Step",
+    "answer",
+    "asking",
     "check_float",
     "check_followable",
     "dtype_of",

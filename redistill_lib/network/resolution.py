@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from redistill_lib.checks import check_type
+from redistill_lib.network.answer import asking
 from redistill_lib.network.flow import (
     CONVOLUTIONS,
     Example,
     Extent,
     Flow,
     Visit,
+    arguments_of,
     image_of,
     trace_flow,
 )
@@ -114,12 +116,12 @@ class Resolutions:
         return pd.DataFrame([asdict(change) for change in self.changes], columns=list(Resize.__annotations__))
 
 
-def find_resolutions(model: nn.Module, example: Example) -> Resolutions:
+def find_resolutions(model: nn.Module, example: Example, role: str = "network") -> Resolutions:
     """Follow one forward pass in eval mode, on tensors without contents, and note where its maps change size.
 
     Only what descends from an image counts, also as tokens or with channels last; padding, unpadded convolutions and
     pooling to one pixel do not. `example` is a float image B×C×H×W or volume B×C×D×H×W, the tuple of the network's
-    inputs, or a dict of named ones. Raises what the network raises.
+    inputs, or a dict of named ones. Raises ValueError where the network, called `role` then, does not take it.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2))
@@ -131,7 +133,9 @@ def find_resolutions(model: nn.Module, example: Example) -> Resolutions:
     image_of(example)
     flow = trace_flow(model, example)
     if flow.error is not None:
-        raise flow.error
+        args, kwargs = arguments_of(example)
+        with asking((*args, *kwargs.values()), role):
+            raise flow.error
     grids = Grids(flow)
     # A fixed filter, as that of a blur pool, is a buffer.
     learning = [
