@@ -50,7 +50,9 @@ def derive_student(
 
     Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image:
     the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
-    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1.
+    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1;
+    transposed convolutions reach as far as before. Calls in a module's own forward are changed there. A transformer
+    of one map gets larger patches, and its positions are resized.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
 
