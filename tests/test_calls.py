@@ -228,3 +228,8 @@ def test_a_pass_that_goes_another_way_is_no_silent_error() -> None:
     assert net(MAP).shape == MAP.shape
     with pytest.raises(RuntimeError, match="call 0 of max_pool2d strides 3, which is no multiple of 2: this pass"):
         net(MAP[..., :15, :15])
+    sliced = Do(lambda x: x[:1][:, :, ::2, ::2] if len(x) > 1 else x[:, :, ::2, ::2])
+    rewrite_call(sliced, called("__getitem__"), 2, 1)
+    assert sliced(MAP[:1]).shape == (1, 4, 16, 16)
+    with pytest.raises(RuntimeError, match="call 0 of __getitem__ strides 0, which is no multiple of 2: this pass"):
+        sliced(MAP)

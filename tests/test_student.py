@@ -279,6 +279,7 @@ def test_kernels_that_tile_follow_their_stride() -> None:
     [
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)), 2,
          "only 0 strides in this Sequential: no later layer strides or pools"),
+        (look.ViT, 16, "patch_embed makes 8×8 patches, which patches 16 times as large do not divide"),
         (lambda: create_model("resnet18"), 32, "Plan 2-2222 cannot be front-loaded ×32: .* can give back only ×16"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, (3, 3), (2, 1), 1)), 2,
          "1 strides by 2 and 1 along the sides of its maps"),

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from test_calls import called
 from torch import Tensor, nn
 
+from redistill_lib.student import derive_student
 from redistill_lib.student.edits import restride
 from redistill_lib.student.tokens import fit_windows, resize_patches
 
@@ -95,9 +96,6 @@ def test_what_cannot_follow_the_patches_is_named() -> None:
     net = Transformer()
     with pytest.raises(ValueError, match=r"patches.proj makes 8×12 patches, which patches 8 times as large do not"):
         resize_patches(net, "patches.proj", 8, (8, 12), (1, 1))
-    net.mix = nn.Linear(96, 96)
-    with pytest.raises(ValueError, match="mix mixes exactly 96 patches, so their number cannot change"):
-        resize_patches(net, "patches.proj", 2, (8, 12), (4, 6))
     net.mix = nn.Module()
     net.mix.relative_position_bias_table = nn.Parameter(torch.zeros(15 * 23 + 3, 2))
     with pytest.raises(
@@ -106,6 +104,33 @@ def test_what_cannot_follow_the_patches_is_named() -> None:
         resize_patches(net, "patches.proj", 2, (8, 12), (4, 6))
     with pytest.raises(ValueError, match=r"0 is no convolution with kernel = stride, so its patches cannot grow"):
         resize_patches(nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3)), "0", 2, (8, 12), (4, 6))
+
+
+class Classifier(Transformer):
+    """Its answer is one for the image, or of as many patches as it was made for."""
+
+    def __init__(self, mixes: int = 0) -> None:
+        super().__init__()
+        self.mix = nn.Linear(mixes, 5) if mixes else nn.Linear(16, 5)
+        self.mixes = mixes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return self.mix(y.mean(2) if self.mixes else y[:, 0])
+
+
+def test_a_student_of_a_transformer_has_larger_patches() -> None:
+    student, changes = derive_student(Classifier(), 2, example=IMAGE)
+    assert [c.kind for c in changes] == ["patch embed", "positions"]
+    assert student(IMAGE).shape == (2, 5)
+    with pytest.raises(ValueError, match=r"of 4×6 patches breaks in mix, which may take exactly 8×12: .*shapes"):
+        derive_student(Classifier(97), 2, example=IMAGE)
+    with pytest.raises(
+        ValueError, match=r"would be \[\(2, 25, 16\)\], not \[\(2, 97, 16\)\]: they have one entry per"
+    ):
+        derive_student(Transformer(), 2, example=IMAGE)
+    with pytest.raises(ValueError, match=r"only patches.proj strides"):
+        derive_student(Transformer(), plan="8-2", example=IMAGE)
 
 
 def test_patches_of_volumes_grow_too() -> None:

@@ -28,8 +28,9 @@ class Rewrite(NamedTuple):
     rounding: Literal["", "down", "up"] = ""  # of the sides that it divides, where the border it loses is made up for
 
     def scaled(self, value: int) -> int:
+        """A stride of the call for the new ratio; RuntimeError where it cannot have had the old one."""
         scaled, rest = divmod(value * self.new, self.old)
-        if rest:
+        if rest or not value:
             raise RuntimeError(
                 f"call {self.number} of {self.function} strides {value}, which is no multiple of {self.old}: this "
                 "pass goes another way than the one by which the student was derived"
@@ -309,9 +310,11 @@ def _slice(func: Any, rule: Rewrite, given: dict[str, Any]) -> Tensor:
         start = None if index.start is None else index.start * rule.new // rule.old
         return slice(start, index.stop, rule.scaled(index.step))
 
-    index = given["index"]
-    index = tuple(map(scaled, index)) if isinstance(index, tuple) else scaled(index)
-    return func(given["input"], index)
+    index = given["index"] if isinstance(given["index"], tuple) else (given["index"],)
+    new = tuple(map(scaled, index))
+    if all(a is b for a, b in zip(index, new, strict=True)):
+        rule.scaled(0)  # it takes no steps
+    return func(given["input"], new)
 
 
 def _shuffle(func: Any, rule: Rewrite, given: dict[str, Any]) -> Tensor:

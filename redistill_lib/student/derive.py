@@ -11,7 +11,7 @@ from typing import TypeVar, get_args
 
 from torch import nn
 
-from redistill_lib.checks import check_type, whole
+from redistill_lib.checks import check_type
 from redistill_lib.network.flow import (
     FITTING,
     Call,
@@ -51,7 +51,9 @@ def derive_student(
 
     Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image:
     the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
-    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1.
+    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1;
+    transposed convolutions reach as far as before. Calls in a module's own forward are changed there. A transformer
+    of one map gets larger patches, and its positions are resized.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
 
@@ -66,26 +68,48 @@ def derive_student(
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
+    if factor is not None and (found := _larger_patches(model, layout, factor, example)):
+        return found
     target = _target(model, layout, factor, plan)
-    strides = target.places if isinstance(target, StridePlan) else (target,)
     try:
-        student, changes = _moved(model, layout, example, plan_totals(layout, strides), downsampler)
+        student, changes = _moved(model, layout, example, plan_totals(layout, target.places), downsampler)
     except ValueError as error:
         # A way up that meets nothing may as well stay as it is: its first map is of the teacher's size.
-        totals = plan_totals(layout, strides, mirror=False)
-        if totals == plan_totals(layout, strides):
+        totals = plan_totals(layout, target.places, mirror=False)
+        if totals == plan_totals(layout, target.places):
             raise
         try:
             student, changes = _moved(model, layout, example, totals, downsampler)
         except ValueError:
             raise error from None
-    if isinstance(target, StridePlan):
-        _rename(student, layout, target, downsampler)
+    _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
         register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
     return student, tuple(changes.values())
+
+
+def _larger_patches(
+    model: _Model, layout: Layout, factor: int, example: Example
+) -> tuple[_Model, tuple[Change, ...]] | None:
+    """A transformer of one map whose patches, which are its only pooling, are `factor` times as large."""
+    (stem, *later), flow = layout.places, layout.found.flow
+    if later or stem.stride == 1 or not _embeds(model.get_submodule(stem.name)):
+        return None
+    student = copy.deepcopy(model)
+    after = tuple(side // factor for side in stem.after)
+    changes = resize_patches(student, stem.layers[0], factor, stem.after, after)
+    found = trace_flow(student, example)
+    if found.error is not None:
+        raise ValueError(
+            f"the student of {times(after)} patches breaks in {found.running or 'its forward'}, which may take "
+            f"exactly {times(stem.after)}: {found.error}"
+        ) from found.error
+    if found.outputs != flow.outputs:
+        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, flow))
+        raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they have one entry per patch")
+    return student, tuple(changes)
 
 
 def _moved(
@@ -106,7 +130,7 @@ def _moved(
             after = flow.shapes[call.makes[0]][2:]
             smaller = tuple(side * old // new for side in after)
             changes |= {c.layer: c for c in resize_patches(student, call.path, new // old, after, smaller)}
-        elif call in tails and old == 1 and call.function == "conv2d":
+        elif call in tails and old == 1 and call.function in ("conv2d", "conv3d"):
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
             name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
@@ -124,22 +148,14 @@ def _embeds(layer: nn.Module) -> bool:
     return isinstance(layer, CONVOLUTIONS) and tiles(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
 
 
-def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan | int:
-    """The student's plan, or the stride of the one place that a network has."""
+def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
     factor = check_type("factor", factor, int, None)
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:
-        [place] = layout.places
-        if (
-            factor is not None
-            and place.stride > 1
-            and all(_embeds(model.get_submodule(path)) for path in place.layers)
-        ):
-            return place.stride * whole("factor", factor)  # a transformer's patches are all the pooling that it has
         raise ValueError(
-            f"only {place.name} strides in this {type(model).__name__}: no later layer strides or pools that could "
-            "give it back" + "; give factor= to make its patches larger" * (factor is None)
+            f"only {layout.places[0].name} strides in this {type(model).__name__}: no later layer strides or pools "
+            "that could give it back"
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())

@@ -40,10 +40,6 @@ def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, aft
             f"example whose sides are multiples of {conv.kernel_size[0] * factor}"
         )
     old, count = conv.kernel_size[0], math.prod(before)
-    for name, layer in model.named_modules():
-        width = getattr(layer, "in_features", getattr(layer, "in_channels", None))
-        if width == count != conv.out_channels and isinstance(layer, nn.Linear | nn.Conv1d):
-            raise ValueError(f"{name} mixes exactly {count} patches, so their number cannot change")
     size = (old * factor,) * len(conv.kernel_size)
     changes = [Change(path, "patch embed", old, size[0], resize_kernel(path, conv, size, 1 / factor ** len(size)))]
     for name, value in _positions(model, before):
