@@ -160,6 +160,9 @@ def test_streaming_ends_where_a_map_is_read_twice() -> None:
 
     bounds = rd.memory_bounds(Skip(), torch.zeros(1, 3, 8, 8))
     assert (bounds.streaming_bytes, bounds.streaming_name) == (bounds.peak_bytes, "")
+    straight = rd.memory_bounds(nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8)), torch.zeros(1, 3, 8, 8))
+    assert bounds.shortcut_name == "stem" and straight.shortcut_name == ""
+    assert bounds.without_shortcut_bytes == straight.streaming_bytes < bounds.streaming_bytes
 
 
 def test_in_place_depthwise_holds_one_channel_beside_the_map() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -29,6 +29,8 @@ class Bounds:
     op_name: str
     streaming_bytes: int  # the leading chain of convolutions and pools run row by row
     streaming_name: str  # the last layer of that chain; empty where streaming gains nothing
+    shortcut_name: str  # a layer behind it ends the chain, as a shortcut keeps its map; empty where none does
+    without_shortcut_bytes: int  # the chain run row by row if that map had no shortcut
     in_place_depthwise_bytes: int  # depthwise convolutions over their own input
 
 
@@ -58,7 +60,11 @@ def memory_bounds(
         # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
         large = [value if value.nbytes > peak * SMALL else value._replace(nbytes=0) for value in values]
         order = max(order, _search(nodes, large, peak)[0])
-    streaming, until = _streaming(schedule)
+    streaming, until, kept = _streaming(schedule)
+    without, shortcut = streaming, ""
+    if kept is not None:
+        without = _streaming(_without_shortcut(schedule, kept))[0]
+        shortcut = next(buffer.module for buffer in schedule.buffers if buffer.index == kept)
     return Bounds(
         peak_bytes=peak,
         order_bytes=order,
@@ -67,21 +73,26 @@ def memory_bounds(
         op_name=largest.module or largest.name,
         streaming_bytes=streaming,
         streaming_name=until,
+        shortcut_name=shortcut if without < streaming else "",
+        without_shortcut_bytes=without,
         in_place_depthwise_bytes=max(fused_schedule(passed, size, in_place_depthwise=True).live_bytes()),
     )
 
 
-def _streaming(schedule: Schedule) -> tuple[int, str]:
+def _streaming(schedule: Schedule) -> tuple[int, str, int | None]:
+    """Bytes, the last layer of the chain that is worth it, and the buffer at which more readers than one end it."""
     live = schedule.live_bytes()
     buffers = {buffer.index: buffer for buffer in schedule.buffers}
     readers = Counter(index for step in schedule.steps for index in step.reads)
-    best, until, chain, beside = max(live), "", 0, 0
+    best, until, chain, beside, kept = max(live), "", 0, 0, None
     for k, step in enumerate(schedule.steps):
         if len(step.reads) != 1 or len(step.writes) != 1 or not step.rows:
             break
         source, made = buffers[step.reads[0]], buffers[step.writes[0]].nbytes
         chained = source.kind == "activation" and source.first == k - 1 if k else source.kind == "input"
-        if not chained or readers[source.index] > 1:
+        if chained and readers[source.index] > 1:
+            kept = source.index
+        if not chained or kept is not None:
             break
         beside = max(beside, live[k] - source.nbytes - made)  # what is alive apart from the chain
         # The image is there as a whole, of the maps behind it only the rows that are read at once.
@@ -89,7 +100,18 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
         peak = max([chain + beside + made, *live[k + 1 :]])
         if peak < best:
             best, until = peak, step.module or step.name
-    return best, until
+    return best, until, kept
+
+
+def _without_shortcut(schedule: Schedule, kept: int) -> Schedule:
+    """The buffer `kept` is read by the first of its readers alone."""
+    first = next(k for k, step in enumerate(schedule.steps) if kept in step.reads)
+    steps = tuple(
+        step if k <= first else replace(step, reads=tuple(index for index in step.reads if index != kept))
+        for k, step in enumerate(schedule.steps)
+    )
+    buffers = (replace(b, last=first) if b.index == kept else b for b in schedule.buffers)
+    return replace(schedule, steps=steps, buffers=tuple(buffers))
 
 
 class _Value(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -57,6 +58,7 @@ class Op:
     rows: int  # that the kernel of a convolution or pooling spans; 0: another operator, or it reads a view
     depthwise: bool
     flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
+    padded: Shape = ()  # of its input with a padding that TensorFlow's SAME does not make; (): it has none such
 
     @property
     def name(self) -> str:  # "convolution"
@@ -233,7 +235,19 @@ class Recorder(TorchDispatchMode):
         aligned = tuple(index for index in reads if index not in unlike)
         changes = tuple(dict.fromkeys(changed))
         self.ops.append(
-            Op(func, self.stack[-1], shape, reads, tuple(writes), changes, aligned, rows, depthwise, flops or 0)
+            Op(
+                func,
+                self.stack[-1],
+                shape,
+                reads,
+                tuple(writes),
+                changes,
+                aligned,
+                rows,
+                depthwise,
+                flops or 0,
+                _padded(func, args),
+            )
         )
         return out
 
@@ -302,3 +316,27 @@ def weights_of(model: nn.Module) -> list[Tensor]:
     packed = (v for module in model.modules() for v in vars(module).values() if type(v) is torch.ScriptObject)
     inside = packed_tensors(list({id(value): value for value in packed}.values()))
     return list({id(t): t for t in (*model.parameters(), *inside)}.values())
+
+
+def _padded(func: Any, args: Any) -> Shape:
+    """The shape of a convolution's or pooling's input with its padding, where that is not what SAME would pad."""
+    name = func._schema.name.partition("::")[2]
+    whole = False  # average pooling that counts the padding too
+    if name == "convolution" and not args[6]:
+        spans, (stride, padding, dilation) = args[1].shape[2:], args[3:6]
+    elif name == "max_pool2d_with_indices" and len(args) > 3:
+        spans, stride, padding, dilation = args[1], args[2], args[3], args[4] if len(args) > 4 else [1]
+    elif name == "avg_pool2d" and len(args) > 3:
+        spans, stride, padding, dilation = args[1], args[2], args[3], [1]
+        whole = len(args) < 6 or args[5]
+    else:
+        return ()
+    outer, extents = args[0].shape[: -len(spans)], args[0].shape[-len(spans) :]
+    stride, padding, dilation = (v * len(spans) if len(v) == 1 else v for v in (stride or spans, padding, dilation))
+    same = all(
+        (math.ceil(n / s) - 1) * s + d * (k - 1) + 1 == n + 2 * p
+        for n, k, s, p, d in zip(extents, spans, stride, padding, dilation, strict=True)
+    )
+    if not any(padding) or (same and not whole):
+        return ()
+    return (*outer, *(n + 2 * p for n, p in zip(extents, padding, strict=True)))
