@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from redistill_lib.checks import check_type
 from redistill_lib.costs import Cost, cost_of, with_blocks
-from redistill_lib.distill import match_taps
+from redistill_lib.distill.pairing import pair_steps
 from redistill_lib.memory import format_size, parse_size
 from redistill_lib.memory.profile import storage_size
 from redistill_lib.memory.reuse import Runs
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
-from redistill_lib.network import asking
+from redistill_lib.network import Resolutions, asking, find_resolutions
 from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
@@ -197,13 +197,14 @@ def fit_to_budget(
                 f"would have another size; give plans whose digits multiply to {own.total}"
             )
     how = {"in_place_depthwise": in_place_depthwise}
+    networks: dict[StridePlan, nn.Module] = {}
     traces: dict[StridePlan, Trace] = {}
     found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
     # The built-in networks are of the same blocks, and hold no reference cycles.
-    runs, pause = (Runs(), _without_collector()) if isinstance(model, str) else (None, contextlib.nullcontext())
+    runs = Runs() if isinstance(model, str) else None
     plans_once = dict.fromkeys((own, *chosen))
-    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar, pause:
+    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar, _collecting(runs is None):
         for plan in plans_once:
             try:
                 network = build(plan)
@@ -212,6 +213,8 @@ def fit_to_budget(
                     raise
                 refused[str(plan)] = str(error)
             else:
+                if runs is not None:
+                    networks[plan] = network  # without contents
                 with asking(inputs):
                     traces[plan] = trace(network, *inputs, fast_attention=False, runs=runs)  # once for all dtypes
                 costs = [cost_of(network, traces[plan], dtype, **how) for dtype in dtypes]
@@ -222,18 +225,21 @@ def fit_to_budget(
     teacher, untapped = build(own), dict[str, str]()
     weight = next(teacher.parameters(), inputs[0])
     zeros = tuple(torch.zeros_like(x, device=weight.device) for x in inputs)
-    for plan in _worthwhile(found, plans_found, budget_bytes, blocks):
-        if found[plan][0].published or str(plan) in untapped:
-            continue
-        student = build(plan)
-        try:
-            blocked = with_blocks(traces[plan], match_taps(student, teacher, zeros))
-        except ValueError as error:
-            untapped[str(plan)] = str(error)
-            continue
-        for k, fit in enumerate(found[plan]):
-            published, in_place = blocked.costs(student, fit.dtype, **how)
-            found[plan][k] = replace(fit, published=published, in_place=in_place)
+    theirs: Resolutions | None = None
+    with _collecting(runs is None):
+        for plan in _worthwhile(found, plans_found, budget_bytes, blocks):
+            if found[plan][0].published or str(plan) in untapped:
+                continue
+            student = networks[plan] if plan in networks else build(plan)
+            try:
+                ours, theirs = find_resolutions(student, zeros), theirs or find_resolutions(teacher, zeros)
+                blocked = with_blocks(traces[plan], pair_steps(student, ours, teacher, theirs))
+            except ValueError as error:
+                untapped[str(plan)] = str(error)
+                continue
+            for k, fit in enumerate(found[plan]):
+                published, in_place = blocked.costs(student, fit.dtype, **how)
+                found[plan][k] = replace(fit, published=published, in_place=in_place)
     candidates = tuple(fit for plan in plans_found for fit in found[plan])
     return BudgetFit(name, budget_bytes, tuple(found[own]), candidates, blocks, refused, untapped)
 
@@ -263,10 +269,11 @@ def _worthwhile(
 
 
 @contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Spare the search for reference cycles, which takes a third of the time where networks come and go."""
+def _collecting(as_before: bool) -> Iterator[None]:
+    """Or without the search for reference cycles, which takes a third of the time where networks come and go."""
     enabled = gc.isenabled()
-    gc.disable()
+    if not as_before:
+        gc.disable()
     try:
         yield
     finally:

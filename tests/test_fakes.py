@@ -114,6 +114,7 @@ def test_no_network_sees_that_its_tensors_have_no_contents() -> None:
     for asks in asking:
         assert follow(Asks(asks), (X,), look) == (2, "fake")
     assert follow(Knows(), (X,), look) == (2, "real")
+    assert follow(Knows(), (X.to("meta"),), look) == (4, "fake")  # it cannot be run
     assert torch._subclasses.FakeTensor is FakeTensor
 
 

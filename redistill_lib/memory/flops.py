@@ -28,14 +28,13 @@ def count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any],
     None where an operator multiplies, or may, and how often is not known.
     """
     space, _, name = func._schema.name.partition("::")
-    packet, plain = func._overloadpacket, name.rstrip("_")
-    formula = flop_registry.get(packet) or (
-        flop_registry.get(getattr(torch.ops.aten, plain, None)) if plain else None
-    )
-    if formula is not None and space == "aten":
+    plain = name.rstrip("_")  # of `addmm_` too
+    if space == "aten" and (formula := flop_registry.get(getattr(torch.ops.aten, plain, None))):
         return _by_formula(formula, args, kwargs, out)
     if own := _FORMULAS.get(plain):
         return own(args, out)
+    if torch.Tag.reduction in func.tags:
+        return 0  # norms
     return None if space not in ("aten", "prims", "prim") or _PRODUCT.search(name) else 0
 
 

@@ -152,6 +152,7 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
     computed ("real").
     """
     held = held_tensors(model)
+    empty = any(tensor.is_meta for tensor in (*held, *tensors_in(values)))  # nothing to compute with
     device = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
 
     def stand_in(tensor: Tensor) -> Tensor:
@@ -167,17 +168,18 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with step_by_step():
         try:
-            for module in model.modules():
-                if isinstance(module, torch.jit.ScriptModule) or _asks(type(module)):  # type: ignore[arg-type]
-                    raise TypeError("a compiled graph keeps its own weights, and who asks must not see a fake")
+            if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+                raise TypeError("a compiled graph keeps its own weights")
+            if not empty and any(_asks(type(module)) for module in model.modules()):  # type: ignore[arg-type]
+                raise TypeError("who asks must not see a fake")
             with _unnoticed():
                 twin = copy_network(model, {id(tensor): stand_in(tensor) for tensor in held}).eval()
                 given = tree_map_only(Tensor, stand_in, values)
                 with fake:
                     return watch(twin, given, "fake")
         except Exception:
-            if any(tensor.is_meta for tensor in (*held, *tensors_in(values))):
-                raise  # there is nothing to compute with
+            if empty:
+                raise
         with torch.random.fork_rng(devices=[]):
             return watch(real_copy(model), tree_map_only(Tensor, torch.clone, values), "real")
 
