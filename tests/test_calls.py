@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from redistill_lib.network import flow, record_maps
 from redistill_lib.network.flow import Run
+from redistill_lib.red import RedBlock, insert_blocks
+from redistill_lib.student import derive_student
 from redistill_lib.student.calls import rewrite_call
 from redistill_lib.student.edits import restride
 
@@ -233,3 +235,25 @@ def test_a_pass_that_goes_another_way_is_no_silent_error() -> None:
     assert sliced(MAP[:1]).shape == (1, 4, 16, 16)
     with pytest.raises(RuntimeError, match="call 0 of __getitem__ strides 0, which is no multiple of 2: this pass"):
         sliced(MAP)
+
+
+def test_blocks_inside_an_edited_module_are_not_counted() -> None:
+    """A shared convolution whose second run alone changes, behind a block that convolves too."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.conv = nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 4, 3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.conv(self.first(x)))
+
+    x = torch.randn(1, 3, 32, 32)
+    student, _ = derive_student(Twice(), 2, example=x)
+    block = RedBlock(4).eval()
+    blocked = insert_blocks(student, [("first", "output", block)]).eval()
+    first, conv = student.first.layer, student.conv
+    wanted = block(F.conv2d(x, first.weight, first.bias, 2, 1))
+    for stride in (2, 1):
+        wanted = F.conv2d(wanted, conv.weight, conv.bias, stride, 1)
+    assert torch.allclose(blocked(x), wanted, atol=1e-6)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -29,6 +28,7 @@ from redistill_lib.network import (
     record_maps,
     run_and_read,
 )
+from redistill_lib.network.fakes import copy_network
 from redistill_lib.red import Side, insert_blocks, inserted_blocks, make_in_place
 
 Inputs = tuple[Tensor, ...]
@@ -341,7 +341,7 @@ class Distillation(nn.Module):
         something else reads the map: `red.make_in_place` says which and why. Raises ValueError where none can.
         """
         if not in_place:
-            return copy.deepcopy(self.student)
+            return copy_network(self.student)
         if example is None:
             raise ValueError("graduate(in_place=True) needs example=, a batch that shows who reads a map")
         return make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]

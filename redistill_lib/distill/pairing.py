@@ -30,10 +30,12 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow:
     check_type("student", student, nn.Module)
     check_type("teacher", teacher, nn.Module)
     ours, theirs = find_resolutions(student, example, "student"), find_resolutions(teacher, example, "teacher")
-    return pair_steps(student, ours, teacher, theirs)
+    return pair_steps(student, ours, teacher, theirs, narrow)
 
 
-def pair_steps(student: nn.Module, ours: Resolutions, teacher: nn.Module, theirs: Resolutions) -> list[Tap]:
+def pair_steps(
+    student: nn.Module, ours: Resolutions, teacher: nn.Module, theirs: Resolutions, narrow: bool = False
+) -> list[Tap]:
     """`match_taps` of two networks that were followed before."""
     image, taps = ours.image, list[Tap]()
     own, others = (found.narrowest() if narrow else found.steps for found in (ours, theirs))

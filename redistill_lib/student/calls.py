@@ -7,6 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function_unary
 
 from redistill_lib.network.flow import FITTING, Call
+from redistill_lib.red import inserted_blocks
 from redistill_lib.student.kernels import each, lines_for, resize_tile, tiles
 
 
@@ -141,7 +143,11 @@ def _edited(kind: Any) -> Any:
                 x = step(x)
             args, kwargs = ((x, *args[1:]), kwargs) if key is None else ((), {**kwargs, key: x})
         if edits.rewrites:
-            with Rewriting(edits.rewrites):
+            with ExitStack() as stack:
+                counting = stack.enter_context(Rewriting(edits.rewrites))
+                for _, _, block in inserted_blocks(self):  # which were not there when the calls were numbered
+                    stack.enter_context(block.register_forward_pre_hook(counting.pause))
+                    stack.enter_context(block.register_forward_hook(counting.go_on))
                 output = kind.forward(self, *args, **kwargs)
         else:
             output = kind.forward(self, *args, **kwargs)
@@ -175,11 +181,18 @@ class Rewriting(TorchFunctionMode):
         super().__init__()
         self.rewrites = rewrites
         self.counts: dict[str, int] = dict.fromkeys((rule.function for rule in rewrites), 0)
+        self.paused = 0
+
+    def pause(self, *args: Any) -> None:
+        self.paused += 1
+
+    def go_on(self, *args: Any) -> None:
+        self.paused -= 1
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name not in self.counts:
+        if self.paused or name not in self.counts:
             return func(*args, **kwargs)
         number = self.counts[name]
         self.counts[name] = number + 1

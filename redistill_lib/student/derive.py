@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections import Counter
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import TypeVar, get_args
 from torch import nn
 
 from redistill_lib.checks import check_type
+from redistill_lib.network.fakes import copy_network
 from redistill_lib.network.flow import (
     FITTING,
     Call,
@@ -97,7 +97,7 @@ def _larger_patches(
     (stem, *later), flow = layout.places, layout.found.flow
     if later or stem.stride == 1 or not _embeds(model.get_submodule(stem.name)):
         return None
-    student = copy.deepcopy(model)
+    student = copy_network(model)
     after = tuple(side // factor for side in stem.after)
     changes = resize_patches(student, stem.layers[0], factor, stem.after, after)
     found = trace_flow(student, example)
@@ -115,7 +115,7 @@ def _larger_patches(
 def _moved(
     model: _Model, layout: Layout, example: Example, totals: list[Fraction], downsampler: Downsampler
 ) -> tuple[_Model, dict[str, Change]]:
-    student = copy.deepcopy(model)
+    student = copy_network(model)
     changes: dict[str, Change] = {}
     tails = {layout.found.flow.calls[number] for number in layout.found.tails}
     flow = layout.found.flow
