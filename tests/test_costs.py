@@ -80,6 +80,36 @@ def test_costs_are_those_of_networks_with_blocks(name: str) -> None:
     assert costs.teacher.peak_bytes == rd.profile_memory(teacher, *inputs, dtype="int8").peak_bytes
 
 
+class Shuffling(nn.Module):
+    """Its map is a view of what was made in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x.view(1, 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+
+class Reading(nn.Sequential):
+    """It takes a view, and inside makes a map of the very shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self[1](self[0](x))
+        return y + x
+
+
+def test_blocks_behind_and_before_a_shuffle_of_channels() -> None:
+    inside = Reading(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
+    student = nn.Sequential(Shuffling(), inside, nn.Conv2d(8, 4, 3, padding=1))
+    taps = [rd.Tap("0", "output", "0", "output", channels=8), rd.Tap("1", "input", "1", "input", channels=8)]
+    for some in ([taps[0]], [taps[1]], taps):
+        costs = rd.tap_costs(student, student, some, X, dtype="int8")
+        for in_place in (False, True):
+            assert found(costs.rows[-1], in_place) == measured(student, some, (X,), in_place)
+
+
 @pytest.mark.parametrize("kernel", [1, 5])
 def test_blocks_of_other_kernels(kernel: int) -> None:
     student = mobile(4, 1, 2)
