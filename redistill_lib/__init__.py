@@ -23,6 +23,7 @@ _HOMES = {
     "Tap": "distill",
     "match_taps": "distill",
     "read_taps": "distill",
+    "find_resolutions": "network",
     "record_maps": "network",
     "derive_student": "student",
     "Distillation": "distill",
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model
-    from redistill_lib.network import record_maps
+    from redistill_lib.network import find_resolutions, record_maps
     from redistill_lib.plans import StridePlan
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import math
 import operator
@@ -18,9 +20,11 @@ from redistill_lib.costs import Cost, cost_of, with_blocks
 from redistill_lib.distill import match_taps
 from redistill_lib.memory import format_size, parse_size
 from redistill_lib.memory.profile import storage_size
+from redistill_lib.memory.reuse import Runs
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.network import asking
+from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
 from redistill_lib.student import derive_student, find_places
@@ -196,8 +200,10 @@ def fit_to_budget(
     traces: dict[StridePlan, Trace] = {}
     found: dict[StridePlan, list[Fit]] = {}
     refused: dict[str, str] = {}
+    # The built-in networks are of the same blocks, and hold no reference cycles.
+    runs, pause = (Runs(), _without_collector()) if isinstance(model, str) else (None, contextlib.nullcontext())
     plans_once = dict.fromkeys((own, *chosen))
-    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar:
+    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar, pause:
         for plan in plans_once:
             try:
                 network = build(plan)
@@ -207,7 +213,7 @@ def fit_to_budget(
                 refused[str(plan)] = str(error)
             else:
                 with asking(inputs):
-                    traces[plan] = trace(network, *inputs, fast_attention=False)  # once for all dtypes
+                    traces[plan] = trace(network, *inputs, fast_attention=False, runs=runs)  # once for all dtypes
                 costs = [cost_of(network, traces[plan], dtype, **how) for dtype in dtypes]
                 found[plan] = [Fit(str(plan), dtype, cost) for dtype, cost in zip(dtypes, costs, strict=True)]
             bar.update()
@@ -256,6 +262,18 @@ def _worthwhile(
             nearest = min(nearest, found[plan][k].peak(blocks))
 
 
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Spare the search for reference cycles, which takes a third of the time where networks come and go."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 # The network's name and plan, the plans to look at, and what builds the network of a plan.
 _Search = tuple[str, StridePlan, list[StridePlan], Callable[[StridePlan], nn.Module]]
 
@@ -264,10 +282,10 @@ def _named(name: str) -> _Search:
     arch = name.partition("-")[0]
 
     def build(plan: StridePlan) -> nn.Module:
-        with torch.device("meta"):
+        with outlines():
             return create_model(f"{arch}-{plan}")
 
-    with torch.device("meta"):
+    with outlines():
         own: StridePlan = create_model(name).plan
     plans, facts = [], ARCHITECTURES[arch]
     for stages in itertools.product(facts.allowed, repeat=len(own.stages)):

@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from redistill_lib.costs import TapCosts
     from redistill_lib.memory import Bounds, Profile
+
+CONVENTIONS = (  # those of redistill_lib.memory, which costs an import of torch
+    "eager", "fused", "paper", "onnxruntime", "executorch", "executorch_in_place", "litert_micro",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--inputs", type=tensors, metavar="SHAPES", help=what)
     what = "of the student that pools ×F in its stem, with what RED blocks add to it"
     memory.add_argument("--factor", type=int, default=1, metavar="F", help=what)
-    memory.add_argument("--convention", default="fused", choices=("eager", "fused", "paper"))
+    memory.add_argument("--convention", default="fused", choices=CONVENTIONS, help="whose rules")
     memory.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations are stored as")
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
@@ -181,8 +185,10 @@ def _memory(arguments: argparse.Namespace) -> int:
     bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
     costs = _tap_costs(arguments, model, teacher, inputs) if arguments.factor > 1 and arguments.html is None else None
     if arguments.json:
-        record = {k: v for k, v in vars(profile).items() if k not in ("rows", "tensors", "schedule")}
-        record |= {"peak_bytes": profile.peak_bytes, "peak_at": profile.peak_op.name, "flops": profile.flops}
+        hidden = ("rows", "tensors", "schedule", "runtime")
+        record = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name not in hidden}
+        record |= {name: getattr(profile, name) for name in ("peak_bytes", "arena_bytes", "best_arena_bytes")}
+        record |= {"peak_at": profile.peak_op.name, "flops": profile.flops}
         record |= {"bounds": vars(bounds), "rows": profile.to_frame().to_dict("records")}
         record |= {"taps": costs.to_frame().to_dict("records")} if costs else {}
         print(json.dumps(record, indent=1, ensure_ascii=False))

@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 import redistill_lib as rd
-from redistill_lib.budget import Blocks, BudgetFit, Fit, fit_to_budget
+from redistill_lib.budget import Blocks, BudgetFit, Fit, _named, fit_to_budget
 from redistill_lib.costs import Cost
+from redistill_lib.memory.reuse import Runs
+from redistill_lib.memory.trace import trace
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
 
 X = torch.zeros(1, 3, 64, 64)
@@ -188,3 +190,40 @@ def test_a_plan_without_a_place_for_blocks_is_told() -> None:
 def test_plans_of_another_total_stride_are_refused(model: nn.Module | str, plan: str) -> None:
     with pytest.raises(ValueError, match=rf"plan {plan} strides .* in all where .* strides \d+, so its last maps"):
         fit_to_budget(model, "1MB", X, plans=plan, progress=False)
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet"])
+def test_a_replayed_pass_is_the_pass(arch: str) -> None:
+    runs, (_, own, plans, build) = Runs(), _named(arch)
+    inputs = rd.models.example_inputs(arch, 64)
+    for plan in [own, *plans[:: max(1, len(plans) // 4)]]:
+        network = build(plan)
+        assert trace(network, *inputs, runs=runs) == trace(network, *inputs)
+        known = len(runs.known)
+        assert trace(network, *inputs, runs=runs) == trace(network, *inputs) and known == len(runs.known)
+
+
+def test_modules_that_differ_or_cannot_be_compared_are_run() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, times: object) -> None:
+            super().__init__()
+            self.times, self.conv = times, nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in self.times if isinstance(self.times, list) else range(self.times):  # type: ignore[call-overload]
+                x = self.conv(x)
+            return x
+
+    class Keeps(Scaled):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept = super().forward(x)
+            return self.kept + 1
+
+    runs, x = Runs(), torch.zeros(1, 4, 8, 8)
+    nets = [
+        nn.Sequential(nn.Identity(), kind(times)) for kind in (Scaled, Keeps) for times in (1, 2, 3, 2, [1], [1, 2])
+    ]
+    nets[0][1].register_forward_hook(lambda module, args, out: out * 2)
+    for net in (*nets, nn.Sequential(*nets)):
+        assert trace(net, x, runs=runs) == trace(net, x)
+        assert trace(net, x[..., ::2], runs=runs) == trace(net, x[..., ::2])

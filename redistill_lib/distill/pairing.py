@@ -27,7 +27,7 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Example) -> list
     """
     check_type("student", student, nn.Module)
     check_type("teacher", teacher, nn.Module)
-    ours, theirs = find_resolutions(student, example), find_resolutions(teacher, example)
+    ours, theirs = find_resolutions(student, example, "student"), find_resolutions(teacher, example, "teacher")
     image, taps = ours.image, list[Tap]()
     for step in ours.steps:
         if not step.learns:
@@ -71,8 +71,8 @@ def _widest(found: Resolutions, step: Step) -> Step:
     parts = step.input.layer.split(".")
     outer = (".".join(parts[: k + 1]) for k in range(len(parts)))
     path = next(path for path in outer if path in visits)
-    value = visits[path].takes[0]
+    value = visits[path].takes
     shape = found.flow.shapes[value]
-    if not found.grids.is_map(value) or shape[2:] != step.before:
+    if value < 0 or not found.grids.is_map(value) or shape[2:] != step.before:
         return step
     return replace(step, input=MapRef(path, "input"), channels_in=shape[1])

@@ -73,6 +73,8 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
     lines = {reference.peak_bytes: ["teacher"]} if reference else {}
     for name, value in bound_values(bounds, profile.peak_bytes).items():
         lines.setdefault(value, []).append(name.partition(":")[0])
+    if profile.packing:
+        lines.setdefault(profile.arena_bytes, []).append("arena")
     highest = max([highest, *lines])
     free = 0.0  # pixels above 0 at which the next text stands clear of the last one
     for value, names in sorted(lines.items()):
@@ -178,6 +180,7 @@ def _words(profile: Profile, bounds: Bounds | None, reference: Profile | None) -
     held = profile.peak_op.held_bytes
     if 3 * held >= profile.peak_bytes:
         text += f"; {format_size(held)} of it is only held for later steps"
+    text += profile.packing
     note = f"{profile.model} {setting(profile)}; weights ({format_size(profile.weight_bytes)}) not included. "
     note += "In colour: what is alive at the peak, read or made by that step or held for a later one."
     if bounds and bounds.order_bytes == profile.peak_bytes:

@@ -181,7 +181,9 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
         )  # fmt: skip
         figure.add_annotation(y=k, text=format_size(profile.weight_bytes), **beside)
         names.append(f"<b>{role_name(role)}</b><br>{muted(short(profile.model, 22))}")
-        for name, value in bound_values((bounds or {}).get(role), profile.peak_bytes).items():
+        arena = {"arena": profile.arena_bytes} if profile.packing else {}
+        reach = max(reach, 1.05 * profile.arena_bytes / scale)
+        for name, value in (bound_values((bounds or {}).get(role), profile.peak_bytes) | arena).items():
             marks.setdefault(name, {})[k] = value
     figure.add_annotation(text="weights", y=1, yref="paper", yanchor="bottom", **beside)
     for marker, (name, values) in zip(_MARKERS, marks.items(), strict=False):
@@ -220,6 +222,8 @@ def memory_table(
             "where": profile.peak_op.name, "weights": format_size(profile.weight_bytes),
             "parameters": profile.weight_count,
         }  # fmt: skip
+        if any(each.packing for each in profiles.values()):
+            row["arena"] = format_size(profile.arena_bytes)
         if profile.convention != "paper":  # which counts no steps
             row |= {"multiply-adds": profile.flops // 2, "steps": len(profile.rows)}
         if torchinfo and role in torchinfo:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from redistill_lib.memory.profile import Dtype, rows_of, storage_size
+from redistill_lib.memory.profile import Dtype, storage_size
 from redistill_lib.memory.schedule import Schedule, StorageSize, fused_schedule, may_overwrite, needed_ops
 from redistill_lib.memory.trace import Trace, trace
 
@@ -25,7 +25,7 @@ class Bounds:
     peak_bytes: int  # in the order in which the program runs it
     order_bytes: int  # the least that any order needs without computing anything twice
     order_exact: bool  # False: no order needs less, but perhaps every one needs more
-    op_bytes: int  # the largest step's inputs and outputs: needed whatever else is freed
+    op_bytes: int  # the largest operator's inputs and outputs: needed whatever else is freed
     op_name: str
     streaming_bytes: int  # the leading chain of convolutions and pools run row by row
     streaming_name: str  # the last layer of that chain; empty where streaming gains nothing
@@ -52,8 +52,9 @@ def memory_bounds(
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=False)
     schedule = fused_schedule(passed, size)
     peak = max(schedule.live_bytes())
-    largest = max(rows_of(schedule), key=lambda row: row.live_bytes - row.held_bytes)
     nodes, values = _graph(passed, size)
+    needs = [_needs(node, values) for node in nodes]
+    largest = needed_ops(passed)[0][needs.index(max(needs))]
     order, exact = _search(nodes, values, peak)
     if not exact:
         # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
@@ -68,8 +69,8 @@ def memory_bounds(
         peak_bytes=peak,
         order_bytes=order,
         order_exact=exact,
-        op_bytes=largest.live_bytes - largest.held_bytes,
-        op_name=largest.name,
+        op_bytes=max(needs),
+        op_name=largest.module or largest.name,
         streaming_bytes=streaming,
         streaming_name=until,
         shortcut_name=shortcut if without < streaming else "",
@@ -153,6 +154,11 @@ def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]
         nodes.append(_Node(before, reads, makes, tuple(over)))
     sizes = [size(storage) if storage.index in used else 0 for storage in storages]
     return nodes, [_Value(sizes[i], producer[i], consumers[i], s.output) for i, s in enumerate(storages)]
+
+
+def _needs(node: _Node, values: list[_Value]) -> int:
+    """What must be there while a node runs, if it is the last one to need its inputs."""
+    return sum(values[i].nbytes for i in node.reads) + _costs(node, values, 0, 0)[0]
 
 
 def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, bool]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from redistill_lib.memory.arena import PACKERS, height, pack_tightly
 from redistill_lib.memory.paper import paper_layers
-from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, eager_schedule, fused_schedule
+from redistill_lib.memory.runtime import RUNTIMES, Runtime
+from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, make_schedule
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.trace import Storage, Trace, trace
+from redistill_lib.memory.trace import Storage, Trace, trace, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Convention = Literal["eager", "fused", "paper"]
+Convention = str | Runtime
+CONVENTIONS = (*list(RUNTIMES)[:2], "paper", *list(RUNTIMES)[2:])
 Dtype = str | torch.dtype | None
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
@@ -58,11 +62,36 @@ class Profile:
     constant_bytes: int  # tensors that do not depend on the input, computed once
     unfused: tuple[str, ...]  # unknown operators, taken to need inputs and outputs side by side
     source: str  # "real" where the network had to be run, as its control flow depends on values; else "fake"
+    uncounted: tuple[str, ...] = ()  # operators that multiply, or may, which `flops` leaves out
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
+    runtime: Runtime | None = field(default=None, repr=False, compare=False)  # None: the paper's estimate
 
     @property
     def peak_bytes(self) -> int:
+        """The most that is alive at once."""
         return self.peak_op.live_bytes
+
+    @cached_property
+    def arena_bytes(self) -> int:
+        """The one block in which the runtime's packer places everything; `peak_bytes` where it packs nothing."""
+        return max(self._reach)
+
+    @cached_property
+    def best_arena_bytes(self) -> int:
+        """The arena of our own packer, `redistill_lib.memory.arena.pack_tightly`, without alignment."""
+        blocks = self.schedule.blocks() if self.schedule else []
+        return height(blocks, pack_tightly(blocks)) if blocks else self.peak_bytes
+
+    @cached_property
+    def _reach(self) -> list[int]:
+        """How far up the arena what is alive at each step reaches."""
+        if self.schedule is None or self.runtime is None or self.runtime.packer == "live":
+            return [row.live_bytes for row in self.rows]
+        blocks, reach = self.schedule.blocks(self.runtime.alignment), [0] * len(self.rows)
+        for block, offset in zip(blocks, PACKERS[self.runtime.packer](blocks), strict=True):
+            for k in range(block.first, block.last + 1):
+                reach[k] = max(reach[k], offset + block.nbytes)
+        return reach
 
     @property
     def peak_index(self) -> int:
@@ -81,23 +110,33 @@ class Profile:
 
     @property
     def flops(self) -> int:
-        """2 per multiply-add, of convolutions, matrix products and attention."""
+        """2 per multiply-add, of convolutions, matrix products, attention and recurrent layers."""
         return sum(row.flops for row in self.rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per step; `alive` lists the tensors that are there, as "module shape"."""
+        """One row per step; `alive` lists the tensors that are there, as "module shape".
+
+        `arena_bytes` is how far up the arena they reach, where the convention packs one; else `live_bytes`.
+        """
         import pandas as pd
 
         names = {t.index: f"{t.module or t.kind} {'×'.join(map(str, t.shape))}" for t in self.tensors}
         alive = [[names[index] for index in row.alive] for row in self.rows]
-        return pd.DataFrame([vars(row) for row in self.rows]).assign(alive=alive)
+        return pd.DataFrame([vars(row) for row in self.rows]).assign(alive=alive, arena_bytes=self._reach)
+
+    @property
+    def packing(self) -> str:
+        """What a reader has to know of the arena where it takes more than what is alive; else nothing."""
+        if self.arena_bytes <= self.peak_bytes:
+            return ""
+        return f", in an arena of {format_size(self.arena_bytes)} (packed best {format_size(self.best_arena_bytes)})"
 
     def __str__(self) -> str:
         shapes = ", ".join("×".join(map(str, shape)) for shape in self.inputs)
         at = self.peak_op
         return (
             f"{self.model} on {shapes} ({self.convention}, {self.dtype}): peak {format_size(self.peak_bytes)} "
-            f"at {at.name} ({at.op}), weights {format_size(self.weight_bytes)}"
+            f"at {at.name} ({at.op}){self.packing}, weights {format_size(self.weight_bytes)}"
         )
 
 
@@ -112,23 +151,33 @@ def profile_memory(
     """Live activation bytes of one forward pass in eval mode, step by step, without computing or allocating them.
 
     `inputs` and `kwargs` are what the network is called with; tensors on the meta device will do. `convention`:
-    ``eager`` counts what PyTorch keeps, as `measure_memory` on a CPU; ``fused`` what an edge runtime keeps
-    (`redistill_lib.memory.schedule.fused_schedule`, also for `in_place_depthwise`); ``paper`` the authors' estimate
-    for the built-in networks. `dtype` (``fp32``, ``fp16``, ``bf16``, ``int8``) is what floating-point activations and
-    weights would be stored as. Raises ValueError on an unknown convention or dtype, or a network without estimate.
+    ``eager`` counts what PyTorch keeps, as `measure_memory` on a CPU; ``fused`` what a sane edge runtime keeps
+    (`redistill_lib.memory.schedule.make_schedule`; `in_place_depthwise` is for it alone); ``paper`` the authors'
+    estimate for the built-in networks; or rules of your own, a `Runtime`. `dtype` (``fp32``, ``fp16``, ``bf16``,
+    ``int8``) is what floating-point activations and weights would be stored as. Raises ValueError on an unknown
+    convention or dtype, or a network without estimate.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
     >>> profile = profile_memory(net, torch.zeros(1, 3, 16, 16))
     >>> profile.peak_bytes == 4 * 16 * 16 * (8 + 4), profile.peak_op.module
     (True, '2')
     """
-    if convention not in get_args(Convention):
-        raise ValueError(f"unknown convention {convention!r}: choose from {', '.join(get_args(Convention))}")
+    runtime = _runtime(convention)
     if in_place_depthwise and convention != "fused":
-        raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {convention}")
+        name = runtime.name if runtime else convention
+        raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {name}")
     storage_size(dtype)  # its mistakes before any work
-    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=convention == "eager")
+    as_python = runtime is not None and runtime.frees == "as python"
+    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=as_python)
     return build_profile(model, passed, convention, dtype, in_place_depthwise)
+
+
+def _runtime(convention: Convention) -> Runtime | None:
+    """The rules of a convention; None: the paper's, which knows layers alone."""
+    if isinstance(convention, str) and convention not in CONVENTIONS:
+        names = ", ".join(CONVENTIONS)
+        raise ValueError(f"unknown convention {convention!r}: choose from {names}, or give a Runtime")
+    return RUNTIMES.get(convention) if isinstance(convention, str) else convention
 
 
 def storage_size(dtype: Dtype) -> tuple[str | None, StorageSize]:
@@ -154,24 +203,23 @@ def build_profile(
     """The profile of a traced pass."""
     name, size = storage_size(dtype)
     width = _DTYPES[name or "fp32"].itemsize
-    schedule = None
-    if convention == "paper":
+    runtime, schedule = _runtime(convention), None
+    if runtime is None:
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
         rows = tuple(Row("layer", path, shape, nbytes, nbytes, 0, 0) for path, shape, nbytes in layers)
     else:
-        if convention == "eager":
-            schedule = eager_schedule(passed, size)
-        else:
-            schedule = fused_schedule(passed, size, in_place_depthwise=in_place_depthwise)
+        if in_place_depthwise:
+            runtime = replace(runtime, in_place_depthwise=True)
+        schedule = make_schedule(passed, size, runtime)
         rows = rows_of(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
     widest = max((s.dtype.itemsize for s in passed.storages if s.dtype.is_floating_point), default=4)
-    weights = list(model.parameters())
+    weights = weights_of(model)
     count = sum(weight.numel() for weight in weights)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
-        convention=convention,
+        convention=runtime.name if runtime else "paper",
         dtype=name or {8: "fp64", 4: "fp32", 2: "16 bit", 1: "8 bit"}.get(widest, "mixed"),
         inputs=passed.inputs,
         rows=rows,
@@ -182,7 +230,9 @@ def build_profile(
         constant_bytes=schedule.constant_bytes if schedule else 0,
         unfused=schedule.unfused if schedule else (),
         source=passed.source,
+        uncounted=passed.uncounted,
         schedule=schedule,
+        runtime=runtime,
     )
 
 

@@ -1,39 +1,18 @@
-"""What a runtime executes: steps over buffers, as eager PyTorch runs a traced pass or as an edge runtime would."""
+"""What a runtime executes: steps over buffers, made of a traced pass by the rules of a `Runtime`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 
+from redistill_lib.memory.arena import Block
+from redistill_lib.memory.runtime import FUSED, Runtime, is_known, is_pointwise, kinds_of, short_name
 from redistill_lib.memory.trace import Op, Storage, Trace
 
 StorageSize = Callable[[Storage], int]
-
-# Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
-_POINTWISE = {
-    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
-    "_prelu_kernel",
-}  # fmt: skip
-# Operators that read a row or a channel only to write it anew.
-_OVERWRITING = {
-    "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
-    "log_sigmoid_forward",
-}  # fmt: skip
-# Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
-_SEPARATE = {
-    "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
-    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c",
-}  # fmt: skip
-_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_")
-_SHORT = {
-    "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
-    "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
-    "max_pool2d_with_indices": "max_pool", "avg_pool2d": "avg_pool", "_adaptive_avg_pool2d": "avg_pool",
-    "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul", "hardtanh": "relu6",
-    "upsample_nearest2d": "upsample", "upsample_bilinear2d": "upsample", "_to_copy": "to",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,12 +58,18 @@ class Schedule:
                 live[k] += buffer.nbytes
         return live
 
+    def blocks(self, alignment: int = 1) -> list[Block]:
+        """What an arena has to hold, as it comes into being: the buffers, and before a step's own its scratch."""
+        taken = [(k, step.scratch, k) for k, step in enumerate(self.steps)]
+        taken += [(buffer.first, buffer.nbytes, buffer.last) for buffer in self.buffers]
+        taken.sort(key=lambda block: block[0])
+        return [Block(-(-n // alignment) * alignment, first, last) for first, n, last in taken if n]
+
 
 def _step(
     op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0
 ) -> RunStep:
-    bare, reads = op.name.rstrip("_"), tuple(dict.fromkeys(reads))  # relu_ is relu, in place or not
-    name = _SHORT.get(bare, bare.strip("_"))
+    name, reads = short_name(op), tuple(dict.fromkeys(reads))
     return RunStep(name, op.module, op.shape, reads, tuple(writes), tuple(overwrites), op.rows, op.flops, scratch)
 
 
@@ -93,92 +78,167 @@ def _buffer(storage: Storage, nbytes: int, first: int, last: int, returned: bool
     return Buffer(storage.index, nbytes, storage.shape, storage.module, kind, first, last)
 
 
-def eager_schedule(trace: Trace, size: StorageSize) -> Schedule:
-    """PyTorch as it is: one step per operator, and every tensor lives until Python lets go of it."""
-    end = len(trace.ops) - 1
-    return Schedule(
-        tuple(_step(op, op.reads, op.writes, op.mutates) for op in trace.ops),
-        tuple(_buffer(s, size(s), max(s.born, 0), min(s.died - 1, end), s.output) for s in trace.storages),
-    )
+def make_schedule(trace: Trace, size: StorageSize, runtime: Runtime) -> Schedule:
+    """What the runtime executes.
+
+    But for one that frees `as python`: a tensor is freed after its last use, and overwritten where the rules let it;
+    what overwrites a map of the step before becomes part of that step, as batch norm folded into its convolution.
+    What nothing needs is not made; what does not depend on the network's input is computed beforehand.
+    """
+    if runtime.frees == "as python":  # one step per operator, and every tensor lives until Python lets go of it
+        end = len(trace.ops) - 1
+        return Schedule(
+            tuple(_step(op, op.reads, op.writes, op.mutates) for op in trace.ops),
+            tuple(_buffer(s, size(s), max(s.born, 0), min(s.died - 1, end), s.output) for s in trace.storages),
+        )
+    ops, fixed = needed_ops(trace)
+    plan = _Plan(ops, trace.storages, size, runtime)
+    for k, op in enumerate(ops):
+        plan.run(k, op)
+    unknown = {str(op.func) for op in ops if not is_known(op)}
+    constants = sum(size(trace.storages[index]) for index in fixed)
+    return Schedule(tuple(plan.steps), plan.buffers(), tuple(sorted(unknown)), constants)
 
 
 def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool = False) -> Schedule:
-    """An edge runtime: a tensor is freed after its last use, and overwritten where nothing is lost by it.
+    """The schedule of the ``fused`` convention."""
+    return make_schedule(trace, size, replace(FUSED, in_place_depthwise=in_place_depthwise))
 
-    Activations, normalisations, adds, gates and softmax write over an input of their size that dies with them, and
-    become part of the step that made it, as batch norm folded into its convolution. What nothing needs is not made;
-    what does not depend on the network's input is computed beforehand. With `in_place_depthwise` a depthwise
-    convolution overwrites its input too, through a scratch of one channel (MCUNetV2, arXiv 2110.15352).
-    """
-    (ops, fixed), storages = needed_ops(trace), trace.storages
-    last_use = {index: k for k, op in enumerate(ops) for index in (*op.reads, *op.mutates)}
-    last_use |= {storage.index: len(ops) for storage in storages if storage.output}
-    made_at = {s.index: -1 for s in storages if s.kind != "activation"}  # buffer → step that wrote it
-    first, last = dict.fromkeys(made_at, 0), dict.fromkeys(made_at, 0)
-    home = {index: index for index in made_at}  # storage → buffer that holds it
-    steps: list[RunStep] = []
-    for k, op in enumerate(ops):
+
+class _Plan:
+    """The steps so far, and where each storage is."""
+
+    def __init__(self, ops: list[Op], storages: tuple[Storage, ...], size: StorageSize, runtime: Runtime):
+        self.storages, self.size, self.runtime = [*storages], size, runtime  # copies follow those of the trace
+        self.last_use = {index: k for k, op in enumerate(ops) for index in (*op.reads, *op.mutates)}
+        held = {s.index for s in storages if s.output or (s.kind == "input" and runtime.inputs == "held")}
+        self.last_use |= dict.fromkeys(held, len(ops))
+        given = [storage.index for storage in storages if storage.kind != "activation"]
+        self.steps: list[RunStep] = []
+        self.made_at = dict.fromkeys(given, -1)  # buffer → step that wrote it
+        self.first, self.last = dict.fromkeys(given, 0), dict.fromkeys(given, 0)
+        self.home = {index: index for index in given}  # storage → buffer that holds it
+
+    def run(self, k: int, op: Op) -> None:
+        """Add the operator, the k-th, to the steps."""
+        home, storages = self.home, self.storages
         reads = [index for index in op.reads if index in home]
-        writes = [index for index in op.writes if index in last_use]
-        overwrites = [home[index] for index in op.mutates if index in home]
-        taken, scratch = [home[index] for index in reads], 0
-        if len(writes) == 1 and not overwrites:
+        writes = [index for index in op.writes if index in self.last_use]
+        unused = [index for index in op.writes if self.runtime.unused_outputs and index not in self.last_use]
+        taken, overwrites, scratch = [home[index] for index in reads], [], self.scratch(op)
+        if self.runtime.pads and op.padded and reads:
+            taken[0] = self.pad(op, storages[reads[0]])
+        for index in (index for index in op.mutates if index in home):
+            if self.may_overwrite(op, index, storages[index]) or index not in op.aligned:
+                overwrites.append(home[index])
+            else:  # what the model writes over is, once exported, a new tensor
+                home[index] = self.copy(storages[index])
+                writes.append(home[index])
+        if len(writes) == 1 and not op.mutates:
             made = storages[writes[0]]
-            dying = [index for index in reads if last_use[index] == k]
-            alike = [index for index in dying if may_overwrite(op, storages[index], made, size)]
+            dying = [index for index in reads if self.last_use[index] == k]
+            alike = [home[index] for index in dying if self.may_overwrite(op, index, made)]
             if alike:
-                # The one made last: adding a shortcut is then part of the convolution before it.
-                home[made.index] = max((home[index] for index in alike), key=lambda buffer: made_at[buffer])
+                newest = max(alike, key=self.made_at.__getitem__)
+                chosen = newest if self.runtime.prefers == "newest" else alike[0]
+                home[made.index] = self.accumulate(op, chosen, alike)
+                taken = [buffer for buffer in taken if buffer in self.first]
                 overwrites, writes = [home[made.index]], []
-            elif in_place_depthwise and op.depthwise and dying and size(storages[dying[0]]) >= size(made):
-                scratch = size(made) // op.shape[1]
-                home[made.index], first[made.index] = made.index, len(steps) + 1  # until then it is in the old one
+            elif self.runtime.in_place_depthwise and op.depthwise and dying and self.holds(dying[0], made):
+                scratch = self.size(made) // op.shape[1]
+                home[made.index], self.first[made.index] = made.index, len(self.steps) + 1  # till then in the old one
                 overwrites, writes = [home[dying[0]]], []
-        home |= {index: index for index in writes}
-        step = _step(op, taken, writes, overwrites, scratch)
-        joins = steps and overwrites and not writes and not scratch
-        if joins and all(made_at[buffer] == len(steps) - 1 for buffer in overwrites):
-            into = steps[-1]
-            steps[-1] = replace(
+        home |= {index: index for index in (*writes, *unused)}
+        self.add(_step(op, taken, (*writes, *unused), overwrites, scratch), op)
+        now = len(self.steps) - 1
+        self.made_at |= {home[index]: now for index in (*op.writes, *op.mutates) if index in home}
+        self.last |= dict.fromkeys((*taken, *writes, *unused, *overwrites), now)
+
+    def add(self, step: RunStep, op: Op) -> None:
+        """As part of the last step where it writes over what that one made."""
+        joins = self.steps and step.overwrites and not step.writes and not step.scratch
+        if joins and all(self.made_at[buffer] == len(self.steps) - 1 for buffer in step.overwrites):
+            into = self.steps[-1]
+            self.steps[-1] = replace(
                 into,
                 name=f"{into.name}+{step.name}",
                 shape=step.shape,
                 reads=tuple(dict.fromkeys((*into.reads, *(i for i in step.reads if i not in step.overwrites)))),
-                rows=into.rows if _is_pointwise(op) else 0,
+                rows=into.rows if is_pointwise(op) else 0,
                 flops=into.flops + step.flops,
             )
         else:
-            first |= {index: len(steps) for index in writes}
-            steps.append(step)
-        now = len(steps) - 1
-        made_at |= {home[index]: now for index in (*op.writes, *op.mutates) if index in home}
-        last |= dict.fromkeys((*taken, *writes, *overwrites), now)
-    outputs = {home[storage.index] for storage in storages if storage.output and storage.index in home}
-    last |= dict.fromkeys(outputs, len(steps) - 1)
-    buffers = tuple(
-        _buffer(storages[index], size(storages[index]), start, max(start, last.get(index, 0)), index in outputs)
-        for index, start in first.items()
-        if start < len(steps)
-    )
-    unfused = {str(op.func) for op in ops if not _is_known(op)}
-    return Schedule(tuple(steps), buffers, tuple(sorted(unfused)), sum(size(storages[index]) for index in fixed))
+            self.first |= {index: len(self.steps) for index in step.writes}
+            self.steps.append(step)
+
+    def copy(self, storage: Storage, shape: tuple[int, ...] | None = None) -> int:
+        """The index of a new storage like another, or of another shape."""
+        index, shape = len(self.storages), storage.shape if shape is None else shape
+        nbytes = storage.nbytes if shape == storage.shape else math.prod(shape) * storage.dtype.itemsize
+        self.storages.append(replace(storage, index=index, nbytes=nbytes, shape=shape, kind="activation"))
+        return index
+
+    def pad(self, op: Op, storage: Storage) -> int:
+        """A step that makes a padded copy of what the operator reads."""
+        source, made = self.home[storage.index], self.copy(replace(storage, module=op.module), op.padded)
+        self.steps.append(RunStep("pad", op.module, op.padded, (source,), (made,), (), 0, 0))
+        self.first[made] = self.made_at[made] = self.last[source] = len(self.steps) - 1
+        return made
+
+    def accumulate(self, op: Op, newest: int, alike: list[int]) -> int:
+        """The buffer of a sum: the other addend, where the step before can add what it makes to that."""
+        others = [buffer for buffer in alike if buffer != newest]
+        into = self.steps[-1] if self.steps else None
+        if not others or short_name(op) != "add" or into is None or into.writes != (newest,):
+            return newest
+        if not {*into.name.split("+")} <= {*self.runtime.accumulates, "bn"}:
+            return newest  # an activation comes before the sum
+        self.steps[-1] = replace(into, reads=(*into.reads, others[0]), writes=(), overwrites=(others[0],))
+        self.made_at[others[0]] = self.made_at[newest]
+        del self.first[newest]
+        return others[0]
+
+    def scratch(self, op: Op) -> int:
+        """Bytes that the operator takes for itself while it runs."""
+        made, kinds = math.prod(op.shape), kinds_of(op)
+        rules = [what for kind, what in self.runtime.scratch if kind in kinds]
+        if not rules or not op.writes or not made:
+            return 0
+        amounts = {"output": made}
+        if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
+            amounts["weights"] = op.flops * op.shape[-1] // (2 * made)
+        return self.size(self.storages[op.writes[0]]) // made * sum(amounts.get(what, 0) for what in rules)
+
+    def may_overwrite(self, op: Op, read: int, made: Storage) -> bool:
+        at, storage = self.made_at[self.home[read]], self.storages[read]
+        if at < 0 and storage.kind == "input" and self.runtime.inputs == "held":
+            return False
+        maker = "*" if at < 0 else self.steps[at].name.partition("+")[0]
+        return may_overwrite(op, storage, made, self.size, self.runtime, maker)
+
+    def holds(self, read: int, made: Storage) -> bool:
+        return self.size(self.storages[read]) >= self.size(made)
+
+    def buffers(self) -> tuple[Buffer, ...]:
+        outputs = {self.home[s.index] for s in self.storages if s.output and s.index in self.home}
+        held = {i for i in self.first if self.storages[i].kind == "input" and self.runtime.inputs == "held"}
+        self.last |= dict.fromkeys(outputs | held, len(self.steps) - 1)
+        lives = {i: (first, max(first, self.last.get(i, 0))) for i, first in self.first.items()}
+        return tuple(
+            _buffer(self.storages[i], self.size(self.storages[i]), *life, i in outputs)
+            for i, life in lives.items()
+            if life[0] < len(self.steps)
+        )
 
 
-def may_overwrite(op: Op, read: Storage, made: Storage, size: StorageSize) -> bool:
-    """Whether the operator could write its output over this input, if nothing else needs that any more."""
-    alike = read.index in op.aligned and size(read) == size(made)
-    return alike and (_is_pointwise(op) or op.name in _OVERWRITING)
-
-
-def _is_pointwise(op: Op) -> bool:
-    return torch.Tag.pointwise in op.func.tags or op.name in _POINTWISE
-
-
-def _is_known(op: Op) -> bool:
-    fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
-    listed = op.name in _OVERWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
-    standard = torch.Tag.core in op.func.tags or torch.Tag.reduction in op.func.tags
-    return fills or listed or standard or op.decides or _is_pointwise(op)
+def may_overwrite(
+    op: Op, read: Storage, made: Storage, size: StorageSize, runtime: Runtime = FUSED, maker: str = "*"
+) -> bool:
+    """Whether the operator could write its output over this input, of such a maker, if nothing else needs that."""
+    if read.index not in op.aligned or size(read) != size(made):
+        return False
+    kinds = kinds_of(op)
+    return any(first in ("*", maker) and then in kinds for first, then in runtime.overwrites)
 
 
 def needed_ops(trace: Trace) -> tuple[list[Op], set[int]]:

@@ -16,6 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from redistill_lib.network.fakes import Tensors, follow, tensors_in
 from redistill_lib.network.hooks import check_float, dtype_of
+from redistill_lib.red import first_parameter
 
 Extent = tuple[int, ...]  # height and width of a map; of volumes also their depth, before them
 Run = tuple[str, int]  # a module's path, and the how many-th time in the pass that it runs
@@ -47,10 +48,10 @@ class Call(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """One run of a module: the values it takes and gives, and its calls, from `first` to before `last`."""
+    """One run of a module: the value it takes and those it gives, and its calls, from `first` to before `last`."""
 
     run: Run
-    takes: tuple[int, ...]
+    takes: int  # its first argument; -1 where that is no tensor that descends from an image
     gives: tuple[int, ...]
     first: int
     last: int
@@ -121,7 +122,8 @@ def trace_flow(model: nn.Module, example: Example) -> Flow:
         paths = {id(module): path for path, module in twin.named_modules()}
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
-            recorder.enter(paths[id(module)], (args, kwargs))
+            entry = args[0] if args else kwargs.get(first_parameter(module))
+            recorder.enter(paths[id(module)], entry, recorder.known((args, kwargs)))
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             recorder.leave(module, output)
@@ -150,7 +152,7 @@ class _Recorder(TorchFunctionMode):
         self.flow, self.numbers = flow, WeakIdKeyDictionary()
         self.stack: list[Run] = []
         self.counts: list[Counter[str]] = []  # by `stack`: calls so far in that run, by function
-        self.entered: list[tuple[tuple[int, ...], int]] = []
+        self.entered: list[tuple[int, tuple[int, ...], int]] = []
         self.runs: Counter[str] = Counter()
         for image in images:
             self.add(image)
@@ -164,20 +166,21 @@ class _Recorder(TorchFunctionMode):
     def known(self, values: Any) -> tuple[int, ...]:
         return tuple(self.numbers[x] for x in tensors_in(values) if x in self.numbers)
 
-    def enter(self, path: str, values: Any) -> None:
+    def enter(self, path: str, entry: Any, takes: tuple[int, ...]) -> None:
         self.stack.append((path, self.runs[path]))
         self.counts.append(Counter())
-        self.entered.append((self.known(values), len(self.flow.calls)))
+        first = self.numbers.get(entry, -1) if isinstance(entry, Tensor) else -1
+        self.entered.append((first, takes, len(self.flow.calls)))
         self.runs[path] += 1
         self.flow.running = path
 
     def leave(self, module: nn.Module, output: Any) -> None:
-        takes, first = self.entered.pop()
+        entry, takes, first = self.entered.pop()
         unseen = [x for x in tensors_in(output) if x not in self.numbers]
         if takes and unseen:  # what runs in C++, or as an autograd function, is seen as one
             self.call(type(module).__name__, takes, unseen)
         self.counts.pop()
-        self.flow.visits.append(Visit(self.stack.pop(), takes, self.known(output), first, len(self.flow.calls)))
+        self.flow.visits.append(Visit(self.stack.pop(), entry, self.known(output), first, len(self.flow.calls)))
         self.flow.running = self.stack[-1][0] if self.stack else ""
 
     def call(self, function: str, takes: tuple[int, ...], results: list[Tensor], **facts: Any) -> None:

@@ -11,7 +11,7 @@ from redistill_lib.network.flow import CONVOLUTIONS, FITTING, POOLS, SHUFFLES, C
 _BY_SIZE = ("interpolate", "upsample", "fractional_max_pool2d", "max_unpool2d", "max_unpool3d", FITTING)
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "contiguous", "permute", "rearrange")
 # Where one operand weighs the other.
-_PRODUCTS = (
+PRODUCTS = (
     "mul", "mul_", "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention",
     "multi_head_attention_forward",
 )  # fmt: skip
@@ -53,6 +53,7 @@ class Grids:
             str
         ] = []  # by value: "first" or "last" (where its channels are), or "" for no map of its grid
         self.changes: list[Change] = []
+        self.meets: dict[int, int] = {}  # of a grid that joins an older one: that one
         for shape in flow.shapes[: flow.images]:
             self.of.append(len(self.grids))
             self.laid.append("first")
@@ -84,23 +85,32 @@ class Grids:
 
     def _follow(self, number: int, call: Call) -> None:
         maps = [v for v in call.takes if self.laid[v]]
-        source = next((v for v in maps if not self.grids[self.of[v]].raw), maps[0] if maps else call.takes[0])
+        seen = [v for v in maps if not self.at(v).raw] or maps or [*call.takes]
+        # Where maps meet, they go on in the oldest grid: a gate's is younger than that of the maps it weighs.
+        source = min(seen, key=lambda v: self.of[v]) if call.function in (*JOINS, *PRODUCTS) else seen[0]
         before = self.of[source]
+        ahead = call.function in (*CONVOLUTIONS, *POOLS, *_BY_SIZE, *SHUFFLES)  # which know channels first alone
+        if ahead and self.laid[source] == "last" and is_alike(self._sides(source, "first"), self.grids[before].size):
+            self.laid[source] = "first"
         for result in call.makes:
             factors = self._factors(call, source, result)
             stem = self.grids[before].raw and call.function in CONVOLUTIONS and self.laid[source] == "first"
             after = self._change(Change(number, source, result, before, -1, factors)) if factors or stem else before
             self.of[result] = after
             self.laid[result] = self._layout(call, source, result)
-        joined = [v for v in maps if self.of[v] != before] if call.function in JOINS else []
-        for value in joined:  # a shrunken image that joins the maps is one of them
-            grid = self.grids[self.of[value]]
-            if grid.raw and grid.total > 1:
-                self.grids[self.of[value]] = grid._replace(raw=False)
+        for value in maps if call.function in (*JOINS, *PRODUCTS) else []:
+            grid, number = self.at(value), self.of[value]
+            if number != before and grid.total == self.grids[before].total:
+                self.meets.setdefault(number, before)
+                if grid.raw and grid.total > 1:  # a shrunken image that joins the maps is one of them
+                    self.grids[number] = grid._replace(raw=False)
 
     def _change(self, change: Change) -> int:
         before, call = self.grids[change.before], self.flow.calls[change.number]
-        size = self._sides(change.result, "first" if self.laid[change.source] != "last" else "last")
+        if call.function in _RESHAPES:
+            size = tuple(int(side / f) for side, f in zip(before.size, change.factors, strict=True))
+        else:
+            size = self._sides(change.result, self.laid[change.source])
         if call.function == FITTING:  # to the size of a map that was there before
             like = next((g for g in reversed(self.grids) if g.size == size and g.total < before.total), None)
             total = like.total if like else before.total * (change.factors or (Fraction(1),))[0]
@@ -173,7 +183,7 @@ class Grids:
         weighing: set[tuple[int, int]] = set()  # (call, value)
         for number, call in enumerate(self.flow.calls):
             takes = list(dict.fromkeys(call.takes))
-            if call.function in _PRODUCTS and len(takes) > 1:
+            if call.function in PRODUCTS and len(takes) > 1:
                 main = min(takes, key=lambda v: len(seen[v]))
                 here = self.grids[self.of[main]].total
                 for value in takes:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from redistill_lib.checks import check_type
+from redistill_lib.network.answer import asking
 from redistill_lib.network.flow import (
     CONVOLUTIONS,
     Example,
     Extent,
     Flow,
     Visit,
+    arguments_of,
     image_of,
     trace_flow,
 )
@@ -61,6 +63,12 @@ class Step:
     last: int  # the number of its last call
 
     @property
+    def name(self) -> str:
+        """The module behind which its maps are found, or before which."""
+        ref = self.output or self.input
+        return ref.layer if ref else f"call {self.last}"
+
+    @property
     def down(self) -> bool:
         return math.prod(self.after) < math.prod(self.before)
 
@@ -90,7 +98,7 @@ class Resolutions:
     steps: tuple[Step, ...]
     places: tuple[Place, ...]
     grids: Grids = field(repr=False)
-    tails: frozenset[int] = field(repr=False)  # calls that make output images, where the stem keeps the image's size
+    tails: frozenset[int] = field(repr=False)  # the last calls on the way to maps that are returned
 
     @property
     def flow(self) -> Flow:
@@ -108,12 +116,12 @@ class Resolutions:
         return pd.DataFrame([asdict(change) for change in self.changes], columns=list(Resize.__annotations__))
 
 
-def find_resolutions(model: nn.Module, example: Example) -> Resolutions:
+def find_resolutions(model: nn.Module, example: Example, role: str = "network") -> Resolutions:
     """Follow one forward pass in eval mode, on tensors without contents, and note where its maps change size.
 
     Only what descends from an image counts, also as tokens or with channels last; padding, unpadded convolutions and
     pooling to one pixel do not. `example` is a float image B×C×H×W or volume B×C×D×H×W, the tuple of the network's
-    inputs, or a dict of named ones. Raises what the network raises.
+    inputs, or a dict of named ones. Raises ValueError where the network, called `role` then, does not take it.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2))
@@ -125,7 +133,9 @@ def find_resolutions(model: nn.Module, example: Example) -> Resolutions:
     image_of(example)
     flow = trace_flow(model, example)
     if flow.error is not None:
-        raise flow.error
+        args, kwargs = arguments_of(example)
+        with asking((*args, *kwargs.values()), role):
+            raise flow.error
     grids = Grids(flow)
     # A fixed filter, as that of a blur pool, is a buffer.
     learning = [
@@ -137,8 +147,8 @@ def find_resolutions(model: nn.Module, example: Example) -> Resolutions:
     steps: list[Step] = []
     for group in _groups(model, grids, where):
         steps.append(_step(model, grids, group, [n for n in learning if n > (steps[-1].last if steps else -1)]))
-        for change in group:
-            where[change.number] = "skip" if len(group) > 1 and change is _shortcut(grids, group) else "trunk"
+        if len(group) > 1 and (shortcut := _shortcut(grids, group)):
+            where[shortcut.number] = "skip"
     step_of = {change.number: k for k, group in enumerate(_groups(model, grids, where)) for change in group}
     changes = [
         _resize(grids, change, where[change.number], change.number in learning, step_of.get(change.number))
@@ -146,7 +156,7 @@ def find_resolutions(model: nn.Module, example: Example) -> Resolutions:
         if change.resizes
     ]
     places = tuple(_places(grids, where, set(learning)))
-    return Resolutions(tuple(changes), tuple(steps), places, grids, _tails(grids, places))
+    return Resolutions(tuple(changes), tuple(steps), places, grids, _tails(grids))
 
 
 def map_shapes(model: nn.Module, *inputs: Any) -> list[tuple[str, Extent, Extent]]:
@@ -159,9 +169,9 @@ def map_shapes(model: nn.Module, *inputs: Any) -> list[tuple[str, Extent, Extent
         raise flow.error
     grids = Grids(flow)
     return [
-        (visit.run[0], flow.shapes[visit.takes[0]], flow.shapes[visit.gives[0]])
+        (visit.run[0], flow.shapes[visit.takes], flow.shapes[visit.gives[0]])
         for visit in _single(flow)
-        if visit.takes and visit.gives and all(grids.is_map(v) for v in (visit.takes[0], visit.gives[0]))
+        if visit.takes >= 0 and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
     ]
 
 
@@ -219,20 +229,23 @@ def _groups(model: nn.Module, grids: Grids, where: dict[int, Where]) -> Iterator
         yield group
 
 
-def _shortcut(grids: Grids, group: list[Change]) -> Change:
-    """The branch with the fewest calls before the branches meet."""
+def _shortcut(grids: Grids, group: list[Change]) -> Change | None:
+    """The branch with the fewest calls before the branches meet, if there is one."""
+    depth = dict.fromkeys(range(grids.flow.images), 0)
+    for call in grids.flow.calls:
+        depth |= dict.fromkeys(call.makes, 1 + max(depth[value] for value in call.takes))
 
     def length(change: Change) -> int:
-        inside, count = {change.result}, 0
+        end = change.result
         for call in grids.flow.calls[change.number + 1 :]:
-            if inside.intersection(call.takes):
+            if end in call.takes:
                 if call.function in JOINS and len(call.takes) > 1:
                     break
-                inside.update(call.makes)
-                count += 1
-        return count
+                end = call.makes[0]
+        return depth[end]
 
-    return min(group, key=length)
+    first, second = sorted(group, key=length)[:2]
+    return first if length(first) < length(second) else None
 
 
 def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[int]) -> Step:
@@ -241,14 +254,14 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
     first, last = group[0].number, group[-1].number
 
     def is_whole(visit: Visit) -> bool:
-        if not (visit.first <= first and last < visit.last and visit.takes and visit.gives):
+        if not (visit.first <= first and last < visit.last and visit.takes >= 0 and visit.gives):
             return False
-        ends = visit.takes[0], visit.gives[0]
+        ends = visit.takes, visit.gives[0]
         return all(map(grids.is_map, ends)) and [grids.at(v).total for v in ends] == [before, after]
 
     whole = min(filter(is_whole, visits), key=lambda visit: visit.last - visit.first, default=None)
     if whole is not None:
-        source, result, path = whole.takes[0], whole.gives[0], whole.run[0]
+        source, result, path = whole.takes, whole.gives[0], whole.run[0]
         ran = {visit.run[0] for visit in visits}
         while (parent := path.rpartition(".")[0]) in ran and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
@@ -283,7 +296,7 @@ def _meeting(grids: Grids, group: list[Change]) -> int:
 def find_ref(visits: Sequence[Visit], value: int) -> MapRef | None:
     """The module that gives a value, the outermost of several, or else one that takes it."""
     giving = [visit.run[0] for visit in visits if visit.gives == (value,)]
-    taking = [visit.run[0] for visit in visits if visit.takes[:1] == (value,)]
+    taking = [visit.run[0] for visit in visits if visit.takes == value]
     if giving:
         return MapRef(giving[-1], "output")
     return MapRef(taking[-1], "input") if taking else None
@@ -317,21 +330,25 @@ def _places(grids: Grids, where: dict[int, Where], learning: set[int]) -> Iterat
         yield Place(layers, int(after / before), int(after), *sizes, pool)
 
 
-def _tails(grids: Grids, places: Sequence[Place]) -> frozenset[int]:
-    """The last calls on the way to each output of the image's size, which in a student grows by the stem's factor."""
-    if not places or places[0].total != 1:
-        return frozenset()
-    flow, maker = grids.flow, {value: k for k, call in enumerate(grids.flow.calls) for value in call.makes}
+def _tails(grids: Grids) -> frozenset[int]:
+    """The last convolution or change on the way to each map that the network returns, where nothing else needs it."""
+    flow = grids.flow
+    maker = {value: k for k, call in enumerate(flow.calls) for value in call.makes}
+    readers: dict[int, set[int]] = {}
+    for k, call in enumerate(flow.calls):
+        for value in call.takes:
+            readers.setdefault(value, set()).add(k)
     changing = {change.number for change in grids.changes}
-    ends, seen = set[int](), set[int]()
-    queue = [v for v in flow.gives if grids.is_map(v) and grids.at(v).total == 1 and not grids.at(v).raw]
+    ends, behind = set[int](), set[int]()
+    queue = [value for value in flow.gives if grids.is_map(value) and not grids.at(value).raw]
     while queue:
-        if (value := queue.pop()) in seen or value not in maker:
+        value = queue.pop()
+        number = maker.get(value, -1)
+        if number < 0 or not readers.get(value, set()) <= behind:
             continue
-        seen.add(value)
-        number = maker[value]
         if number in changing or flow.calls[number].function in CONVOLUTIONS:
             ends.add(number)
-        else:
+        elif number not in behind:
+            behind.add(number)
             queue += [v for v in flow.calls[number].takes if not grids.at(v).raw]
     return frozenset(ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
 from typing import TypeVar, get_args
@@ -11,10 +12,10 @@ from typing import TypeVar, get_args
 from torch import nn
 
 from redistill_lib.checks import check_type
-from redistill_lib.network.flow import FITTING, Call, Example, Extent, Run, times, trace_flow
+from redistill_lib.network.flow import FITTING, Call, Example, Extent, Flow, Run, Visit, times, trace_flow
 from redistill_lib.network.grids import is_alike
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
+from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.places import Layout, find_layout, plan_totals
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -53,24 +54,47 @@ def derive_student(
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
     target = _target(model, layout, factor, plan)
-    totals = plan_totals(layout, target)
-    student = copy.deepcopy(model)
-    changes: dict[str, Change] = {}
-    tails = {layout.found.flow.calls[number] for number in layout.found.tails}
-    for call, old, new in _due(model, layout, totals):
-        if call in tails and old == 1 and call.function == "conv2d":
-            changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
-        else:
-            changes[call.path] = restride(student, call, old, new, downsampler)
-            if new == 1 and (change := reconnect(student, call.path)):
-                changes[change.layer] = change
-    _settle(student, layout, example, _sizes(layout, totals), changes)
+    try:
+        student, changes = _moved(model, layout, example, plan_totals(layout, target), downsampler)
+    except ValueError as error:
+        # A way up that meets nothing may as well stay as it is: its first map is of the teacher's size.
+        totals = plan_totals(layout, target, mirror=False)
+        if totals == plan_totals(layout, target):
+            raise
+        try:
+            student, changes = _moved(model, layout, example, totals, downsampler)
+        except ValueError:
+            raise error from None
     _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
         register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
     return student, tuple(changes.values())
+
+
+def _moved(
+    model: _Model, layout: Layout, example: Example, totals: list[Fraction], downsampler: Downsampler
+) -> tuple[_Model, dict[str, Change]]:
+    student = copy.deepcopy(model)
+    changes: dict[str, Change] = {}
+    tails = {layout.found.flow.calls[number] for number in layout.found.tails}
+    flow = layout.found.flow
+    channels = {
+        visit.run[0]: (flow.shapes[visit.takes][1], flow.shapes[visit.gives[0]][1])
+        for visit in flow.visits
+        if visit.takes >= 0 and visit.gives
+    }
+    for call, old, new, shared in _due(layout, totals):
+        if call in tails and old == 1 and call.function == "conv2d":
+            changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
+        else:
+            name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
+            changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
+            if new == 1 and (change := reconnect(student, call.path, channels)):
+                changes[change.layer] = change
+    _settle(student, layout, example, _sizes(layout, totals), changes)
+    return student, changes
 
 
 def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
@@ -105,50 +129,65 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _due(model: nn.Module, layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int]]:
-    """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
+def _ends(layout: Layout, call: Call) -> tuple[Extent, Extent] | None:
+    """The sides of the maps that a call takes and gives, but for a map that was padded for it."""
+    flow, grids = layout.found.flow, layout.found.grids
+    took, gave = (flow.shapes[values[0]][2:] for values in (call.takes, call.makes))
+    return (took, gave) if took == grids.at(call.takes[0]).size else None
+
+
+def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, set[str]]]:
+    """Each call whose ratio changes, with its ratio before and after (above 1 both ways), once per layer.
+
+    Where a layer's runs change unlike, each of their calls, and the paths of all modules that run more than once.
+    """
     grids, tails = layout.found.grids, layout.found.tails
     ends = {c.number: (c.before, c.after) for c in grids.changes} | {
         number: (here := grids.of[layout.found.flow.calls[number].takes[0]], here)
         for number in tails - {c.number for c in grids.changes}
     }
-    wanted: dict[tuple[str, str], tuple[Call, int, int]] = {}
+    wanted: dict[tuple[str, str, int], list[tuple[Call, int, int]]] = {}
     for number, (before, after) in sorted(ends.items()):
         call = layout.found.flow.calls[number]
         if call.function == FITTING or (before == after and number not in tails):
             continue
         own = grids[after].total / grids[before].total
-        ratio = (Fraction(1) if number in tails else totals[after]) / totals[before]
+        ratio = totals[after] / totals[before]
+        kept = grids[after].total / totals[before]  # which gives a map that is returned its size
+        if number in tails and 1 in (kept.numerator, kept.denominator):
+            ratio = kept
         up = own < 1 or (own == 1 and ratio < 1)
         old, new = (1 / own, 1 / ratio) if up else (own, ratio)
         if new.denominator > 1 or old.denominator > 1:
-            if old == new:
+            if old == new or number in tails:  # of what is returned the shapes tell
                 continue
             raise ValueError(
                 f"{call.path or 'the network'} would have to change resolution by {float(new):g}, which is no whole "
                 f"stride ({call.line})"
             )
-        seen = wanted.setdefault((call.path, call.function), (call, int(old), int(new)))
-        if seen[1:] != (int(old), int(new)):
-            if not isinstance(layer := model.get_submodule(call.path), LAYERS):
-                raise ValueError(inside_forward(call, layer))
-            raise ValueError(
-                f"{call.path} runs {call.function} at several places, whose strides would differ "
-                f"({seen[1]} → {seen[2]} and {old} → {new}); give each place a layer of its own"
-            )
-    return [due for due in wanted.values() if due[1] != due[2]]
+        wanted.setdefault((call.path, call.function, call.numbers[-1]), []).append((call, int(old), int(new)))
+    runs = Counter(visit.run[0] for visit in layout.found.flow.visits)
+    several = {path for path, count in runs.items() if count > 1}
+    dues: list[tuple[Call, int, int, set[str]]] = []
+    for calls in wanted.values():
+        alike = len({due[1:] for due in calls}) == 1
+        dues += [(*due, set() if alike else several) for due in (calls[:1] if alike else calls) if due[1] != due[2]]
+    return dues
 
 
 def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
     """The map that each layer which convolves or resizes should give: the teacher's where both are shrunk alike."""
     grids, flow = layout.found.grids, layout.found.flow
     known = {grid.total: grid.size for grid in reversed(grids.grids) if not grid.raw} | {Fraction(1): layout.image}
-    resizing = {call.path for call in flow.calls if call.kernel or call.scales}
-    end = min(layout.found.tails, default=len(flow.calls))  # behind it, maps are of the image's size
-    wanted: dict[Run, Extent] = {}
+    resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
+    behind = {value for number in layout.found.tails for value in flow.calls[number].makes}
+    for call in flow.calls:
+        behind.update(call.makes if behind.intersection(call.takes) else ())
+    ends = (flow.calls[number] for number in layout.found.tails)
+    wanted = {call.stack[-1]: flow.shapes[call.makes[0]][2:] for call in ends if call.function == FITTING}
     for visit in flow.visits:
         value = visit.gives[0] if visit.gives else -1
-        if visit.run[0] not in resizing or visit.last > end or value < 0 or not grids.is_map(value):
+        if visit.run[0] not in resizing or value in {-1, *behind} or not grids.is_map(value):
             continue
         grid, total = grids[grids.of[value]], totals[grids.of[value]]
         if grids.of[value] in grids.gates or flow.shapes[value][2:] != grid.size:
@@ -166,39 +205,63 @@ def _settle(
     student: nn.Module, layout: Layout, example: Example, sizes: dict[Run, Extent], changes: dict[str, Change]
 ) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
+    fitting = {call.stack[-1]: call for call in layout.found.flow.calls if call.function == FITTING}
     while True:
         flow = trace_flow(student, example)
         given = {visit.run: flow.shapes[visit.gives[0]][2:] for visit in flow.visits if visit.gives}
-        run = next((run for run, size in given.items() if sizes.get(run, size) != size), None)
-        if run is None:
+        wrong = {run for run, size in given.items() if sizes.get(run, size) != size}
+        if not wrong:
             break
-        path, size, due = run[0], given[run], sizes[run]
-        change = changes.get(path)
-        note = settle(student.get_submodule(path), size, due) if change else None
-        if note is None and is_alike(size, due):  # a border more or less, of which the outputs decide
-            del sizes[run]
-            continue
-        if change is None or note is None:
-            _check_effect(layout, change)
-            what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
-            raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
-        changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
+        for path, run in {run[0]: run for run in reversed(_first(flow, wrong))}.items():  # the first run of each
+            size, due = given[run], sizes[run]
+            change = changes.get(path)
+            if change is None and run in fitting and (ratio := _ratio(layout, fitting[run], due, flow, run)):
+                changes[path] = restride(student, fitting[run], *ratio, "stride")
+                continue
+            note = settle(student.get_submodule(path), size, due)
+            if change is None and note is not None:  # it shaves the border off a map that is coarser now
+                change = Change(path, "border", 1, 1)
+            if note is None and is_alike(size, due):  # a border more or less, of which the outputs decide
+                del sizes[run]
+                continue
+            if change is None or note is None:
+                what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
+                raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
+            changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     if flow.error is not None:
         inside = flow.running
-        _check_effect(layout, changes.get(inside))
         raise ValueError(f"the student breaks in {inside or 'its forward'}: {flow.error}") from flow.error
     if flow.outputs != layout.found.flow.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (flow, layout.found.flow))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
 
 
-def _check_effect(layout: Layout, change: Change | None) -> None:
-    if change is not None and change.kind == "attribute":
-        call = next(c for c in layout.found.flow.calls if c.path == change.layer and c.scales)
-        raise ValueError(
-            f"{change.layer} calls {call.function} in its own forward, which cannot be changed from outside: its "
-            f"attribute {change.note!r} was set to {change.after}, without effect"
-        )
+def _first(flow: Flow, wrong: set[Run]) -> list[Run]:
+    """Those of the runs that take nothing which others of them have part in."""
+    ends: dict[int, list[Visit]] = {}
+    for visit in flow.visits:
+        ends.setdefault(visit.last, []).append(visit)
+    found: list[Run] = []
+    behind = set[int]()
+    for number in range(len(flow.calls) + 1):
+        for visit in ends.get(number, []):
+            if visit.run in wrong:
+                found += [] if visit.takes in behind else [visit.run]
+                behind.update(visit.gives)
+        if number < len(flow.calls) and behind.intersection(flow.calls[number].takes):
+            behind.update(flow.calls[number].makes)
+    return found
+
+
+def _ratio(layout: Layout, call: Call, due: Extent, flow: Flow, run: Run) -> tuple[int, int] | None:
+    """An interpolation's ratio in the teacher, to a size that its module works out, and that of the student."""
+    given = next((c for c in flow.calls if c.stack[-1] == run and c.function == FITTING), None)
+    if given is None:
+        return None
+    took, gave = (layout.found.flow.shapes[value][2] for value in (call.takes[0], call.makes[0]))
+    now = flow.shapes[given.takes[0]][2]
+    old, new = (gave / took, due[0] / now) if gave > took else (took / gave, now / due[0])
+    return (int(old), int(new)) if old >= 1 <= new and old % 1 == new % 1 == 0 else None
 
 
 def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:

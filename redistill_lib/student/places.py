@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -57,8 +58,11 @@ def find_layout(model: nn.Module, example: Example) -> Layout:
     return Layout(found, found.image)
 
 
-def plan_totals(layout: Layout, target: StridePlan) -> list[Fraction]:
-    """By grid, how many pixels of the image are one of its maps in a student of plan `target`."""
+def plan_totals(layout: Layout, target: StridePlan, mirror: bool = True) -> list[Fraction]:
+    """By grid, how many pixels of the image are one of its maps in a student of plan `target`.
+
+    On the way up, maps that meet those of the way down follow them; so do others where `mirror`, or nothing moves.
+    """
     known, total = dict[Fraction, Fraction](), Fraction(1)
     for place, stride in zip(layout.places, target.places, strict=True):
         total *= stride
@@ -71,11 +75,22 @@ def plan_totals(layout: Layout, target: StridePlan) -> list[Fraction]:
     grids = layout.found.grids
     deepest, stem = max(known), Fraction(target.stem, layout.plan.stem)
     totals: list[Fraction] = []
+    inside: dict[tuple[int, Fraction], Fraction] = {}  # of gates, by the map that they weigh and their own total
+    roots: list[int] = []
+    free = set[int]()
     for number, grid in enumerate(grids.grids):
-        if number in grids.gates and grid.parent != number:  # a gate follows what it weighs
-            totals.append(totals[grid.parent] * grid.total / grids[grid.parent].total)
+        gate = number in grids.gates and grid.parent != number
+        if not (mirror or number in grids.meets) and (grid.parent in free or grid.total < grids[grid.parent].total):
+            free.add(number)
+        roots.append(roots[grid.parent] if gate else number)
+        if gate:
+            key, ratio = (roots[number], grid.total), grid.total / grids[grid.parent].total
+            inside[key] = inside.get(key) or _follow(layout.image, totals[grid.parent], ratio)
+            totals.append(inside[key])
         elif grid.raw:
             totals.append(grid.total)
+        elif number in free:
+            totals.append(totals[grid.parent] * grid.total / grids[grid.parent].total)
         elif grid.total in known:
             totals.append(known[grid.total])
         elif grid.total > deepest:  # a head
@@ -83,4 +98,14 @@ def plan_totals(layout: Layout, target: StridePlan) -> list[Fraction]:
         else:
             # A level of the way up alone shrinks with the stem's: what leads back to the image grows by the factor.
             totals.append(grid.total * stem if grid.total > 1 else grid.total)
+        inside[number, grid.total] = totals[-1]
     return totals
+
+
+def _follow(image: Extent, total: Fraction, ratio: Fraction) -> Fraction:
+    """The total behind a gate's stride, or behind as much of it as still divides the map."""
+    sides = [math.ceil(side / total) for side in image]
+    if ratio > 1 and ratio.denominator == 1:
+        kept = (k for k in range(int(ratio), 0, -1) if ratio % k == 0 and not any(side % k for side in sides))
+        ratio = Fraction(next(kept))
+    return total * ratio

@@ -1,0 +1,148 @@
+"""A memory convention as data: when a runtime frees a tensor, what it writes over, what it copies, how it packs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from redistill_lib.memory.arena import PACKERS
+from redistill_lib.memory.trace import Op
+
+# Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
+_POINTWISE = {
+    "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm", "hardswish",
+    "_prelu_kernel",
+}  # fmt: skip
+# Operators that read a row or a channel only to write it anew.
+_REWRITING = {
+    "native_group_norm", "native_layer_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "_to_copy", "clone",
+    "log_sigmoid_forward",
+}  # fmt: skip
+# Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
+_SEPARATE = {
+    "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
+    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c",
+}  # fmt: skip
+_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_")
+_SHORT = {
+    "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
+    "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
+    "max_pool2d_with_indices": "max_pool", "avg_pool2d": "avg_pool", "_adaptive_avg_pool2d": "avg_pool",
+    "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul", "hardtanh": "relu6",
+    "upsample_nearest2d": "upsample", "upsample_bilinear2d": "upsample", "_to_copy": "to",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The rules by which a runtime holds the tensors of a forward pass, as `profile_memory` takes them.
+
+    Rules name operators as profiles do (``conv``, ``bn``, ``relu6``), or by kind: ``pointwise`` (activations, sums,
+    gates, batch norm), ``rewriting`` (softmax and normalisations, which read a row or channel only to write it anew),
+    ``in place`` (what the model itself writes over), ``*`` (any; also the network's input as a maker).
+
+    >>> lean = Runtime("lean", overwrites=(("conv", "bn"), ("conv", "relu")))
+    >>> from redistill_lib.memory import profile_memory
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Sigmoid())
+    >>> [profile_memory(net, torch.zeros(1, 3, 16, 16), convention=c).peak_bytes // 1024 for c in ("fused", lean)]
+    [11, 16]
+    """
+
+    name: str
+    frees: Literal["after use", "as python"] = "after use"  # as python: whatever PyTorch holds, nothing fused
+    # (what made a map, what follows): the second writes over it, if nothing else needs it and the size is the same.
+    # Where the map is of the step before, both are one step.
+    overwrites: tuple[tuple[str, str], ...] = ()
+    prefers: Literal["newest", "first"] = "newest"  # of several dying inputs: as a sum in the convolution before it
+    in_place_depthwise: bool = False  # over their input, through one channel (MCUNetV2, arXiv 2110.15352)
+    # What adds its result to a dying map of that size, so that a sum with it needs no map of its own.
+    accumulates: tuple[str, ...] = ()
+    inputs: Literal["freed", "held"] = "freed"  # held: by the caller until the end, who wants them back as they were
+    unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
+    pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
+    # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
+    scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
+    packer: str = "live"  # "first fit", "shared objects" or "tight" (`memory.arena`); live: no arena, one block each
+    alignment: int = 1  # bytes of which every block of the arena takes a multiple
+
+    def __post_init__(self) -> None:
+        if self.packer not in ("live", *PACKERS):
+            raise ValueError(f"unknown packer {self.packer!r}: choose from {', '.join(('live', *PACKERS))}")
+        if self.alignment < 1:
+            raise ValueError(f"an alignment is 1 byte or more, not {self.alignment}")
+
+
+_IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
+_EXECUTORCH = Runtime(
+    "executorch",
+    unused_outputs=True,
+    # Two operators each (x is held beside σ(x)), and the transposed weights of every linear layer.
+    scratch=(("silu", "output"), ("hardswish", "output"), ("linear", "weights")),
+    packer="shared objects",
+    alignment=16,
+)
+_ALL = (
+    Runtime("eager", frees="as python"),
+    Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
+    Runtime(
+        "onnxruntime",
+        overwrites=(("*", "pointwise"),),
+        accumulates=("conv",),
+        inputs="held",
+        scratch=(("silu", "output"),),
+    ),
+    _EXECUTORCH,
+    replace(
+        _EXECUTORCH,
+        name="executorch_in_place",
+        overwrites=(("conv", "bn"), ("*", "relu"), ("*", "relu6"), ("*", "clamp"), ("*", "add")),
+        prefers="first",  # as a planning pass that goes through an operator's arguments
+    ),
+    Runtime(
+        "litert_micro",
+        overwrites=(
+            ("conv", "bn"),
+            *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
+        ),
+        pads=True,
+        scratch=(("silu", "output"),),
+        packer="first fit",
+        alignment=16,
+    ),
+)
+RUNTIMES = {runtime.name: runtime for runtime in _ALL}
+FUSED = RUNTIMES["fused"]
+
+
+def short_name(op: Op) -> str:
+    """What profiles call an operator: "conv" for aten::convolution."""
+    name = op.name.rstrip("_")  # relu_ is relu, in place or not
+    return _SHORT.get(name, name.strip("_"))
+
+
+def kinds_of(op: Op) -> Set[str]:
+    """All that a rule may call an operator."""
+    kinds = {"*", short_name(op)}
+    if op.mutates:
+        kinds.add("in place")
+    if is_pointwise(op):
+        kinds.add("pointwise")
+    if op.name in _REWRITING:
+        kinds.add("rewriting")
+    return kinds
+
+
+def is_pointwise(op: Op) -> bool:
+    return torch.Tag.pointwise in op.func.tags or op.name in _POINTWISE
+
+
+def is_known(op: Op) -> bool:
+    """Whether it is known if the operator could write over its input."""
+    fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
+    listed = op.name in _REWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
+    standard = torch.Tag.core in op.func.tags or torch.Tag.reduction in op.func.tags
+    return fills or listed or standard or op.decides or is_pointwise(op)

@@ -1,0 +1,356 @@
+"""Memory conventions as data, against arithmetic done by hand and what the runtimes themselves were measured at."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import redistill_lib as rd
+from redistill_lib import cli
+from redistill_lib.figures import memory_bars, memory_table, memory_timeline
+from redistill_lib.memory import RUNTIMES, Runtime
+from redistill_lib.memory.arena import (
+    PACKERS,
+    Block,
+    Packer,
+    first_fit,
+    height,
+    live,
+    pack_tightly,
+    shared_objects,
+)
+from redistill_lib.memory.profile import CONVENTIONS
+
+MAP = 4 * 8 * 8  # bytes of one 8×8 channel
+
+
+def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+def image(size: int = 8, channels: int = 4) -> Tensor:
+    return torch.zeros(1, channels, size, size)
+
+
+def maps(model: nn.Module, runtime: str | Runtime, x: Tensor | None = None) -> float:
+    """The peak in channels of 8×8."""
+    return rd.profile_memory(model, image() if x is None else x, convention=runtime).peak_bytes / MAP
+
+
+# ------------------------------------------------------------------------------------------------ measured networks
+
+# Bytes: ExecuTorch's planned lifetimes as shipped, with batch norm folded and ReLU and sums in place, and the arena
+# of LiteRT Micro; ONNX Runtime under a counting malloc, the caller's picture added. Pictures of 3 channels.
+MEASURED = {
+    ("resnet18", 224): {"executorch": 6_422_528, "executorch_in_place": 5_619_712, "litert_micro": 6_538_240},
+    ("resnet18-8-11221", 224): {"executorch_in_place": 802_816, "litert_micro": 1_236_912},
+    ("mobilenetv2", 128): {"executorch_in_place": 1_966_080},
+    ("mobilenetv2-8-1221111", 128): {"executorch_in_place": 229_376, "litert_micro": 399_408},
+    ("resnet50", 224): {"executorch_in_place": 7_225_344},
+}
+COUNTED = {
+    ("resnet18", 224): 4_016_416,
+    ("resnet18-8-11221", 224): 404_776,
+    ("mobilenetv2", 128): 1_969_968,
+    ("resnet50", 224): 5_223_928,
+    ("resnet50-8-11221", 224): 1_310_504,
+}
+
+
+def profile_of(name: str, size: int, runtime: str) -> rd.memory.Profile:
+    with torch.device("meta"):
+        return rd.profile_memory(rd.create_model(name), image(size, 3), convention=runtime)
+
+
+@pytest.mark.parametrize(("network", "runtime"), [(n, r) for n, peaks in MEASURED.items() for r in peaks])
+def test_what_runtimes_that_plan_say_is_met_to_the_byte(network: tuple[str, int], runtime: str) -> None:
+    assert profile_of(*network, runtime).peak_bytes == MEASURED[network][runtime]
+
+
+@pytest.mark.parametrize("network", COUNTED)
+def test_onnx_runtime_is_met_but_for_its_bookkeeping(network: tuple[str, int]) -> None:
+    picture = 4 * 3 * network[1] ** 2
+    assert 0 <= COUNTED[network] + picture - profile_of(*network, "onnxruntime").peak_bytes < 6_000
+
+
+# ------------------------------------------------------------------------------------------------------- each rule
+
+
+def test_rules_of_ones_own() -> None:
+    net = nn.Sequential(conv(4, 16), nn.ReLU(), conv(16, 4))
+    nothing = Runtime("nothing")
+    assert maps(net, nothing) == 32 and maps(net, "fused") == 20
+    assert maps(net, replace(nothing, overwrites=(("conv", "relu"),))) == 20
+    assert maps(net, replace(nothing, overwrites=(("linear", "relu"),))) == 32
+    profile = rd.profile_memory(net, image(), convention=nothing)
+    assert profile.convention == "nothing" and [row.op for row in profile.rows] == ["conv", "relu", "conv"]
+
+
+def test_fused_is_one_set_of_rules() -> None:
+    net, own = nn.Sequential(conv(4, 16), nn.BatchNorm2d(16), nn.ReLU()), replace(RUNTIMES["fused"], name="own")
+    assert rd.profile_memory(net, image()).rows == rd.profile_memory(net, image(), convention=own).rows
+
+
+class Shortcut(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.first, self.second = conv(4, 16), conv(16, 4), conv(4, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        return F.relu(x + self.second(self.first(x)))
+
+
+def test_a_convolution_adds_to_the_shortcut() -> None:
+    # Where sums need a map of their own: 16 + 16 + 16. In place: 16 + 4 + 16. Added to the shortcut: 16 + 4.
+    assert [maps(Shortcut(), Runtime("r")), maps(Shortcut(), "fused")] == [48, 36]
+    summing = Runtime("summing", overwrites=(("*", "pointwise"),), accumulates=("conv",))
+    assert maps(Shortcut(), summing) == 20
+    rows = rd.profile_memory(Shortcut(), image(), convention=summing).rows
+    assert [row.op for row in rows] == ["conv", "conv", "conv+add+relu"]
+    assert [row.live_bytes // MAP for row in rows] == [20, 20, 20]
+    assert all(row.live_bytes == row.in_bytes + row.out_bytes + row.held_bytes for row in rows)
+
+
+def test_an_activation_before_the_sum_keeps_it_apart() -> None:
+    class Active(Shortcut):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.head(x)
+            return x + F.relu(self.second(self.first(x)))
+
+    summing = Runtime("summing", overwrites=(("*", "pointwise"),), accumulates=("conv",))
+    assert maps(Active(), summing) == maps(Active(), "fused") == 36
+
+
+class Twice(nn.Module):
+    """The shortcut is needed once more: nothing can be added to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.tail = conv(4, 4), conv(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tail(torch.cat([x, x + self.conv(x)], 1))
+
+
+def test_a_shortcut_that_is_needed_later_is_kept() -> None:
+    summing = Runtime("summing", overwrites=(("*", "pointwise"),), accumulates=("conv",))
+    assert maps(Twice(), summing) == maps(Twice(), "fused") == 16  # x, its sum and both together
+
+
+def test_the_callers_input_is_held() -> None:
+    net = nn.Sequential(conv(4, 16), conv(16, 8), nn.ReLU())
+    assert maps(net, Runtime("freed")) == 24 and maps(net, Runtime("held", inputs="held")) == 28
+    assert maps(nn.ReLU(), "fused") == 4  # over the input
+    assert maps(nn.ReLU(), replace(RUNTIMES["fused"], inputs="held")) == 8
+    assert maps(nn.ReLU(inplace=True), replace(RUNTIMES["fused"], inputs="held")) == 8
+
+
+def test_what_a_model_writes_over_is_a_new_tensor_once_exported() -> None:
+    net = nn.Sequential(conv(4, 16), nn.ReLU(inplace=True), conv(16, 4))
+    assert maps(net, "fused") == 20 and maps(net, "executorch") == 32 and maps(net, "executorch_in_place") == 20
+
+
+def test_the_index_map_of_max_pooling() -> None:
+    pool = nn.MaxPool2d(2)  # 4 + 1, and as many indices of 8 bytes
+    assert [maps(pool, name) for name in ("fused", "executorch", "litert_micro")] == [5, 7, 5]
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "padded"),
+    [
+        (conv(4, 4), 8, False),  # SAME
+        (conv(4, 4, stride=2), 8, True),  # SAME would pad at the end alone
+        (conv(4, 4, stride=2), 7, False),
+        (conv(4, 4, 1, 2), 8, False),  # no padding
+        (nn.MaxPool2d(3, 2, 1), 8, True),
+        (nn.MaxPool2d(3, 1, 1), 8, False),
+        (nn.AvgPool2d(3, 1, 1), 8, True),  # it divides by 9 at the edge too, which TensorFlow does not
+        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), 8, False),
+        (nn.ConvTranspose2d(4, 4, 2, 2), 8, False),
+    ],
+    ids=str,
+)
+def test_paddings_that_same_cannot_express_copy_the_input(layer: nn.Module, size: int, padded: bool) -> None:
+    # What is padded and what is not is as litert-torch 0.10 converts these layers.
+    profile = rd.profile_memory(layer, image(size), convention="litert_micro")
+    assert [row.op == "pad" for row in profile.rows] == [True, False][not padded :]
+    if padded:
+        assert profile.rows[0].shape == (1, 4, size + 2, size + 2)
+        assert profile.rows[0].live_bytes == 4 * 4 * (size**2 + (size + 2) ** 2)
+        out = 4 * layer(image(size)).numel()
+        assert profile.rows[1].live_bytes == 4 * 4 * (size + 2) ** 2 + out  # the picture itself is gone
+    halves = rd.profile_memory(layer, image(size), convention="litert_micro", dtype="int8")
+    assert 4 * halves.peak_bytes == profile.peak_bytes
+
+
+def test_a_padded_input_that_is_needed_later_stays() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = conv(4, 4, stride=2), conv(4, 4, 1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(x)
+
+    rows = rd.profile_memory(Split(), image(), convention="litert_micro").rows
+    assert [row.op for row in rows] == ["pad", "conv", "conv", "add"]
+    assert rows[1].live_bytes == 4 * 4 * (64 + 100 + 16) and rows[1].held_bytes == 4 * MAP
+
+
+def test_operators_that_are_two_and_weights_that_are_turned() -> None:
+    net = nn.Sequential(conv(4, 8), nn.SiLU())
+    assert [maps(net, name) for name in ("fused", "executorch", "litert_micro")] == [12, 24, 24]
+    linear = rd.profile_memory(nn.Linear(64, 10), torch.zeros(2, 64), convention="executorch")
+    assert linear.peak_bytes == 4 * (2 * 64 + 2 * 10 + 64 * 10)
+    product = type("Product", (nn.Module,), {"forward": lambda self, x: x @ (2 * x)})()  # of two maps, no weights
+    assert rd.profile_memory(product, torch.zeros(8, 8), convention="executorch").peak_bytes == 4 * 3 * 64
+
+
+def test_a_name_that_is_none_lists_the_names() -> None:
+    with pytest.raises(
+        ValueError, match=r"choose from eager, fused, paper, onnxruntime, executorch, .*or give a Runt"
+    ):
+        rd.profile_memory(nn.ReLU(), image(), convention="tflite")
+    with pytest.raises(
+        ValueError, match="in-place depthwise convolution belongs to the fused convention, not to own"
+    ):
+        rd.profile_memory(nn.ReLU(), image(), convention=Runtime("own"), in_place_depthwise=True)
+
+
+# --------------------------------------------------------------------------------------------------------- packing
+
+
+def arena(blocks: Sequence[Block], packer: Packer) -> int:
+    """The height of a packing in which no two blocks that are there together overlap."""
+    offsets = packer(blocks)
+    for (one, at), (two, there) in itertools.combinations(zip(blocks, offsets, strict=True), 2):
+        apart = one.last < two.first or two.last < one.first
+        assert apart or at + one.nbytes <= there or there + two.nbytes <= at
+    assert min(offsets, default=0) >= 0
+    return height(blocks, offsets)
+
+
+def random_blocks(seed: int, count: int) -> list[Block]:
+    choose = random.Random(seed)
+    firsts = [choose.randrange(count) for _ in range(count)]
+    return [Block(choose.choice([1, 2, 3, 4, 6, 16]), k, k + choose.choice([0, 1, 1, 2, 5])) for k in firsts]
+
+
+@pytest.mark.parametrize("packer", PACKERS.values(), ids=PACKERS)
+def test_no_packing_puts_two_where_one_is(packer: Packer) -> None:
+    for seed in range(60):
+        blocks = random_blocks(seed, 2 + seed // 2)
+        assert live(blocks) <= arena(blocks, packer) <= sum(block.nbytes for block in blocks)
+    assert packer([]) == []
+
+
+def test_live_is_counted_step_by_step() -> None:
+    for seed in range(20):
+        blocks = random_blocks(seed, 12)
+        steps = range(max(block.last for block in blocks) + 1)
+        assert live(blocks) == max(sum(b.nbytes for b in blocks if b.first <= k <= b.last) for k in steps)
+
+
+def test_the_tight_packer_finds_the_best_of_all_orders() -> None:
+    worse = 0
+    for seed in range(25):
+        blocks = random_blocks(seed, 6)
+        best = min(height(blocks, first_fit(blocks, order)) for order in itertools.permutations(range(6)))
+        assert arena(blocks, pack_tightly) == best
+        worse += height(blocks, first_fit(blocks)) > best
+    assert worse  # the largest first is not always best
+
+
+def test_the_two_greedy_packers_worked_out_by_hand() -> None:
+    # 4 opens an area, in which 3 then lies: above it 2 has no room, though the arena may grow.
+    blocks = [Block(2, 1, 1), Block(4, 0, 0), Block(3, 1, 1)]
+    assert first_fit(blocks) == [3, 0, 0] and shared_objects(blocks) == [4, 0, 0]
+    # Of equal ones the first, or the last, is placed first.
+    assert first_fit([Block(1, 0, 0)] * 2) == [0, 1] and shared_objects([Block(1, 0, 0)] * 2) == [1, 0]
+
+
+FAMILIES = ("mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet")
+
+
+@pytest.mark.parametrize("factor", [1, 4])
+@pytest.mark.parametrize("name", rd.list_models())
+def test_every_built_in_network_fits_what_is_alive(name: str, factor: int) -> None:
+    with torch.device("meta"):
+        model = rd.create_model(rd.student_name(name, factor))
+        x = rd.example_inputs(name, 32 if name == "unet" else 64, device="meta")
+    for convention in RUNTIMES if name in FAMILIES else ["fused"]:
+        profile = rd.profile_memory(model, *x, convention=convention)
+        assert profile.schedule is not None
+        assert profile.best_arena_bytes == profile.peak_bytes <= profile.arena_bytes
+        for packer in PACKERS.values():
+            arena(profile.schedule.blocks(16), packer)
+
+
+# Bytes of ExecuTorch's arena (batch norm folded, ReLU and sums in place) and of LiteRT Micro's.
+PACKED = {
+    ("resnet18", 224, "executorch_in_place"): 5_619_712,
+    ("resnet18-8-11221", 224, "executorch_in_place"): 1_003_520,  # 802,816 of it alive
+    ("mobilenetv2", 128, "executorch_in_place"): 1_966_080,
+    ("mobilenetv2-8-1221111", 128, "executorch_in_place"): 229_376,
+    ("resnet50", 224, "executorch_in_place"): 9_633_792,  # 7,225,344 of it alive
+    ("resnet50-8-11221", 224, "executorch_in_place"): 2_408_448,
+    ("resnet18", 224, "litert_micro"): 6_538_240,
+    ("resnet18-8-11221", 224, "litert_micro"): 1_236_912,
+    ("mobilenetv2-8-1221111", 128, "litert_micro"): 399_408,
+}
+
+
+@pytest.mark.parametrize("case", PACKED)
+def test_arenas_that_runtimes_plan_are_met_to_the_byte(case: tuple[str, int, str]) -> None:
+    assert profile_of(*case).arena_bytes == PACKED[case]
+
+
+def test_arena_and_live_bytes_are_told_apart_where_they_differ() -> None:
+    profile = profile_of("resnet18-8-11221", 224, "executorch_in_place")
+    frame = profile.to_frame()
+    assert frame["arena_bytes"].max() == profile.arena_bytes > profile.peak_bytes == frame["live_bytes"].max()
+    assert (frame["arena_bytes"] >= frame["live_bytes"]).all()
+    assert "peak 784 KiB at conv1 (conv+bn+relu), in an arena of 980 KiB (packed best 784 KiB), weights" in str(
+        profile
+    )
+    assert "arena" not in str(profile_of("resnet18-8-11221", 224, "fused"))
+
+
+def test_alignment_and_unknown_packers() -> None:
+    three = Runtime("three", packer="first fit", alignment=16)
+    profile = rd.profile_memory(nn.Linear(3, 1), torch.zeros(1, 3), convention=three)
+    assert (profile.peak_bytes, profile.arena_bytes, profile.best_arena_bytes) == (16, 32, 16)
+    with pytest.raises(ValueError, match="unknown packer 'best': choose from live, first fit, shared objects, tight"):
+        Runtime("mine", packer="best")
+    with pytest.raises(ValueError, match="an alignment is 1 byte or more, not 0"):
+        Runtime("mine", alignment=0)
+
+
+def test_figures_show_the_arena() -> None:
+    profile = profile_of("resnet18-8-11221", 224, "executorch_in_place")
+    timeline, bars = memory_timeline(profile), memory_bars({"student": profile})
+    assert "in an arena of 980 KiB" in timeline.layout.title.text.replace("<br>", " ").replace("</b> <b>", " ")
+    assert any("arena 980 KiB" in (a.text or "") for a in timeline.layout.annotations)
+    assert ("arena", 980.0) in [(trace.name, trace.x[0]) for trace in bars.data]
+    assert memory_table({"student": profile})["arena"].tolist() == ["980 KiB"]
+    assert "arena" not in memory_table({"student": profile_of("resnet18-8-11221", 224, "fused")})
+
+
+def test_the_command_takes_every_convention(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.CONVENTIONS == CONVENTIONS
+    command = ["memory", "resnet18", "--factor", "4", "--convention", "executorch_in_place"]
+    assert cli.main(command) == 0
+    assert "in an arena of 980 KiB (packed best 784 KiB)" in capsys.readouterr().out
+    assert cli.main([*command, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["peak_bytes"], told["arena_bytes"], told["best_arena_bytes"]) == (802_816, 1_003_520, 802_816)
+    assert told["convention"] == "executorch_in_place" and "runtime" not in told
