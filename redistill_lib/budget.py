@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import check_type
@@ -220,14 +219,12 @@ def fit_to_budget(
     found[own] = [replace(fit, published=fit.plain, in_place=fit.plain) for fit in found[own]]
     plans_found = [plan for plan in dict.fromkeys(chosen) if plan in found] or [own]
     teacher, untapped = build(own), dict[str, str]()
-    weight = next(teacher.parameters(), inputs[0])
-    zeros = tuple(torch.zeros_like(x, device=weight.device) for x in inputs)
     for plan in _worthwhile(found, plans_found, budget_bytes, blocks):
         if found[plan][0].published or str(plan) in untapped:
             continue
         student = build(plan)
         try:
-            blocked = with_blocks(traces[plan], match_taps(student, teacher, zeros))
+            blocked = with_blocks(traces[plan], match_taps(student, teacher, inputs))
         except ValueError as error:
             untapped[str(plan)] = str(error)
             continue
