@@ -277,7 +277,8 @@ def test_kernels_that_tile_follow_their_stride() -> None:
 @pytest.mark.parametrize(
     ("build", "factor", "sentence"),
     [
-        (look.ViT, 2, "only patch_embed strides in this ViT: no later layer strides or pools"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)), 2,
+         "only 0 strides in this Sequential: no later layer strides or pools"),
         (lambda: create_model("resnet18"), 32, "Plan 2-2222 cannot be front-loaded ×32: .* can give back only ×16"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, (3, 3), (2, 1), 1)), 2,
          "1 strides by 2 and 1 along the sides of its maps"),
@@ -324,7 +325,7 @@ def test_calls_in_a_forward_are_changed_there() -> None:
 
 def test_arguments_and_sizes() -> None:
     teacher = create_model("resnet18", width=0.25)
-    with pytest.raises(ValueError, match=r"a student of plan 16-2221 divides its images by 128, .* does not allow"):
+    with pytest.raises(ValueError, match=r"strides 16, 2, 2, 2, 1 divides its images by 128, .* does not allow"):
         derive_student(teacher, plan="16-2221", example=IMAGE[..., :40, :40])
     with pytest.raises(ValueError, match=r"either factor= or plan="):
         derive_student(teacher, example=IMAGE)

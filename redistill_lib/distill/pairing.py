@@ -12,13 +12,15 @@ from redistill_lib.network import MapRef, Resolutions, Step, find_layer, find_re
 from redistill_lib.network.flow import Example, times
 
 
-def match_taps(student: nn.Module, teacher: nn.Module, example: Example) -> list[Tap]:
+def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow: bool = False) -> list[Tap]:
     """Pair student and teacher wherever they change resolution in the same way, from the earliest to the deepest.
 
     The student's first downsampling layer gives its output; each later one gives input and output, paired with the
     teacher's layer that goes from and to the same height × width. Upsampling to the image at the end gives its input
     alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs these are the
-    paper's taps (arXiv 2406.03744 and its published configurations). Raises ValueError where nothing matches.
+    paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead at the
+    narrowest map before or behind that layer, as at the ends of an inverted residual; `redistill_lib.costs.tap_costs`
+    compares the two. Raises ValueError where nothing matches.
 
     >>> import torch
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
@@ -29,16 +31,17 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Example) -> list
     check_type("teacher", teacher, nn.Module)
     ours, theirs = find_resolutions(student, example, "student"), find_resolutions(teacher, example, "teacher")
     image, taps = ours.image, list[Tap]()
-    for step in ours.steps:
+    own, others = (found.narrowest() if narrow else found.steps for found in (ours, theirs))
+    for step in own:
         if not step.learns:
             continue
-        exact = [t for t in theirs.steps if (t.before, t.after) == (step.before, step.after)]
+        exact = [t for t in others if (t.before, t.after) == (step.before, step.after)]
         pairs: list[tuple[MapRef | None, list[MapRef | None]]] = []
         if step.down and step.before == image:
-            pairs.append((step.output, [t.output for t in theirs.steps if t.down and t.after == step.after]))
+            pairs.append((step.output, [t.output for t in others if t.down and t.after == step.after]))
         elif not step.down and step.after == image:
             step = _widest(ours, step)
-            pairs.append((step.input, [t.input for t in theirs.steps if not t.down and t.before == step.before]))
+            pairs.append((step.input, [t.input for t in others if not t.down and t.before == step.before]))
         else:
             pairs += [(step.input, [t.input for t in exact]), (step.output, [t.output for t in exact])]
         for place, sources in pairs:

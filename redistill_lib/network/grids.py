@@ -168,7 +168,10 @@ class Grids:
         shape, size = self.flow.shapes[result], self.grids[self.of[result]].size
         if len(shape) != len(size) + 2:
             return ""
-        fits = {laid for laid in ("first", "last") if is_alike(self._sides(result, laid), size)}
+        sides = {laid: self._sides(result, laid) for laid in ("first", "last")}
+        fits = {laid for laid in sides if sides[laid] == size} or {
+            laid for laid in sides if is_alike(sides[laid], size)
+        }
         before = self.laid[source]
         if call.function == "pad":
             return before  # also where the border is as wide as the map

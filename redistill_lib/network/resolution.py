@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,7 +60,8 @@ class Step:
     channels_in: int
     channels_out: int
     learns: bool  # it convolves, or something has since the step before; ResNet's max pool after conv1 does not
-    last: int  # the number of its last call
+    first: int  # the numbers of its first and its last call
+    last: int
 
     @property
     def name(self) -> str:
@@ -103,6 +104,39 @@ class Resolutions:
     @property
     def flow(self) -> Flow:
         return self.grids.flow
+
+    def narrowest(self) -> tuple[Step, ...]:
+        """The steps with the narrowest maps before and after them, of those through which all of the pass goes.
+
+        An inverted residual widens its map to change resolution; around it, the map has fewer channels.
+        """
+        flow, visits = self.flow, _single(self.flow)
+        read = {value: number for number, call in enumerate(flow.calls) for value in call.takes}
+        read |= dict.fromkeys(flow.gives, len(flow.calls))
+        alone: list[tuple[int, int]] = []  # the call after which a value is all that is left, and that value
+        live = set(range(flow.images))
+        for number, call in enumerate(flow.calls):
+            live = {value for value in (*live, *call.makes) if read.get(value, -1) > number}
+            alone += [(number, *live)] if len(live) == 1 else []  # type: ignore[list-item]
+        found: list[Step] = []
+        bounds = [-1, *(number for step in self.steps for number in (step.first, step.last)), len(flow.calls)]
+        for k, step in enumerate(self.steps):
+            ends: list[tuple[MapRef | None, int]] = [(step.input, step.channels_in), (step.output, step.channels_out)]
+            for side, (low, high) in enumerate((bounds[2 * k : 2 * k + 2], bounds[2 * k + 2 : 2 * k + 4])):
+                maps = [
+                    (flow.shapes[value][1], abs(number - bounds[2 * k + 1 + side]), ref)
+                    for number, value in alone
+                    if low <= number < high and self.grids.is_map(value)
+                    if flow.shapes[value][2:] == (step.after if side else step.before)
+                    if (ref := find_ref(visits, value)) is not None
+                ]
+                if maps:
+                    channels, _, ref = min(maps, key=lambda found: found[:2])
+                    if channels < ends[side][1]:
+                        ends[side] = (ref, channels)
+            (entry, wide), (exit_, broad) = ends
+            found.append(replace(step, input=entry, output=exit_, channels_in=wide, channels_out=broad))
+        return tuple(found)
 
     @property
     def image(self) -> Extent:
@@ -278,7 +312,7 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
         source, entry = padding, find_ref(visits, padding)
     shapes = [flow.shapes[v] for v in (source, result)]
     learns = any(number <= last for number in learning)
-    return Step(shapes[0][2:], shapes[1][2:], entry, exit_, shapes[0][1], shapes[1][1], learns, last)
+    return Step(shapes[0][2:], shapes[1][2:], entry, exit_, shapes[0][1], shapes[1][1], learns, first, last)
 
 
 def _meeting(grids: Grids, group: list[Change]) -> int:

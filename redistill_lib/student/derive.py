@@ -11,12 +11,25 @@ from typing import TypeVar, get_args
 
 from torch import nn
 
-from redistill_lib.checks import check_type
-from redistill_lib.network.flow import FITTING, Call, Example, Extent, Flow, Run, Visit, times, trace_flow
+from redistill_lib.checks import check_type, whole
+from redistill_lib.network.flow import (
+    FITTING,
+    Call,
+    Example,
+    Extent,
+    Flow,
+    Run,
+    Visit,
+    arguments_of,
+    times,
+    trace_flow,
+)
 from redistill_lib.network.grids import is_alike
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
+from redistill_lib.student.edits import CONVOLUTIONS, Change, Downsampler, lift, reconnect, restride, settle
+from redistill_lib.student.kernels import tiles
 from redistill_lib.student.places import Layout, find_layout, plan_totals
+from redistill_lib.student.tokens import fit_windows, resize_patches
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -54,18 +67,20 @@ def derive_student(
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
     target = _target(model, layout, factor, plan)
+    strides = target.places if isinstance(target, StridePlan) else (target,)
     try:
-        student, changes = _moved(model, layout, example, plan_totals(layout, target), downsampler)
+        student, changes = _moved(model, layout, example, plan_totals(layout, strides), downsampler)
     except ValueError as error:
         # A way up that meets nothing may as well stay as it is: its first map is of the teacher's size.
-        totals = plan_totals(layout, target, mirror=False)
-        if totals == plan_totals(layout, target):
+        totals = plan_totals(layout, strides, mirror=False)
+        if totals == plan_totals(layout, strides):
             raise
         try:
             student, changes = _moved(model, layout, example, totals, downsampler)
         except ValueError:
             raise error from None
-    _rename(student, layout, target, downsampler)
+    if isinstance(target, StridePlan):
+        _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
@@ -85,26 +100,46 @@ def _moved(
         for visit in flow.visits
         if visit.takes >= 0 and visit.gives
     }
+    stems = {flow.calls[c.number] for c in layout.found.grids.changes if layout.found.grids[c.before].raw}
     for call, old, new, shared in _due(layout, totals):
-        if call in tails and old == 1 and call.function == "conv2d":
+        if call in stems and call.path not in shared and _embeds(student.get_submodule(call.path)) and new % old == 0:
+            after = flow.shapes[call.makes[0]][2:]
+            smaller = tuple(side * old // new for side in after)
+            changes |= {c.layer: c for c in resize_patches(student, call.path, new // old, after, smaller)}
+        elif call in tails and old == 1 and call.function == "conv2d":
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
             name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
             changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
             if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
+    args, kwargs = arguments_of(example)
+    changes |= {change.layer: change for change in fit_windows(student, *args, **kwargs)}
     _settle(student, layout, example, _sizes(layout, totals), changes)
     return student, changes
 
 
-def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
+def _embeds(layer: nn.Module) -> bool:
+    """Whether a convolution makes patches of the image."""
+    return isinstance(layer, CONVOLUTIONS) and tiles(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+
+
+def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan | int:
+    """The student's plan, or the stride of the one place that a network has."""
     factor = check_type("factor", factor, int, None)
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:
+        [place] = layout.places
+        if (
+            factor is not None
+            and place.stride > 1
+            and all(_embeds(model.get_submodule(path)) for path in place.layers)
+        ):
+            return place.stride * whole("factor", factor)  # a transformer's patches are all the pooling that it has
         raise ValueError(
-            f"only {layout.places[0].name} strides in this {type(model).__name__}: no later layer strides or pools "
-            "that could give it back (a transformer's patches keep their grid, or are merged by slicing)"
+            f"only {place.name} strides in this {type(model).__name__}: no later layer strides or pools that could "
+            "give it back" + "; give factor= to make its patches larger" * (factor is None)
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -58,22 +59,22 @@ def find_layout(model: nn.Module, example: Example) -> Layout:
     return Layout(found, found.image)
 
 
-def plan_totals(layout: Layout, target: StridePlan, mirror: bool = True) -> list[Fraction]:
-    """By grid, how many pixels of the image are one of its maps in a student of plan `target`.
+def plan_totals(layout: Layout, strides: Sequence[int], mirror: bool = True) -> list[Fraction]:
+    """By grid, how many pixels of the image are one of its maps in a student with these strides at its places.
 
     On the way up, maps that meet those of the way down follow them; so do others where `mirror`, or nothing moves.
     """
     known, total = dict[Fraction, Fraction](), Fraction(1)
-    for place, stride in zip(layout.places, target.places, strict=True):
+    for place, stride in zip(layout.places, strides, strict=True):
         total *= stride
         known[Fraction(place.total)] = total
     if any(total > side for side in layout.image):
         raise ValueError(
-            f"a student of plan {target} divides its images by {total}, which an example of {times(layout.image)} "
-            "does not allow"
+            f"a student with strides {', '.join(map(str, strides))} divides its images by {total}, which an example "
+            f"of {times(layout.image)} does not allow"
         )
     grids = layout.found.grids
-    deepest, stem = max(known), Fraction(target.stem, layout.plan.stem)
+    deepest, stem = max(known), Fraction(strides[0], layout.places[0].stride)
     totals: list[Fraction] = []
     inside: dict[tuple[int, Fraction], Fraction] = {}  # of gates, by the map that they weigh and their own total
     roots: list[int] = []
