@@ -159,6 +159,19 @@ def test_several_choices_are_told_side_by_side() -> None:
     assert second.startswith("narrow: ") and "more than" not in second
 
 
+def test_left_out_the_papers_taps_and_the_narrow_ones_are_compared() -> None:
+    student, teacher = mobile(4, 1, 2), mobile(2, 2, 2)
+    costs = rd.tap_costs(student, teacher, example=X)
+    wide, narrow = (row for row in costs.rows if row.tap == "all")
+    assert (wide.taps, narrow.taps) == ("paper", "narrow") and "multiply-adds" in wide.reasons
+    assert narrow.published.flops < wide.published.flops and narrow.published.peak_bytes <= wide.published.peak_bytes
+    for row, taps in ((wide, False), (narrow, True)):
+        matched = rd.match_taps(student, teacher, X, narrow=taps)
+        assert row.published.parameters - costs.student.parameters == sum(
+            10 * tap.channels**2 + 6 * tap.channels for tap in matched if tap.channels
+        )
+
+
 @dataclass(frozen=True)
 class Halving(Weighted):
     name = "halving"
@@ -194,7 +207,9 @@ def test_inputs_that_do_not_fit() -> None:
 
 def test_a_warning_names_what_blocks_cost_more_than_and_none_is_given_without_cause() -> None:
     student = mobile(4, 1, 1)
-    with pytest.warns(UserWarning, match=r"multiply-adds 0\.\d+ → 3\.\d+ M, parameters .* rd.tap_costs compares"):
+    with pytest.warns(
+        UserWarning, match=r"multiply-adds 0\.\d+ → 3\.\d+ M, parameters .*narrow=True\) may find cheaper"
+    ):
         warn_of_costs(student, [rd.Tap("2.filter.0", "output", "2", "output", channels=32)], (X,))
     warn_of_costs(student, [rd.Tap("1", "output", "2", "output", channels=8)], (X,))  # warnings are errors here
     warn_of_costs(student, [rd.Tap("5", "output", "2", "output")], (X,))
