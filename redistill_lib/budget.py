@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import check_type
@@ -223,8 +222,6 @@ def fit_to_budget(
     found[own] = [replace(fit, published=fit.plain, in_place=fit.plain) for fit in found[own]]
     plans_found = [plan for plan in dict.fromkeys(chosen) if plan in found] or [own]
     teacher, untapped = build(own), dict[str, str]()
-    weight = next(teacher.parameters(), inputs[0])
-    zeros = tuple(torch.zeros_like(x, device=weight.device) for x in inputs)
     theirs: Resolutions | None = None
     with _collecting(runs is None):
         for plan in _worthwhile(found, plans_found, budget_bytes, blocks):
@@ -232,7 +229,7 @@ def fit_to_budget(
                 continue
             student = networks[plan] if plan in networks else build(plan)
             try:
-                ours, theirs = find_resolutions(student, zeros), theirs or find_resolutions(teacher, zeros)
+                ours, theirs = find_resolutions(student, inputs), theirs or find_resolutions(teacher, inputs)
                 blocked = with_blocks(traces[plan], pair_steps(student, ours, teacher, theirs))
             except ValueError as error:
                 untapped[str(plan)] = str(error)

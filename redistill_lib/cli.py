@@ -207,7 +207,7 @@ def _memory(arguments: argparse.Namespace) -> int:
     else:
         _print_profile(profile, bounds)
         if costs:
-            table = costs.to_frame().drop(columns="taps").to_string(index=False, float_format="%.4g")
+            table = costs.to_frame().to_string(index=False, float_format="%.4g")
             print("", costs, "", table, sep="\n")
     return 0
 

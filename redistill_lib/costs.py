@@ -113,9 +113,10 @@ def tap_costs(
 ) -> TapCosts:
     """What each choice of taps costs a student before anything is trained.
 
-    `taps` are one choice, or several by name; left out, those of `match_taps`. Each tap's block is counted alone, and
-    all of a choice together, in the student as it is: as published (three maps at a time) and in place. `example`
-    holds the networks' inputs, `dtype` is that of `profile_memory`. Raises ValueError for a tap that takes no block.
+    `taps` are one choice, or several by name; left out, the paper's and the narrow ones of `match_taps`. Each tap's
+    block is counted alone, and all of a choice together, in the student as it is: as published (three maps at a time)
+    and in place. `example` holds the networks' inputs, `dtype` is that of `profile_memory`. Raises ValueError for a
+    tap that takes no block.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
     >>> costs = tap_costs(net(4, 1), net(2, 2), example=torch.zeros(1, 3, 32, 32))
@@ -125,7 +126,8 @@ def tap_costs(
     inputs = check_type("example", example, Tensor, tuple)
     inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
     if taps is None:
-        taps = match_taps(student, teacher, inputs)
+        wide, narrow = (match_taps(student, teacher, inputs, narrow) for narrow in (False, True))
+        taps = {"paper": wide, "narrow": narrow} if narrow != wide else wide
     given = taps if isinstance(taps, Mapping) else {"taps": taps}
     choices = {
         name: [replace(tap, layer=find_layer(student, tap.layer, "student")) for tap in chosen]
@@ -233,7 +235,8 @@ def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor,
         warnings.warn(
             f"RED blocks cost more than the student around them: multiply-adds {own.flops / 2e6:.3g} → "
             f"{published.flops / 2e6:.3g} M, parameters {own.parameters:,} → {published.parameters:,}, peak "
-            f"{peaks[0]} → {peaks[1]} (in place {peaks[2]}); rd.tap_costs compares other taps, to be given as taps=",
+            f"{peaks[0]} → {peaks[1]} (in place {peaks[2]}); rd.match_taps(…, narrow=True) may find cheaper taps, "
+            "which rd.tap_costs compares",
             stacklevel=4,
         )
 

@@ -80,6 +80,36 @@ def test_costs_are_those_of_networks_with_blocks(name: str) -> None:
     assert costs.teacher.peak_bytes == rd.profile_memory(teacher, *inputs, dtype="int8").peak_bytes
 
 
+class Shuffling(nn.Module):
+    """Its map is a view of what was made in another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return x.view(1, 2, 4, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+
+
+class Reading(nn.Sequential):
+    """It takes a view, and inside makes a map of the very shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self[1](self[0](x))
+        return y + x
+
+
+def test_blocks_behind_and_before_a_shuffle_of_channels() -> None:
+    inside = Reading(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1))
+    student = nn.Sequential(Shuffling(), inside, nn.Conv2d(8, 4, 3, padding=1))
+    taps = [rd.Tap("0", "output", "0", "output", channels=8), rd.Tap("1", "input", "1", "input", channels=8)]
+    for some in ([taps[0]], [taps[1]], taps):
+        costs = rd.tap_costs(student, student, some, X, dtype="int8")
+        for in_place in (False, True):
+            assert found(costs.rows[-1], in_place) == measured(student, some, (X,), in_place)
+
+
 @pytest.mark.parametrize("kernel", [1, 5])
 def test_blocks_of_other_kernels(kernel: int) -> None:
     student = mobile(4, 1, 2)
@@ -129,6 +159,19 @@ def test_several_choices_are_told_side_by_side() -> None:
     assert second.startswith("narrow: ") and "more than" not in second
 
 
+def test_left_out_the_papers_taps_and_the_narrow_ones_are_compared() -> None:
+    student, teacher = mobile(4, 1, 2), mobile(2, 2, 2)
+    costs = rd.tap_costs(student, teacher, example=X)
+    wide, narrow = (row for row in costs.rows if row.tap == "all")
+    assert (wide.taps, narrow.taps) == ("paper", "narrow") and "multiply-adds" in wide.reasons
+    assert narrow.published.flops < wide.published.flops and narrow.published.peak_bytes <= wide.published.peak_bytes
+    for row, taps in ((wide, False), (narrow, True)):
+        matched = rd.match_taps(student, teacher, X, narrow=taps)
+        assert row.published.parameters - costs.student.parameters == sum(
+            10 * tap.channels**2 + 6 * tap.channels for tap in matched if tap.channels
+        )
+
+
 @dataclass(frozen=True)
 class Halving(Weighted):
     name = "halving"
@@ -164,7 +207,9 @@ def test_inputs_that_do_not_fit() -> None:
 
 def test_a_warning_names_what_blocks_cost_more_than_and_none_is_given_without_cause() -> None:
     student = mobile(4, 1, 1)
-    with pytest.warns(UserWarning, match=r"multiply-adds 0\.\d+ → 3\.\d+ M, parameters .* rd.tap_costs compares"):
+    with pytest.warns(
+        UserWarning, match=r"multiply-adds 0\.\d+ → 3\.\d+ M, parameters .*narrow=True\) may find cheaper"
+    ):
         warn_of_costs(student, [rd.Tap("2.filter.0", "output", "2", "output", channels=32)], (X,))
     warn_of_costs(student, [rd.Tap("1", "output", "2", "output", channels=8)], (X,))  # warnings are errors here
     warn_of_costs(student, [rd.Tap("5", "output", "2", "output")], (X,))

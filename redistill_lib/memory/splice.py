@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from redistill_lib.memory.trace import Op, Trace
+from redistill_lib.memory.trace import Op, Shape, Trace
 from redistill_lib.red import Side
 
 _INDICES = ("reads", "writes", "mutates", "aligned")  # of storages
@@ -22,32 +23,38 @@ class Spot(NamedTuple):
     side: Side
     at: int  # the operator before which a block would run
     storage: int  # of the map
+    shape: Shape  # of the map; its storage may have been made in another, as by a channel shuffle
     readers: tuple[int, ...]  # operators that would read what the block makes of it
     free: bool  # nothing else reads the map from there on, and the network made it: a block may overwrite it
 
 
 def find_spot(passed: Trace, layer: str, side: Side) -> Spot:
-    """Raises ValueError where the map is a view, or no operator of the layer makes or reads it."""
+    """Raises ValueError where no operator of the layer makes or reads the whole map."""
     inside = [k for k, op in enumerate(passed.ops) if f"{op.module}.".startswith(f"{layer}.")]
     shape = passed.calls.get(layer, ((), ()))[side == "output"]
     touched: Iterable[int] = ()
     if inside and side == "output":
         touched = (*passed.ops[inside[-1]].writes, *passed.ops[inside[-1]].mutates)
     elif inside:
-        touched = (index for k in inside for index in passed.ops[k].reads)
-    found = next((index for index in touched if passed.storages[index].shape == shape), None)
+        read = (index for k in inside for index in passed.ops[k].reads)
+        touched = (index for index in read if passed.storages[index].born < inside[0])
+    shapes = {index: passed.storages[index].shape for index in touched}
+    whole = [index for index, made in shapes.items() if math.prod(made) == math.prod(shape)]
+    found = next(iter(sorted(whole, key=lambda index: shapes[index] != shape)), None)
     if found is None or len(shape) != 4:
         raise ValueError(f"what a block on the {side} of {layer!r} costs is not known: no operator there has its map")
     at, map_ = inside[0] if side == "input" else inside[-1] + 1, passed.storages[found]
     later = [k for k, op in enumerate(passed.ops) if k >= at and found in (*op.reads, *op.mutates)]
     readers = tuple(later if side == "output" else set(later).intersection(inside))
     alone = len(readers) == len(later) and not (map_.output and side == "input")
-    return Spot(layer, side, at, found, readers, map_.kind == "activation" and alone)
+    return Spot(layer, side, at, found, shape, readers, map_.kind == "activation" and alone)
 
 
 def map_at(passed: Trace, spot: Spot) -> Tensor:
     """The map, without contents."""
     found = passed.storages[spot.storage]
+    if found.shape != spot.shape:
+        return torch.empty(spot.shape, dtype=found.dtype, device="meta")
     return torch.empty_strided(found.shape, found.stride, dtype=found.dtype, device="meta")
 
 

@@ -22,6 +22,7 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map_only
 
 Tensors = Literal["fake", "real"]
 Found = TypeVar("Found")
+Network = TypeVar("Network", bound=nn.Module)
 _PLAIN = frozenset((bool, int, float, str, set, type(None), torch.dtype, torch.device))
 _DICTS = (dict, OrderedDict)
 _OWN = ("_parameters", "_buffers", "_modules")
@@ -77,7 +78,7 @@ class _Detached(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def copy_network(model: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Module:
+def copy_network(model: Network, known: Mapping[int, Any] | None = None) -> Network:
     """A deep copy of a network, whatever it holds, with its hooks, modes and shared parts.
 
     Tensors that were computed with gradients, such as an activation kept from the last pass or a weight made by an
