@@ -57,7 +57,8 @@ class Runtime:
     # (what made a map, what follows): the second writes over it, if nothing else needs it and the size is the same.
     # Where the map is of the step before, both are one step.
     overwrites: tuple[tuple[str, str], ...] = ()
-    prefers: Literal["newest", "first"] = "newest"  # of several dying inputs: as a sum in the convolution before it
+    # Of several dying inputs. The newest of a sum is the convolution just before, of which it is then a part.
+    prefers: Literal["newest", "first"] = "newest"
     in_place_depthwise: bool = False  # over their input, through one channel (MCUNetV2, arXiv 2110.15352)
     # What adds its result to a dying map of that size, so that a sum with it needs no map of its own.
     accumulates: tuple[str, ...] = ()
@@ -76,11 +77,12 @@ class Runtime:
             raise ValueError(f"an alignment is 1 byte or more, not {self.alignment}")
 
 
-# Beside what the runtimes themselves say, for built-in networks in float32 (benchmarks/runtimes.py). ExecuTorch 1.5:
-# live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 3 % above ours: slices and permutations
-# are copies there and views here. LiteRT Micro: the arena is equal in all 14 classifiers tried. ONNX Runtime 1.32 plans
-# nothing, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets and MobileNetV2, but 1 to 1.3 times as
-# much for MobileNetV3 and 1.2 to 1.3 times with RED blocks, for reasons not found; of the U-Net it says too little.
+# How far they are met by built-in networks in float32 (benchmarks/runtimes.py; LiteRT Micro: tests/test_runtimes.py).
+# ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 3 % above ours: slices
+# and permutations are copies there and views here. LiteRT Micro: the arena is equal in all 12 classifiers tried. ONNX
+# Runtime 1.32 plans no arena here, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets and
+# MobileNetV2 (40 for one student on another machine), 1 to 1.3 times ours for MobileNetV3 and with RED blocks, and
+# more than 1.4 times for the U-Net, for reasons not found.
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
 _EXECUTORCH = Runtime(
     "executorch",
