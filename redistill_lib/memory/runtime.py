@@ -78,11 +78,11 @@ class Runtime:
 
 
 # How far they are met by built-in networks in float32 (benchmarks/runtimes.py; LiteRT Micro: tests/test_runtimes.py).
-# ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 3 % above ours: slices
-# and permutations are copies there and views here. LiteRT Micro: the arena is equal in all 12 classifiers tried. ONNX
-# Runtime 1.32 plans no arena here, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets and
-# MobileNetV2 (40 for one student on another machine), 1 to 1.3 times ours for MobileNetV3 and with RED blocks, and
-# more than 1.4 times for the U-Net, for reasons not found.
+# ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 1 to 3 % above ours:
+# slices and permutations are copies there and views here. LiteRT Micro: the arena is equal in all 12 classifiers
+# tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets
+# and MobileNetV2 (40 for one student on another machine), but 1 to 1.4 times ours for MobileNetV3, ResNeXt and with
+# RED blocks, and 1.5 to 2.2 times for the U-Net, for reasons not found.
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
 _EXECUTORCH = Runtime(
     "executorch",
