@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch._ops import OpOverload
 
 from redistill_lib.memory.arena import PACKERS
 from redistill_lib.memory.trace import Op
@@ -127,23 +129,32 @@ FUSED = RUNTIMES["fused"]
 
 def short_name(op: Op) -> str:
     """What profiles call an operator: "conv" for aten::convolution."""
-    return _SHORT.get(op.name, op.name.strip("_"))
+    return _short(op.name)
+
+
+def _short(name: str) -> str:
+    return _SHORT.get(name, name.strip("_"))
 
 
 def kinds_of(op: Op) -> Set[str]:
     """All that a rule may call an operator."""
-    kinds = {"*", short_name(op)}
-    if op.mutates:
+    return _kinds(op.func, op.name, bool(op.mutates))
+
+
+@functools.cache  # asking for tags is slow
+def _kinds(func: OpOverload, name: str, mutates: bool) -> Set[str]:
+    kinds = {"*", _short(name)}
+    if mutates:
         kinds.add("in place")
-    if is_pointwise(op):
+    if torch.Tag.pointwise in func.tags or name in _POINTWISE:
         kinds.add("pointwise")
-    if op.name in _REWRITING:
+    if name in _REWRITING:
         kinds.add("rewriting")
     return kinds
 
 
 def is_pointwise(op: Op) -> bool:
-    return torch.Tag.pointwise in op.func.tags or op.name in _POINTWISE
+    return "pointwise" in kinds_of(op)
 
 
 def is_known(op: Op) -> bool:
