@@ -6,6 +6,7 @@ Names are imported on first use, so that ``import redistill_lib`` costs little m
 from __future__ import annotations
 
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ _HOMES = {
     "Tap": "distill",
     "match_taps": "distill",
     "read_taps": "distill",
+    "find_resolutions": "network",
     "record_maps": "network",
     "derive_student": "student",
     "Distillation": "distill",
@@ -42,6 +44,7 @@ _HOMES = {
     "measure_memory": "memory",
     "memory_bounds": "memory",
     "fit_to_budget": "budget",
+    "tap_costs": "costs",
     "score_images": "quality",
     "train_diffusion": "train",
     "distill_diffusion": "train",
@@ -51,6 +54,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from redistill_lib.budget import fit_to_budget
+    from redistill_lib.costs import tap_costs
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.data.augment import to_float
     from redistill_lib.diffusion import sample
@@ -58,7 +62,7 @@ if TYPE_CHECKING:
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model
-    from redistill_lib.network import record_maps
+    from redistill_lib.network import find_resolutions, record_maps
     from redistill_lib.plans import StridePlan
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss
@@ -78,6 +82,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _rooms():
+        return import_module(f"redistill_lib.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'redistill_lib' has no attribute {name!r}")
     value = getattr(import_module(f"redistill_lib.{_HOMES[name]}"), name)
@@ -86,4 +92,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted({*globals(), *_HOMES, *_rooms()})
+
+
+def _rooms() -> list[str]:
+    return [found.name for found in iter_modules(__path__)]

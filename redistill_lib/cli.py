@@ -1,6 +1,6 @@
 """The `redistill` command: run notebooks and sweeps, profile memory, list runs and models.
 
-Exit codes: 0 all well, 1 a notebook failed or was interrupted, 2 the command itself was wrong.
+Exit codes: 0 all well, 1 a notebook failed, nothing fits a budget, or it was interrupted, 2 the command was wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from redistill_lib.checks import hint
 if TYPE_CHECKING:
     from torch import nn
 
+    from redistill_lib.costs import TapCosts
     from redistill_lib.memory import Bounds, Profile
 
 CONVENTIONS = (  # those of redistill_lib.memory, which costs an import of torch
@@ -66,19 +67,25 @@ def _parser() -> argparse.ArgumentParser:
         "memory",
         help="where a network's peak memory is, and which stride plans fit a budget",
         description="Peak memory of one forward pass of MODEL: a built-in name such as resnet18-4-11221, or "
-        "package.module:function for a function without arguments that returns your own nn.Module. Stride plans of "
-        "your own network have a digit for each layer that strides now; those in built-in names have one for every "
-        "layer that may stride, some of which have stride 1.",
+        "package.module:function for a function without arguments that returns your own nn.Module, alone or as "
+        "(model, inputs). Stride plans of your own network have a digit for each layer that strides now; those in "
+        "built-in names have one for every layer that may stride, some of which have stride 1. With --budget, the "
+        "exit code is 1 where no plan fits.",
     )
     memory.add_argument("model", metavar="MODEL")
     memory.add_argument("--image-size", type=size, metavar="N", help="N or HxW (default 224; 32 for unet)")
-    memory.add_argument("--batch", type=int, default=1, metavar="B")
-    memory.add_argument("--in-channels", type=int, default=3, metavar="C")
-    memory.add_argument("--factor", type=int, default=1, metavar="F", help="of the student that pools ×F in its stem")
+    memory.add_argument("--batch", type=int, metavar="B", help="default 1")
+    memory.add_argument("--in-channels", type=int, metavar="C", help="default 3")
+    what = "all inputs instead, as 1x3x32x32,1:int64 for an image and a time step"
+    memory.add_argument("--inputs", type=tensors, metavar="SHAPES", help=what)
+    what = "of the student that pools ×F in its stem, with what RED blocks add to it"
+    memory.add_argument("--factor", type=int, default=1, metavar="F", help=what)
     memory.add_argument("--convention", default="fused", choices=CONVENTIONS, help="whose rules")
     memory.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations are stored as")
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
+    what = "the RED blocks that have to fit, too (default published)"
+    memory.add_argument("--blocks", default="published", choices=("none", "published", "in place"), help=what)
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
     form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
@@ -89,6 +96,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def size(text: str) -> list[int]:
     return [int(part) for part in text.lower().split("x")]
+
+
+def tensors(text: str) -> tuple[Any, ...]:
+    """Empty tensors without memory from text as ``1x3x32x32,1:int64``."""
+    import torch
+
+    found = []
+    for each in text.split(","):
+        shape, _, name = each.strip().partition(":")
+        dtype = getattr(torch, name or "float32", None)
+        if not isinstance(dtype, torch.dtype) or not all(side.isdecimal() for side in shape.split("x")):
+            raise argparse.ArgumentTypeError(
+                f"{each!r} is no input: write its shape and dtype, as 1x3x32x32 or 1:int64"
+            )
+        found.append(torch.empty(size(shape), dtype=dtype, device="meta"))
+    return tuple(found)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -140,20 +163,14 @@ def _runs(arguments: argparse.Namespace) -> None:
             print("the same in all:", *(f"{name}={value}" for name, value in same.items()))
 
 
-def _memory(arguments: argparse.Namespace) -> None:
+def _memory(arguments: argparse.Namespace) -> int:
     from redistill_lib.memory import memory_bounds, profile_memory
-    from redistill_lib.models import example_inputs
 
-    unet = arguments.model.partition("-")[0] == "unet"
-    size = arguments.image_size or [32 if unet else 224]
-    if len(size) > 2 or min(*size, arguments.batch, arguments.in_channels) < 1:
-        raise ValueError("--image-size (N or HxW), --batch and --in-channels are whole numbers of 1 or more")
     if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
         raise ValueError("--budget gives a table or JSON, always fused: leave out --html and --convention")
-    shape = {"batch": arguments.batch, "in_channels": arguments.in_channels, "device": "meta"}
-    # A network of one's own is called with images alone, as any built-in classifier is.
-    inputs = example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **shape)
-    model = _network(arguments.model, arguments.factor, arguments.in_channels, inputs)
+    own, inputs = _own_network(arguments.model) if ":" in arguments.model else (None, None)
+    inputs = _inputs(arguments, inputs)
+    teacher, model = _networks(arguments, own, inputs)
     how = {"dtype": arguments.dtype, "in_place_depthwise": arguments.in_place_depthwise}
     try:
         profile = profile_memory(model, *inputs, convention=arguments.convention, **how)
@@ -161,24 +178,26 @@ def _memory(arguments: argparse.Namespace) -> None:
         shapes, reason = ", ".join("×".join(map(str, x.shape)) for x in inputs), str(error).partition("\n")[0]
         raise ValueError(
             f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {reason}): fit --image-size "
-            "and --in-channels to it; if it takes other inputs or branches on values, rd.profile_memory takes them"
+            "and --in-channels, or --inputs, to it; if it branches on values, rd.profile_memory takes them"
         ) from None
     if arguments.budget:
-        _print_budget(arguments, model, inputs)
-        return
+        return _print_budget(arguments, model, inputs)
     bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
+    costs = _tap_costs(arguments, model, teacher, inputs) if arguments.factor > 1 and arguments.html is None else None
     if arguments.json:
         hidden = ("rows", "tensors", "schedule", "runtime")
         record = {f.name: getattr(profile, f.name) for f in fields(profile) if f.name not in hidden}
         record |= {name: getattr(profile, name) for name in ("peak_bytes", "arena_bytes", "best_arena_bytes")}
         record |= {"peak_at": profile.peak_op.name, "flops": profile.flops}
         record |= {"bounds": vars(bounds), "rows": profile.to_frame().to_dict("records")}
+        record |= {"taps": costs.to_frame().to_dict("records")} if costs else {}
         print(json.dumps(record, indent=1, ensure_ascii=False))
     elif arguments.html is not None:
         from redistill_lib.figures import memory_by_layer, memory_timeline
 
-        own = f"{profile.model}-{'x'.join(map(str, size))}px-{profile.convention}-{profile.dtype}.html"
-        file = Path(arguments.html or own)
+        image = "x".join(dict.fromkeys(map(str, inputs[0].shape[-2:])))
+        name = f"{profile.model}-{image}px-{profile.convention}-{profile.dtype}.html"
+        file = Path(arguments.html or name)
         file.parent.mkdir(parents=True, exist_ok=True)
         counted = bounds if profile.convention == "fused" else None
         layers = profile.convention == "paper"  # which counts layers, not tensors
@@ -187,21 +206,42 @@ def _memory(arguments: argparse.Namespace) -> None:
         print(file)
     else:
         _print_profile(profile, bounds)
+        if costs:
+            table = costs.to_frame().drop(columns="taps").to_string(index=False, float_format="%.4g")
+            print("", costs, "", table, sep="\n")
+    return 0
 
 
-def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> None:
+def _tap_costs(
+    arguments: argparse.Namespace, model: nn.Module, teacher: nn.Module, inputs: tuple[Any, ...]
+) -> TapCosts | None:
+    """What RED blocks add to the student; nothing but a line on stderr where they have no place."""
+    from redistill_lib.costs import tap_costs
+
+    try:
+        return tap_costs(model, teacher, example=inputs, dtype=arguments.dtype)
+    except ValueError as error:
+        print(f"RED blocks are not counted: {error}", file=sys.stderr)
+        return None
+
+
+def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> int:
     from redistill_lib.budget import fit_to_budget
 
-    named = arguments.in_channels == 3 and arguments.factor == 1 and ":" not in arguments.model
+    named = arguments.in_channels in (None, 3) and arguments.factor == 1 and ":" not in arguments.model
     dtypes = arguments.dtype or ("fp32", "int8")
-    how = {"dtypes": dtypes, "in_place_depthwise": arguments.in_place_depthwise}
+    how = {"dtypes": dtypes, "in_place_depthwise": arguments.in_place_depthwise, "blocks": arguments.blocks}
     fit = fit_to_budget(arguments.model if named else model, arguments.budget, *inputs, **how)
     table = fit.to_frame()
     if arguments.json:
-        record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": vars(fit.closest)}
+        record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": asdict(fit.closest)}
         print(json.dumps({**record, "refused": dict(fit.refused)}, indent=1, ensure_ascii=False))
     else:
-        print(fit, *([] if table.empty else ["", table.to_string(index=False, float_format="%.4g")]), sep="\n")
+        print(fit)
+        if not table.empty:
+            shares = [name for name in table if name.endswith("÷ own")]
+            print("", table.drop(columns=shares).to_string(index=False, float_format="%.4g"), sep="\n")
+    return 0 if fit.fits else 1
 
 
 def _print_profile(profile: Profile, bounds: Bounds) -> None:
@@ -213,45 +253,84 @@ def _print_profile(profile: Profile, bounds: Bounds) -> None:
     steps = sorted(profile.rows, key=lambda row: -row.live_bytes)[:10]
     rows = [(row.name, row.op, "×".join(map(str, row.shape)), format_size(row.live_bytes)) for row in steps]
     print("", _table(("largest steps", "operator", "output", "live"), rows), sep="\n")
+    straight = "row by row, but for the shortcut from"
     until = f" up to {bounds.streaming_name}" if bounds.streaming_name else ""
     least = {
         "in the program's order": bounds.peak_bytes,
         f"best order of execution{'' if bounds.order_exact else ', at least'}": bounds.order_bytes,
         f"largest operator, {bounds.op_name}": bounds.op_bytes,
         f"row by row{until}": bounds.streaming_bytes,
+        **({f"{straight} {bounds.shortcut_name}": bounds.without_shortcut_bytes} if bounds.shortcut_name else {}),
         "depthwise convolutions in place": bounds.in_place_depthwise_bytes,
     }
     told = [(name, format_size(size)) for name, size in least.items()]
     print("", _table(("what else it could need (fused)", "peak"), told), sep="\n")
 
 
-def _network(name: str, factor: int, in_channels: int, inputs: Sequence[Any]) -> nn.Module:
-    """A built-in network or the user's own, and of either the student that pools ×factor; on the meta device."""
+def _inputs(arguments: argparse.Namespace, own: tuple[Any, ...] | None) -> tuple[Any, ...]:
+    """What the network is called with, on the meta device: as its function says, as --inputs says, or images."""
+    from redistill_lib.models import example_inputs
+
+    own = arguments.inputs or own
+    sizes = {"batch": arguments.batch, "in_channels": arguments.in_channels}
+    if own:
+        if arguments.image_size or any(sizes.values()):
+            raise ValueError("the inputs are given, so leave out --image-size, --batch and --in-channels")
+        return tuple(x.to("meta") for x in own)
+    unet = arguments.model.partition("-")[0] == "unet"
+    size = arguments.image_size or [32 if unet else 224]
+    given = {name: count for name, count in sizes.items() if count is not None}
+    if len(size) > 2 or min([*size, *given.values()]) < 1:
+        raise ValueError("--image-size (N or HxW), --batch and --in-channels are whole numbers of 1 or more")
+    # A network of one's own is called with images alone, as any built-in classifier is.
+    return example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **given, device="meta")
+
+
+def _own_network(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
+    """What the user's function returns, on the meta device."""
+    from torch import Tensor, nn
+
+    module, _, function = name.partition(":")
+    if module.endswith(".py"):
+        module = module.removesuffix(".py").replace("/", ".")
+        raise ValueError(f"write the module, not its file: {module}:{function or 'function'}")
+    sys.path.insert(0, "")  # as `python -m` does, also for what the function imports
+    make = getattr(importlib.import_module(module), function, None)
+    try:
+        made = make() if callable(make) else None
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
+    model, *inputs = made if isinstance(made, tuple) else (made,)
+    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        inputs = [*inputs[0]]
+    if not isinstance(model, nn.Module) or not all(isinstance(x, Tensor) for x in inputs):
+        what = "returns an nn.Module, or (model, inputs) with tensors"
+        raise ValueError(f"module {module} has no function {function!r} that {what}")
+    return model.to("meta"), tuple(inputs) or None
+
+
+def _networks(
+    arguments: argparse.Namespace, own: nn.Module | None, inputs: tuple[Any, ...]
+) -> tuple[nn.Module, nn.Module]:
+    """Teacher and, for a factor above 1, its student; of a built-in network without weights."""
     import torch
 
     from redistill_lib.models import create_model, student_name
     from redistill_lib.student import derive_student
 
-    module, own, function = name.partition(":")
-    if not own and "." not in module.partition("-")[0]:
-        with torch.device("meta"):
-            return create_model(name if factor == 1 else student_name(name, factor), in_channels=in_channels)
-    if module.endswith(".py"):
-        module = module.removesuffix(".py").replace("/", ".")
-        raise ValueError(f"write the module, not its file: {module}:{function or 'function'}")
-    if not own:
-        close = ":".join(module.rsplit(".", 1))
+    name, factor = arguments.model, arguments.factor
+    if own is not None:
+        return own, own if factor == 1 else derive_student(own, factor, example=inputs)[0]
+    if name.endswith(".py"):
+        raise ValueError(f"write the module, not its file: {name.removesuffix('.py').replace('/', '.')}:function")
+    if "." in name.partition("-")[0]:
+        close = ":".join(name.rsplit(".", 1))
         raise ValueError(f"{name} names no function; did you mean {close!r} (module:function)?")
-    sys.path.insert(0, "")  # as `python -m` does, also for what the function imports
-    make = getattr(importlib.import_module(module), function, None)
-    try:
-        model = make() if callable(make) else None
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
-    if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"module {module} has no function {function!r} that returns an nn.Module")
-    model = model.to("meta")
-    return model if factor == 1 else derive_student(model, factor, example=tuple(inputs))[0]
+    with torch.device("meta"):
+        teacher = create_model(name, in_channels=inputs[0].shape[1])
+        if factor == 1:
+            return teacher, teacher
+        return teacher, create_model(student_name(name, factor), in_channels=inputs[0].shape[1])
 
 
 def _models(arguments: argparse.Namespace) -> None:

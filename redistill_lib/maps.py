@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
@@ -36,7 +37,7 @@ def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ..
     blocks = {inner for _, _, block in inserted_blocks(model) for inner in block.modules()}
     for path, _, shape in map_shapes(model, *_batch(model, image[None])):
         module = model.get_submodule(path)
-        if module not in blocks and _worth_seeing(module) and shape[-2:].numel() > 1:
+        if module not in blocks and _worth_seeing(module) and math.prod(shape[2:]) > 1:
             found[paths[id(module)]] = tuple(shape[1:])
     return list(found.items())
 

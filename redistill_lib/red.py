@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Side = Literal["input", "output"]
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 class RedBlock(nn.Module):
@@ -51,7 +52,8 @@ class InPlaceRedBlock(nn.Module):
     It works in slabs of `rows` rows (default: a sixteenth of the map, at least one) with batch norms folded into
     convolutions: beside the map at most ``3·rows + k − 1`` rows are held, for a k×k encoder, where `RedBlock` holds
     two more maps. More rows are faster; on maps up to 32² a CPU takes two to three times as long as `RedBlock`.
-    Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`).
+    Results are equal up to rounding. Nothing else may read the map afterwards (see `make_in_place`). Exported, its
+    loop over slabs is unrolled, to more nodes than most networks have: no edge runtime will take it as it is.
 
     Raises ValueError for a map that requires a gradient or whose elements share memory, and in `from_block` for a
     block in train mode; RuntimeError in train mode, or when run with gradients on after its weights were unfrozen.
@@ -328,21 +330,20 @@ def _storages(*trees: object) -> set[StorageWeakRef]:
     return {StorageWeakRef(t.untyped_storage()) for t in tensors if t.layout == torch.strided and not t.is_nested}
 
 
-def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, str]:
-    """Exchange each RED block that may overwrite its input map for an `InPlaceRedBlock`.
+def make_in_place(model: _Model, *inputs: Any, **kwargs: Any) -> tuple[_Model, dict[str, str]]:
+    """A copy, each of whose RED blocks that may overwrite its input map is an `InPlaceRedBlock`, and why others stay.
 
-    `model(*inputs, **kwargs)` is run once to see what else reads the maps: other inputs have to be of that size,
-    dtype and layout, and take the same path through the network. The model itself is changed, put into eval mode
-    and frozen. Returns path → reason for each block that stays plain.
+    `model(*inputs, **kwargs)` is run once, to see what else reads the maps: other inputs have to be of that size,
+    dtype and layout, and take the same path through the network. The copy is in eval mode and frozen. Of each block
+    that stays plain the path and the reason are returned. Raises ValueError where no block can work in place.
 
     >>> net, (first, second) = nn.Sequential(nn.Conv2d(3, 8, 3)), (RedBlock(3), RedBlock(8))
     >>> net = insert_blocks(net, [("0", "input", first), ("0", "output", second)])
-    >>> make_in_place(net, torch.zeros(1, 3, 20, 20))
-    {'0.before': 'its input map is not made by the network but given to it, or a weight'}
-    >>> type(net[0].after).__name__
-    'InPlaceRedBlock'
+    >>> copied, plain = make_in_place(net, torch.zeros(1, 3, 20, 20))
+    >>> type(copied[0].after).__name__, plain
+    ('InPlaceRedBlock', {'0.before': 'its input map is not made by the network but given to it, or a weight'})
     """
-    model.eval().requires_grad_(False)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
     blocks = {module: path for path, module in model.named_modules() if isinstance(module, RedBlock)}
     watch = _MapWatch()
     for block in blocks:
@@ -358,7 +359,11 @@ def make_in_place(model: nn.Module, *inputs: Any, **kwargs: Any) -> dict[str, st
             outputs = model(*inputs, **kwargs)
         watch.finish(blocks)  # while the outputs are held
         del outputs
+    plain = {path: watch.reasons[block] for block, path in blocks.items() if block in watch.reasons}
+    if len(plain) == len(blocks):
+        why = "; ".join(f"{path}: {reason}" for path, reason in plain.items()) or "there is none"
+        raise ValueError(f"no RED block can work in place ({why}); keep the plain form")
     for block in blocks:
         if block not in watch.reasons:
             _replace(model, block, InPlaceRedBlock.from_block(block))
-    return {path: watch.reasons[block] for block, path in blocks.items() if block in watch.reasons}
+    return model, plain

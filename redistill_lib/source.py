@@ -23,6 +23,7 @@ OBSERVING = (
     "diffusion/pretrained.py",
     "diffusion/sampling.py",
     "models/saved.py",
+    "network/answer.py",
     "network/fakes.py",
 )
 

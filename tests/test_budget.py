@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 import redistill_lib as rd
-from redistill_lib.budget import BudgetFit, Fit, fit_to_budget
+from redistill_lib.budget import Blocks, BudgetFit, Fit, _named, fit_to_budget
+from redistill_lib.costs import Cost
+from redistill_lib.memory.reuse import Runs
+from redistill_lib.memory.trace import trace
+from redistill_lib.red import RedBlock, insert_blocks, make_in_place
 
 X = torch.zeros(1, 3, 64, 64)
 
@@ -27,23 +31,23 @@ def test_every_legal_plan_of_the_same_total_is_looked_at(resnet: BudgetFit) -> N
 def test_a_candidate_is_what_its_profile_says(resnet: BudgetFit) -> None:
     fit = next(fit for fit in resnet.candidates if (fit.plan, fit.dtype) == ("8-11221", "int8"))
     profile = rd.profile_memory(rd.create_model("resnet18-8-11221"), X, dtype="int8")
-    assert fit == Fit(
-        "8-11221", "int8", profile.peak_bytes, profile.peak_op.name, profile.flops, profile.weight_bytes
-    )
+    own = profile.peak_bytes, profile.peak_op.name, profile.flops, profile.weight_count, profile.weight_bytes
+    assert (fit.plan, fit.dtype, fit.plain) == ("8-11221", "int8", Cost(*own))
     assert [own.plan for own in resnet.own] == ["2-21222", "2-21222"]
 
 
 def test_what_is_kept_fits_and_is_not_beaten(resnet: BudgetFit) -> None:
     def beats(a: Fit, b: Fit) -> bool:
-        better = a.peak_bytes < b.peak_bytes or a.flops > b.flops
-        return a.dtype == b.dtype and a.peak_bytes <= b.peak_bytes and a.flops >= b.flops and better
+        (peak, flops), (other, others) = ((fit.peak("published"), fit.plain.flops) for fit in (a, b))
+        return a.dtype == b.dtype and peak <= other and flops >= others and (peak < other or flops > others)
 
-    fitting = [fit for fit in resnet.candidates if fit.peak_bytes <= 96 * 1024]
-    best = {(fit.dtype, fit.peak_bytes, fit.flops) for fit in fitting if not any(beats(o, fit) for o in fitting)}
-    assert {(fit.dtype, fit.peak_bytes, fit.flops) for fit in resnet.fits} == best and len(resnet.fits) == len(best)
-    assert [fit.flops for fit in resnet.fits] == sorted((fit.flops for fit in resnet.fits), reverse=True)
+    fitting = [fit for fit in resnet.candidates if fit.peak("published") <= 96 * 1024]
+    best = {(f.dtype, f.peak("published"), f.plain.flops) for f in fitting if not any(beats(o, f) for o in fitting)}
+    fits = [(fit.dtype, fit.peak("published"), fit.plain.flops) for fit in resnet.fits]
+    assert set(fits) == best and len(fits) == len(best)
+    assert [fit[2] for fit in fits] == sorted((fit[2] for fit in fits), reverse=True)
     frame = resnet.to_frame()
-    assert list(frame["plan"]) == [fit.plan for fit in resnet.fits] and (frame["peak (KiB)"] <= 96).all()
+    assert list(frame["plan"]) == [fit.plan for fit in resnet.fits] and (frame["with RED (KiB)"] <= 96).all()
     assert resnet.fits[0].plan in str(resnet)
 
 
@@ -55,14 +59,15 @@ def test_a_network_of_ones_own_moves_its_strides_to_the_stem() -> None:
     fit = fit_to_budget(net, "64KB", X, dtypes=["fp32"], progress=False)
     assert {f.plan for f in fit.candidates} == {"1-24", "2-14", "2-22", "4-21", "4-12", "8-11"}
     # Image 48 KiB throughout the stem: with stem stride 4 its output is 16 × 16² × 4 B = 16 KiB more.
-    assert {f.plan for f in fit.candidates if f.peak_bytes <= 64 * 1024} == {"4-21", "4-12", "8-11"}
+    assert {f.plan for f in fit.candidates if f.plain.peak_bytes <= 64 * 1024} == {"4-21", "4-12", "8-11"}
     assert not next(net.parameters()).is_meta
 
 
 def test_where_nothing_fits_the_nearest_is_named() -> None:
     fit = fit_to_budget("mobilenetv2", "1KB", X, plans=["2-1222121", "8-1211121"], progress=False)
     assert fit.fits == () and fit.to_frame().empty
-    assert "no plan of mobilenetv2 fits 1.0 KiB: the nearest, 8-1211121 in int8" in str(fit)
+    told = "no plan of mobilenetv2 fits 1.0 KiB with RED blocks as published: the nearest, 8-1211121 in int8"
+    assert told in str(fit) and "try a smaller input or width" in str(fit)
 
 
 def test_in_place_depthwise_makes_room() -> None:
@@ -72,7 +77,7 @@ def test_in_place_depthwise_makes_room() -> None:
         )
         for flag in (False, True)
     )
-    assert in_place.closest.peak_bytes < plain.closest.peak_bytes
+    assert in_place.closest.plain.peak_bytes < plain.closest.plain.peak_bytes
 
 
 def test_bad_input() -> None:
@@ -82,6 +87,14 @@ def test_bad_input() -> None:
         fit_to_budget("mobilenetv2", "1MB")
     with pytest.raises(ValueError, match="unknown dtype 'int4'"):
         fit_to_budget("mobilenetv2", "1MB", X, dtypes=["int4"])
+    with pytest.raises(ValueError, match=r"'256' has no unit: write \"256KB\""):
+        fit_to_budget("mobilenetv2", "256", X)
+    with pytest.raises(ValueError, match="blocks='all' is not 'none' or 'published' or 'in place'"):
+        fit_to_budget("mobilenetv2", "1MB", X, blocks="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the network does not take images of 1×64×64: Given groups"):
+        fit_to_budget("mobilenetv2", "1MB", X[:, :1])
+    with pytest.raises(ValueError, match="the network does not take images of 1×64×64: Given groups"):
+        fit_to_budget(rd.create_model("resnet18"), "1MB", X[:, :1])
     with pytest.raises(ValueError, match="Unknown architecture"):
         fit_to_budget("mobilnetv9", "1MB", X)
 
@@ -113,3 +126,104 @@ def test_a_plan_that_cannot_be_derived_is_listed_and_the_others_are_there() -> N
 def test_a_network_with_a_single_strided_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="only one layer of this Sequential strides or pools"):
         fit_to_budget(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1)), "1MB", X)
+
+
+# ------------------------------------------------------------------------------------------------------- RED blocks
+
+
+def test_a_plan_fits_with_its_blocks_as_networks_that_have_them_show() -> None:
+    """The numbers against networks in which the blocks really stand."""
+    fit = fit_to_budget("mobilenetv2", "1MB", X, dtypes="int8", plans="4-1212112", progress=False).candidates[0]
+    teacher, student = rd.create_model("mobilenetv2"), rd.create_model("mobilenetv2-4-1212112")
+    taps = rd.match_taps(student, teacher, X)
+    red = insert_blocks(student, [(tap.layer, tap.side, RedBlock(tap.channels or 0)) for tap in taps]).eval()
+    for model, cost in ((red, fit.published), (make_in_place(red, X)[0], fit.in_place)):
+        profile = rd.profile_memory(model, X, dtype="int8")
+        own = profile.peak_bytes, profile.peak_op.name, profile.flops, profile.weight_count, profile.weight_bytes
+        assert cost is not None and cost == Cost(*own[:1], cost.peak_at, *own[2:])
+        assert own[1].startswith(cost.peak_at)  # of an in-place block, the layer inside may be another
+
+
+def pyramid() -> nn.Module:
+    """Its blocks hold three maps where it holds two."""
+    layers = [nn.Sequential(nn.Conv2d(k, 16, 3, s, 1), nn.ReLU()) for k, s in ((3, 1), (16, 2), (16, 2), (16, 2))]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 6))
+
+
+@pytest.mark.parametrize("blocks", ["none", "published", "in place"])
+def test_what_is_recommended_fits_with_the_blocks_that_are_asked_for(blocks: Blocks) -> None:
+    fit = fit_to_budget(pyramid(), "40KB", X, dtypes="int8", blocks=blocks, progress=False)
+    everything = [(f.plan, f.plain.flops, f.peak(blocks)) for f in fit.candidates]
+    best = max(((flops, plan) for plan, flops, peak in everything if peak <= 40 * 1024))
+    assert fit.fits[0].plan == best[1] and fit.fits[0].plan in str(fit)
+    assert all(fit.fits[0].plain.flops >= f.plain.flops for f in fit.candidates if f.plain.peak_bytes <= 1024)
+
+
+def test_the_three_ways_to_have_blocks_lead_to_plans_of_their_own() -> None:
+    """×2: conv map 16·32·32 = 16 KiB in int8. Two of them and no more are there without blocks, three with."""
+    found = {b: fit_to_budget(pyramid(), "40KB", X, dtypes="int8", blocks=b, progress=False) for b in BLOCKS}
+    best = {blocks: fit.fits[0].plan for blocks, fit in found.items()}
+    assert best["none"] == best["in place"] == "2-122" and best["published"] != "2-122"
+    kept = next(f for f in found["published"].candidates if f.plan == "2-122")
+    assert kept.plain.peak_bytes == 32 * 1024 and kept.peak("published") == 48 * 1024
+    assert "; with RED blocks in place 2-122 in int8 would fit too" in str(found["published"])
+
+
+BLOCKS: tuple[Blocks, ...] = ("none", "published", "in place")
+
+
+def test_the_network_as_it_is_needs_no_blocks() -> None:
+    fit = fit_to_budget("resnet18", "1MB", X, dtypes="int8", plans="2-21222", progress=False)
+    assert fit.candidates[0].published == fit.candidates[0].in_place == fit.candidates[0].plain
+
+
+def test_a_plan_without_a_place_for_blocks_is_told() -> None:
+    """Of plan 4-11 the one map that changes is 1×1, and such a map is not tapped."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 1, 1))
+    x = torch.zeros(1, 3, 4, 4)
+    fit = fit_to_budget(net, "1MB", x, dtypes="int8", plans="4-1", progress=False)
+    assert fit.untapped.keys() == {"4-1"} and fit.fits == () and "1 have no place for blocks, such as 4-1" in str(fit)
+    assert fit_to_budget(net, "1MB", x, dtypes="int8", plans="4-1", blocks="none", progress=False).fits
+
+
+@pytest.mark.parametrize(("model", "plan"), [("resnet18", "2-21122"), (pyramid(), "2-111"), (pyramid(), "3-122")])
+def test_plans_of_another_total_stride_are_refused(model: nn.Module | str, plan: str) -> None:
+    with pytest.raises(ValueError, match=rf"plan {plan} strides .* in all where .* strides \d+, so its last maps"):
+        fit_to_budget(model, "1MB", X, plans=plan, progress=False)
+
+
+@pytest.mark.parametrize("arch", ["mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet"])
+def test_a_replayed_pass_is_the_pass(arch: str) -> None:
+    runs, (_, own, plans, build) = Runs(), _named(arch)
+    inputs = rd.models.example_inputs(arch, 64)
+    for plan in [own, *plans[:: max(1, len(plans) // 4)]]:
+        network = build(plan)
+        assert trace(network, *inputs, runs=runs) == trace(network, *inputs)
+        known = len(runs.known)
+        assert trace(network, *inputs, runs=runs) == trace(network, *inputs) and known == len(runs.known)
+
+
+def test_modules_that_differ_or_cannot_be_compared_are_run() -> None:
+    class Scaled(nn.Module):
+        def __init__(self, times: object) -> None:
+            super().__init__()
+            self.times, self.conv = times, nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in self.times if isinstance(self.times, list) else range(self.times):  # type: ignore[call-overload]
+                x = self.conv(x)
+            return x
+
+    class Keeps(Scaled):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.kept = super().forward(x)
+            return self.kept + 1
+
+    runs, x = Runs(), torch.zeros(1, 4, 8, 8)
+    nets = [
+        nn.Sequential(nn.Identity(), kind(times)) for kind in (Scaled, Keeps) for times in (1, 2, 3, 2, [1], [1, 2])
+    ]
+    nets[0][1].register_forward_hook(lambda module, args, out: out * 2)
+    for net in (*nets, nn.Sequential(*nets)):
+        assert trace(net, x, runs=runs) == trace(net, x)
+        assert trace(net, x[..., ::2], runs=runs) == trace(net, x[..., ::2])

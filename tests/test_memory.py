@@ -548,3 +548,162 @@ def test_scripted_networks_are_run_for_real() -> None:
         profile.source == "real"
         and profile.peak_bytes == rd.measure_memory(scripted, image(8, channels=4)).peak_bytes
     )
+
+
+# ------------------------------------------------------------------------- the same answer in every way of running it
+
+
+def small() -> nn.Module:
+    return nn.Sequential(conv(3, 64), nn.BatchNorm2d(64), nn.ReLU(), conv(64, 8, stride=2))
+
+
+class Decorated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small()
+
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return out
+
+
+def test_inference_mode_changes_nothing() -> None:
+    def seen(model: nn.Module, x: Tensor) -> tuple[int, int, int]:
+        fused, eager = (rd.profile_memory(model, x, convention=c) for c in ("fused", "eager"))
+        assert eager.peak_bytes == rd.measure_memory(model, x).peak_bytes
+        return fused.peak_bytes, fused.flops, eager.peak_bytes
+
+    x, square = image(32), 4 * 32 * 32
+    flops = 2 * (32 * 32 * 64 * 3 * 9 + 16 * 16 * 8 * 64 * 9)
+    expected = ((3 + 64) * square, flops, (3 + 64 + 64) * square)
+    with torch.inference_mode():
+        assert seen(small(), x) == expected  # all of it in inference mode
+        made, given = small(), image(32)
+        bounds = rd.memory_bounds(made, given)
+    assert seen(made, given) == seen(Decorated(), x) == seen(small(), x) == expected
+    assert bounds == rd.memory_bounds(small(), x)
+
+
+def agrees(model: nn.Module, *inputs: Any, kwargs: dict[str, Any] | None = None) -> rd.Profile:
+    """The eager profile, which has to be what is measured."""
+    profile = rd.profile_memory(model, *inputs, kwargs=kwargs, convention="eager")
+    assert profile.peak_bytes == rd.measure_memory(model, *inputs, kwargs=kwargs).peak_bytes
+    return profile
+
+
+class Calls(nn.Module):
+    """A network that is one function of its layers and its input."""
+
+    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(self, *inputs)
+
+
+def test_a_mask_is_looked_at_as_in_a_real_pass() -> None:
+    def attend(net: Any, x: Tensor, mask: Tensor) -> Tensor:  # as masks of common libraries do
+        traced = isinstance(x, torch._subclasses.FakeTensor) or torch.compiler.is_compiling()
+        return x if not traced and mask.all() else x + mask.expand(8, *mask.shape).float().mean(0)
+
+    x, ones = torch.zeros(1, 64), torch.ones(1, 64, dtype=torch.bool)
+    assert agrees(Calls(attend), x, ones).peak_bytes == 64 * 4 + 64 + 1
+    assert agrees(Calls(attend), x, ~ones).peak_bytes >= 8 * 64 * 4
+
+
+def test_operators_that_take_functions_are_run_as_what_is_inside() -> None:
+    from torch._higher_order_ops.while_loop import while_loop
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def choose(net: Any, x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda x: net.a(x).relu(), lambda x: net.b(x), (x,))
+
+    x = torch.ones(1, 4, 8, 8)
+    net = Calls(choose, a=conv(4, 8), b=conv(4, 16))
+    assert agrees(net, x).flops == 2 * 64 * 8 * 4 * 9 and agrees(net, -x).flops == 2 * 64 * 16 * 4 * 9
+
+    def thrice(net: Any, x: Tensor) -> Tensor:
+        out: Tensor = while_loop(lambda k, x: k < 3, lambda k, x: (k + 1, net.a(x)), (torch.tensor(0), x))[1]
+        return out
+
+    assert agrees(Calls(thrice, a=nn.Linear(8, 8)), torch.zeros(4, 8)).flops == 3 * 2 * 4 * 8 * 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would be faster compiled
+        profile = agrees(Calls(lambda net, x: flex_attention(x, x, x)), torch.zeros(1, 2, 128, 16))
+    assert profile.flops == 2 * 2 * 2 * 128 * 128 * 16 and profile.uncounted == ()
+
+
+def test_padding_is_left_out_by_the_fast_encoder() -> None:
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+    x, padding = torch.zeros(2, 10, 16), torch.zeros(2, 10, dtype=torch.bool)
+    padding[0, 6:] = True
+    padded = agrees(encoder, x, kwargs={"src_key_padding_mask": padding})
+    # Four products of 16×16 and two of 16×32 per token; attention looks from each of 6, or of 10, at the same.
+    assert padded.flops == 2 * (2 * 16 * (4 * 16 + 2 * 32) * 16 + 4 * 16 * (6 * 6 + 10 * 10))
+    full = rd.profile_memory(encoder, x, kwargs={"src_key_padding_mask": padding})
+    assert full.flops == 2 * (2 * 20 * (4 * 16 + 2 * 32) * 16 + 4 * 16 * 2 * 10 * 10)
+
+
+def test_networks_in_other_forms_are_followed() -> None:
+    x, net = image(8), nn.Sequential(conv(3, 8), nn.ReLU()).eval()
+    plain = agrees(net, x)
+    exported = torch.export.export(net, (x,)).module()
+    as_dict = Calls(lambda net, d: {"out": net.a(d["image"])}, a=net)
+    for other, given in ((exported, x), (as_dict, {"image": x})):
+        found = agrees(other, given)
+        assert (found.peak_bytes, found.flops) == (plain.peak_bytes, plain.flops)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
+        inside = nn.Sequential(torch.jit.script(net), conv(8, 8))
+    assert agrees(inside, x).weight_count == sum(p.numel() for p in inside.parameters())
+    raw = Calls(lambda net, x: net.a(x.float() / 255), a=net)
+    assert agrees(raw, x.byte()).peak_bytes == plain.peak_bytes + x.numel()
+
+
+# ------------------------------------------------------------------------------------------------ what is multiplied
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
+def test_recurrent_layers_multiply_by_both_their_matrices(kind: Any, gates: int) -> None:
+    net, x = (
+        Calls(lambda net, x: net.a(x)[0], a=kind(32, 64, num_layers=2, bidirectional=True)),
+        torch.zeros(10, 3, 32),
+    )
+    per_step = 2 * gates * 64 * (32 + 64) + 2 * gates * 64 * (128 + 64)
+    assert agrees(net, x).flops == 2 * 10 * 3 * per_step
+    packed = nn.utils.rnn.pack_padded_sequence(x, torch.tensor([10, 4, 2]))
+    assert rd.profile_memory(net, packed).flops == 2 * 16 * per_step
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(32, 64), lambda: nn.LSTM(32, 16), lambda: nn.GRUCell(32, 16)])
+def test_packed_weights_are_counted(make: Callable[[], nn.Module]) -> None:
+    layer = make()
+    net = Calls(lambda net, x: net.a(x), a=layer)
+    x = torch.zeros(5, 32) if isinstance(layer, nn.RNNCellBase) else torch.zeros(5, 1, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it moved to another package
+        quantized = torch.ao.quantization.quantize_dynamic(net, {type(layer)})
+    profile = agrees(quantized, x)
+    matrices = sum(p.numel() for p in net.parameters() if p.ndim == 2)
+    vectors = sum(p.numel() for p in net.parameters() if p.ndim == 1)
+    assert profile.weight_bytes == matrices + 4 * vectors and profile.weight_count == matrices + vectors
+    assert profile.flops == rd.profile_memory(net, x, convention="eager").flops == 2 * 5 * matrices
+    assert profile.uncounted == ()
+
+
+def test_attention_counts_on_a_processor() -> None:
+    net, x = Calls(lambda net, x: F.scaled_dot_product_attention(x, x, x)), torch.zeros(1, 2, 50, 16)
+    assert rd.profile_memory(net, x).flops == 2 * 2 * 2 * 50 * 50 * 16
+
+
+def test_what_multiplies_in_other_ways_is_listed() -> None:
+    spectrum = Calls(lambda net, x: torch.fft.rfft(net.a(x).flatten(1)).abs(), a=conv(4, 8))
+    profile = rd.profile_memory(spectrum, image(8, channels=4))
+    assert profile.uncounted == ("aten._fft_r2c.default",) and profile.flops == 2 * 64 * 8 * 4 * 9
+    assert rd.profile_memory(rd.create_model("mobilenetv3_small", width=0.25), image(64)).uncounted == ()
+    one = Calls(lambda net, x: torch.mv(x, x[0]) + torch.dot(x[0], x[1]))
+    assert rd.profile_memory(one, torch.zeros(8, 8)).flops == 2 * 8 * 8 + 2 * 8

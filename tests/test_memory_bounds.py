@@ -160,6 +160,9 @@ def test_streaming_ends_where_a_map_is_read_twice() -> None:
 
     bounds = rd.memory_bounds(Skip(), torch.zeros(1, 3, 8, 8))
     assert (bounds.streaming_bytes, bounds.streaming_name) == (bounds.peak_bytes, "")
+    straight = rd.memory_bounds(nn.Sequential(conv(3, 8), conv(8, 8), conv(8, 8)), torch.zeros(1, 3, 8, 8))
+    assert bounds.shortcut_name == "stem" and straight.shortcut_name == ""
+    assert bounds.without_shortcut_bytes == straight.streaming_bytes < bounds.streaming_bytes
 
 
 def test_in_place_depthwise_holds_one_channel_beside_the_map() -> None:
@@ -244,3 +247,40 @@ def test_streaming_keeps_what_is_returned_and_what_waits() -> None:
 
     inputs = torch.zeros(1, 3, 32, 32), torch.zeros(1, 30, 32, 32)
     assert rd.memory_bounds(Waiting(), *inputs).streaming_bytes >= 4 * 32 * 32 * (30 + 4 + 4)
+
+
+class Mixed(Random):
+    """The same with normalisations, gates, halves and resizes: what a runtime would join into one step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        for kind, *_ in self.plan:
+            y = {
+                "conv": lambda y: y * torch.tanh(y + 0.1 * y**3),
+                "relu": lambda y: F.interpolate(F.avg_pool2d(y, 2), scale_factor=2) + y,
+                "add": lambda y: torch.cat(y.split([y.shape[1] - 1, 1], 1)[::-1], 1),
+                "cat": lambda y: F.layer_norm(y, y.shape[1:]) * y.mean((2, 3), keepdim=True),
+            }[kind](y)
+        return y
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_the_bounds_are_below_each_other(dtype: str) -> None:
+    for seed in range(40):
+        bounds = rd.memory_bounds(Mixed(seed), torch.zeros(1, 2, 8, 8), dtype=dtype)
+        assert 0 < bounds.op_bytes <= bounds.order_bytes <= bounds.peak_bytes, seed
+
+
+def test_steps_that_a_runtime_joins_need_not_run_together() -> None:
+    class Gelu(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(32, 128)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            return 0.5 * y * (1 + torch.tanh(y + 0.04 * y**3))
+
+    bounds = rd.memory_bounds(Gelu(), torch.zeros(1, 32, 32))
+    # Sums and products of two maps of 32×128 floats, written over one of them; whatever the order.
+    assert bounds.op_bytes == bounds.order_bytes == 2 * 4 * 32 * 128 and bounds.order_exact

@@ -48,8 +48,7 @@ def networks(name: str, factor: int, size: int) -> Mapping[str, nn.Module]:
         taps = match_taps(student, teacher, inputs(name, size))
         blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0)) for tap in taps]
     red = insert_blocks(copy.deepcopy(student), blocks)
-    in_place = copy.deepcopy(red)
-    make_in_place(in_place, *inputs(name, size))
+    in_place, _ = make_in_place(red, *inputs(name, size))
     return {"teacher": teacher, "student": student, "red": red, "red in place": in_place}
 
 

@@ -144,9 +144,9 @@ def test_weights_of_another_network(student: Any, tmp_path: Path) -> None:
 def test_what_cannot_be_saved(student: Any, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="not a network of diffusers"):
         save_pretrained(nn.Linear(1, 1), tmp_path)
-    make_in_place(student, X, T)
+    in_place, _ = make_in_place(student, X, T)
     with pytest.raises(ValueError, match="save the network first"):
-        save_pretrained(student, tmp_path)
+        save_pretrained(in_place, tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

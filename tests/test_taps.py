@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from redistill_lib.distill import Tap, match_taps, read_taps
 from redistill_lib.methods import CRD, DKD, KD, MSE, RED, FitNet, Stage
 from redistill_lib.models import create_model, example_inputs
-from redistill_lib.network import find_resizes, record_maps
+from redistill_lib.network import find_resolutions, record_maps
 from redistill_lib.red import RedBlock, insert_blocks
 
 RESNET_X4 = ["conv1.o < layer2.0.o", "layer2.0.io < layer3.0.io", "layer3.0.io < layer4.0.io"]
@@ -327,7 +327,7 @@ def test_a_linear_layer_over_channels_last_maps_is_no_change_of_resolution() -> 
             x = self.stem(x).permute(0, 2, 3, 1)
             return self.narrow(self.wide(x)).permute(0, 3, 1, 2)
 
-    assert [step.path for step in find_resizes(Mixer(), torch.zeros(1, 3, 32, 32))] == ["stem"]
+    assert [c.module for c in find_resolutions(Mixer(), torch.zeros(1, 3, 32, 32)).changes] == ["stem"]
 
 
 def test_a_student_that_keeps_the_image_size() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from redistill_lib.checks import hint, is_number, whole
 from redistill_lib.data import DataSplits
 from redistill_lib.data.augment import to_float
-from redistill_lib.network import dtype_of, evaluating, output_of
+from redistill_lib.network import answer, dtype_of, evaluating, output_of
 
 SAMPLERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
 SCHEDULES = ("linear", "scaled_linear", "cosine", "squaredcos_cap_v2")
@@ -174,14 +174,8 @@ def check_call(
     device = next(model.parameters(), torch.zeros(0)).device
     x = torch.zeros(2, *shape, dtype=dtype_of(model), device=device)
     t = torch.zeros(2, dtype=torch.int64, device=device)
-    with evaluating(model):
-        try:
-            found = model(x, t, t) if labelled else model(x, t)
-        except Exception as error:  # a network of the user's can raise anything
-            size, asked = "×".join(map(str, shape)), "images, t, labels" if labelled else "images, t"
-            why = f"{error}; it is called as ({asked})"
-            raise ValueError(f"the {role} does not take images of {size}: {why}") from error
-    prediction = output_of(found, f"the {role}")
+    inputs, called = ((x, t, t), "images, t, labels") if labelled else ((x, t), "images, t")
+    prediction = answer(model, inputs, role, called=called)
     if prediction.shape != x.shape:
         raise ValueError(f"the {role} returns {tuple(prediction.shape)} for {tuple(x.shape)}, not their noise")
 

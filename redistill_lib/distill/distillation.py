@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,6 +17,7 @@ from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, check_loss, make_criterion, parse_methods
 from redistill_lib.network import (
     MapRef,
+    asking,
     check_float,
     check_followable,
     evaluating,
@@ -28,6 +28,7 @@ from redistill_lib.network import (
     record_maps,
     run_and_read,
 )
+from redistill_lib.network.fakes import copy_network
 from redistill_lib.red import Side, insert_blocks, inserted_blocks, make_in_place
 
 Inputs = tuple[Tensor, ...]
@@ -203,8 +204,10 @@ class Distillation(nn.Module):
         if inputs is None or not self.terms:
             return {}, {}
         check_float(inputs)
-        ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
-        theirs = self.teacher_maps(Batch(inputs))
+        with asking(inputs, "student"):
+            ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
+        with asking(inputs, "teacher"):
+            theirs = self.teacher_maps(Batch(inputs))
         return {k: tuple(x.shape[1:]) for k, x in ours.items()}, {k: tuple(x.shape[1:]) for k, x in theirs.items()}
 
     def _build_blocks(self, shapes: dict[MapRef, Shape], like: Tensor) -> None:
@@ -335,19 +338,13 @@ class Distillation(nn.Module):
 
         With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
         maps (`red.InPlaceRedBlock`), except where the pass of `example`, a batch or tuple of inputs, shows that
-        something else reads the map. Raises ValueError if no block can work in place.
+        something else reads the map: `red.make_in_place` says which and why. Raises ValueError where none can.
         """
-        model = copy.deepcopy(self.student)
-        if in_place != (example is not None):
-            raise ValueError(
-                "graduate takes in_place=True together with example=, a batch that shows who reads a map"
-            )
-        if example is not None:
-            plain = make_in_place(model, *(example if isinstance(example, tuple) else (example,)))
-            if len(plain) == len(self.blocks):
-                why = "; ".join(f"{path}: {reason}" for path, reason in plain.items()) or "there is none"
-                raise ValueError(f"no RED block can work in place ({why}); graduate() gives the plain form")
-        return model
+        if not in_place:
+            return copy_network(self.student)
+        if example is None:
+            raise ValueError("graduate(in_place=True) needs example=, a batch that shows who reads a map")
+        return make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
 
     def extra_repr(self) -> str:
         return "\n".join(f"{t.method.alpha:g} · {t.name} ← {t.tap.teacher_layer or 'outputs'}" for t in self.terms)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from redistill_lib.checks import check_type
 from redistill_lib.distill.taps import Tap
-from redistill_lib.network import MapRef, Resize, check_float, find_layer, find_resizes, record_maps
+from redistill_lib.network import MapRef, Resolutions, Step, find_layer, find_resolutions
+from redistill_lib.network.flow import Example, times
 
 
-def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[Tensor, ...]) -> list[Tap]:
+def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow: bool = False) -> list[Tap]:
     """Pair student and teacher wherever they change resolution in the same way, from the earliest to the deepest.
 
     The student's first downsampling layer gives its output; each later one gives input and output, paired with the
     teacher's layer that goes from and to the same height × width. Upsampling to the image at the end gives its input
     alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs these are the
-    paper's taps (arXiv 2406.03744 and its published configurations). Raises ValueError where nothing matches.
+    paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead at the
+    narrowest map before or behind that layer, as at the ends of an inverted residual; `redistill_lib.costs.tap_costs`
+    compares the two. Raises ValueError where nothing matches.
 
     >>> import torch
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
@@ -26,47 +29,60 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Tensor | tuple[T
     """
     check_type("student", student, nn.Module)
     check_type("teacher", teacher, nn.Module)
-    check_type("example", example, Tensor, tuple)
-    inputs = example if isinstance(example, tuple) else (example,)
-    if not inputs or not all(isinstance(x, Tensor) for x in inputs):
-        raise ValueError("example is a batch of images, or a tuple of the network's inputs, all of them tensors")
-    check_float(inputs)
-    image = tuple(inputs[0].shape[-2:])
-    ours, theirs = find_resizes(student, *inputs), find_resizes(teacher, *inputs)
-    taps: list[Tap] = []
-    for step in ours:
+    ours, theirs = find_resolutions(student, example, "student"), find_resolutions(teacher, example, "teacher")
+    return pair_steps(student, ours, teacher, theirs, narrow)
+
+
+def pair_steps(
+    student: nn.Module, ours: Resolutions, teacher: nn.Module, theirs: Resolutions, narrow: bool = False
+) -> list[Tap]:
+    """`match_taps` of two networks that were followed before."""
+    image, taps = ours.image, list[Tap]()
+    own, others = (found.narrowest() if narrow else found.steps for found in (ours, theirs))
+    for step in own:
         if not step.learns:
             continue
-        exact = [t for t in theirs if (t.before, t.after) == (step.before, step.after)]
+        exact = [t for t in others if (t.before, t.after) == (step.before, step.after)]
+        pairs: list[tuple[MapRef | None, list[MapRef | None]]] = []
         if step.down and step.before == image:
-            sides = {"output": [t for t in theirs if t.down and t.after == step.after]}
+            pairs.append((step.output, [t.output for t in others if t.down and t.after == step.after]))
         elif not step.down and step.after == image:
-            sides = {"input": [t for t in theirs if not t.down and t.before == step.before]}
-            step = _widest(student, step, inputs)
+            step = _widest(ours, step)
+            pairs.append((step.input, [t.input for t in others if not t.down and t.before == step.before]))
         else:
-            sides = {"input": exact, "output": exact}
-        for side, candidates in sides.items():
-            size = step.before if side == "input" else step.after
-            if candidates and size != (1, 1):
-                channels = step.channels_in if side == "input" else step.channels_out
-                ours_at, theirs_at = find_layer(student, step.path), find_layer(teacher, candidates[0].path)
-                taps.append(Tap(ours_at, side, theirs_at, side, channels=channels))  # type: ignore[arg-type]
+            pairs += [(step.input, [t.input for t in exact]), (step.output, [t.output for t in exact])]
+        for place, sources in pairs:
+            source = next(filter(None, sources), None)
+            if place is None or source is None:
+                continue
+            inside = place == step.input
+            if set(step.before if inside else step.after) == {1}:
+                continue
+            layers = find_layer(student, place.layer), find_layer(teacher, source.layer)
+            channels = step.channels_in if inside else step.channels_out
+            tap = Tap(layers[0], place.side, layers[1], source.side, channels=channels)
+            if tap.place not in [other.place for other in taps]:
+                taps.append(tap)
     if not taps:
-        sizes = [" → ".join("×".join(map(str, size)) for size in (s.before, s.after)) for s in (*ours, *theirs)]
+        sizes = [" → ".join(map(times, (s.before, s.after))) for s in (*ours.steps, *theirs.steps)]
         raise ValueError(
-            f"no student and teacher layers change resolution alike at input {image[0]}×{image[1]} "
+            f"no student and teacher layers change resolution alike at input {times(image)} "
             f"(student and teacher: {', '.join(sizes) or 'no change at all'}); "
             "give both the same total stride, or taps by hand"
         )
     return taps
 
 
-def _widest(model: nn.Module, step: Resize, inputs: tuple[Tensor, ...]) -> Resize:
+def _widest(found: Resolutions, step: Step) -> Step:
     """The largest module that ends the network with this step: its input is the last map before normalisation."""
-    parts = step.path.split(".")
-    outer = (".".join(parts[: k + 1]) for k in range(len(parts)))
-    path = next(path for path in outer if not isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict))
-    first = record_maps(model, [MapRef(path, "input")], *inputs)[MapRef(path, "input")]
-    if tuple(first.shape[-2:]) != step.before:
+    if step.input is None:
         return step
-    return replace(step, path=path, channels_in=first.shape[1])
+    visits = {visit.run[0]: visit for visit in found.flow.visits}
+    parts = step.input.layer.split(".")
+    outer = (".".join(parts[: k + 1]) for k in range(len(parts)))
+    path = next(path for path in outer if path in visits)
+    value = visits[path].takes
+    shape = found.flow.shapes[value]
+    if value < 0 or not found.grids.is_map(value) or shape[2:] != step.before:
+        return step
+    return replace(step, input=MapRef(path, "input"), channels_in=shape[1])

@@ -1,6 +1,6 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
-from redistill_lib.figures.diagrams import plan_table, stride_plans
+from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
@@ -21,6 +21,7 @@ __all__ = [
     "plan_table",
     "published_footprints",
     "quality_vs_memory",
+    "resolutions",
     "sample_grids",
     "stride_plans",
     "tap_scores",

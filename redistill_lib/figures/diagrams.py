@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import finish, name_columns, role_trace
 from redistill_lib.models import place_names, student_name
+from redistill_lib.network import Resolutions
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import capital, label, listed, the
 
@@ -50,19 +51,52 @@ def stride_plans(models: Mapping[str, str], image_size: int) -> go.Figure:
     """
     plans, names = _read(models)
     sides = {role: map_sides(plan, image_size) for role, plan in plans.items()}
+    return _staircase(sides, names, {role: str(plan) for role, plan in plans.items()}, "place in the network")
+
+
+def resolutions(networks: Mapping[str, Resolutions]) -> go.Figure:
+    """The height of the feature maps in pixels behind each layer that changes it, for a teacher and its students.
+
+    `networks` by role, the teacher first: what `find_resolutions` found, of any networks on one image. Parallel
+    branches are one layer; gates and heads are left out, which `Resolutions.to_frame` lists.
+
+    >>> import torch
+    >>> import redistill_lib as rd
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.MaxPool2d(2))
+    >>> resolutions({"teacher": rd.find_resolutions(net, torch.zeros(1, 3, 32, 32))}).data[0].customdata
+    (['image', 32, 1], ['0', 16, 2], ['1', 8, 2])
+    """
+    names: list[str] = ["image"]
+    for found in networks.values():
+        last = 0
+        for step in found.steps:
+            if step.name not in names:
+                names.insert(last + 1, step.name)
+            last = names.index(step.name)
+    sides = {}
+    for role, found in networks.items():
+        after = {step.name: step.after[0] for step in found.steps}
+        sides[role] = list(accumulate(names[1:], lambda side, name: after.get(name, side), initial=found.image[0]))  # noqa: B023
+    return _staircase(sides, names, dict.fromkeys(sides, ""), "layer that changes the resolution")
+
+
+def _staircase(
+    sides: Mapping[str, Sequence[int]], names: Sequence[str], notes: Mapping[str, str], below: str
+) -> go.Figure:
     figure = go.Figure()
     for k, (role, values) in enumerate(sides.items()):
         shift = 2 ** (0.03 * (k - (len(sides) - 1) / 2))  # so that lines at one size lie side by side
         hover = " after %{customdata[0]} (stride %{customdata[2]}):<br>%{customdata[1]}×%{customdata[1]} pixels"
         steps = {"x": list(range(len(values))), "y": [v * shift for v in values], "mode": "lines+markers"}
         steps["line"] = {"width": 3, "shape": "hv", "dash": "dot" if role == "teacher" else "solid"}
-        steps["customdata"] = list(zip(names, values, [1, *plans[role].places], strict=False))
-        figure.add_trace(role_trace(role, hover, name=f"{label(role)}  {plans[role]}", **steps))
+        strides = [1, *(max(1, round(a / b)) for a, b in pairwise(values))]
+        steps["customdata"] = [list(row) for row in zip(names, values, strides, strict=False)]
+        figure.add_trace(role_trace(role, hover, name=f"{label(role)}  {notes[role]}".rstrip(), **steps))
     sizes = sorted({v for values in sides.values() for v in values})
     figure.update_yaxes(type="log", tickvals=sizes, ticktext=[f"{v}×{v}" for v in sizes], title="map size (pixels)")
-    below = name_columns(figure, dict(enumerate(names)), "place in the network")
+    room = name_columns(figure, dict(enumerate(names)), below)
     note = "A step down is a strided layer."
-    return finish(figure, _finding(sides, names), note, plot=280, margins=(64, 8, 24, below), legend=True)
+    return finish(figure, _finding(sides, names), note, plot=280, margins=(64, 8, 24, room), legend=True)
 
 
 def _finding(sides: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import nn
 
-from redistill_lib.memory.profile import Dtype, rows_of, storage_size
+from redistill_lib.memory.profile import Dtype, storage_size
 from redistill_lib.memory.schedule import Schedule, StorageSize, fused_schedule, may_overwrite, needed_ops
 from redistill_lib.memory.trace import Trace, trace
 
@@ -25,10 +25,12 @@ class Bounds:
     peak_bytes: int  # in the order in which the program runs it
     order_bytes: int  # the least that any order needs without computing anything twice
     order_exact: bool  # False: no order needs less, but perhaps every one needs more
-    op_bytes: int  # the largest step's inputs and outputs: needed whatever else is freed
+    op_bytes: int  # the largest operator's inputs and outputs: needed whatever else is freed
     op_name: str
     streaming_bytes: int  # the leading chain of convolutions and pools run row by row
     streaming_name: str  # the last layer of that chain; empty where streaming gains nothing
+    shortcut_name: str  # a layer behind it ends the chain, as a shortcut keeps its map; empty where none does
+    without_shortcut_bytes: int  # the chain run row by row if that map had no shortcut
     in_place_depthwise_bytes: int  # depthwise convolutions over their own input
 
 
@@ -50,37 +52,47 @@ def memory_bounds(
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=False)
     schedule = fused_schedule(passed, size)
     peak = max(schedule.live_bytes())
-    largest = max(rows_of(schedule), key=lambda row: row.live_bytes - row.held_bytes)
     nodes, values = _graph(passed, size)
+    needs = [_needs(node, values) for node in nodes]
+    largest = needed_ops(passed)[0][needs.index(max(needs))]
     order, exact = _search(nodes, values, peak)
     if not exact:
         # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
         large = [value if value.nbytes > peak * SMALL else value._replace(nbytes=0) for value in values]
         order = max(order, _search(nodes, large, peak)[0])
-    streaming, until = _streaming(schedule)
+    streaming, until, kept = _streaming(schedule)
+    without, shortcut = streaming, ""
+    if kept is not None:
+        without = _streaming(_without_shortcut(schedule, kept))[0]
+        shortcut = next(buffer.module for buffer in schedule.buffers if buffer.index == kept)
     return Bounds(
         peak_bytes=peak,
         order_bytes=order,
         order_exact=exact,
-        op_bytes=largest.live_bytes - largest.held_bytes,
-        op_name=largest.name,
+        op_bytes=max(needs),
+        op_name=largest.module or largest.name,
         streaming_bytes=streaming,
         streaming_name=until,
+        shortcut_name=shortcut if without < streaming else "",
+        without_shortcut_bytes=without,
         in_place_depthwise_bytes=max(fused_schedule(passed, size, in_place_depthwise=True).live_bytes()),
     )
 
 
-def _streaming(schedule: Schedule) -> tuple[int, str]:
+def _streaming(schedule: Schedule) -> tuple[int, str, int | None]:
+    """Bytes, the last layer of the chain that is worth it, and the buffer at which more readers than one end it."""
     live = schedule.live_bytes()
     buffers = {buffer.index: buffer for buffer in schedule.buffers}
     readers = Counter(index for step in schedule.steps for index in step.reads)
-    best, until, chain, beside = max(live), "", 0, 0
+    best, until, chain, beside, kept = max(live), "", 0, 0, None
     for k, step in enumerate(schedule.steps):
         if len(step.reads) != 1 or len(step.writes) != 1 or not step.rows:
             break
         source, made = buffers[step.reads[0]], buffers[step.writes[0]].nbytes
         chained = source.kind == "activation" and source.first == k - 1 if k else source.kind == "input"
-        if not chained or readers[source.index] > 1:
+        if chained and readers[source.index] > 1:
+            kept = source.index
+        if not chained or kept is not None:
             break
         beside = max(beside, live[k] - source.nbytes - made)  # what is alive apart from the chain
         # The image is there as a whole, of the maps behind it only the rows that are read at once.
@@ -88,7 +100,18 @@ def _streaming(schedule: Schedule) -> tuple[int, str]:
         peak = max([chain + beside + made, *live[k + 1 :]])
         if peak < best:
             best, until = peak, step.module or step.name
-    return best, until
+    return best, until, kept
+
+
+def _without_shortcut(schedule: Schedule, kept: int) -> Schedule:
+    """The buffer `kept` is read by the first of its readers alone."""
+    first = next(k for k, step in enumerate(schedule.steps) if kept in step.reads)
+    steps = tuple(
+        step if k <= first else replace(step, reads=tuple(index for index in step.reads if index != kept))
+        for k, step in enumerate(schedule.steps)
+    )
+    buffers = (replace(b, last=first) if b.index == kept else b for b in schedule.buffers)
+    return replace(schedule, steps=steps, buffers=tuple(buffers))
 
 
 class _Value(NamedTuple):
@@ -131,6 +154,11 @@ def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]
         nodes.append(_Node(before, reads, makes, tuple(over)))
     sizes = [size(storage) if storage.index in used else 0 for storage in storages]
     return nodes, [_Value(sizes[i], producer[i], consumers[i], s.output) for i, s in enumerate(storages)]
+
+
+def _needs(node: _Node, values: list[_Value]) -> int:
+    """What must be there while a node runs, if it is the last one to need its inputs."""
+    return sum(values[i].nbytes for i in node.reads) + _costs(node, values, 0, 0)[0]
 
 
 def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, bool]:

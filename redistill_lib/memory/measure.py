@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
 from redistill_lib.memory.trace import Recorder
-from redistill_lib.network.fakes import real_copy, tensors_in
+from redistill_lib.network.fakes import real_copy, step_by_step, tensors_in
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
     if len(devices) != 1 or not devices <= {"cpu", "cuda"}:
         found = " and ".join(sorted(devices))
         raise ValueError(f"network and inputs have to be on the CPU, or on one GPU, and not on {found}")
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with step_by_step(), torch.random.fork_rng(devices=[]):
         return (_on_cuda if devices == {"cuda"} else _on_cpu)(real_copy(model), *given)
 
 

@@ -15,7 +15,7 @@ from redistill_lib.memory.paper import paper_layers
 from redistill_lib.memory.runtime import RUNTIMES, Runtime
 from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, make_schedule
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.trace import Storage, Trace, trace
+from redistill_lib.memory.trace import Storage, Trace, trace, weights_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +62,7 @@ class Profile:
     constant_bytes: int  # tensors that do not depend on the input, computed once
     unfused: tuple[str, ...]  # unknown operators, taken to need inputs and outputs side by side
     source: str  # "real" where the network had to be run, as its control flow depends on values; else "fake"
+    uncounted: tuple[str, ...] = ()  # operators that multiply, or may, which `flops` leaves out
     schedule: Schedule | None = field(default=None, repr=False, compare=False)
     runtime: Runtime | None = field(default=None, repr=False, compare=False)  # None: the paper's estimate
 
@@ -109,7 +110,7 @@ class Profile:
 
     @property
     def flops(self) -> int:
-        """2 per multiply-add, of convolutions, matrix products and attention."""
+        """2 per multiply-add, of convolutions, matrix products, attention and recurrent layers."""
         return sum(row.flops for row in self.rows)
 
     def to_frame(self) -> pd.DataFrame:
@@ -214,7 +215,7 @@ def build_profile(
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
     widest = max((s.dtype.itemsize for s in passed.storages if s.dtype.is_floating_point), default=4)
-    weights = list(model.parameters())
+    weights = weights_of(model)
     count = sum(weight.numel() for weight in weights)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
@@ -229,6 +230,7 @@ def build_profile(
         constant_bytes=schedule.constant_bytes if schedule else 0,
         unfused=schedule.unfused if schedule else (),
         source=passed.source,
+        uncounted=passed.uncounted,
         schedule=schedule,
         runtime=runtime,
     )

@@ -133,6 +133,7 @@ def short_name(op: Op) -> str:
 
 
 def _short(name: str) -> str:
+    name = name.rstrip("_")  # relu_ is relu, in place or not
     return _SHORT.get(name, name.strip("_"))
 
 

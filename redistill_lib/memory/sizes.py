@@ -10,6 +10,8 @@ from typing import Any
 def parse_size(size: int | str) -> int:
     """Bytes from `262144`, `"256KB"` or `"1.5 MiB"`. KB is 1024 bytes, as in the data sheets of microcontrollers.
 
+    A number is bytes; text without a unit is refused below 1024, where KB were meant more likely.
+
     >>> parse_size("256KB"), parse_size("0.5 MiB")
     (262144, 524288)
     """
@@ -19,6 +21,8 @@ def parse_size(size: int | str) -> int:
         amount = match and int(float(match[1]) * 1024 ** " kmg".index((match[2] or " ").lower()))
     if not isinstance(amount, Integral) or isinstance(amount, bool) or amount <= 0:
         raise ValueError(f'{size!r} is not an amount of memory: write bytes above 0, or "256KB", or "1.5 MiB".')
+    if isinstance(size, str) and size.strip().isdecimal() and amount < 1024:
+        raise ValueError(f'{size!r} has no unit: write "{size.strip()}KB", or "{size.strip()}B" if you mean bytes.')
     return int(amount)
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from redistill_lib.memory.flops import count_flops, packed_tensors
 from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
+
+if TYPE_CHECKING:
+    from redistill_lib.memory.reuse import Runs
 
 Shape = tuple[int, ...]
 _Kind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
@@ -73,15 +78,21 @@ class Trace:
     calls: dict[str, tuple[Shape, Shape]]  # of a module's first run: shapes of its first tensor in and out, or ()
     inputs: tuple[Shape, ...]
     source: Tensors  # real: the pass had to be computed
+    uncounted: tuple[str, ...] = ()  # operators that multiply, or may, which `Op.flops` leaves out
 
 
 def trace(
-    model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | None = None, fast_attention: bool = True
+    model: nn.Module,
+    *inputs: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    fast_attention: bool = True,
+    runs: Runs | None = None,
 ) -> Trace:
     """Follow one forward pass in eval mode on tensors without contents, or for real where that cannot be.
 
     `inputs` hold tensors (also on the meta device), or tuples, lists and dicts of them. `fast_attention=False` keeps
-    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. Raises what the model raises.
+    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. `runs` makes
+    traces of many alike networks fast. Raises what the model raises.
 
     >>> ops = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)).ops
     >>> [(op.name, op.module, op.shape) for op in ops]
@@ -91,18 +102,23 @@ def trace(
         raise TypeError(f"the network must be an nn.Module, not {type(model).__name__}")
     if not tensors_in((inputs, kwargs)):
         raise ValueError("a profile needs an example input, such as torch.zeros(1, 3, 224, 224) after the network")
-    check_float(inputs)
     settings = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
     try:
-        return follow(model, (inputs, dict(kwargs or {})), _record)
+        return follow(model, (inputs, dict(kwargs or {})), functools.partial(_record, runs=runs))
+    except Exception:
+        check_float(inputs)  # perhaps that was why
+        raise
     finally:
         torch.backends.mha.set_fastpath_enabled(settings)
 
 
-def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> Trace:
+def _record(
+    model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors, *, runs: Runs | None
+) -> Trace:
     recorder = Recorder(model, values)
     with (
+        runs.watch(model, recorder) if runs and source == "fake" else contextlib.nullcontext(),
         module_hooks.register_module_forward_pre_hook(recorder.enter),
         module_hooks.register_module_forward_hook(recorder.leave, always_call=True),
         recorder,
@@ -111,25 +127,29 @@ def _record(model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], so
     recorder.bury()
     returned = {recorder.index_of(tensor) for tensor in _plain(out)}
     ops, end = tuple(recorder.ops), len(recorder.ops)
-    inputs = tuple(tuple(tensor.shape) for tensor in tensors_in(values))
+    inputs = tuple(_layout(tensor)[0] for tensor in tensors_in(values))
     storages = (
         replace(s, died=recorder.died.get(s.index, end), output=s.index in returned or s.kind == "state")
         for s in recorder.storages
     )
-    return Trace(ops, tuple(storages), recorder.calls, inputs, source)
+    return Trace(ops, tuple(storages), recorder.calls, inputs, source, tuple(sorted(recorder.uncounted)))
 
 
 class Recorder(TorchDispatchMode):
     """Notes every operator and asks before each which storages are gone: Python lets go of them, so only it knows."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, model: nn.Module, inputs: Any):
         super().__init__()
         self.paths = original_paths(model)
         self.stack = [""]
         self.ops: list[Op] = []
+        self.uncounted: set[str] = set()
         self.calls: dict[str, tuple[Shape, Shape]] = {}
         self.storages: list[Storage] = []
-        self.references: list[StorageWeakRef] = []  # of each
+        self.references: dict[int, StorageWeakRef] = {}  # of those alive
+        self.paused = False
         self.died: dict[int, int] = {}
         self.alive: dict[int, int] = {}  # address → index
         kept = [tensor.untyped_storage() for tensor in _plain(held_tensors(model))]
@@ -148,28 +168,52 @@ class Recorder(TorchDispatchMode):
         if key in self.alive or (not state and (key in self.weights or not nbytes)):
             return None
         index = self.alive[key] = len(self.storages)
-        layout, born = (tuple(tensor.shape), tensor.stride()), -1 if kind == "input" else len(self.ops)
-        self.storages.append(Storage(index, nbytes, tensor.dtype, *layout, self.stack[-1], kind, born))
-        self.references.append(StorageWeakRef(storage))
+        born = -1 if kind == "input" else len(self.ops)
+        self.storages.append(Storage(index, nbytes, tensor.dtype, *_layout(tensor), self.stack[-1], kind, born))
+        self.references[index] = StorageWeakRef(storage)
         return index
 
     def bury(self) -> None:
         for key, index in list(self.alive.items()):
             if self.references[index].expired():
-                del self.alive[key]
+                del self.alive[key], self.references[index]
                 self.died[index] = len(self.ops)
+
+    def whole(self, value: Any) -> Storage | None:
+        """The storage of a tensor, if the tensor is all of it and laid out as it was made."""
+        index = self.index_of(value) if isinstance(value, Tensor) and value.layout == torch.strided else None
+        if index is None:
+            return None
+        made = self.storages[index]
+        same = (*_layout(value), value.dtype, value.nbytes) == (made.shape, made.stride, made.dtype, made.nbytes)
+        return made if same else None
+
+    def revive(self, index: int, like: Tensor) -> Tensor:
+        """A tensor without contents on the device of `like`, for a storage that was recorded without one."""
+        made, self.paused = self.storages[index], True
+        tensor = torch.empty_strided(made.shape, made.stride, dtype=made.dtype, device=like.device)
+        self.paused = False
+        storage = tensor.untyped_storage()
+        self.alive[storage._cdata], self.references[index] = index, StorageWeakRef(storage)
+        del self.died[index]
+        return tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":  # questions such as a tensor's device
+        if isinstance(func, HigherOrderOperator):
+            with self:
+                return _run_higher(func, args, kwargs)
+        if self.paused or func.namespace == "prim":  # questions such as a tensor's device
             return func(*args, **kwargs)
+        if _is_composite(func) and not any(tensor.is_nested for tensor in _plain(args)):
+            with self:  # as it came in inference mode, or inside an operator that takes functions
+                return func.decompose(*args, **kwargs)
         self.bury()
-        mutates = _mutated(func, args, kwargs)
+        mutates = [t for k, name in _written(func) for t in _plain(args[k] if k < len(args) else kwargs.get(name))]
         for tensor in mutates:
             self.add(tensor, "state")  # what is read from it later depends on this
         read = [
-            (self.index_of(t), tuple(t.shape), t.stride(), t.nbytes == t.untyped_storage().nbytes())
-            for t in _plain((args, kwargs))
+            (self.index_of(t), *_layout(t), t.nbytes == t.untyped_storage().nbytes()) for t in _plain((args, kwargs))
         ]
         out = func(*args, **kwargs)
         made = _plain(out)
@@ -177,7 +221,7 @@ class Recorder(TorchDispatchMode):
         changed = [index for tensor in mutates if (index := self.index_of(tensor)) is not None]
         if not (writes or changed or func is torch.ops.aten._local_scalar_dense.default):
             return out  # a view
-        shape, stride = (tuple(made[0].shape), made[0].stride()) if made else ((), ())
+        shape, stride = _layout(made[0]) if made else ((), ())
         reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
         unlike = {index for index, *layout in read if layout != [shape, stride, True]}
         rows, depthwise = _kernel(func, args)
@@ -185,20 +229,24 @@ class Recorder(TorchDispatchMode):
             source = self.storages[first]
             if read[0][1:3] != (source.shape, source.stride):
                 rows = 0  # not the map as it was made: its rows are other ones
-        count = flop_registry.get(func._overloadpacket)
+        flops = count_flops(func, args, kwargs, out)
+        if flops is None:
+            self.uncounted.add(str(func))
+        aligned = tuple(index for index in reads if index not in unlike)
+        changes = tuple(dict.fromkeys(changed))
         self.ops.append(
             Op(
-                func=func,
-                module=self.stack[-1],
-                shape=shape,
-                reads=reads,
-                writes=tuple(writes),
-                mutates=tuple(dict.fromkeys(changed)),
-                aligned=tuple(index for index in reads if index not in unlike),
-                rows=rows,
-                depthwise=depthwise,
-                flops=int(count(*args, **kwargs, out_val=out)) if count else 0,
-                padded=_padded(func, args),
+                func,
+                self.stack[-1],
+                shape,
+                reads,
+                tuple(writes),
+                changes,
+                aligned,
+                rows,
+                depthwise,
+                flops or 0,
+                _padded(func, args),
             )
         )
         return out
@@ -214,17 +262,39 @@ class Recorder(TorchDispatchMode):
 
 def _plain(values: Any) -> list[Tensor]:
     """The tensors that have a storage of their own to ask for."""
-    return [tensor for tensor in tensors_in(values) if tensor.layout == torch.strided and not tensor.is_nested]
+    return [tensor for tensor in tensors_in(values) if tensor.layout == torch.strided]
+
+
+def _layout(tensor: Tensor) -> tuple[Shape, tuple[int, ...]]:
+    """Shape and strides; of a nested tensor, which has neither, those of its memory."""
+    if tensor.is_nested:
+        return (tensor.untyped_storage().nbytes() // tensor.dtype.itemsize,), (1,)
+    return tuple(tensor.shape), tensor.stride()
+
+
+def _run_higher(func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
+    """Run an operator that takes functions, such as `torch.cond`, as the operators inside it."""
+    if func is torch.ops.higher_order.cond:
+        condition, if_true, if_false, operands = args
+        return (if_true if condition else if_false)(*operands)
+    return func.py_kernels[torch._C.DispatchKey.CompositeExplicitAutograd](*args, **kwargs)
 
 
 def _first_shape(values: Any) -> Shape:
-    return next((tuple(tensor.shape) for tensor in tensors_in(values)), ())
+    return next((_layout(tensor)[0] for tensor in tensors_in(values)), ())
 
 
-def _mutated(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    arguments = func._schema.arguments
-    values = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
-    return _plain([values.get(a.name) for a in arguments if a.alias_info and a.alias_info.is_write])
+@functools.cache
+def _is_composite(func: OpOverload) -> bool:
+    """Whether it is made of other operators, and has no derivative of its own."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+@functools.cache
+def _written(func: OpOverload) -> list[tuple[int, str]]:
+    """Positions and names of the arguments that an operator writes to."""
+    arguments = enumerate(func._schema.arguments)
+    return [(k, a.name) for k, a in arguments if a.alias_info and a.alias_info.is_write]
 
 
 def _kernel(func: Any, args: Any) -> tuple[int, bool]:
@@ -239,6 +309,13 @@ def _kernel(func: Any, args: Any) -> tuple[int, bool]:
         dilation = args[4][0] if name.startswith("aten::max") and len(args) > 4 else 1
         return dilation * (args[1][0] - 1) + 1, False
     return 0, False
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """Parameters, and what quantised layers keep packed."""
+    packed = (v for module in model.modules() for v in vars(module).values() if type(v) is torch.ScriptObject)
+    inside = packed_tensors(list({id(value): value for value in packed}.values()))
+    return list({id(t): t for t in (*model.parameters(), *inside)}.values())
 
 
 def _padded(func: Any, args: Any) -> Shape:

@@ -1,5 +1,6 @@
 """Following a network's forward pass: reading its maps, and where its resolution changes."""
 
+from redistill_lib.network.answer import answer, asking
 from redistill_lib.network.hooks import (
     MapRef,
     check_float,
@@ -13,17 +14,22 @@ from redistill_lib.network.hooks import (
     record_maps,
     run_and_read,
 )
-from redistill_lib.network.resolution import Resize, find_resizes, map_shapes
+from redistill_lib.network.resolution import Place, Resize, Resolutions, Step, find_resolutions, map_shapes
 
 __all__ = [
     "MapRef",
+    "Place",
     "Resize",
+    "Resolutions",
+    "Step",
+    "answer",
+    "asking",
     "check_float",
     "check_followable",
     "dtype_of",
     "evaluating",
     "find_layer",
-    "find_resizes",
+    "find_resolutions",
     "locate",
     "map_shapes",
     "output_of",

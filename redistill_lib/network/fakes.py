@@ -1,46 +1,148 @@
-"""Following a network without computing: on a copy whose tensors have no contents."""
+"""Copying a network, and following it without computing: on a copy whose tensors have no contents."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import dataclasses
+import functools
+import inspect
 import logging
+import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves, tree_map_only
 
 Tensors = Literal["fake", "real"]
 Found = TypeVar("Found")
+_PLAIN = frozenset((bool, int, float, str, set, type(None), torch.dtype, torch.device))
+_DICTS = (dict, OrderedDict)
+_OWN = ("_parameters", "_buffers", "_modules")
 
 
 def tensors_in(values: Any) -> list[Tensor]:
     """All tensors in nested tuples, lists, dicts, and in plain result objects such as dataclasses, in order."""
     found: list[Tensor] = []
-    for leaf in tree_leaves(values):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            found += tensors_in(dict(leaf))
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_in(dict(vars(leaf)))
+    _gather(values, found)
     return found
+
+
+def _gather(value: Any, found: list[Tensor]) -> None:
+    kind = type(value)
+    if isinstance(value, Tensor):
+        found.append(value)
+    elif kind in _PLAIN or isinstance(value, nn.Module):
+        return
+    elif kind in (tuple, list):
+        for item in value:
+            _gather(item, found)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            _gather(item, found)
+    elif isinstance(value, tuple) or kind in SUPPORTED_NODES:
+        leaves = tree_leaves(value)
+        _gather([] if leaves == [value] else leaves, found)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        _gather([getattr(value, field.name, None) for field in dataclasses.fields(value)], found)
 
 
 def held_tensors(model: nn.Module) -> list[Tensor]:
     """Each tensor of a network: parameters, buffers, and attributes, also in lists and dicts."""
-    attributes = (tensor for module in model.modules() for tensor in tensors_in(vars(module)))
-    return list({id(t): t for t in (*model.parameters(), *model.buffers(), *attributes)}.values())
+    found: list[Tensor] = []
+    for module in model.modules():
+        found += (
+            tensor for own in (module._parameters, module._buffers) for tensor in own.values() if tensor is not None
+        )
+        for name, value in vars(module).items():
+            kind = type(value)
+            if kind not in _PLAIN and (kind not in _DICTS or value) and name not in _OWN:
+                _gather(value, found)
+    return list({id(tensor): tensor for tensor in found}.values())
+
+
+class _Detached(TorchFunctionMode):
+    """Copy what was computed with gradients as what it is, a tensor, wherever deepcopy meets it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, known = args
+            return known.setdefault(id(tensor), tensor.detach().clone())
+        return func(*args, **(kwargs or {}))
+
+
+def copy_network(model: nn.Module, known: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy of a network, whatever it holds, with its hooks, modes and shared parts.
+
+    Tensors that were computed with gradients, such as an activation kept from the last pass or a weight made by an
+    old ``weight_norm``, are detached in the copy; objects that cannot be copied, such as locks, are shared. `known`
+    maps the `id` of parts to what stands for them in the copy.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> net.last = net(torch.zeros(1, 2))
+    >>> copy_network(net).last.requires_grad
+    False
+    """
+    values = [value for module in model.modules() for value in vars(module).values()]
+    # Most of what a network consists of are empty dicts for hooks: deepcopy would take its time for each.
+    memo = {id(value): type(value)() for value in values if type(value) in _DICTS and not value}
+    memo |= known or {}
+    with torch.inference_mode(False), _Detached():
+        try:
+            return copy.deepcopy(model, dict(memo))
+        except Exception:
+            shared = {id(value): value for value in values if not _is_copyable(value)}
+            if not shared:
+                raise
+            return copy.deepcopy(model, shared | memo)
+
+
+def _is_copyable(value: Any) -> bool:
+    if not isinstance(value, (nn.Module, Tensor, Mapping, list, tuple, set)):
+        try:
+            copy.deepcopy(value)
+        except Exception:
+            return False
+    return True
 
 
 def real_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode that a pass may write to; only the parameters are those of `model` itself."""
     kept = {id(t): t if isinstance(t, nn.Parameter) else t.detach().clone() for t in held_tensors(model)}
-    return copy.deepcopy(model, kept).eval()
+    return copy_network(model, kept).eval()
+
+
+class _Uninitialised(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "zero_", "fill_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def outlines() -> Iterator[None]:
+    """Networks made inside are on the meta device, and soon: nothing is spent on initial values.
+
+    >>> with outlines():
+    ...     net = nn.Linear(1000000, 1000000)
+    >>> net.weight.is_meta
+    True
+    """
+    with torch.device("meta"), _Uninitialised():
+        yield
+
+
+@contextlib.contextmanager
+def step_by_step() -> Iterator[None]:
+    """Without gradients, but not in inference mode, where operators stay whole; and without compiling anything."""
+    with torch.inference_mode(False), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tensors], Found]) -> Found:
@@ -50,40 +152,77 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
     computed ("real").
     """
     held = held_tensors(model)
+    empty = any(tensor.is_meta for tensor in (*held, *tensors_in(values)))  # nothing to compute with
     device = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
 
     def stand_in(tensor: Tensor) -> Tensor:
         # As `clone` would make it: a view becomes dense.
         if tensor.is_contiguous():
-            made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            made: Tensor = FakeTensor(fake, empty, device)
         else:
-            made = torch.empty_like(tensor, device=device)
+            with fake:
+                made = torch.empty_like(tensor, device=device)
         return made.requires_grad_() if tensor.requires_grad else made
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with torch.no_grad():
+    with step_by_step():
         try:
             if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
                 raise TypeError("a compiled graph keeps its own weights")
-            with _quiet():
+            if not empty and any(_asks(type(module)) for module in model.modules()):  # type: ignore[arg-type]
+                raise TypeError("who asks must not see a fake")
+            with _unnoticed():
+                twin = copy_network(model, {id(tensor): stand_in(tensor) for tensor in held}).eval()
+                given = tree_map_only(Tensor, stand_in, values)
                 with fake:
-                    stand_ins = {id(tensor): stand_in(tensor) for tensor in held}
-                twin = copy.deepcopy(model, stand_ins).eval()
-                with fake:
-                    return watch(twin, tree_map_only(Tensor, stand_in, values), "fake")
+                    return watch(twin, given, "fake")
         except Exception:
-            if any(tensor.is_meta for tensor in (*held, *tensors_in(values))):
-                raise  # there is nothing to compute with
+            if empty:
+                raise
         with torch.random.fork_rng(devices=[]):
             return watch(real_copy(model), tree_map_only(Tensor, torch.clone, values), "real")
 
 
+class _OnlyPyTorchAsks(type):
+    """What stands for `FakeTensor` meanwhile: to others than PyTorch a fake tensor is a tensor like any."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        asking: str = sys._getframe(1).f_globals.get("__name__", "")
+        return asking.startswith("torch.") and isinstance(instance, FakeTensor)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, FakeTensor)
+
+
+class _Fake(metaclass=_OnlyPyTorchAsks):
+    pass
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep fake tensors from logging what they cannot follow."""
+def _unnoticed() -> Iterator[None]:
+    """Keep fake tensors from logging what they cannot follow, and networks from seeing that they are given some."""
     log = logging.getLogger(FakeTensorMode.__module__)
     before, log.disabled = log.disabled, True
+    torch._subclasses.FakeTensor = _Fake  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         log.disabled = before
+        torch._subclasses.FakeTensor = FakeTensor  # type: ignore[misc]
+
+
+@functools.lru_cache(maxsize=1024)
+def _asks(kind: type) -> bool:
+    """Whether a module's class, or a function of its file, knows fake tensors by a name that cannot be hidden."""
+    own = (base for base in kind.__mro__ if not base.__module__.startswith(("torch.", "builtins")))
+    functions = [method for base in own for method in vars(base).values() if isinstance(method, FunctionType)]
+    for function in functions:  # it grows
+        function = inspect.unwrap(function)
+        names = set(function.__code__.co_names)
+        used = [function.__globals__[name] for name in names & function.__globals__.keys()]
+        if any(value is FakeTensor for value in used) or names & {"fake_tensor", FakeTensor.__module__}:
+            return True
+        near = (v for v in used if isinstance(v, FunctionType) and v.__module__ == kind.__module__)
+        functions += (helper for helper in near if helper not in functions)
+    return False

@@ -1,83 +1,388 @@
-"""Where a network changes its maps' height × width."""
+"""Where a network changes its maps' resolution: the one record that students, taps, budgets and figures share."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from itertools import takewhile
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from redistill_lib.network.hooks import evaluating
+from redistill_lib.checks import check_type
+from redistill_lib.network.answer import asking
+from redistill_lib.network.flow import (
+    CONVOLUTIONS,
+    Example,
+    Extent,
+    Flow,
+    Visit,
+    arguments_of,
+    image_of,
+    trace_flow,
+)
+from redistill_lib.network.grids import JOINS, Change, Grids
+from redistill_lib.network.hooks import MapRef
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Where = Literal["trunk", "skip", "gate", "head"]
 
 
 @dataclass(frozen=True)
 class Resize:
-    """The smallest module that holds one whole change of resolution, e.g. a strided conv or a residual block."""
+    """One call that changes height × width."""
 
-    path: str
-    before: tuple[int, int]  # height, width
-    after: tuple[int, int]
+    module: str
+    function: str
+    line: str  # of the forward that calls it
+    before: Extent
+    after: Extent
+    channels_in: int
+    channels_out: int
+    learns: bool  # a convolution with weights
+    where: Where  # a skip is the shortcut beside another change; a gate's maps only weigh others
+    step: int | None  # parallel branches make one step
+
+
+@dataclass(frozen=True)
+class Step:
+    """One whole change of resolution, parallel branches together, and where its maps before and after are found."""
+
+    before: Extent
+    after: Extent
+    input: MapRef | None
+    output: MapRef | None
     channels_in: int
     channels_out: int
     learns: bool  # it convolves, or something has since the step before; ResNet's max pool after conv1 does not
+    first: int  # the numbers of its first and its last call
+    last: int
+
+    @property
+    def name(self) -> str:
+        """The module behind which its maps are found, or before which."""
+        ref = self.output or self.input
+        return ref.layer if ref else f"call {self.last}"
 
     @property
     def down(self) -> bool:
-        return self.after[0] * self.after[1] < self.before[0] * self.before[1]
+        return math.prod(self.after) < math.prod(self.before)
 
 
-def map_shapes(model: nn.Module, *inputs: Tensor) -> list[tuple[str, torch.Size, torch.Size]]:
-    """(path, input shape, output shape) of every module that maps a B×C×H×W tensor to one, in order of completion.
+@dataclass(frozen=True)
+class Place:
+    """One place where a network downsamples: the layers that carry its stride, all parallel branches together."""
+
+    layers: tuple[str, ...]
+    stride: int
+    total: int  # how many pixels of the image are one behind it, along each side
+    before: Extent  # height and width of the maps before it
+    after: Extent
+    pool: bool  # nothing learns from the stem to here
+
+    @property
+    def name(self) -> str:
+        """Its first layer, e.g. `layer2.0.conv1`."""
+        return self.layers[0] or "the network"
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """Where a network changes resolution: its calls, whole steps, and the places that a stride plan sets."""
+
+    changes: tuple[Resize, ...]
+    steps: tuple[Step, ...]
+    places: tuple[Place, ...]
+    grids: Grids = field(repr=False)
+    tails: frozenset[int] = field(repr=False)  # the last calls on the way to maps that are returned
+
+    @property
+    def flow(self) -> Flow:
+        return self.grids.flow
+
+    def narrowest(self) -> tuple[Step, ...]:
+        """The steps with the narrowest maps before and after them, of those through which all of the pass goes.
+
+        An inverted residual widens its map to change resolution; around it, the map has fewer channels.
+        """
+        flow, visits = self.flow, _single(self.flow)
+        read = {value: number for number, call in enumerate(flow.calls) for value in call.takes}
+        read |= dict.fromkeys(flow.gives, len(flow.calls))
+        alone: list[tuple[int, int]] = []  # the call after which a value is all that is left, and that value
+        live = set(range(flow.images))
+        for number, call in enumerate(flow.calls):
+            live = {value for value in (*live, *call.makes) if read.get(value, -1) > number}
+            alone += [(number, *live)] if len(live) == 1 else []  # type: ignore[list-item]
+        found: list[Step] = []
+        bounds = [-1, *(number for step in self.steps for number in (step.first, step.last)), len(flow.calls)]
+        for k, step in enumerate(self.steps):
+            ends: list[tuple[MapRef | None, int]] = [(step.input, step.channels_in), (step.output, step.channels_out)]
+            for side, (low, high) in enumerate((bounds[2 * k : 2 * k + 2], bounds[2 * k + 2 : 2 * k + 4])):
+                maps = [
+                    (flow.shapes[value][1], abs(number - bounds[2 * k + 1 + side]), ref)
+                    for number, value in alone
+                    if low <= number < high and self.grids.is_map(value)
+                    if flow.shapes[value][2:] == (step.after if side else step.before)
+                    if (ref := find_ref(visits, value)) is not None
+                ]
+                if maps:
+                    channels, _, ref = min(maps, key=lambda found: found[:2])
+                    if channels < ends[side][1]:
+                        ends[side] = (ref, channels)
+            (entry, wide), (exit_, broad) = ends
+            found.append(replace(step, input=entry, output=exit_, channels_in=wide, channels_out=broad))
+        return tuple(found)
+
+    @property
+    def image(self) -> Extent:
+        """The sides of the first input image."""
+        return self.grids[0].size
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per change: module, function, line, before, after, channels, learns, where, step."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(change) for change in self.changes], columns=list(Resize.__annotations__))
+
+
+def find_resolutions(model: nn.Module, example: Example, role: str = "network") -> Resolutions:
+    """Follow one forward pass in eval mode, on tensors without contents, and note where its maps change size.
+
+    Only what descends from an image counts, also as tokens or with channels last; padding, unpadded convolutions and
+    pooling to one pixel do not. `example` is a float image B×C×H×W or volume B×C×D×H×W, the tuple of the network's
+    inputs, or a dict of named ones. Raises ValueError where the network, called `role` then, does not take it.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.MaxPool2d(2))
+    >>> found = find_resolutions(net, torch.zeros(1, 3, 32, 32))
+    >>> [(change.module, change.function, change.before, change.after, change.where) for change in found.changes]
+    [('0', 'conv2d', (32, 32), (16, 16), 'trunk'), ('2', 'max_pool2d', (16, 16), (8, 8), 'trunk')]
+    """
+    check_type("model", model, nn.Module)
+    image_of(example)
+    flow = trace_flow(model, example)
+    if flow.error is not None:
+        args, kwargs = arguments_of(example)
+        with asking((*args, *kwargs.values()), role):
+            raise flow.error
+    grids = Grids(flow)
+    # A fixed filter, as that of a blur pool, is a buffer.
+    learning = [
+        number
+        for number, call in enumerate(flow.calls)
+        if call.function in CONVOLUTIONS and next(model.get_submodule(call.path).parameters(), None) is not None
+    ]
+    where = _where(grids)
+    steps: list[Step] = []
+    for group in _groups(model, grids, where):
+        steps.append(_step(model, grids, group, [n for n in learning if n > (steps[-1].last if steps else -1)]))
+        if len(group) > 1 and (shortcut := _shortcut(grids, group)):
+            where[shortcut.number] = "skip"
+    step_of = {change.number: k for k, group in enumerate(_groups(model, grids, where)) for change in group}
+    changes = [
+        _resize(grids, change, where[change.number], change.number in learning, step_of.get(change.number))
+        for change in grids.changes
+        if change.resizes
+    ]
+    places = tuple(_places(grids, where, set(learning)))
+    return Resolutions(tuple(changes), tuple(steps), places, grids, _tails(grids))
+
+
+def map_shapes(model: nn.Module, *inputs: Any) -> list[tuple[str, Extent, Extent]]:
+    """(path, input shape, output shape) of every module that takes a B×C×H×W map to one, in order of completion.
 
     A module that runs more than once per pass has no shape of its own and is left out.
     """
-    seen: list[tuple[str, torch.Size, torch.Size]] = []
-
-    def note(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if args and all(isinstance(v, Tensor) and v.ndim == 4 for v in (args[0], output)):
-            seen.append((path, args[0].shape, output.shape))
-
-    with ExitStack() as hooks, evaluating(model):
-        for path, module in model.named_modules():
-            if path and not isinstance(module, nn.Linear):  # works on the last axis: its 4-d tensors are B×H×W×C
-                hooks.enter_context(module.register_forward_hook(partial(note, path)))
-        model(*inputs)
-    calls = Counter(path for path, _, _ in seen)
-    return [entry for entry in seen if calls[entry[0]] == 1]
-
-
-def find_resizes(model: nn.Module, *inputs: Tensor) -> list[Resize]:
-    """Where a network changes its maps' height × width, in order of execution.
-
-    Parallel branches that make the same change (a residual block's conv and its shortcut) count as one, at the
-    module that holds them all. Adaptive pooling to a fixed size is the head's or a gate's, and does not count.
-    """
-    seen = [
-        s for s in map_shapes(model, *inputs) if not type(model.get_submodule(s[0])).__name__.startswith("Adaptive")
+    flow = trace_flow(model, inputs)
+    if flow.error is not None:
+        raise flow.error
+    grids = Grids(flow)
+    return [
+        (visit.run[0], flow.shapes[visit.takes], flow.shapes[visit.gives[0]])
+        for visit in _single(flow)
+        if visit.takes >= 0 and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
     ]
-    # A valid convolution shaves a border off; only a real change of scale counts.
-    changes = [(p, i, o) for p, i, o in seen if not 0.75 < (o[-2:].numel() / i[-2:].numel()) ** 0.5 < 1.34]
-    paths = [p for p, _, _ in changes]
-    smallest = [c for c in changes if not any(other.startswith(c[0] + ".") for other in paths)]
-    order = {path: k for k, (path, _, _) in enumerate(seen)}
-    steps: list[Resize] = []
-    for path, i, o in smallest:
-        before, after = (i[-2], i[-1]), (o[-2], o[-1])
-        if steps and (steps[-1].before, steps[-1].after) == (before, after):
-            names = zip(steps[-1].path.split("."), path.split("."), strict=False)
-            both = ".".join(name for name, _ in takewhile(lambda pair: pair[0] == pair[1], names))
-            path = both if both in order else path  # branches of the network itself: the last one stands for all
-            steps.pop()
-        whole = next(c for c in seen if c[0] == path)
-        while (parent := path.rpartition(".")[0]) in order and len(list(model.get_submodule(parent).children())) == 1:
+
+
+def _resize(grids: Grids, change: Change, where: Where, learns: bool, step: int | None) -> Resize:
+    call = grids.flow.calls[change.number]
+    return Resize(
+        module=call.path,
+        function=call.function,
+        line=call.line,
+        before=grids[change.before].size,
+        after=grids[change.after].size,
+        channels_in=grids.channels(change.source),
+        channels_out=grids.channels(change.result),
+        learns=learns,
+        where=where,
+        step=step,
+    )
+
+
+def _where(grids: Grids) -> dict[int, Where]:
+    """By the call of each change; what is a skip only its step tells."""
+    gates = grids.gates
+    # An average behind the last convolution is the head's, and before convolutions of 1×1 where no map is returned.
+    maps = any(grids.is_map(value) for value in grids.flow.gives)
+    convolutions = [
+        number
+        for number, call in enumerate(grids.flow.calls)
+        if call.function in CONVOLUTIONS and (maps or math.prod(call.kernel) > 1)
+    ]
+    last = max(convolutions, default=-1)
+    where: dict[int, Where] = {}
+    for change in grids.changes:
+        ends = grids.flow.calls[change.number].function.startswith("avg_pool") and change.number > last
+        where[change.number] = "gate" if change.after in gates else "head" if ends else "trunk"
+    return where
+
+
+def _groups(model: nn.Module, grids: Grids, where: dict[int, Where]) -> Iterator[list[Change]]:
+    """The changes of the trunk: parallel branches together, and all that one layer does."""
+    calls = grids.flow.calls
+    group: list[Change] = []
+    for change in grids.changes:
+        if not change.resizes or where[change.number] in ("gate", "head"):
+            continue
+        totals = [(grids[c.before].total, grids[c.after].total) for c in (*group[:1], change)]
+        layer = model.get_submodule(calls[change.number].path)
+        within = group and calls[group[-1].number].stack == calls[change.number].stack and not any(layer.children())
+        if group and (totals[0] == totals[1] or within):
+            group.append(change)
+        else:
+            if group:
+                yield group
+            group = [change]
+    if group:
+        yield group
+
+
+def _shortcut(grids: Grids, group: list[Change]) -> Change | None:
+    """The branch with the fewest calls before the branches meet, if there is one."""
+    depth = dict.fromkeys(range(grids.flow.images), 0)
+    for call in grids.flow.calls:
+        depth |= dict.fromkeys(call.makes, 1 + max(depth[value] for value in call.takes))
+
+    def length(change: Change) -> int:
+        end = change.result
+        for call in grids.flow.calls[change.number + 1 :]:
+            if end in call.takes:
+                if call.function in JOINS and len(call.takes) > 1:
+                    break
+                end = call.makes[0]
+        return depth[end]
+
+    first, second = sorted(group, key=length)[:2]
+    return first if length(first) < length(second) else None
+
+
+def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[int]) -> Step:
+    flow, visits = grids.flow, _single(grids.flow)
+    before, after = grids[group[0].before].total, grids[group[-1].after].total
+    first, last = group[0].number, group[-1].number
+
+    def is_whole(visit: Visit) -> bool:
+        if not (visit.first <= first and last < visit.last and visit.takes >= 0 and visit.gives):
+            return False
+        ends = visit.takes, visit.gives[0]
+        return all(map(grids.is_map, ends)) and [grids.at(v).total for v in ends] == [before, after]
+
+    whole = min(filter(is_whole, visits), key=lambda visit: visit.last - visit.first, default=None)
+    if whole is not None:
+        source, result, path = whole.takes, whole.gives[0], whole.run[0]
+        ran = {visit.run[0] for visit in visits}
+        while (parent := path.rpartition(".")[0]) in ran and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
-        since = order.get(steps[-1].path, -1) if steps else -1
-        modules = [model.get_submodule(p) for p, _, _ in seen[since + 1 : order[whole[0]] + 1]]
-        learns = any(weight.ndim > 2 for module in modules for weight in module.parameters())
-        steps.append(Resize(path, before, after, whole[1][1], whole[2][1], learns))
-    return steps
+        entry: MapRef | None = MapRef(path, "input")
+        exit_: MapRef | None = MapRef(path, "output")
+        last = whole.last - 1
+    else:  # a function that the network calls itself, or branches of it: as the modules around see them
+        source, result = group[0].source, _meeting(grids, group)
+        entry, exit_ = find_ref(visits, source), find_ref(visits, result)
+        if exit_ is None:
+            result = group[-1].result
+            exit_ = find_ref(visits, result)
+    if (padding := grids.padded_from(source)) != source:
+        source, entry = padding, find_ref(visits, padding)
+    shapes = [flow.shapes[v] for v in (source, result)]
+    learns = any(number <= last for number in learning)
+    return Step(shapes[0][2:], shapes[1][2:], entry, exit_, shapes[0][1], shapes[1][1], learns, first, last)
+
+
+def _meeting(grids: Grids, group: list[Change]) -> int:
+    """The first map that all branches of a step have part in."""
+    inside = {change.result: {k} for k, change in enumerate(group)}
+    for call in grids.flow.calls[group[0].number + 1 :]:
+        branches = set().union(*(inside.get(v, set()) for v in call.takes))
+        if branches:
+            inside |= dict.fromkeys(call.makes, branches)
+        if len(branches) == len(group) > 1:
+            return call.makes[0]
+    return group[-1].result
+
+
+def find_ref(visits: Sequence[Visit], value: int) -> MapRef | None:
+    """The module that gives a value, the outermost of several, or else one that takes it."""
+    giving = [visit.run[0] for visit in visits if visit.gives == (value,)]
+    taking = [visit.run[0] for visit in visits if visit.takes == value]
+    if giving:
+        return MapRef(giving[-1], "output")
+    return MapRef(taking[-1], "input") if taking else None
+
+
+def _single(flow: Flow) -> list[Visit]:
+    """The runs of modules that run once; the network itself is none of them."""
+    runs = Counter(visit.run[0] for visit in flow.visits)
+    return [visit for visit in flow.visits if visit.run[0] and runs[visit.run[0]] == 1]
+
+
+def _places(grids: Grids, where: dict[int, Where], learning: set[int]) -> Iterator[Place]:
+    """The stem, and then each level of fewer pixels that the trunk comes down to."""
+    calls = grids.flow.calls
+    trunk = [c for c in grids.changes if where[c.number] in ("trunk", "skip") and not grids[c.after].raw]
+    stems = [c for c in trunk if grids[c.before].raw]
+    if not stems:
+        return
+    first = grids[stems[0].after].total
+    down = [c for c in trunk if not grids[c.before].raw and grids[c.after].total > grids[c.before].total]
+    totals = sorted({first, *(grids[c.after].total for c in down if grids[c.after].total > first)})
+    for number, (before, after) in enumerate(itertools.pairwise([Fraction(1), *totals])):
+        reaching = [c for c in (down if number else stems) if grids[c.after].total == after]
+        # Where no layer is between neighbouring levels, the smaller one is reached from further up only.
+        carriers = [c for c in reaching if not number or grids[c.before].total == before] or reaching
+        layers = tuple(dict.fromkeys(calls[c.number].path for c in carriers))
+        since = range(stems[0].number + 1, carriers[0].number + 1)
+        raw = {c.number for c in stems}
+        pool = number == 1 and learning.isdisjoint({*since, *(c.number for c in carriers)} - raw)
+        sizes = grids[carriers[0].before].size, grids[carriers[0].after].size
+        yield Place(layers, int(after / before), int(after), *sizes, pool)
+
+
+def _tails(grids: Grids) -> frozenset[int]:
+    """The last convolution or change on the way to each map that the network returns, where nothing else needs it."""
+    flow = grids.flow
+    maker = {value: k for k, call in enumerate(flow.calls) for value in call.makes}
+    readers: dict[int, set[int]] = {}
+    for k, call in enumerate(flow.calls):
+        for value in call.takes:
+            readers.setdefault(value, set()).add(k)
+    changing = {change.number for change in grids.changes}
+    ends, behind = set[int](), set[int]()
+    queue = [value for value in flow.gives if grids.is_map(value) and not grids.at(value).raw]
+    while queue:
+        value = queue.pop()
+        number = maker.get(value, -1)
+        if number < 0 or not readers.get(value, set()) <= behind:
+            continue
+        if number in changing or flow.calls[number].function in CONVOLUTIONS:
+            ends.add(number)
+        elif number not in behind:
+            behind.add(number)
+            queue += [v for v in flow.calls[number].takes if not grids.at(v).raw]
+    return frozenset(ends)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import itertools
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from fractions import Fraction
+from typing import TypeVar, get_args
 
-from torch import Tensor, nn
+from torch import nn
 
 from redistill_lib.checks import check_type
+from redistill_lib.network.fakes import copy_network
+from redistill_lib.network.flow import (
+    FITTING,
+    Call,
+    Example,
+    Extent,
+    Flow,
+    Run,
+    Visit,
+    arguments_of,
+    times,
+    trace_flow,
+)
+from redistill_lib.network.grids import is_alike
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.edits import LAYERS, Change, Downsampler, inside_forward, lift, reconnect, restride, settle
-from redistill_lib.student.places import FITTING, MapCall, Places, find_layout, times, trace_levels
+from redistill_lib.student.edits import CONVOLUTIONS, Change, Downsampler, lift, reconnect, restride, settle
+from redistill_lib.student.kernels import tiles
+from redistill_lib.student.places import Layout, find_layout, plan_totals
+from redistill_lib.student.tokens import fit_windows, resize_patches
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -24,7 +39,7 @@ def derive_student(
     factor: int | None = None,
     *,
     plan: StridePlan | str | None = None,
-    example: Tensor | tuple[Any, ...],
+    example: Example,
     downsampler: Downsampler = "stride",
 ) -> tuple[_Model, tuple[Change, ...]]:
     """A copy of `model` that pools its maps earlier, and the list of what was changed. `model` is left as it is.
@@ -36,7 +51,9 @@ def derive_student(
 
     Parallel branches, skip connections and upsampling follow, and so does a last convolution that returns an image:
     the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
-    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1.
+    stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1;
+    transposed convolutions reach as far as before. Calls in a module's own forward are changed there. A transformer
+    of one map gets larger patches, and its positions are resized.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
 
@@ -51,17 +68,20 @@ def derive_student(
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
+    if factor is not None and (found := _larger_patches(model, layout, factor, example)):
+        return found
     target = _target(model, layout, factor, plan)
-    student = copy.deepcopy(model)
-    changes: dict[str, Change] = {}
-    for call, old, new in _due(model, layout, target):
-        if call is layout.tail and old == 1 and call.function == "conv2d":
-            changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
-        else:
-            changes[call.path] = restride(student, call, old, new, downsampler)
-            if new == 1 and (change := reconnect(student, call.path)):
-                changes[change.layer] = change
-    _settle(student, layout, target, changes)
+    try:
+        student, changes = _moved(model, layout, example, plan_totals(layout, target.places), downsampler)
+    except ValueError as error:
+        # A way up that meets nothing may as well stay as it is: its first map is of the teacher's size.
+        totals = plan_totals(layout, target.places, mirror=False)
+        if totals == plan_totals(layout, target.places):
+            raise
+        try:
+            student, changes = _moved(model, layout, example, totals, downsampler)
+        except ValueError:
+            raise error from None
     _rename(student, layout, target, downsampler)
     if callable(register := getattr(student, "register_to_config", None)):
         # A diffusers network keeps in its config how it was derived, which `diffusion.load_pretrained` does again.
@@ -70,14 +90,72 @@ def derive_student(
     return student, tuple(changes.values())
 
 
-def _target(model: nn.Module, layout: Places, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
+def _larger_patches(
+    model: _Model, layout: Layout, factor: int, example: Example
+) -> tuple[_Model, tuple[Change, ...]] | None:
+    """A transformer of one map whose patches, which are its only pooling, are `factor` times as large."""
+    (stem, *later), flow = layout.places, layout.found.flow
+    if later or stem.stride == 1 or not _embeds(model.get_submodule(stem.name)):
+        return None
+    student = copy_network(model)
+    after = tuple(side // factor for side in stem.after)
+    changes = resize_patches(student, stem.layers[0], factor, stem.after, after)
+    found = trace_flow(student, example)
+    if found.error is not None:
+        raise ValueError(
+            f"the student of {times(after)} patches breaks in {found.running or 'its forward'}, which may take "
+            f"exactly {times(stem.after)}: {found.error}"
+        ) from found.error
+    if found.outputs != flow.outputs:
+        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, flow))
+        raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they have one entry per patch")
+    return student, tuple(changes)
+
+
+def _moved(
+    model: _Model, layout: Layout, example: Example, totals: list[Fraction], downsampler: Downsampler
+) -> tuple[_Model, dict[str, Change]]:
+    student = copy_network(model)
+    changes: dict[str, Change] = {}
+    tails = {layout.found.flow.calls[number] for number in layout.found.tails}
+    flow = layout.found.flow
+    channels = {
+        visit.run[0]: (flow.shapes[visit.takes][1], flow.shapes[visit.gives[0]][1])
+        for visit in flow.visits
+        if visit.takes >= 0 and visit.gives
+    }
+    stems = {flow.calls[c.number] for c in layout.found.grids.changes if layout.found.grids[c.before].raw}
+    for call, old, new, shared in _due(layout, totals):
+        if call in stems and call.path not in shared and _embeds(student.get_submodule(call.path)) and new % old == 0:
+            after = flow.shapes[call.makes[0]][2:]
+            smaller = tuple(side * old // new for side in after)
+            changes |= {c.layer: c for c in resize_patches(student, call.path, new // old, after, smaller)}
+        elif call in tails and old == 1 and call.function in ("conv2d", "conv3d"):
+            changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
+        else:
+            name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
+            changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
+            if new == 1 and (change := reconnect(student, call.path, channels)):
+                changes[change.layer] = change
+    args, kwargs = arguments_of(example)
+    changes |= {change.layer: change for change in fit_windows(student, *args, **kwargs)}
+    _settle(student, layout, example, _sizes(layout, totals), changes)
+    return student, changes
+
+
+def _embeds(layer: nn.Module) -> bool:
+    """Whether a convolution makes patches of the image."""
+    return isinstance(layer, CONVOLUTIONS) and tiles(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+
+
+def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
     factor = check_type("factor", factor, int, None)
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:
         raise ValueError(
             f"only {layout.places[0].name} strides in this {type(model).__name__}: no later layer strides or pools "
-            "that could give it back (a transformer's patches keep their grid, or are merged by slicing)"
+            "that could give it back"
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())
@@ -102,72 +180,142 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _due(model: nn.Module, layout: Places, target: StridePlan) -> Iterator[tuple[MapCall, int, int]]:
-    """Each call whose ratio changes, once per layer, with its ratio before and after (above 1 both ways)."""
-    size, image = layout.sizes(target), layout.image
-    wanted: dict[tuple[str, str], tuple[MapCall, int, int]] = {}
-    for call in layout.found.calls:
-        if call.function == FITTING or (call is not layout.tail and call.before == call.after):
+def _ends(layout: Layout, call: Call) -> tuple[Extent, Extent] | None:
+    """The sides of the maps that a call takes and gives, but for a map that was padded for it."""
+    flow, grids = layout.found.flow, layout.found.grids
+    took, gave = (flow.shapes[values[0]][2:] for values in (call.takes, call.makes))
+    return (took, gave) if took == grids.at(call.takes[0]).size else None
+
+
+def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, set[str]]]:
+    """Each call whose ratio changes, with its ratio before and after (above 1 both ways), once per layer.
+
+    Where a layer's runs change unlike, each of their calls, and the paths of all modules that run more than once.
+    """
+    grids, tails = layout.found.grids, layout.found.tails
+    ends = {c.number: (c.before, c.after) for c in grids.changes} | {
+        number: (here := grids.of[layout.found.flow.calls[number].takes[0]], here)
+        for number in tails - {c.number for c in grids.changes}
+    }
+    wanted: dict[tuple[str, str, int], list[tuple[Call, int, int]]] = {}
+    for number, (before, after) in sorted(ends.items()):
+        call = layout.found.flow.calls[number]
+        if call.function == FITTING or (before == after and number not in tails):
             continue
-        before = call.before.size, call.after.size
-        after = size(call.before), image if call is layout.tail else size(call.after)
-        ratios = [max(x[0] / y[0], y[0] / x[0]) for x, y in (before, after)]
-        old, new = map(round, ratios)
-        if abs(new - ratios[1]) > 1e-6:
+        own = grids[after].total / grids[before].total
+        ratio = totals[after] / totals[before]
+        kept = grids[after].total / totals[before]  # which gives a map that is returned its size
+        if number in tails and 1 in (kept.numerator, kept.denominator):
+            ratio = kept
+        up = own < 1 or (own == 1 and ratio < 1)
+        old, new = (1 / own, 1 / ratio) if up else (own, ratio)
+        if new.denominator > 1 or old.denominator > 1:
+            if old == new or number in tails:  # of what is returned the shapes tell
+                continue
             raise ValueError(
-                f"{call.path} would have to change resolution by {ratios[1]:g}, which is no whole stride"
+                f"{call.path or 'the network'} would have to change resolution by {float(new):g}, which is no whole "
+                f"stride ({call.line})"
             )
-        seen = wanted.setdefault((call.path, call.function), (call, old, new))
-        if seen[1:] != (old, new):
-            if not isinstance(layer := model.get_submodule(call.path), LAYERS):
-                raise ValueError(inside_forward(call, layer))
-            raise ValueError(
-                f"{call.path} runs {call.function} at several places, whose strides would differ "
-                f"({seen[1]} → {seen[2]} and {old} → {new}); give each place a layer of its own"
-            )
-    return (due for due in wanted.values() if due[1] != due[2])
+        wanted.setdefault((call.path, call.function, call.numbers[-1]), []).append((call, int(old), int(new)))
+    runs = Counter(visit.run[0] for visit in layout.found.flow.visits)
+    several = {path for path, count in runs.items() if count > 1}
+    dues: list[tuple[Call, int, int, set[str]]] = []
+    for calls in wanted.values():
+        alike = len({due[1:] for due in calls}) == 1
+        dues += [(*due, set() if alike else several) for due in (calls[:1] if alike else calls) if due[1] != due[2]]
+    return dues
 
 
-def _settle(student: nn.Module, layout: Places, target: StridePlan, changes: dict[str, Change]) -> None:
+def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
+    """The map that each layer which convolves or resizes should give: the teacher's where both are shrunk alike."""
+    grids, flow = layout.found.grids, layout.found.flow
+    known = {grid.total: grid.size for grid in reversed(grids.grids) if not grid.raw} | {Fraction(1): layout.image}
+    resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
+    behind = {value for number in layout.found.tails for value in flow.calls[number].makes}
+    for call in flow.calls:
+        behind.update(call.makes if behind.intersection(call.takes) else ())
+    ends = (flow.calls[number] for number in layout.found.tails)
+    wanted = {call.stack[-1]: flow.shapes[call.makes[0]][2:] for call in ends if call.function == FITTING}
+    for visit in flow.visits:
+        value = visit.gives[0] if visit.gives else -1
+        if visit.run[0] not in resizing or value in {-1, *behind} or not grids.is_map(value):
+            continue
+        grid, total = grids[grids.of[value]], totals[grids.of[value]]
+        if grids.of[value] in grids.gates or flow.shapes[value][2:] != grid.size:
+            continue
+        sides = zip(layout.image, grid.size, strict=True)
+        exact = all(side % total == 0 and side == own * grid.total for side, own in sides)
+        if total in known:
+            wanted[visit.run] = known[total]
+        elif exact:
+            wanted[visit.run] = tuple(int(side / total) for side in layout.image)
+    return wanted
+
+
+def _settle(
+    student: nn.Module, layout: Layout, example: Example, sizes: dict[Run, Extent], changes: dict[str, Change]
+) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
-    size_at = layout.sizes(target)
-    resizing = {call.path for call in layout.found.calls}  # other modules may hold maps in another order of axes
-    end = layout.tail.path if layout.tail else None  # from the last layer on, the map is the image's size
-    visits = itertools.takewhile(lambda visit: visit[0][0] != end, layout.found.visits.items())
-    wanted = {run: size_at(level) for run, (level, size) in visits if run[0] in resizing and level.size == size}
-    for _ in range(len(changes) + 1):
-        found = trace_levels(student, layout.inputs)
-        wrong = next((run for run, (_, size) in found.visits.items() if wanted.get(run, size) != size), None)
-        if wrong is None:
+    fitting = {call.stack[-1]: call for call in layout.found.flow.calls if call.function == FITTING}
+    while True:
+        flow = trace_flow(student, example)
+        given = {visit.run: flow.shapes[visit.gives[0]][2:] for visit in flow.visits if visit.gives}
+        wrong = {run for run, size in given.items() if sizes.get(run, size) != size}
+        if not wrong:
             break
-        path, size, due = wrong[0], found.visits[wrong][1], wanted[wrong]
-        change = changes.get(path)
-        note = settle(student.get_submodule(path), size, due) if change else None
-        if change is None or note is None:
-            _check_effect(layout, change)
-            what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
-            raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
-        changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
-    if found.error is not None:
-        inside = found.stack[-1]
-        _check_effect(layout, changes.get(inside))
-        raise ValueError(f"the student breaks in {inside or 'its forward'}: {found.error}") from found.error
-    if found.outputs != layout.found.outputs:
-        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, layout.found))
+        for path, run in {run[0]: run for run in reversed(_first(flow, wrong))}.items():  # the first run of each
+            size, due = given[run], sizes[run]
+            change = changes.get(path)
+            if change is None and run in fitting and (ratio := _ratio(layout, fitting[run], due, flow, run)):
+                changes[path] = restride(student, fitting[run], *ratio, "stride")
+                continue
+            note = settle(student.get_submodule(path), size, due)
+            if change is None and note is not None:  # it shaves the border off a map that is coarser now
+                change = Change(path, "border", 1, 1)
+            if note is None and is_alike(size, due):  # a border more or less, of which the outputs decide
+                del sizes[run]
+                continue
+            if change is None or note is None:
+                what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
+                raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
+            changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
+    if flow.error is not None:
+        inside = flow.running
+        raise ValueError(f"the student breaks in {inside or 'its forward'}: {flow.error}") from flow.error
+    if flow.outputs != layout.found.flow.outputs:
+        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (flow, layout.found.flow))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
 
 
-def _check_effect(layout: Places, change: Change | None) -> None:
-    if change is not None and change.kind == "attribute":
-        calls = layout.found.calls
-        function = next(call.function for call in calls if call.path == change.layer and call.before != call.after)
-        raise ValueError(
-            f"{change.layer} calls {function} in its own forward, which cannot be changed from outside: its "
-            f"attribute {change.note!r} was set to {change.after}, without effect"
-        )
+def _first(flow: Flow, wrong: set[Run]) -> list[Run]:
+    """Those of the runs that take nothing which others of them have part in."""
+    ends: dict[int, list[Visit]] = {}
+    for visit in flow.visits:
+        ends.setdefault(visit.last, []).append(visit)
+    found: list[Run] = []
+    behind = set[int]()
+    for number in range(len(flow.calls) + 1):
+        for visit in ends.get(number, []):
+            if visit.run in wrong:
+                found += [] if visit.takes in behind else [visit.run]
+                behind.update(visit.gives)
+        if number < len(flow.calls) and behind.intersection(flow.calls[number].takes):
+            behind.update(flow.calls[number].makes)
+    return found
 
 
-def _rename(student: nn.Module, layout: Places, target: StridePlan, downsampler: Downsampler) -> None:
+def _ratio(layout: Layout, call: Call, due: Extent, flow: Flow, run: Run) -> tuple[int, int] | None:
+    """An interpolation's ratio in the teacher, to a size that its module works out, and that of the student."""
+    given = next((c for c in flow.calls if c.stack[-1] == run and c.function == FITTING), None)
+    if given is None:
+        return None
+    took, gave = (layout.found.flow.shapes[value][2] for value in (call.takes[0], call.makes[0]))
+    now = flow.shapes[given.takes[0]][2]
+    old, new = (gave / took, due[0] / now) if gave > took else (took / gave, now / due[0])
+    return (int(old), int(new)) if old >= 1 <= new and old % 1 == new % 1 == 0 else None
+
+
+def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:
     own, name = getattr(student, "plan", None), getattr(student, "name", None)
     if not isinstance(own, StridePlan) or not isinstance(name, str) or len(_kept(own)) != len(target.places):
         return

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from redistill_lib.checks import is_number
-from redistill_lib.student.places import Extent, MapCall
+from redistill_lib.network.flow import Call, Extent
+from redistill_lib.student.calls import edit, edits_of, rewrite_call
+from redistill_lib.student.kernels import Upsampling, each, resize_tile, resize_transposed, tiles
+from redistill_lib.student.steps import Blur, Border, DepthToSpace, Repeat
 
 Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
 # What `restride` knows; any other module that resizes does so in its own forward.
-LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Upsample)
-# Names under which modules with a resizing function in their forward keep its stride.
-_ATTRIBUTES = ("stride", "scale_factor", "scale", "factor")
+CONVOLUTIONS, TRANSPOSED = (nn.Conv2d, nn.Conv3d), (nn.ConvTranspose2d, nn.ConvTranspose3d)
+MAX_POOLS, AVG_POOLS = (nn.MaxPool2d, nn.MaxPool3d), (nn.AvgPool2d, nn.AvgPool3d)
+UNPOOLS = (nn.MaxUnpool2d, nn.MaxUnpool3d)
+LAYERS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
+    ("conv_transpose", TRANSPOSED), ("conv", CONVOLUTIONS), ("max_pool", MAX_POOLS), ("avg_pool", AVG_POOLS),
+    ("max_unpool", UNPOOLS), ("interpolate", (nn.Upsample,)),
+)  # fmt: skip
+# Calls by which squares of pixels become channels.
+_MERGES = ("__getitem__", "view", "reshape", "permute", "flatten", "unflatten", "rearrange")
 # Names under which inverted residuals keep whether they add their input: here, torchvision's and transformers'.
 _RESIDUALS = ("residual", "use_res_connect", "use_residual")
 
@@ -25,9 +33,10 @@ _RESIDUALS = ("residual", "use_res_connect", "use_residual")
 class Change:
     """One layer that `derive_student` changed: its stride (or upsampling) before and after.
 
-    `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "transposed conv", "upsample",
-    "inserted" (a pool or a shuffle), "attribute" (of a module that resizes in its own forward) or "residual" (of a
-    block that has stride 1 now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
+    `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "max unpool", "transposed conv",
+    "upsample", "inserted" (a pool or a shuffle), "call" (in a module's own forward), "patch merging", "positions"
+    (of patches), "windows", "border" (of a layer that keeps its stride) or "residual" (of a block that has stride 1
+    now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
 
     >>> Change("conv1", "conv stride", 2, 8)
     conv1: conv stride 2 → 8
@@ -43,36 +52,75 @@ class Change:
         return f"{self.layer}: {self.kind} {self.before} → {self.after}" + (f" ({self.note})" if self.note else "")
 
 
-def restride(model: nn.Module, call: MapCall, old: int, new: int, downsampler: Downsampler) -> Change:
-    """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not."""
-    path, layer = call.path, model.get_submodule(call.path)
+def restride(
+    model: nn.Module,
+    call: Call,
+    old: int,
+    new: int,
+    downsampler: Downsampler,
+    shared: Collection[str] = (),
+    sides: tuple[Extent, Extent] | None = None,
+) -> Change:
+    """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not.
+
+    `shared` are paths of modules that run at several places of which not all change so: a module around them changes
+    this one call. So does the layer's own forward where it is of no known kind; `sides` of the maps that it takes and
+    gives say whether it makes up for a border that it lost.
+    """
+    path, layer, function = call.path, model.get_submodule(call.path), call.function
+    pooled = new > old and downsampler != "stride" and function.startswith("conv") and "transpose" not in function
+    if path in shared or not any(isinstance(layer, kinds) and function.startswith(name) for name, kinds in LAYERS):
+        if pooled:
+            raise ValueError(
+                f"{path or 'the network'} calls {function} at {call.line}, where no pool can be inserted: "
+                f"downsampler={downsampler!r} needs a plain convolution layer that runs once, 'stride' does not"
+            )
+        pixels = old ** (len(call.scales) or 2)
+        channels = (
+            _merged_channels(layer, pixels) if new == 1 and function in _MERGES and path not in shared else None
+        )
+        if channels:
+            if not any(isinstance(step, Repeat) for step in edits_of(layer).before):  # it may merge by several calls
+                edit(layer, before=(Repeat(old, channels),))
+            return Change(path, "patch merging", old, new, f"each pixel {pixels} times")
+        return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared, sides))
     kind, note = "upsample", ""
-    if isinstance(layer, nn.Conv2d) and call.function == "conv2d":
-        pooled = new > old and downsampler != "stride"
+    if isinstance(layer, CONVOLUTIONS):
         kind, note = _insert(path, layer, old, new, downsampler) if pooled else _conv(path, layer, old, new)
-    elif isinstance(layer, nn.ConvTranspose2d):
-        kind, note = "transposed conv", _transposed(path, layer, new)
-    elif isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
-        kind, note = _pool(model, layer, new)
-    elif not isinstance(layer, nn.Upsample):
-        kind, note = "attribute", _attribute(call, layer, old, new)
+    elif isinstance(layer, TRANSPOSED):
+        kind, note = "transposed conv", _transposed(path, layer, old, new)
+    elif isinstance(layer, (*MAX_POOLS, *AVG_POOLS)):
+        kind, note = "max pool" if isinstance(layer, MAX_POOLS) else "avg pool", _pool(model, path, layer, old, new)
+    elif isinstance(layer, UNPOOLS):
+        kind, note = "max unpool", _pool(model, path, layer, old, new)
     elif new == 1:
         note = _remove(model, layer)
     else:
-        layer.scale_factor, layer.size = float(new), None
+        vars(layer).update(scale_factor=float(new), size=None)
     return Change(path, kind, old, new, note)
+
+
+def _merged_channels(layer: nn.Module, pixels: int) -> int | None:
+    """Of a module that makes channels of each square of pixels for a linear layer of its own: those that it takes."""
+    widths = [child.in_features for child in layer.children() if isinstance(child, nn.Linear)]
+    # What else it has are norms.
+    small = all(
+        p.ndim < 2 for child in layer.children() if not isinstance(child, nn.Linear) for p in child.parameters()
+    )
+    return widths[0] // pixels if len(widths) == 1 and widths[0] % pixels == 0 and small else None
 
 
 def lift(path: str, layer: nn.Module, factor: int) -> Change:
     """Let the last convolution shuffle repeated channels into `factor` times its input's height and width."""
-    if not isinstance(layer, nn.Conv2d) or not _plain(layer) or layer.groups > 1:
+    if not isinstance(layer, CONVOLUTIONS) or not _plain(layer) or layer.groups > 1:
         raise ValueError(
             f"{path or 'the network'} makes the output image, which has to grow ×{factor}; that can be added "
-            f"to a plain Conv2d or ConvTranspose2d, not to a {type(layer).__name__}"
+            f"to a plain convolution, transposed or not, and not to a {type(layer).__name__}"
         )
+    axes = len(layer.kernel_size)
     for name, value in list(layer.named_parameters(recurse=False)):
-        setattr(layer, name, _parameter(value.repeat_interleave(factor**2, 0), value))
-    _add_steps(layer, behind=(nn.PixelShuffle(factor),))
+        setattr(layer, name, _parameter(value.repeat_interleave(factor**axes, 0), value))
+    edit(layer, behind=(nn.PixelShuffle(factor) if axes == 2 else DepthToSpace(factor),))
     return Change(path, "inserted", 1, factor, f"depth to space ×{factor}")
 
 
@@ -83,14 +131,17 @@ def _remove(model: nn.Module, layer: nn.Module) -> str:
     return "removed"
 
 
-def reconnect(model: nn.Module, path: str) -> Change | None:
-    """Switch on the residual of the inverted residual around `path`, if only its stride forbade one."""
+def reconnect(model: nn.Module, path: str, channels: Mapping[str, tuple[int, int]]) -> Change | None:
+    """Switch on the residual of the inverted residual around `path`, if only its stride forbade one.
+
+    `channels` are those that each module takes and gives, by path: a block may convolve a part of them.
+    """
     while path := path.rpartition(".")[0]:
         block = model.get_submodule(path)
         flag = next((name for name in _RESIDUALS if getattr(block, name, None) is False), None)
         if flag is not None:
-            convs = [layer for layer in block.modules() if isinstance(layer, nn.Conv2d)]
-            if convs[0].in_channels != convs[-1].out_channels or any(conv.stride != (1, 1) for conv in convs):
+            strides = [layer.stride for layer in block.modules() if isinstance(layer, CONVOLUTIONS)]
+            if len({*channels.get(path, (0, 1))}) > 1 or any({*stride} != {1} for stride in strides):
                 return None
             setattr(block, flag, True)
             return Change(path, "residual", 0, 1, flag)
@@ -98,41 +149,69 @@ def reconnect(model: nn.Module, path: str) -> Change | None:
 
 
 def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
-    """Pad a layer whose map lacks a border; what was done, or None where nothing can be."""
-    short = [w - g for w, g in zip(wanted, got, strict=True)]
-    if min(short) < 0:
+    """Pad or crop what a layer takes, by the border that its map lacks or has too much; what was done.
+
+    None where nothing can be: where more is missing than a layer's windows reach.
+    """
+    if len(got) != len(wanted):
         return None
-    if isinstance(layer, nn.Conv2d) and _plain(layer):
-        # At most what keeps the size is missing; the odd line goes to the left and top, as its like stands right.
-        missing = [d * s for d, s in zip(short, layer.stride, strict=True)]
-        if any(m > d * (k - 1) for m, d, k in zip(missing, layer.dilation, layer.kernel_size, strict=True)):
-            return None
-        (top, bottom), (left, right) = ((m - m // 2, m // 2) for m in missing)
-        _add_steps(layer, before=(nn.ZeroPad2d((left, right, top, bottom)),))
-        return f"padded by {left} left, {right} right, {top} top, {bottom} bottom"
-    if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)) and short[0] == short[1] and short[0] % 2 == 0:
-        padding = _one(layer.padding) + short[0] // 2
-        if padding <= _one(layer.kernel_size) // 2:
+    stride, reach = (each(value, len(got))[: len(got)] for value in _windows(layer))
+    fill: Any = 0.0
+    if isinstance(layer, (*MAX_POOLS, *AVG_POOLS)):
+        more = {w - g for w, g in zip(wanted, got, strict=True)}
+        padding = _one(layer.padding) + (most := max(more)) // 2
+        if (
+            len(more) == 1
+            and most > 0
+            and most % 2 == 0
+            and {*stride} == {1}
+            and padding <= _one(layer.kernel_size) // 2
+        ):
             layer.padding = padding
             return f"padding {padding}"
-    return None
+        fill = -math.inf if isinstance(layer, MAX_POOLS) else None
+    pads: list[tuple[int, int]] = []
+    for g, w, s, r in zip(got, wanted, stride, reach, strict=True):
+        lines = (w - g) * s
+        if not 1 - r <= lines <= max(r - 1, s):
+            return None
+        # The odd line goes to the left and top, as its like stands right; single pixels stay where they are.
+        pads.append((lines - lines // 2, lines // 2) if lines > 0 and r > 1 else (0, lines))
+    border = Border(pads, fill)
+    edit(layer, before=(border,))
+    return border.extra_repr()
 
 
-def _conv(path: str, conv: nn.Conv2d, old: int, new: int) -> tuple[str, str]:
-    if _tiles(conv):
-        size = conv.kernel_size[0] * new // old
-        return "patch embed", _resize_kernel(path, conv, size, (conv.kernel_size[0] / size) ** 2)
+def _windows(layer: nn.Module) -> tuple[Any, Any]:
+    """Stride and reach of a layer's windows."""
+    if isinstance(layer, (*CONVOLUTIONS, *MAX_POOLS, *AVG_POOLS)):
+        dilation = getattr(layer, "dilation", 1)
+        sides = zip(each(layer.kernel_size, 3), each(dilation, 3), strict=False)
+        return layer.stride, tuple(d * (k - 1) + 1 for k, d in sides)
+    rewrites = edits_of(layer).rewrites
+    return (rewrites[-1].new, max(rewrites[-1][2:4]) + 1) if rewrites else (1, 0)
+
+
+def _conv(path: str, conv: nn.Conv2d | nn.Conv3d, old: int, new: int) -> tuple[str, str]:
+    stride = tuple(_scaled(path, s, old, new) for s in conv.stride)
+    if tiles(conv.kernel_size, conv.stride, conv.padding, conv.dilation):
+        return "patch embed", resize_kernel(path, conv, stride, math.prod(conv.kernel_size) / math.prod(stride))
     note = ""
     if conv.padding == "same" and new > 1:  # which only stride 1 may have
-        reach = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        conv.padding = (reach[0] // 2, reach[1] // 2)
+        conv.padding = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
         note = f"padding {conv.padding[0]}"
-    conv.stride = (conv.stride[0] * new // old, conv.stride[1] * new // old)
+    conv.stride = stride
     return "conv stride", note
 
 
-def _insert(path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsampler) -> tuple[str, str]:
-    factor = new // old
+def _scaled(path: str, stride: int, old: int, new: int) -> int:
+    if stride * new % old:
+        raise ValueError(f"{path} strides {stride} where its map shrinks by {old}, so it cannot shrink it by {new}")
+    return stride * new // old
+
+
+def _insert(path: str, conv: nn.Conv2d | nn.Conv3d, old: int, new: int, downsampler: Downsampler) -> tuple[str, str]:
+    factor, axes = new // old, len(conv.kernel_size)
     if new % old:
         raise ValueError(f"{path}: a {downsampler} pool cannot take stride {old} to {new}; 'stride' can")
     if not _plain(conv):
@@ -140,84 +219,70 @@ def _insert(path: str, conv: nn.Conv2d, old: int, new: int, downsampler: Downsam
             f"{path} is a {type(conv).__name__}, which convolves in its own way: "
             f"downsampler={downsampler!r} needs a plain Conv2d there, 'stride' does not"
         )
+    if axes > 2 and downsampler in ("blur", "space_to_depth"):
+        raise ValueError(f"{path}: {downsampler} is for images; a network of volumes takes 'stride', 'max' or 'avg'")
     if downsampler == "space_to_depth":
         # Every pixel of a square weighs the same: at first the teacher's stem on the image shrunk by averaging.
         conv.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
-        _add_steps(conv, before=(nn.PixelUnshuffle(factor),))
+        edit(conv, before=(nn.PixelUnshuffle(factor),))
         return "inserted", f"space to depth {factor}"
     if downsampler != "blur":
-        pool = nn.MaxPool2d(factor) if downsampler == "max" else nn.AvgPool2d(factor)
-        _add_steps(conv, behind=(pool,))
+        edit(conv, behind=(getattr(nn, f"{downsampler.title()}Pool{axes}d")(factor),))
     elif factor & (factor - 1):
         raise ValueError(f"{path}: blur halves, so it cannot reduce by {factor}; choose a power of two, or 'avg'")
     else:
-        _add_steps(conv, behind=(Blur(),) * (factor.bit_length() - 1))
+        edit(conv, behind=(Blur(),) * (factor.bit_length() - 1))
     return "inserted", f"{downsampler} pool {factor}"
 
 
-def _transposed(path: str, conv: nn.ConvTranspose2d, new: int) -> str:
-    if _tiles(conv):
-        return _resize_kernel(path, conv, new, 1.0)
-    extra = new - 1 + 2 * int(conv.padding[0]) - conv.dilation[0] * (conv.kernel_size[0] - 1)
-    if not 0 <= extra < max(new, conv.dilation[0]):
+def _transposed(path: str, conv: nn.ConvTranspose2d | nn.ConvTranspose3d, old: int, new: int) -> str:
+    kernel, padding, stride = _one(conv.kernel_size), _one(conv.padding), _scaled(path, _one(conv.stride), old, new)
+    axes = len(conv.kernel_size)
+    if tiles(kernel, conv.stride, padding, conv.dilation):
+        return resize_kernel(path, conv, (stride,) * axes, 1.0)
+    # A smaller stride may keep the kernel, as convolutions do; a larger one would tear gaps between its taps.
+    extra = stride - 1 + 2 * padding - conv.dilation[0] * (kernel - 1)
+    now, note = Upsampling(kernel, padding, conv.stride[0]), ""
+    resized, missing = now.at(stride)
+    if (new < old or stride == 1) and 0 <= extra < max(stride, conv.dilation[0]):
+        missing = extra
+    elif conv.dilation[0] == 1 and "weight" in conv._parameters and 0 <= missing < stride:
+        conv.weight = _parameter(resize_transposed(conv.weight, now, resized), conv.weight)
+        conv.kernel_size, conv.padding = (resized.kernel,) * axes, (resized.padding,) * axes
+        note = f"kernel {kernel} → {resized.kernel}"
+    else:
         raise ValueError(
-            f"{path} upsamples with kernel {conv.kernel_size[0]} and padding {conv.padding[0]}, "
-            f"which give no map of {new} times its input's size"
+            f"{path} upsamples with kernel {kernel} and padding {padding}, which at stride {stride} give no map of "
+            f"{stride} times its input's size; take kernel 2s and padding s/2 for a stride s, or kernel = stride"
         )
-    conv.stride, conv.output_padding = (new, new), (extra, extra)
-    return ""
+    conv.stride, conv.output_padding = (stride,) * axes, (missing,) * axes
+    return note
 
 
-def _pool(model: nn.Module, pool: nn.MaxPool2d | nn.AvgPool2d, new: int) -> tuple[str, str]:
-    kind = "max pool" if isinstance(pool, nn.MaxPool2d) else "avg pool"
-    tiles = _one(pool.kernel_size) == _one(pool.stride) and _one(pool.padding) == 0
-    if tiles and new == 1:
-        return kind, _remove(model, pool)  # a pool over one pixel
-    pool.stride = new
-    if tiles:
-        pool.kernel_size = new
-    return kind, f"kernel {new}" if tiles else ""
+def _pool(model: nn.Module, path: str, pool: Any, old: int, new: int) -> str:
+    stride = _scaled(path, _one(pool.stride), old, new)
+    whole = tiles(_one(pool.kernel_size), _one(pool.stride), pool.padding, getattr(pool, "dilation", 1))
+    if whole and stride == 1 and not getattr(pool, "return_indices", False) and not isinstance(pool, UNPOOLS):
+        return _remove(model, pool)  # a pool over one pixel
+    sizes = (stride,) * len(pool.stride) if isinstance(pool.stride, tuple) else stride  # as its own code reads it
+    pool.stride = sizes
+    if whole:
+        pool.kernel_size = sizes
+    return f"kernel {stride}" if whole else ""
 
 
-def _attribute(call: MapCall, layer: nn.Module, old: int, new: int) -> str:
-    if call.function == "interpolate" and getattr(layer, "interpolate", None) is True and new == 1:
-        setattr(layer, "interpolate", False)  # noqa: B010
-        return "interpolate off"
-    for name in _ATTRIBUTES:
-        value: Any = getattr(layer, name, None)
-        values = value if isinstance(value, (tuple, list)) else [value]
-        if values and all(is_number(v) and v == old for v in values):
-            setattr(layer, name, type(value)([new] * len(values) if values is value else new))
-            return name
-    raise ValueError(inside_forward(call, layer))
+def _plain(conv: nn.Conv2d | nn.Conv3d) -> bool:
+    kind = nn.Conv2d if isinstance(conv, nn.Conv2d) else nn.Conv3d
+    return type(conv).forward is kind.forward and "weight" in conv._parameters
 
 
-def inside_forward(call: MapCall, layer: nn.Module) -> str:
-    what = "slices" if call.function == "__getitem__" else f"calls {call.function}"
-    where = f"{call.path or 'the network'} ({type(layer).__name__})"
-    return f"{where} {what} in its own forward, which cannot be changed from outside"
-
-
-def _plain(conv: nn.Conv2d) -> bool:
-    return type(conv).forward is nn.Conv2d.forward and "weight" in conv._parameters
-
-
-def _tiles(conv: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    return (
-        conv.kernel_size == conv.stride
-        and conv.kernel_size[0] == conv.kernel_size[1]
-        and conv.padding in ("valid", (0, 0))
-        and conv.dilation == (1, 1)
-    )
-
-
-def _resize_kernel(path: str, conv: nn.Conv2d | nn.ConvTranspose2d, size: int, gain: float) -> str:
-    """A kernel that tiles the map keeps tiling it, without gaps or overlap: average or repeat its weights."""
+def resize_kernel(path: str, conv: Any, size: tuple[int, ...], gain: float) -> str:
+    """A kernel that tiles the map keeps tiling it, without gaps or overlap."""
     if "weight" not in conv._parameters:
-        raise ValueError(f"{path} computes its weight, so its kernel cannot follow its stride of {size}")
-    note = f"kernel {conv.kernel_size[0]} → {size}"
-    conv.weight = _parameter(F.adaptive_avg_pool2d(conv.weight, size) * gain, conv.weight)
-    conv.kernel_size = conv.stride = (size, size)
+        raise ValueError(f"{path} computes its weight, so its kernel cannot follow its stride of {size[0]}")
+    note = f"kernel {conv.kernel_size[0]} → {size[0]}"
+    conv.weight = _parameter(resize_tile(conv.weight, size, gain), conv.weight)
+    conv.kernel_size = conv.stride = size
     return note
 
 
@@ -228,45 +293,5 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
 def _one(value: Any) -> int:
     values = set(value) if isinstance(value, (tuple, list)) else {value}
     if len(values) > 1:
-        raise ValueError(f"a pool of {value} treats height and width differently; a plan has one stride for both")
+        raise ValueError(f"a layer of {value} treats its axes differently; a plan has one stride for all")
     return int(values.pop())
-
-
-class SteppedConv2d(nn.Conv2d):
-    """A convolution with steps `before` and `behind` it that are no layers: padding, a pool, space to depth or back.
-
-    With space to depth or back, the weight has factor² times the channels that `in_channels` or `out_channels` say.
-    """
-
-    before: tuple[nn.Module, ...]
-    behind: tuple[nn.Module, ...]
-
-    def forward(self, input: Tensor) -> Tensor:
-        for step in self.before:
-            input = step(input)
-        x = super().forward(input)
-        for step in self.behind:
-            x = step(x)
-        return x
-
-    def extra_repr(self) -> str:
-        steps = [*(f"behind {step}" for step in self.before), *(f"then {step}" for step in self.behind)]
-        return ", ".join([super().extra_repr(), *steps])
-
-
-def _add_steps(conv: nn.Conv2d, before: tuple[nn.Module, ...] = (), behind: tuple[nn.Module, ...] = ()) -> None:
-    conv.__class__ = SteppedConv2d  # in place: parameters, hooks and settings stay
-    conv.before, conv.behind = before, behind  # type: ignore[assignment]
-
-
-class Blur(nn.Module):
-    """Halves a map behind the binomial filter [1, 2, 1]⊗[1, 2, 1]/16 with mirrored borders.
-
-    Source: Zhang, "Making convolutional networks shift-invariant again", arXiv 1904.11486, section 3.2.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        line = torch.tensor([1.0, 2.0, 1.0], dtype=x.dtype, device=x.device) / 4
-        weight = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-        mode = "reflect" if min(x.shape[-2:]) > 1 else "replicate"
-        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=mode), weight, stride=2, groups=x.shape[1])

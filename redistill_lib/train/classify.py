@@ -12,10 +12,11 @@ from redistill_lib.checks import check_type
 from redistill_lib.data import DataSplits
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import Method
+from redistill_lib.network import answer
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
 from redistill_lib.train.recipe import Recipe
-from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, answer, train
+from redistill_lib.train.setup import Lesson, Network, Setup, TeacherLike, train
 from redistill_lib.train.tasks import Classification
 
 
@@ -84,7 +85,7 @@ def _begin(
     size = {"num_classes": data.num_classes, "in_channels": data.in_channels}
     network = setup.network(model, {**size, "width": check_type("width", width, float)})
     task = Classification(setup.recipe.label_smoothing)
-    logits = answer(network[0], task.example(data, 2), "network")
+    logits = answer(network[0], task.example(data, 2))
     if not logits.is_floating_point() or logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < data.num_classes:
         raise ValueError(
             f"the network answers {tuple(logits.shape)} for two images of {data.num_classes} classes; a classifier "

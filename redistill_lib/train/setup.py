@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from redistill_lib.checks import check_type, whole
+from redistill_lib.costs import warn_of_costs
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
 from redistill_lib.identity import network_identity, object_identity
-from redistill_lib.methods import Method, parse_methods
+from redistill_lib.methods import RED, Method, parse_methods
 from redistill_lib.models import create_model, list_models
 from redistill_lib.models.saved import load_model
-from redistill_lib.network import evaluating, output_of
+from redistill_lib.network import answer, evaluating
 from redistill_lib.runs import Run, canonical
 from redistill_lib.student import draw_weights
 from redistill_lib.train.options import RunOptions
@@ -136,7 +137,7 @@ class Lesson:
 def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Lesson | None = None) -> Run:
     model, record = network
     example = task.example(setup.data, 2)
-    if not answer(model, example, "network").requires_grad:
+    if not answer(model, example, gradient=True).requires_grad:
         raise ValueError(f"the outputs of {record['name']} carry no gradient; does its forward detach them?")
     params: dict[str, Any] = {"task": kind, "model": record, "data": setup.data.params, "seed": setup.seed}
     settings = setup.recipe.settings(len(setup.data.train))
@@ -152,6 +153,8 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         if taps is None:
             wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
             taps = match_taps(model, teachers[0], example) if wanted else []
+            methods = [method for method in lesson.methods or [RED()] if method.reads == "maps"]
+            warn_of_costs(model, [replace(tap, method=method) for tap in taps for method in methods], example)
         objective, samples = replace(lesson.objective, task_loss=task.loss), len(setup.data.train)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(setup.seed + 1)  # for the blocks and projectors
@@ -170,17 +173,6 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         params["teachers"] = [network_identity(teacher) for teacher in teachers]
         runs = [run.id for _, run in lesson.teachers if run]
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
-
-
-def answer(model: nn.Module, inputs: tuple[Tensor, ...], role: str) -> Tensor:
-    """What a network returns in eval mode, or a ValueError where it cannot be called so."""
-    with evaluating(model), torch.enable_grad():
-        try:
-            outputs = model(*inputs)
-        except Exception as error:
-            shape = "×".join(map(str, inputs[0].shape[1:]))
-            raise ValueError(f"the {role} does not take images of {shape}: {error}") from error
-    return output_of(outputs)
 
 
 def _open_teacher(given: TeacherLike, data: DataSplits, kind: str) -> tuple[nn.Module, Run | None]:

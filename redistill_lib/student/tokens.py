@@ -1,0 +1,139 @@
+"""Transformers: larger patches with their positions resized, and windows that follow their maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from redistill_lib.network import evaluating
+from redistill_lib.network.flow import Extent, times
+from redistill_lib.student.edits import CONVOLUTIONS, Change, resize_kernel
+from redistill_lib.student.kernels import tiles
+
+# Names under which modules keep the sides of a patch, the patches along each side, and how many there are.
+_PATCH = ("patch_size",)
+_GRID = ("grid_size", "feat_size", "feat_shape", "patch_grid", "patch_shape", "patches_resolution")
+_COUNT = ("num_patches", "seq_length", "num_positions", "num_embeddings", "n_patches")
+_PREFIX = 16  # class tokens and registers in front of the patches' positions: at most
+
+
+def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, after: Extent) -> list[Change]:
+    """Make the patches that the convolution `path` embeds `factor` times as large, in place.
+
+    `before` and `after` are how many patches there are along each side. Kernel = stride stays so, its weights
+    repeated; learned or fixed positions (1×(n+L)×C with n tokens in front, L×C, 1×C×H×W) are resized, bicubically;
+    attributes that say the patch or the grid are set. Raises ValueError naming what cannot follow.
+    """
+    conv = model.get_submodule(path)
+    if not isinstance(conv, CONVOLUTIONS) or not tiles(conv.kernel_size, conv.stride, conv.padding, conv.dilation):
+        raise ValueError(f"{path} is no convolution with kernel = stride, so its patches cannot grow")
+    if any(side != factor * new for side, new in zip(before, after, strict=True)):
+        raise ValueError(
+            f"{path} makes {times(before)} patches, which patches {factor} times as large do not divide; give an "
+            f"example whose sides are multiples of {conv.kernel_size[0] * factor}"
+        )
+    old, count = conv.kernel_size[0], math.prod(before)
+    size = (old * factor,) * len(conv.kernel_size)
+    changes = [Change(path, "patch embed", old, size[0], resize_kernel(path, conv, size, 1 / factor ** len(size)))]
+    for name, value in _positions(model, before):
+        owner, _, leaf = name.rpartition(".")
+        resized = _resized(value, before, after)
+        if isinstance(value, nn.Parameter):
+            resized = nn.Parameter(resized, requires_grad=value.requires_grad)
+        setattr(model.get_submodule(owner), leaf, resized)
+        changes.append(Change(name, "positions", before[0], after[0], f"{times(before)} → {times(after)}"))
+    tokens = {count + n: math.prod(after) + n for n in range(_PREFIX)}
+    for module in _around(model, path):
+        for holder in (module, getattr(module, "config", None)):
+            _follow(holder, _PATCH, {old: size[0]})
+            _follow(holder, _GRID, dict(zip(before, after, strict=True)))
+            _follow(holder, _COUNT, tokens)
+    return changes
+
+
+def _positions(model: nn.Module, grid: Extent) -> Iterator[tuple[str, Tensor]]:
+    """The tables of positions that hold one entry for each patch of the grid."""
+    count = math.prod(grid)
+    pairs = math.prod(2 * side - 1 for side in grid)  # of patches, by their distance
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        words, shape = name.lower(), tuple(value.shape)
+        relative = any(word in words for word in ("relative", "rel_pos", "attention_bias", "rope"))
+        if relative and any(side == pairs + n or side == count + n for side in shape for n in range(4)):
+            raise ValueError(
+                f"{name} is a table of relative positions for {times(grid)} patches, which is not resized; give a "
+                "network with absolute positions, or with windows"
+            )
+        numbers = (*shape, 1) if value.dtype == torch.int64 else shape
+        if "pos" in words and not relative and (shape[2:] == grid or _prefix(numbers, count) is not None):
+            yield name, value
+
+
+def _prefix(shape: tuple[int, ...], count: int) -> int | None:
+    """How many tokens stand in front of the patches; None where the table is not theirs."""
+    tokens = shape[-2] if len(shape) == 2 or (len(shape) == 3 and shape[0] == 1) else -1
+    return tokens - count if 0 <= tokens - count < _PREFIX else None
+
+
+def _resized(table: Tensor, before: Extent, after: Extent) -> Tensor:
+    table = table.detach()
+    mode: Any = {"mode": "bicubic", "antialias": True} if len(before) == 2 else {"mode": "trilinear"}
+    if table.dtype == torch.int64:  # a number for each
+        tokens = table.shape[-1] - math.prod(before) + math.prod(after)
+        return torch.arange(tokens, device=table.device).expand(*table.shape[:-1], -1).clone()
+    if tuple(table.shape[2:]) == before:
+        return F.interpolate(table, size=list(after), **mode)
+    start = _prefix(tuple(table.shape), math.prod(before))
+    front, patches = table[..., :start, :], table[..., start:, :]
+    maps = patches.reshape(1, *before, -1).movedim(-1, 1)
+    maps = F.interpolate(maps.float(), size=list(after), **mode).to(table.dtype)
+    lines = maps.flatten(2).transpose(1, 2).reshape(*table.shape[:-2], math.prod(after), -1)
+    return torch.cat([front, lines], -2)
+
+
+def _around(model: nn.Module, path: str) -> Iterator[nn.Module]:
+    parts = path.split(".")
+    for length in range(len(parts) + 1):
+        yield model.get_submodule(".".join(parts[:length]))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and "pos" in name.lower():
+            yield module
+
+
+def _follow(holder: Any, names: tuple[str, ...], values: dict[int, int]) -> None:
+    """Set the attributes that say an old number, or several, to the new."""
+    for name in names:
+        said: Any = getattr(holder, name, None)
+        each: Any = said if isinstance(said, tuple | list) else [said]
+        if each and all(type(value) is int and value in values for value in each):
+            new = [values[value] for value in each]
+            setattr(holder, name, type(said)(new) if each is said else new[0])
+
+
+def fit_windows(model: nn.Module, *args: Any, **kwargs: Any) -> list[Change]:
+    """Tell each block that attends in windows of its map how large that is now, where it can be told (timm).
+
+    Runs the network once. The changes are of the map's height; windows larger than their map shrink to it.
+    """
+    changes: list[Change] = []
+
+    def tell(path: str, block: Any, inputs: Any) -> None:
+        old, new = tuple(block.input_resolution), tuple(inputs[0].shape[1:3])
+        if old != new:
+            block.set_input_size(feat_size=new, window_size=block.window_size)
+            changes.append(Change(path, "windows", old[0], new[0], f"{times(old)} → {times(new)}"))
+
+    names = ("set_input_size", "input_resolution", "window_size")
+    blocks = [(path, m) for path, m in model.named_modules() if all(hasattr(m, name) for name in names)]
+    if blocks:
+        with ExitStack() as hooks, evaluating(model):
+            for path, block in blocks:
+                hooks.enter_context(block.register_forward_pre_hook(partial(tell, path)))
+            model(*args, **kwargs)
+    return changes
