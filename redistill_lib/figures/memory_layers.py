@@ -172,6 +172,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     beside = {"x": 1.02, "xref": "paper", "xanchor": "left"}
     for k, (role, profile) in enumerate(profiles.items()):
         peak, where = format_size(profile.peak_bytes), f"at {place_of(profile.peak_op)}"
+        where += f", arena {format_size(profile.arena_bytes)}" * bool(profile.packing)
         reach = max(reach, profile.peak_bytes / scale * _ROOM / (_ROOM - 31 - 7 * len(peak + where)))
         figure.add_bar(
             x=[profile.peak_bytes / scale], y=[k], orientation="h", width=0.6, name=role_name(role), showlegend=False,
@@ -181,9 +182,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
         )  # fmt: skip
         figure.add_annotation(y=k, text=format_size(profile.weight_bytes), **beside)
         names.append(f"<b>{role_name(role)}</b><br>{muted(short(profile.model, 22))}")
-        arena = {"arena": profile.arena_bytes} if profile.packing else {}
-        reach = max(reach, 1.05 * profile.arena_bytes / scale)
-        for name, value in (bound_values((bounds or {}).get(role), profile.peak_bytes) | arena).items():
+        for name, value in bound_values((bounds or {}).get(role), profile.peak_bytes).items():
             marks.setdefault(name, {})[k] = value
     figure.add_annotation(text="weights", y=1, yref="paper", yanchor="bottom", **beside)
     for marker, (name, values) in zip(_MARKERS, marks.items(), strict=False):

@@ -200,9 +200,9 @@ class _Plan:
 
     def scratch(self, op: Op) -> int:
         """Bytes that the operator takes for itself while it runs."""
-        made, kinds = math.prod(op.shape), kinds_of(op)
-        rules = [what for kind, what in self.runtime.scratch if kind in kinds]
-        if not rules or not op.writes or not made:
+        rules = [what for kind, what in self.runtime.scratch if kind in kinds_of(op)]
+        made = math.prod(op.shape) if rules and op.writes else 0
+        if not made:
             return 0
         amounts = {"output": made}
         if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
