@@ -26,7 +26,8 @@ from redistill_lib.network import Resolutions, asking, find_resolutions
 from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
-from redistill_lib.student import derive_student, find_places
+from redistill_lib.student import find_places
+from redistill_lib.student.derive import restrided
 
 MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
 
@@ -312,7 +313,7 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
     def build(plan: StridePlan) -> nn.Module:
-        return model if plan == own else derive_student(model, plan=plan, example=inputs)[0]
+        return model if plan == own else restrided(model, plan=plan, example=inputs)[0]
 
     return str(getattr(model, "name", type(model).__name__)), own, plans, build
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,8 @@ def test_plans_have_one_digit_per_place_or_are_the_networks_own() -> None:
     assert strides(by_place) == strides(own) == strides(create_model("resnet18-4-11221", width=0.25))
     same, changes = derive_student(teacher, plan="1-21222", example=IMAGE)
     assert changes == () and same is not teacher
-    harder, _ = derive_student(teacher, plan="4-1222", example=IMAGE)  # a smaller last map, the same logits
+    with pytest.warns(UserWarning, match="plan 4-1222 strides 32 in all where 1-2222 strides 16"):
+        harder, _ = derive_student(teacher, plan="4-1222", example=IMAGE)  # a smaller last map, the same logits
     assert harder.name == "resnet18-4-11222"
     with pytest.raises(
         ValueError, match=r"plan 4-122 has 4 places where this ResNet has 5: conv1, maxpool, layer2.0"
@@ -185,6 +187,7 @@ def test_the_step_back_to_the_image_takes_the_factor() -> None:
     assert outputs(student, IMAGE)[0].shape[-2:] == (64, 64)
 
 
+@pytest.mark.filterwarnings("ignore:plan .* strides")
 def test_a_plan_may_raise_later_places_too() -> None:
     net = nn.Sequential(
         nn.Conv2d(3, 8, 3, 2, 1), look.ResidualBlock(8, 8, 2, pooled=True), look.ResidualBlock(8, 8, 2)
@@ -324,6 +327,7 @@ def test_calls_in_a_forward_are_changed_there() -> None:
         assert [x.shape for x in outputs(student, *inputs)] == [x.shape for x in outputs(net, *inputs)]
 
 
+@pytest.mark.filterwarnings("ignore:plan .* strides")
 def test_arguments_and_sizes() -> None:
     teacher = create_model("resnet18", width=0.25)
     with pytest.raises(ValueError, match=r"strides 16, 2, 2, 2, 1 divides its images by 128, .* does not allow"):
@@ -374,3 +378,18 @@ def test_diffusers() -> None:
     student, changes = derive_student(teacher, 2, example=(IMAGE, STEPS))
     assert [c.layer.rpartition(".")[2] for c in changes] == ["conv_in", "conv", "0", "conv_out"]
     assert outputs(student, IMAGE, STEPS)[0].shape == IMAGE.shape
+
+
+def test_a_student_that_saves_nothing_says_what_keeps_the_peak() -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.Upsample(scale_factor=4),
+        nn.Conv2d(8, 32, 3, 1, 1),
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match=r"saves no memory: it needs 640 KiB at 4, the network itself 640 KiB"):
+        derive_student(net, 2, example=image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        derive_student(create_model("resnet18"), 2, example=image)
+        with pytest.raises(UserWarning, match="plan 3-2122 strides 24 in all where 2-2222 strides 32"):
+            derive_student(create_model("resnet18", width=0.25), plan="3-2122", example=torch.zeros(1, 3, 96, 96))

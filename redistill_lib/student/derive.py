@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import warnings
 from collections import Counter
 from dataclasses import replace
 from fractions import Fraction
@@ -11,6 +13,7 @@ from typing import TypeVar, get_args
 from torch import nn
 
 from redistill_lib.checks import check_type
+from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.network.fakes import copy_network
 from redistill_lib.network.flow import (
     FITTING,
@@ -57,7 +60,8 @@ def derive_student(
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
 
-    Raises ValueError where the stride cannot be moved, naming the layer and the reason.
+    A student whose peak of activations is no lower, or whose plan has another total stride, is warned of. Raises
+    ValueError where the stride cannot be moved, naming the layer and the reason.
 
     >>> import torch
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.MaxPool2d(3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
@@ -65,6 +69,29 @@ def derive_student(
     >>> changes
     (0: conv stride 2 → 8, 1: max pool 2 → 1, 2: conv stride 2 → 1)
     """
+    student, changes = restrided(model, factor, plan=plan, example=example, downsampler=downsampler)
+    if changes:
+        args, kwargs = arguments_of(example)
+        with contextlib.suppress(Exception):  # a profile is not what was asked for
+            ours, theirs = (profile_memory(network, *args, kwargs=kwargs) for network in (student, model))
+            if ours.peak_bytes >= theirs.peak_bytes:
+                warnings.warn(
+                    f"this student saves no memory: it needs {format_size(ours.peak_bytes)} at {ours.peak_op.name}, "
+                    f"the network itself {format_size(theirs.peak_bytes)}; that layer's maps are no smaller",
+                    stacklevel=2,
+                )
+    return student, changes
+
+
+def restrided(
+    model: _Model,
+    factor: int | None = None,
+    *,
+    plan: StridePlan | str | None = None,
+    example: Example,
+    downsampler: Downsampler = "stride",
+) -> tuple[_Model, tuple[Change, ...]]:
+    """`derive_student` without a look at what is saved."""
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
@@ -171,6 +198,12 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
         raise ValueError(
             f"plan {plan} has {len(plan.places)} places where this {type(model).__name__} has {len(layout.places)}: "
             f"{names}; its own plan is {layout.plan}"
+        )
+    if plan.total != layout.plan.total:
+        warnings.warn(
+            f"plan {plan} strides {plan.total} in all where {layout.plan} strides {layout.plan.total}: the student's "
+            "last maps have another size than the teacher's",
+            stacklevel=4,
         )
     return plan
 
