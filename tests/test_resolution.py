@@ -258,3 +258,29 @@ def test_built_in_networks_name_the_places_of_the_record(name: str) -> None:
     moved = {layer: stride for layer, stride in found.items() if stride > 1}
     assert list(moved.values()) == list(stated.values())
     assert all(layer.startswith(called) for layer, called in zip(moved, stated, strict=True))
+
+
+def test_a_gate_from_above_weighs_what_comes_up() -> None:
+    """Of two maps that are multiplied the squashed one is the gate, though the other comes from further down."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        high = net.high(x)
+        return net.up(net.low(high)) * torch.sigmoid(net.mix(high))
+
+    up = nn.Upsample(scale_factor=2)
+    net = Forward(forward, high=conv(3, 8, 2), low=conv(8, 8, 2), up=up, mix=conv(8, 8))
+    assert [(c.module, c.where) for c in find_resolutions(net, IMAGE).changes] == [
+        ("high", "trunk"), ("low", "trunk"), ("up", "trunk"),
+    ]  # fmt: skip
+    assert [place.name for place in find_places(net, IMAGE)] == ["high", "low"]
+
+
+def test_a_mask_on_the_image_is_no_gate() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return torch.sigmoid(net.up(net.low(net.stem(x)))) * x
+
+    up = nn.ConvTranspose2d(8, 3, 4, 4)
+    net = Forward(forward, stem=conv(3, 8, 2), low=conv(8, 8, 2), up=up)
+    assert {c.where for c in find_resolutions(net, IMAGE).changes} == {"trunk"}
+    student, _ = derive_student(net, 2, example=IMAGE)
+    assert student(IMAGE).shape == IMAGE.shape

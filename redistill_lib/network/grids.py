@@ -15,6 +15,12 @@ PRODUCTS = (
     "mul", "mul_", "matmul", "bmm", "baddbmm", "einsum", "scaled_dot_product_attention",
     "multi_head_attention_forward",
 )  # fmt: skip
+_SQUASHING = ("sigmoid", "sigmoid_", "hardsigmoid", "hardsigmoid_", "softmax", "tanh", "tanh_")
+# What leaves a bounded value bounded.
+_KEEPING = (
+    *_RESHAPES, *_BY_SIZE, "expand", "expand_as", "unsqueeze", "squeeze", "transpose", "__getitem__",
+    "add", "sub", "rsub", "mul", "div",
+)  # fmt: skip
 JOINS = ("add", "add_", "cat", "concat", "concatenate", "stack", "sub", "maximum")
 
 
@@ -148,12 +154,13 @@ class Grids:
 
     def _merged(self, source: int, result: int) -> tuple[Fraction, ...]:
         """Patches of k×k pixels that a reshape makes channels of."""
-        size, new = self.grids[self.of[source]].size, self.flow.shapes[result]
+        size, new = self.at(source).size, self.flow.shapes[result]
         if len(new) != len(size) + 2 or new[0] != self.flow.shapes[0][0]:
             return ()
-        for sides in (new[1:-1], new[2:]):
+        for sides, channels in ((new[1:-1], new[-1]), (new[2:], new[1])):
             k = size[0] // max(sides[0], 1)
-            if k > 1 and all(a == k * b for a, b in zip(size, sides, strict=True)):
+            whole = channels % k ** len(size) == 0 if k else False
+            if k > 1 and whole and all(a == k * b for a, b in zip(size, sides, strict=True)):
                 return (Fraction(k),) * len(size)
         return ()
 
@@ -184,15 +191,24 @@ class Grids:
         """The grids whose maps reach the outputs only by weighing larger maps."""
         seen: list[frozenset[int]] = [frozenset({self.of[v]}) for v in range(len(self.of))]
         weighing: set[tuple[int, int]] = set()  # (call, value)
+        bounded: set[int] = set()  # values between two bounds, as weights are
         for number, call in enumerate(self.flow.calls):
             takes = list(dict.fromkeys(call.takes))
             if call.function in PRODUCTS and len(takes) > 1:
-                main = min(takes, key=lambda v: len(seen[v]))
-                here = self.grids[self.of[main]].total
-                for value in takes:
+                squashed = [v for v in takes if v in bounded]
+                maps = [v for v in takes if not self.at(v).raw]
+                others = [v for v in maps if v not in bounded]
+                if call.function.startswith("mul") and squashed and others:
+                    weighing.update((number, value) for value in squashed)
+                    maps = others
+                main = min(maps or takes, key=lambda v: len(seen[v]))
+                here = self.at(main).total
+                for value in maps:
                     more = seen[value] - seen[main]
                     if seen[main] < seen[value] and any(self.grids[g].total > here for g in more):
                         weighing.add((number, value))
+            elif call.function in _SQUASHING or (call.function in _KEEPING and bounded.issuperset(takes)):
+                bounded.update(call.makes)
             carried = [seen[v] for v in takes if (number, v) not in weighing]
             for result in call.makes:
                 seen[result] = frozenset({self.of[result]}).union(*carried)
