@@ -208,7 +208,7 @@ class BlockedLayer(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "layer":
+            if name == "layer" or name.startswith("__"):  # what Python asks of an object is not the layer's to answer
                 raise
             return getattr(self.layer, name)
 

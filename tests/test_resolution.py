@@ -78,7 +78,7 @@ def test_branches_that_meet_in_a_module_that_spans_more() -> None:
 
     found = find_resolutions(build(2, 2, 2), IMAGE)
     assert [(str(s.input), str(s.output)) for s in found.steps] == [
-        ("0.a.input", "0.a.output"), ("0.a.output", "0.output"), ("2.input", "2.output"),
+        ("None", "0.a.output"), ("0.a.output", "0.output"), ("2.input", "2.output"),
     ]  # fmt: skip
     taps = match_taps(build(4, 2, 1), build(2, 2, 2), IMAGE)
     assert [(str(tap.place), str(tap.source)) for tap in taps] == [

@@ -138,16 +138,20 @@ def test_networks_that_pool_without_strides() -> None:
     assert found(vgg(1, 2), vgg(1, 2), 32) == expand(["3.o < 3.o", "6.io < 6.io"])
 
 
-def test_branches_of_the_network_itself_are_no_tap_of_the_whole() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
+def test_a_map_that_no_module_sees_whole_is_not_tapped() -> None:
+    """A block on one branch would change that branch alone."""
+
+    class Flat(nn.Module):
+        def __init__(self, first: int, second: int) -> None:
             super().__init__()
-            self.left, self.right = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(3, 4, 1, 2)
+            self.left, self.right, self.stem = nn.Conv2d(3, 4, 3, first, 1), nn.Conv2d(3, 4, 1, first), nn.ReLU()
+            self.c, self.p, self.end = nn.Conv2d(4, 4, 3, second, 1), nn.Conv2d(4, 4, 1, second), nn.ReLU()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.left(x) + self.right(x)
+            x = self.left(x) + self.right(x)  # which c and p read, no module alone
+            return self.end(self.c(x) + self.p(x))
 
-    assert found(Two(), Two(), 16) == [("right", "output", "right", "output")]
+    assert found(Flat(2, 2), Flat(2, 2), 32) == [("end", "input", "end", "input")]
 
 
 def test_a_shared_pool_is_no_place() -> None:

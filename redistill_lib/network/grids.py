@@ -108,7 +108,9 @@ class Grids:
             grid, number = self.at(value), self.of[value]
             if number != before and grid.total == self.grids[before].total:
                 self.meets.setdefault(number, before)
-                if grid.raw and grid.total > 1:  # a shrunken image that joins the maps is one of them
+                if (
+                    grid.raw and grid.total > 1 and not self.grids[before].raw
+                ):  # a shrunken image that joins the maps is one of them
                     self.grids[number] = grid._replace(raw=False)
 
     def _change(self, change: Change) -> int:
@@ -154,8 +156,8 @@ class Grids:
 
     def _merged(self, source: int, result: int) -> tuple[Fraction, ...]:
         """Patches of k×k pixels that a reshape makes channels of."""
-        size, new = self.at(source).size, self.flow.shapes[result]
-        if len(new) != len(size) + 2 or new[0] != self.flow.shapes[0][0]:
+        old, new, size = self.flow.shapes[source], self.flow.shapes[result], self.at(source).size
+        if len(new) != len(size) + 2 or len(old) <= len(new) or new[0] != self.flow.shapes[0][0]:
             return ()
         for sides, channels in ((new[1:-1], new[-1]), (new[2:], new[1])):
             k = size[0] // max(sides[0], 1)
@@ -180,8 +182,8 @@ class Grids:
             laid for laid in sides if is_alike(sides[laid], size)
         }
         before = self.laid[source]
-        if call.function == "pad":
-            return before  # also where the border is as wide as the map
+        if call.function in ("pad", *CONVOLUTIONS, *POOLS) and max(shape[2:]) > 1:
+            return before  # whatever the border that it adds or shaves
         if len(fits) == 2 and call.function in ("permute", "movedim", "moveaxis"):
             return "first" if before == "last" else "last"
         return before if before in fits else min(fits, default="")

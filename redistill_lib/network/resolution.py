@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,14 +110,14 @@ class Resolutions:
 
         An inverted residual widens its map to change resolution; around it, the map has fewer channels.
         """
-        flow, visits = self.flow, _single(self.flow)
+        flow = self.flow
         read = {value: number for number, call in enumerate(flow.calls) for value in call.takes}
         read |= dict.fromkeys(flow.gives, len(flow.calls))
         alone: list[tuple[int, int]] = []  # the call after which a value is all that is left, and that value
         live = set(range(flow.images))
         for number, call in enumerate(flow.calls):
             live = {value for value in (*live, *call.makes) if read.get(value, -1) > number}
-            alone += [(number, *live)] if len(live) == 1 else []  # type: ignore[list-item]
+            alone += [(number, *live)] if len(live) == 1 and live.isdisjoint(flow.gives) else []  # type: ignore
         found: list[Step] = []
         bounds = [-1, *(number for step in self.steps for number in (step.first, step.last)), len(flow.calls)]
         for k, step in enumerate(self.steps):
@@ -128,7 +128,7 @@ class Resolutions:
                     for number, value in alone
                     if low <= number < high and self.grids.is_map(value)
                     if flow.shapes[value][2:] == (step.after if side else step.before)
-                    if (ref := find_ref(visits, value)) is not None
+                    if (ref := find_ref(flow, value)) is not None
                 ]
                 if maps:
                     channels, _, ref = min(maps, key=lambda found: found[:2])
@@ -237,8 +237,10 @@ def _where(grids: Grids) -> dict[int, Where]:
     ]
     last = max(convolutions, default=-1)
     where: dict[int, Where] = {}
+    levels = Counter((grids[c.before].total, grids[c.after].total) for c in grids.changes)
     for change in grids.changes:
-        ends = grids.flow.calls[change.number].function.startswith("avg_pool") and change.number > last
+        alone = levels[grids[change.before].total, grids[change.after].total] == 1  # no shortcut of another layer
+        ends = alone and grids.flow.calls[change.number].function.startswith("avg_pool") and change.number > last
         where[change.number] = "gate" if change.after in gates else "head" if ends else "trunk"
     return where
 
@@ -304,15 +306,16 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
         last = whole.last - 1
     else:  # a function that the network calls itself, or branches of it: as the modules around see them
         source, result = group[0].source, _meeting(grids, group)
-        entry, exit_ = find_ref(visits, source), find_ref(visits, result)
-        if exit_ is None:
-            result = group[-1].result
-            exit_ = find_ref(visits, result)
+        entry, exit_ = find_ref(flow, source), find_ref(flow, result)
     if (padding := grids.padded_from(source)) != source:
-        source, entry = padding, find_ref(visits, padding)
-    shapes = [flow.shapes[v] for v in (source, result)]
+        source, entry = padding, find_ref(flow, padding)
+    # Blocks and losses are for maps: not for tokens, nor for the image.
+    ends = ((entry, source), (exit_, result))
+    entry, exit_ = (ref if grids.is_map(v) and not grids.at(v).raw else None for ref, v in ends)
+    sizes = [flow.shapes[v][2:] if grids.is_map(v) else grids.at(v).size for v in (source, result)]
+    channels = [grids.channels(v) for v in (source, result)]
     learns = any(number <= last for number in learning)
-    return Step(shapes[0][2:], shapes[1][2:], entry, exit_, shapes[0][1], shapes[1][1], learns, first, last)
+    return Step(sizes[0], sizes[1], entry, exit_, channels[0], channels[1], learns, first, last)
 
 
 def _meeting(grids: Grids, group: list[Change]) -> int:
@@ -327,13 +330,19 @@ def _meeting(grids: Grids, group: list[Change]) -> int:
     return group[-1].result
 
 
-def find_ref(visits: Sequence[Visit], value: int) -> MapRef | None:
-    """The module that gives a value, the outermost of several, or else one that takes it."""
+def find_ref(flow: Flow, value: int) -> MapRef | None:
+    """The module that gives a value, the outermost of several, or else the one that takes it, if no other does."""
+    visits = _single(flow)
     giving = [visit.run[0] for visit in visits if visit.gives == (value,)]
-    taking = [visit.run[0] for visit in visits if visit.takes == value]
     if giving:
         return MapRef(giving[-1], "output")
-    return MapRef(taking[-1], "input") if taking else None
+    readers = [number for number, call in enumerate(flow.calls) if value in call.takes]
+    taking = [
+        visit.run[0]
+        for visit in visits
+        if visit.takes == value and all(visit.first <= number < visit.last for number in readers)
+    ]
+    return MapRef(taking[-1], "input") if taking and value not in flow.gives else None
 
 
 def _single(flow: Flow) -> list[Visit]:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
@@ -146,6 +147,7 @@ def _edited(kind: Any) -> Any:
             with ExitStack() as stack:
                 counting = stack.enter_context(Rewriting(edits.rewrites))
                 for _, _, block in inserted_blocks(self):  # which were not there when the calls were numbered
+                    counting.thread = threading.get_ident()
                     stack.enter_context(block.register_forward_pre_hook(counting.pause))
                     stack.enter_context(block.register_forward_hook(counting.go_on))
                 output = kind.forward(self, *args, **kwargs)
@@ -181,13 +183,13 @@ class Rewriting(TorchFunctionMode):
         super().__init__()
         self.rewrites = rewrites
         self.counts: dict[str, int] = dict.fromkeys((rule.function for rule in rewrites), 0)
-        self.paused = 0
+        self.paused, self.thread = 0, 0
 
     def pause(self, *args: Any) -> None:
-        self.paused += 1
+        self.paused += threading.get_ident() == self.thread  # hooks are called in all threads
 
     def go_on(self, *args: Any) -> None:
-        self.paused -= 1
+        self.paused -= threading.get_ident() == self.thread
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
