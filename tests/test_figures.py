@@ -49,7 +49,7 @@ def test_figures_take_results_and_run_no_network() -> None:
     rooms = {"network", "student", "distill", "red", "train", "methods"}
     for file in Path(figures.__file__).parent.glob("*.py"):
         code = file.read_text(encoding="utf-8").replace(
-            "from redistill_lib.network import Resolutions", ""
+            "from redistill_lib.network import Resolutions, Step", ""
         )  # a result
         found = re.findall(r"(?:from|import) redistill_lib\.(\w+)", code)
         assert not rooms & set(found), file.name

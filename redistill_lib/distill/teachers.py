@@ -43,7 +43,9 @@ class LiveTeacher(nn.Module):
         hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
         key = tuple(dict.fromkeys(refs))
         places = self._followed.get(key) or {ref: locate(self.network, ref, "teacher") for ref in refs}
-        inputs = [x.clone() for x in batch.inputs]  # the student gets them too, and a network may work in place
+        inputs = [
+            x.clone() if isinstance(x, Tensor) else x for x in batch.inputs
+        ]  # the student gets them too, and a network may work in place
         _, found = run_and_read(self.network, places, inputs, "teacher", key in self._followed and not hooked)
         self._followed[key] = places
         return found

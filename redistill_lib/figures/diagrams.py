@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import pandas as pd
@@ -11,7 +12,7 @@ import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import finish, name_columns, role_trace
 from redistill_lib.models import place_names, student_name
-from redistill_lib.network import Resolutions
+from redistill_lib.network import Resolutions, Step
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import capital, label, listed, the
 
@@ -67,17 +68,28 @@ def resolutions(networks: Mapping[str, Resolutions]) -> go.Figure:
     (['image', 32, 1], ['0', 16, 2], ['1', 8, 2])
     """
     names: list[str] = ["image"]
-    for found in networks.values():
+    after = {role: {name: step.after[0] for name, step in _named(found)} for role, found in networks.items()}
+    for steps in after.values():
         last = 0
-        for step in found.steps:
-            if step.name not in names:
-                names.insert(last + 1, step.name)
-            last = names.index(step.name)
+        for name in steps:
+            if name not in names:
+                names.insert(last + 1, name)
+            last = names.index(name)
     sides = {}
-    for role, found in networks.items():
-        after = {step.name: step.after[0] for step in found.steps}
-        sides[role] = list(accumulate(names[1:], lambda side, name: after.get(name, side), initial=found.image[0]))  # noqa: B023
+    for role, steps in after.items():
+        side = [networks[role].image[0]]
+        for name in names[1:]:
+            side.append(steps.get(name, side[-1]))
+        sides[role] = side
     return _staircase(sides, names, dict.fromkeys(sides, ""), "layer that changes the resolution")
+
+
+def _named(found: Resolutions) -> Iterator[tuple[str, Step]]:
+    """Each step with a name of its own: several may be told by one layer alone."""
+    seen: Counter[str] = Counter()
+    for step in found.steps:
+        seen[step.name] += 1
+        yield step.name + "′" * (seen[step.name] - 1), step
 
 
 def _staircase(
@@ -95,7 +107,8 @@ def _staircase(
     sizes = sorted({v for values in sides.values() for v in values})
     figure.update_yaxes(type="log", tickvals=sizes, ticktext=[f"{v}×{v}" for v in sizes], title="map size (pixels)")
     room = name_columns(figure, dict(enumerate(names)), below)
-    note = "A step down is a strided layer."
+    up = any(later > earlier for values in sides.values() for earlier, later in pairwise(values))
+    note = "A step down is a strided layer" + (", a step up one that enlarges its map." if up else ".")
     return finish(figure, _finding(sides, names), note, plot=280, margins=(64, 8, 24, room), legend=True)
 
 

@@ -106,7 +106,7 @@ def is_image(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim in (4, 5)
 
 
-def trace_flow(model: nn.Module, example: Example) -> Flow:
+def trace_flow(model: nn.Module, example: Example, training: bool = False) -> Flow:
     """Follow the images of `example` through the network, computing only where it decides by their values."""
     dtype, found = dtype_of(model), Flow()
 
@@ -132,7 +132,8 @@ def trace_flow(model: nn.Module, example: Example) -> Flow:
         for module in twin.modules():
             module.register_forward_pre_hook(enter, with_kwargs=True)
             module.register_forward_hook(leave, with_kwargs=True)
-        with recorder:
+        with recorder, torch.no_grad():
+            twin.train(training)
             outputs = tensors_in(twin(*values[0], **values[1]))
         found.gives, found.outputs = recorder.known(outputs), [x.shape for x in outputs]
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
 
 from redistill_lib.checks import check_type
@@ -65,9 +66,12 @@ class Step:
 
     @property
     def name(self) -> str:
-        """The module behind which its maps are found, or before which."""
-        ref = self.output or self.input
-        return ref.layer if ref else f"call {self.last}"
+        """Where its maps are found: behind a module, or before or after one."""
+        if self.output is not None and self.output.side == "output":
+            return self.output.layer
+        if self.output is not None:
+            return f"before {self.output.layer}"
+        return f"after {self.input.layer}" if self.input else f"call {self.last}"
 
     @property
     def down(self) -> bool:
@@ -165,6 +169,8 @@ def find_resolutions(model: nn.Module, example: Example, role: str = "network") 
     """
     check_type("model", model, nn.Module)
     image_of(example)
+    if any(isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule) for module in model.modules()):
+        raise ValueError(f"the {role} is or holds a compiled graph, whose layers cannot be told; give the original")
     flow = trace_flow(model, example)
     if flow.error is not None:
         args, kwargs = arguments_of(example)

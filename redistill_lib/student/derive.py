@@ -27,8 +27,9 @@ from redistill_lib.network.flow import (
     times,
     trace_flow,
 )
-from redistill_lib.network.grids import is_alike
+from redistill_lib.network.grids import Grids, is_alike
 from redistill_lib.plans import StridePlan
+from redistill_lib.student.calls import edits_of
 from redistill_lib.student.edits import CONVOLUTIONS, Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.kernels import tiles
 from redistill_lib.student.places import Layout, find_layout, plan_totals
@@ -143,6 +144,8 @@ def _moved(
     model: _Model, layout: Layout, example: Example, totals: list[Fraction], downsampler: Downsampler
 ) -> tuple[_Model, dict[str, Change]]:
     student = copy_network(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        student.requires_grad_()  # a teacher is frozen, its student is to learn
     changes: dict[str, Change] = {}
     tails = {layout.found.flow.calls[number] for number in layout.found.tails}
     flow = layout.found.flow
@@ -160,13 +163,16 @@ def _moved(
         elif call in tails and old == 1 and call.function in ("conv2d", "conv3d"):
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
-            name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
+            name = call.path
+            while name in changes:  # several calls that a module makes itself
+                name += "'"
             changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
             if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
     args, kwargs = arguments_of(example)
     changes |= {change.layer: change for change in fit_windows(student, *args, **kwargs)}
-    _settle(student, layout, example, _sizes(layout, totals), changes)
+    _settle(student, layout, example, totals, changes)
+    _check_training(student, example)
     return student, changes
 
 
@@ -264,9 +270,7 @@ def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
     grids, flow = layout.found.grids, layout.found.flow
     known = {grid.total: grid.size for grid in reversed(grids.grids) if not grid.raw} | {Fraction(1): layout.image}
     resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
-    behind = {value for number in layout.found.tails for value in flow.calls[number].makes}
-    for call in flow.calls:
-        behind.update(call.makes if behind.intersection(call.takes) else ())
+    behind = _behind(layout)
     ends = (flow.calls[number] for number in layout.found.tails)
     wanted = {call.stack[-1]: flow.shapes[call.makes[0]][2:] for call in ends if call.function == FITTING}
     for visit in flow.visits:
@@ -285,10 +289,20 @@ def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
     return wanted
 
 
+def _behind(layout: Layout) -> set[int]:
+    """The values behind the calls that make what is returned."""
+    flow = layout.found.flow
+    behind = {value for number in layout.found.tails for value in flow.calls[number].makes}
+    for call in flow.calls:
+        behind.update(call.makes if behind.intersection(call.takes) else ())
+    return behind
+
+
 def _settle(
-    student: nn.Module, layout: Layout, example: Example, sizes: dict[Run, Extent], changes: dict[str, Change]
+    student: nn.Module, layout: Layout, example: Example, totals: list[Fraction], changes: dict[str, Change]
 ) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
+    sizes = _sizes(layout, totals)
     fitting = {call.stack[-1]: call for call in layout.found.flow.calls if call.function == FITTING}
     while True:
         flow = trace_flow(student, example)
@@ -315,9 +329,59 @@ def _settle(
     if flow.error is not None:
         inside = flow.running
         raise ValueError(f"the student breaks in {inside or 'its forward'}: {flow.error}") from flow.error
+    _check_totals(layout, flow, totals)
     if flow.outputs != layout.found.flow.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (flow, layout.found.flow))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
+
+
+def _check_totals(layout: Layout, flow: Flow, totals: list[Fraction]) -> None:
+    """Raise ValueError where a layer does not run, or works on maps that are shrunk otherwise than was wanted."""
+    theirs, ours = layout.found.grids, Grids(flow)
+    runs, behind = {visit.run: visit for visit in flow.visits}, _behind(layout)
+    ran = {path for path, _ in runs}
+    for visit in layout.found.flow.visits:
+        path, value = visit.run[0], visit.takes
+        if path not in ran:
+            raise ValueError(
+                f"{path} runs in the network and not in the student: some forward decides by the size of its maps"
+            )
+        now = runs[visit.run].takes if visit.run in runs else -1
+        if min(value, now) < 0 or value in behind or theirs.of[value] in theirs.gates or not theirs.is_map(value):
+            continue
+        wanted = totals[theirs.of[value]]
+        if ours.is_map(now) and not ours.at(now).raw and ours.at(now).total != wanted:
+            raise ValueError(
+                f"{path} would work on maps shrunk by {ours.at(now).total} instead of {wanted}: a change of their "
+                "size before it could not be moved; make it a module with a stride of its own, as nn.MaxPool2d"
+            )
+
+
+def _check_training(student: nn.Module, example: Example) -> None:
+    """Raise ValueError where a forward makes other calls in training than those by which they were numbered."""
+    edited = [
+        (path, edits_of(module).rewrites) for path, module in student.named_modules() if edits_of(module).rewrites
+    ]
+    if not edited:
+        return
+    passes = [trace_flow(student, example, training=training) for training in (False, True)]
+    if passes[1].error is not None:
+        return  # such as batch norm over a single value, which a larger batch has not
+    for path, rewrites in edited:
+        for function in {rule.function for rule in rewrites}:
+            asked = [
+                [
+                    call.line
+                    for call in found.calls
+                    if path in [name for name, _ in call.stack] and call.function.split(" ")[0] == function
+                ]
+                for found in passes
+            ]
+            if asked[0] != asked[1]:
+                raise ValueError(
+                    f"{path or 'the network'} calls {function} {len(asked[1])} times in training and {len(asked[0])} "
+                    "times in eval mode, so one of them cannot be changed from outside; give it a module of its own"
+                )
 
 
 def _first(flow: Flow, wrong: set[Run]) -> list[Run]:
