@@ -1,4 +1,4 @@
-"""Windows and kernels for another stride: where they fit, and their weights resized."""
+"""Kernels for another stride: their weights resized."""
 
 from __future__ import annotations
 
@@ -10,26 +10,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def each(value: Any, axes: int) -> tuple[Any, ...]:
-    """A setting per axis."""
-    values = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return values * axes if len(values) == 1 else values
-
-
-def tiles(kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> bool:
-    """Whether square windows cover the map without gaps or overlap."""
-    sides = {*each(kernel, 1), *each(stride, 1)}
-    return len(sides) == 1 and (padding == "valid" or {*each(padding, 1)} == {0}) and {*each(dilation, 1)} == {1}
-
-
-def lines_for(out: int, side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """The lines to add on either side (negative: to take away) for a window to fit `out` times on `side`."""
-    missing = (out - 1) * stride + kernel - side
-    if missing > 0:  # the odd line stands on the left, as its like stands on the right where stride cut it off
-        return missing - missing // 2, missing // 2
-    return 0, missing if -missing >= stride else 0
 
 
 def resize_tile(weight: Tensor, size: Sequence[int], gain: float) -> Tensor:
