@@ -218,7 +218,9 @@ def test_what_cannot_be_changed_is_told_with_the_line() -> None:
     with pytest.raises(ValueError, match="whose module has a forward of its own instance; derive before"):
         rewrite_call(own, called("avg_pool2d"), 2, 1)
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.MaxPool2d(2)))
-    with pytest.raises(ValueError, match="whose module is a compiled graph; derive from the network that it was made of"):
+    with pytest.raises(
+        ValueError, match="whose module is a compiled graph; derive from the network that it was made of"
+    ):
         rewrite_call(graph, called("max_pool2d", (("", 0),), (0,)), 2, 1)
     with pytest.raises(ValueError, match=r"calls conv2d at net.py:7 in forward, where no pool can be inserted"):
         restride(Do(lambda x: F.conv2d(x, KERNEL)), called("conv2d"), 1, 2, "max")
