@@ -100,14 +100,12 @@ def _edited(kind: Any) -> Any:
             for step in edits.before:
                 x = step(x)
             args, kwargs = ((x, *args[1:]), kwargs) if key is None else ((), {**kwargs, key: x})
-        if edits.rewrites:
-            with ExitStack() as stack:
+        with ExitStack() as stack:
+            if edits.rewrites:
                 counting = stack.enter_context(Rewriting(edits.rewrites))
                 for _, _, block in inserted_blocks(self):  # which were not there when the calls were numbered
                     stack.enter_context(block.register_forward_pre_hook(counting.pause))
                     stack.enter_context(block.register_forward_hook(counting.go_on))
-                output = kind.forward(self, *args, **kwargs)
-        else:
             output = kind.forward(self, *args, **kwargs)
         for step in edits.behind:
             output = step(output)

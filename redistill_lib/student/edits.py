@@ -168,8 +168,9 @@ def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
         stride, reach = (rewrites[-1].new,) * axes, (max(rewrites[-1][2:]) + 1,) * axes
     if isinstance(layer, (*MAX_POOLS, *AVG_POOLS)):
         more = {w - g for w, g in zip(wanted, got, strict=True)}
-        padding = window.padding[0] + (most := max(more)) // 2
-        if more == {most} and most > 0 == most % 2 and {*stride} == {1} and padding <= min(window.kernel) // 2:
+        both, odd = divmod(max(more), 2)  # lines to add on either side
+        padding = window.padding[0] + both
+        if len(more) == 1 and both > 0 == odd and {*stride} == {1} and padding <= min(window.kernel) // 2:
             layer.padding = padding
             return f"padding {padding}"
         fill = filling("max_pool" if isinstance(layer, MAX_POOLS) else "avg_pool")

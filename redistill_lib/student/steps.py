@@ -26,12 +26,8 @@ class Border(nn.Module):
         return add_lines(x, self.lines, self.fill)
 
     def extra_repr(self) -> str:
-        names = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(self.lines) :]
-        sides = [
-            (n, name)
-            for pair, both in zip(self.lines, names, strict=True)
-            for n, name in zip(pair, both, strict=True)
-        ]
+        names = ("front", "back", "top", "bottom", "left", "right")[-2 * len(self.lines) :]
+        sides = list(zip(sum(self.lines, ()), names, strict=True))
         added, taken = (", ".join(f"{abs(n)} {name}" for n, name in sides if n * sign > 0) for sign in (1, -1))
         return "; ".join(part for part in (added and f"padded by {added}", taken and f"cropped by {taken}") if part)
 
