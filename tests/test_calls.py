@@ -97,6 +97,27 @@ def test_each_function_takes_the_other_ratio(function: str, call: Any, old: int,
     assert torch.equal(net(MAP), before)
 
 
+def test_a_pool_that_rounds_down_gets_the_border_that_it_loses_at_stride_1() -> None:
+    """3×3 windows without padding: of 15 lines they make 7 = ⌊15 / 2⌋, and at stride 1 as many as they take."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(4, 4, 7, 2), nn.Conv2d(4, 4, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return torch.cat([self.last(x), F.max_pool2d(x, 3, 2)], 1).mean((2, 3))
+
+    net, x = Net(), torch.randn(1, 4, 36, 36)
+    student, changes = derive_student(net, 2, example=x)
+    assert [(c.layer, c.kind) for c in changes] == [("first", "conv stride"), ("last", "conv stride"), ("", "call")]
+    first = F.conv2d(x, net.first.weight, net.first.bias, 4)[..., :7, :7]
+    pooled = F.max_pool2d(F.pad(first, (1, 1, 1, 1), value=-torch.inf), 3, 1)
+    assert pooled.shape == (1, 4, 7, 7)
+    assert torch.allclose(student(x)[:, 4:], pooled.mean((2, 3)), atol=1e-6)
+
+
 def test_volumes_are_pooled_alike() -> None:
     for name, call in (("max_pool3d", F.max_pool3d), ("avg_pool3d", F.avg_pool3d)):
         net = Do(lambda x, call=call: call(x, 2))

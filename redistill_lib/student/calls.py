@@ -26,16 +26,20 @@ class Rewrite(NamedTuple):
     number: int
     old: int
     new: int
+    down: bool = False  # whether it divides sides and rounds down, so that the border it loses is made up for
 
     def __str__(self) -> str:
         return f"{self.function} no. {self.number}: {self.old} → {self.new}"
 
 
-def rewrite_call(model: nn.Module, call: Call, old: int, new: int, shared: Collection[str] = ()) -> str:
+def rewrite_call(
+    model: nn.Module, call: Call, old: int, new: int, shared: Collection[str] = (), down: bool = False
+) -> str:
     """Let the call behind `call` change its map by `new` instead of `old`, in place; a note that says where it is.
 
     The innermost module around it that is not in `shared` (paths of modules that also run elsewhere) changes its call
-    from then on. Raises ValueError with the cure where that is impossible.
+    from then on. `down`: it divides sides and rounds down; whether it rounds up, each pass shows. Raises ValueError
+    with the cure where that is impossible.
     """
     runs = zip(call.stack, call.numbers, strict=True)
     path, number = [(path, number) for (path, _), number in runs if path not in shared][-1]
@@ -51,7 +55,7 @@ def rewrite_call(model: nn.Module, call: Call, old: int, new: int, shared: Colle
         name = type(model.get_submodule(call.path)).__name__
         raise ValueError(f"{call.path or 'the network'} ({name}) {what} at {call.line}, whose {why}")
     # Interpolations of both kinds count as one.
-    edit(module, rewrites=(Rewrite(call.function.partition(" ")[0], number, old, new),))
+    edit(module, rewrites=(Rewrite(call.function.partition(" ")[0], number, old, new, down),))
     return f"{call.function} in {call.line}"
 
 
@@ -178,7 +182,7 @@ def _passed(function: str) -> Callable[..., Tensor]:
 
 def _rewritten(func: Any, rule: Rewrite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a call gives at its new ratio."""
-    function, _, old, new = rule
+    function, number, old, new, down = rule
     kind: Any = kind_of(function)
     names = ["input", *kind.arguments.split()]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -186,7 +190,7 @@ def _rewritten(func: Any, rule: Rewrite, args: tuple[Any, ...], kwargs: dict[str
         changed = kind.settings(given, old, new)
     except ValueError as error:
         raise RuntimeError(
-            f"call {rule.number} of {function} {error}: this pass goes another way than the one by which the student "
+            f"call {number} of {function} {error}: this pass goes another way than the one by which the student "
             "was derived"
         ) from None
     x = given["input"]
@@ -197,7 +201,7 @@ def _rewritten(func: Any, rule: Rewrite, args: tuple[Any, ...], kwargs: dict[str
     elif "norm_type" in given and "kernel_size" in changed:  # which adds up what is in the window
         x = x * (old / new) ** ((x.ndim - 2) / given["norm_type"])
     elif function.startswith(("conv", "max_pool", "avg_pool", "lp_pool")) and "transpose" not in function:
-        lines = Window.of(given, x.ndim - 2).missing(x.shape[2:], old, new, given.get("ceil_mode", False))
+        lines = Window.of(given, x.ndim - 2).missing(x.shape[2:], old, new, given.get("ceil_mode", False), down)
         changed |= {"ceil_mode": False} if lines and "ceil_mode" in given else {}
         if any(map(any, lines)):
             if "indices" in function:

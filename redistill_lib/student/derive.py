@@ -161,7 +161,7 @@ def _moved(
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
             name = f"{call.path} (run {call.stack[-1][1] + 1})" if call.path in shared else call.path
-            changes[name] = restride(student, call, old, new, downsampler, shared)
+            changes[name] = restride(student, call, old, new, downsampler, shared, _floors(layout, call, old))
             if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
     args, kwargs = arguments_of(example)
@@ -206,6 +206,13 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
 def _kept(own: StridePlan) -> list[int]:
     # The places of a built-in network that count here: the stem and strides above 1.
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
+
+
+def _floors(layout: Layout, call: Call, old: int) -> bool:
+    """Whether a call divides the sides of a map that was not padded for it, and rounds down."""
+    flow, grids = layout.found.flow, layout.found.grids
+    took, gave = (flow.shapes[values[0]][2:] for values in (call.takes, call.makes))
+    return took == grids.at(call.takes[0]).size and gave == tuple(side // old for side in took)
 
 
 def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, set[str]]]:

@@ -54,12 +54,18 @@ class Change:
 
 
 def restride(
-    model: nn.Module, call: Call, old: int, new: int, downsampler: Downsampler, shared: Collection[str] = ()
+    model: nn.Module,
+    call: Call,
+    old: int,
+    new: int,
+    downsampler: Downsampler,
+    shared: Collection[str] = (),
+    down: bool = False,
 ) -> Change:
     """Change the layer behind `call` from ratio `old` to `new`, or raise ValueError with the reason why not.
 
     `shared` are paths of modules that run at several places of which not all change so: a module around them changes
-    this one call. So does the layer's own forward where it is of no known kind.
+    this one call. So does the layer's own forward where it is of no known kind; `down` says that it rounds down.
     """
     path, layer, function = call.path, model.get_submodule(call.path), call.function
     pooled = new > old and downsampler != "stride" and function.startswith("conv") and "transpose" not in function
@@ -85,7 +91,7 @@ def restride(
         if not any(isinstance(step, Repeat) for step in edits_of(layer).before):  # it may merge by several calls
             edit(layer, before=(Repeat(old, channels),))
         return Change(path, "patch merging", old, new, f"each pixel {pixels} times")
-    return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared))
+    return Change(path, "call", old, new, rewrite_call(model, call, old, new, shared, down))
 
 
 def change_layer(path: str, layer: nn.Module, function: str, old: int, new: int) -> Change:
@@ -165,7 +171,7 @@ def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
         window = Window.of(settings_of(layer), axes)
         stride, reach = window.stride, window.reach
     elif rewrites := edits_of(layer).rewrites:
-        stride, reach = (rewrites[-1].new,) * axes, (max(rewrites[-1][2:]) + 1,) * axes
+        stride, reach = (rewrites[-1].new,) * axes, (max(rewrites[-1][2:4]) + 1,) * axes
     if isinstance(layer, (*MAX_POOLS, *AVG_POOLS)):
         more = {w - g for w, g in zip(wanted, got, strict=True)}
         both, odd = divmod(max(more), 2)  # lines to add on either side

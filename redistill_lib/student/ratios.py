@@ -57,18 +57,21 @@ class Window(NamedTuple):
     def reach(self) -> tuple[int, ...]:
         return tuple(d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True))
 
-    def missing(self, sides: Sequence[int], old: int, new: int, up: bool = False) -> list[tuple[int, int]]:
+    def missing(
+        self, sides: Sequence[int], old: int, new: int, ceil: bool = False, down: bool = False
+    ) -> list[tuple[int, int]]:
         """The lines to add along each axis for `new` to divide the sides as `old` does; [] if that does not.
 
-        `up`: a window that only begins on the map counts.
+        `ceil`: a window that only begins on the map counts. `down`: `old` is known to divide sides, rounding down.
         """
         lines: list[tuple[int, int]] = []
         for side, reach, padding, stride in zip(sides, self.reach, self.padding, self.stride, strict=True):
             room = side + 2 * padding - reach
-            if self.tiles or (-(-room // stride) if up else room // stride) + 1 != -(-side // old):
+            fits = (-(-room // stride) if ceil else room // stride) + 1
+            if self.tiles or (fits != -(-side // old) and not down):
                 return []
             step = stride * new // old
-            more = (-(-side // new) - 1) * step - room
+            more = ((side // new if down else -(-side // new)) - 1) * step - room
             # The odd line stands on the left, as its like stands on the right where stride cut it off.
             lines.append((more - more // 2, more // 2) if more > 0 else (0, more if -more >= step else 0))
         return lines
