@@ -97,6 +97,27 @@ def test_each_function_takes_the_other_ratio(function: str, call: Any, old: int,
     assert torch.equal(net(MAP), before)
 
 
+def test_a_pool_that_rounds_down_gets_the_border_that_it_loses_at_stride_1() -> None:
+    """3×3 windows without padding: of 15 lines they make 7 = ⌊15 / 2⌋, and at stride 1 as many as they take."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(4, 4, 7, 2), nn.Conv2d(4, 4, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return torch.cat([self.last(x), F.max_pool2d(x, 3, 2)], 1).mean((2, 3))
+
+    net, x = Net(), torch.randn(1, 4, 36, 36)
+    student, changes = derive_student(net, 2, example=x)
+    assert [(c.layer, c.kind) for c in changes] == [("first", "conv stride"), ("last", "conv stride"), ("", "call")]
+    first = F.conv2d(x, net.first.weight, net.first.bias, 4)[..., :7, :7]
+    pooled = F.max_pool2d(F.pad(first, (1, 1, 1, 1), value=-torch.inf), 3, 1)
+    assert pooled.shape == (1, 4, 7, 7)
+    assert torch.allclose(student(x)[:, 4:], pooled.mean((2, 3)), atol=1e-6)
+
+
 def test_volumes_are_pooled_alike() -> None:
     for name, call in (("max_pool3d", F.max_pool3d), ("avg_pool3d", F.avg_pool3d)):
         net = Do(lambda x, call=call: call(x, 2))
@@ -215,10 +236,12 @@ def test_what_cannot_be_changed_is_told_with_the_line() -> None:
         rewrite_call(pool, called("adaptive_avg_pool2d"), 2, 1)
     own = Do(half)
     own.forward = half  # type: ignore[method-assign, assignment]
-    with pytest.raises(ValueError, match="cannot be changed from outside, as it has a forward of its own instance"):
+    with pytest.raises(ValueError, match="whose module has a forward of its own instance; derive before"):
         rewrite_call(own, called("avg_pool2d"), 2, 1)
     graph = torch.fx.symbolic_trace(nn.Sequential(nn.MaxPool2d(2)))
-    with pytest.raises(ValueError, match="is a compiled graph; derive from the network that it was made of"):
+    with pytest.raises(
+        ValueError, match="whose module is a compiled graph; derive from the network that it was made of"
+    ):
         rewrite_call(graph, called("max_pool2d", (("", 0),), (0,)), 2, 1)
     with pytest.raises(ValueError, match=r"calls conv2d at net.py:7 in forward, where no pool can be inserted"):
         restride(Do(lambda x: F.conv2d(x, KERNEL)), called("conv2d"), 1, 2, "max")

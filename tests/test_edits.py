@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from test_calls import called
 from torch import Tensor, nn
 
+from redistill_lib.student import derive_student
 from redistill_lib.student.calls import edits_of
 from redistill_lib.student.edits import Change, lift, reconnect, restride, settle
 from redistill_lib.student.kernels import Upsampling, resize_transposed
@@ -89,7 +90,7 @@ def test_a_smooth_kernel_keeps_its_slope() -> None:
 def test_a_transposed_convolution_that_makes_no_whole_map_is_told() -> None:
     with pytest.raises(ValueError, match=r"0 upsamples with kernel 2 and padding 1, which at stride 6 give no map"):
         change(nn.ConvTranspose2d(3, 3, 2, 3, 1, dilation=4), "conv_transpose2d", 3, 6)
-    with pytest.raises(ValueError, match=r"a layer of \(4, 2\) treats its axes differently"):
+    with pytest.raises(ValueError, match=r"0 has \(4, 2\) along its axes; a plan has one"):
         change(nn.ConvTranspose2d(3, 3, (4, 2), 2, (1, 0)), "conv_transpose2d", 2, 4)
 
 
@@ -167,7 +168,7 @@ def test_layers_of_volumes_follow_the_same_rules() -> None:
     assert torch.allclose(patch(x), wanted, atol=1e-5)
     for kind, name in ((nn.MaxPool3d, "max pool"), (nn.AvgPool3d, "avg pool")):
         pool = kind(2)  # type: ignore[operator]
-        assert repr(change(pool, f"{name.replace(' ', '_')}3d", 2, 4)) == f"0: {name} 2 → 4 (kernel 4)"
+        assert repr(change(pool, f"{name.replace(' ', '_')}3d", 2, 4)) == f"0: {name} 2 → 4 (kernel 2 → 4)"
         assert torch.equal(pool(x), kind(4)(x))  # type: ignore[operator]
     up = nn.Upsample(scale_factor=2, mode="trilinear")
     change(up, "interpolate", 2, 4)
@@ -192,7 +193,7 @@ def test_pools_behind_and_shuffles_in_volumes() -> None:
 
 
 def test_a_stride_of_some_axes_alone_is_told() -> None:
-    with pytest.raises(ValueError, match="0 strides 1 where its map shrinks by 2, so it cannot shrink it by 1"):
+    with pytest.raises(ValueError, match="0 strides 1, which is no multiple of 2"):
         change(nn.Conv3d(4, 4, 3, (1, 2, 2), 1), "conv3d", 2, 1)
 
 
@@ -238,3 +239,14 @@ def test_a_residual_needs_the_whole_input() -> None:
 
 def test_edits_are_empty_where_nothing_was_edited() -> None:
     assert edits_of(nn.Conv2d(1, 1, 1)) == ((), (), ())
+
+
+def test_a_transposed_kernel_that_stays_keeps_the_mean_of_a_constant_map() -> None:
+    layer = nn.ConvTranspose2d(1, 1, 3, 2, 1, output_padding=1, bias=False)
+    nn.init.constant_(layer.weight, 0.1)
+    net = nn.Sequential(nn.Conv2d(1, 1, 3, 1, 1), nn.Conv2d(1, 1, 3, 2, 1), layer, nn.Conv2d(1, 1, 1))
+    student, _ = derive_student(net, 2, example=torch.zeros(1, 1, 32, 32))
+    flat = torch.ones(1, 1, 16, 16)
+    assert student[2].stride == (1, 1)
+    means = [deconvolve(flat)[..., 4:-4, 4:-4].mean() for deconvolve in (student[2], layer)]
+    assert torch.allclose(*means)

@@ -30,9 +30,9 @@ from redistill_lib.network.flow import (
 from redistill_lib.network.grids import Grids, is_alike
 from redistill_lib.plans import StridePlan
 from redistill_lib.student.calls import edits_of
-from redistill_lib.student.edits import CONVOLUTIONS, Change, Downsampler, lift, reconnect, restride, settle
-from redistill_lib.student.kernels import tiles
+from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
 from redistill_lib.student.places import Layout, find_layout, plan_totals
+from redistill_lib.student.ratios import embeds
 from redistill_lib.student.tokens import fit_windows, resize_patches
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -123,7 +123,7 @@ def _larger_patches(
 ) -> tuple[_Model, tuple[Change, ...]] | None:
     """A transformer of one map whose patches, which are its only pooling, are `factor` times as large."""
     (stem, *later), flow = layout.places, layout.found.flow
-    if later or stem.stride == 1 or not _embeds(model.get_submodule(stem.name)):
+    if later or stem.stride == 1 or not embeds(model.get_submodule(stem.name)):
         return None
     student = copy_network(model)
     after = tuple(side // factor for side in stem.after)
@@ -156,7 +156,7 @@ def _moved(
     }
     stems = {flow.calls[c.number] for c in layout.found.grids.changes if layout.found.grids[c.before].raw}
     for call, old, new, shared in _due(layout, totals):
-        if call in stems and call.path not in shared and _embeds(student.get_submodule(call.path)) and new % old == 0:
+        if call in stems and call.path not in shared and embeds(student.get_submodule(call.path)) and new % old == 0:
             after = flow.shapes[call.makes[0]][2:]
             smaller = tuple(side * old // new for side in after)
             changes |= {c.layer: c for c in resize_patches(student, call.path, new // old, after, smaller)}
@@ -166,7 +166,7 @@ def _moved(
             name = call.path
             while name in changes:  # several calls that a module makes itself
                 name += "'"
-            changes[name] = restride(student, call, old, new, downsampler, shared, _ends(layout, call))
+            changes[name] = restride(student, call, old, new, downsampler, shared, _floors(layout, call, old))
             if new == 1 and (change := reconnect(student, call.path, channels)):
                 changes[change.layer] = change
     args, kwargs = arguments_of(example)
@@ -174,11 +174,6 @@ def _moved(
     _settle(student, layout, example, totals, changes)
     _check_training(student, example)
     return student, changes
-
-
-def _embeds(layer: nn.Module) -> bool:
-    """Whether a convolution makes patches of the image."""
-    return isinstance(layer, CONVOLUTIONS) and tiles(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
 
 
 def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
@@ -219,11 +214,11 @@ def _kept(own: StridePlan) -> list[int]:
     return [k for k, stride in enumerate(own.places) if k == 0 or stride > 1]
 
 
-def _ends(layout: Layout, call: Call) -> tuple[Extent, Extent] | None:
-    """The sides of the maps that a call takes and gives, but for a map that was padded for it."""
+def _floors(layout: Layout, call: Call, old: int) -> bool:
+    """Whether a call divides the sides of a map that was not padded for it, and rounds down."""
     flow, grids = layout.found.flow, layout.found.grids
     took, gave = (flow.shapes[values[0]][2:] for values in (call.takes, call.makes))
-    return (took, gave) if took == grids.at(call.takes[0]).size else None
+    return took == grids.at(call.takes[0]).size and gave == tuple(side // old for side in took)
 
 
 def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, set[str]]]:

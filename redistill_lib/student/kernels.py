@@ -1,8 +1,7 @@
-"""Windows and kernels for another stride: where they fit, and their weights resized."""
+"""Kernels for another stride: their weights resized."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,26 +9,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def each(value: Any, axes: int) -> tuple[Any, ...]:
-    """A setting per axis."""
-    values = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return values * axes if len(values) == 1 else values
-
-
-def tiles(kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> bool:
-    """Whether square windows cover the map without gaps or overlap."""
-    sides = {*each(kernel, 1), *each(stride, 1)}
-    return len(sides) == 1 and (padding == "valid" or {*each(padding, 1)} == {0}) and {*each(dilation, 1)} == {1}
-
-
-def lines_for(out: int, side: int, kernel: int, stride: int) -> tuple[int, int]:
-    """The lines to add on either side (negative: to take away) for a window to fit `out` times on `side`."""
-    missing = (out - 1) * stride + kernel - side
-    if missing > 0:  # the odd line stands on the left, as its like stands on the right where stride cut it off
-        return missing - missing // 2, missing // 2
-    return 0, missing if -missing >= stride else 0
 
 
 def resize_tile(weight: Tensor, size: Sequence[int], gain: float) -> Tensor:
@@ -66,38 +45,15 @@ def resize_transposed(weight: Tensor, old: Upsampling, new: Upsampling) -> Tenso
 
     The rest is interpolated. A constant map gives at every pixel what the old kernel gave on average.
     """
-    axes = weight.ndim - 2
-    before, after = _tent(old, axes).to(weight), _tent(new, axes).to(weight)
-    bilinear = weight.new_zeros(*weight.shape[:2], *[1] * axes)
+    # Along each axis, the taps' values at evenly spaced offsets are read at the new ones, or the border's outside.
+    at = ((new.offsets - old.offsets[0]) * old.stride).clamp(0, old.kernel - 1)
+    matrix = (1 - (at[:, None] - torch.arange(old.kernel)).abs()).clamp(min=0)
+    for start in range(new.stride):  # each pixel of the output sees the taps of one phase
+        phase = matrix[start :: new.stride]
+        phase += (1 / old.stride - phase.sum(0)) / len(phase)
     if old.kernel == 2 * old.stride == 4 * old.padding:
-        share = (weight * before).flatten(2).sum(2) / before.square().sum()
-        bilinear = share.reshape(bilinear.shape)
-    rest = weight - bilinear * before
-    resized = rest
-    step = _interpolation(old.offsets, new.offsets).to(weight)
+        before, after = ((1 - grid.offsets.abs()).clamp(min=0) for grid in (old, new))
+        matrix += torch.outer(after - matrix @ before, before) / before.square().sum()
     for axis in range(2, weight.ndim):
-        resized = (resized.movedim(axis, -1) @ step.T).movedim(-1, axis)
-    # Each pixel of the output sees the taps of one phase.
-    total = rest.flatten(2).sum(2).reshape(bilinear.shape) / old.stride**axes
-    for starts in itertools.product(range(new.stride), repeat=axes):
-        phase: Any = (..., *(slice(start, None, new.stride) for start in starts))
-        seen = resized[phase]
-        sums = seen.flatten(2).sum(2).reshape(bilinear.shape)
-        resized[phase] = seen + (total - sums) / math.prod(seen.shape[2:])
-    return resized + bilinear * after
-
-
-def _tent(grid: Upsampling, axes: int) -> Tensor:
-    line = (1 - grid.offsets.abs()).clamp(min=0)
-    tent = line
-    for _ in range(axes - 1):
-        tent = tent[..., None] * line
-    return tent
-
-
-def _interpolation(old: Tensor, new: Tensor) -> Tensor:
-    """The matrix that reads values at evenly spaced `old` positions at `new` ones, or the border's outside."""
-    if len(old) == 1:
-        return torch.ones(len(new), 1)
-    at = ((new - old[0]) / (old[1] - old[0])).clamp(0, len(old) - 1)
-    return (1 - (at[:, None] - torch.arange(len(old))).abs()).clamp(min=0)
+        weight = (weight.movedim(axis, -1) @ matrix.T.to(weight)).movedim(-1, axis)
+    return weight

@@ -9,27 +9,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Border(nn.Module):
-    """Adds lines around a map, or takes them away where negative: (first, last) per axis.
+def add_lines(x: Tensor, lines: Sequence[tuple[int, int]], fill: float | None) -> Tensor:
+    """A map with lines around it, (first, last) per axis, of `fill` or of the border's values; negative: without."""
+    flat = [line for pair in reversed(lines) for line in pair]
+    return F.pad(x, flat, mode="replicate") if fill is None else F.pad(x, flat, value=fill)
 
-    They are filled with `fill`, or with the border's values where that is None.
-    """
+
+class Border(nn.Module):
+    """Adds lines around a map, or takes them away, as `add_lines`."""
 
     def __init__(self, lines: Sequence[tuple[int, int]], fill: float | None = 0.0) -> None:
         super().__init__()
         self.lines, self.fill = tuple(lines), fill
 
     def forward(self, x: Tensor) -> Tensor:
-        lines = [line for pair in reversed(self.lines) for line in pair]
-        return F.pad(x, lines, mode="replicate") if self.fill is None else F.pad(x, lines, value=self.fill)
+        return add_lines(x, self.lines, self.fill)
 
     def extra_repr(self) -> str:
-        names = (("front", "back"), ("top", "bottom"), ("left", "right"))[-len(self.lines) :]
-        sides = [
-            (n, name)
-            for pair, both in zip(self.lines, names, strict=True)
-            for n, name in zip(pair, both, strict=True)
-        ]
+        names = ("front", "back", "top", "bottom", "left", "right")[-2 * len(self.lines) :]
+        sides = list(zip(sum(self.lines, ()), names, strict=True))
         added, taken = (", ".join(f"{abs(n)} {name}" for n, name in sides if n * sign > 0) for sign in (1, -1))
         return "; ".join(part for part in (added and f"padded by {added}", taken and f"cropped by {taken}") if part)
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from redistill_lib.network import evaluating
 from redistill_lib.network.flow import Extent, times
-from redistill_lib.student.edits import CONVOLUTIONS, Change, resize_kernel
-from redistill_lib.student.kernels import tiles
+from redistill_lib.student.edits import Change, change_layer
+from redistill_lib.student.ratios import embeds
 
 # Names under which modules keep the sides of a patch, the patches along each side, and how many there are.
 _PATCH = ("patch_size",)
@@ -31,17 +31,16 @@ def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, aft
     repeated; learned or fixed positions (1×(n+L)×C with n tokens in front, L×C, 1×C×H×W) are resized, bicubically;
     attributes that say the patch or the grid are set. Raises ValueError naming what cannot follow.
     """
-    conv = model.get_submodule(path)
-    if not isinstance(conv, CONVOLUTIONS) or not tiles(conv.kernel_size, conv.stride, conv.padding, conv.dilation):
+    conv: Any = model.get_submodule(path)
+    if not embeds(conv):
         raise ValueError(f"{path} is no convolution with kernel = stride, so its patches cannot grow")
-    if any(side != factor * new for side, new in zip(before, after, strict=True)):
+    if any(side != factor * less for side, less in zip(before, after, strict=True)):
         raise ValueError(
             f"{path} makes {times(before)} patches, which patches {factor} times as large do not divide; give an "
             f"example whose sides are multiples of {conv.kernel_size[0] * factor}"
         )
-    old, count = conv.kernel_size[0], math.prod(before)
-    size = (old * factor,) * len(conv.kernel_size)
-    changes = [Change(path, "patch embed", old, size[0], resize_kernel(path, conv, size, 1 / factor ** len(size)))]
+    old, new, count = conv.kernel_size[0], conv.kernel_size[0] * factor, math.prod(before)
+    changes = [change_layer(path, conv, f"conv{len(before)}d", old, new)]
     for name, value in _positions(model, before):
         owner, _, leaf = name.rpartition(".")
         resized = _resized(value, before, after)
@@ -52,7 +51,7 @@ def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, aft
     tokens = {count + n: math.prod(after) + n for n in range(_PREFIX)}
     for module in _around(model, path):
         for holder in (module, getattr(module, "config", None)):
-            _follow(holder, _PATCH, {old: size[0]})
+            _follow(holder, _PATCH, {old: new})
             _follow(holder, _GRID, dict(zip(before, after, strict=True)))
             _follow(holder, _COUNT, tokens)
     return changes
