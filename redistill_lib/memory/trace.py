@@ -351,9 +351,11 @@ def _kernel(func: Any, args: Any) -> tuple[int, bool]:
 
 def weights_of(model: nn.Module) -> list[Tensor]:
     """Parameters, and what quantised layers keep packed."""
-    packed = (v for module in model.modules() for v in vars(module).values() if type(v) is torch.ScriptObject)
-    inside = packed_tensors(list({id(value): value for value in packed}.values()))
-    return list({id(t): t for t in (*model.parameters(), *inside)}.values())
+    found, packed = [], {}  # type: tuple[list[Tensor], dict[int, Any]]
+    for module in model.modules():
+        found += (weight for weight in module._parameters.values() if weight is not None)
+        packed |= {id(value): value for value in vars(module).values() if type(value) is torch.ScriptObject}
+    return list({id(tensor): tensor for tensor in (*found, *packed_tensors([*packed.values()]))}.values())
 
 
 def _padded(func: Any, args: Any) -> Shape:

@@ -194,9 +194,10 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with step_by_step():
         try:
-            if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+            kinds = set(map(type, model.modules()))
+            if any(issubclass(kind, torch.jit.ScriptModule) for kind in kinds):
                 raise TypeError("a compiled graph keeps its own weights")
-            if not empty and any(_asks(type(module)) for module in model.modules()):  # type: ignore[arg-type]
+            if not empty and any(map(_asks, kinds)):
                 raise TypeError("who asks must not see a fake")
             with _unnoticed():
                 twin = copy_network(model, {id(tensor): stand_in(tensor) for tensor in held}).eval()
