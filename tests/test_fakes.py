@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from redistill_lib.models import create_model
 from redistill_lib.network.fakes import copy_network, follow, outlines, tensors_in
 
 X = torch.randn(2, 3, 8, 8)
@@ -136,3 +137,19 @@ def test_outlines_have_no_contents() -> None:
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Embedding(10, 4), nn.LSTM(4, 4))
     assert all(tensor.is_meta for tensor in (*net.parameters(), *net.buffers()))
     assert not nn.Linear(2, 2).weight.is_meta and nn.Linear(9, 9).weight.std() > 0
+
+
+def test_a_built_in_network_is_followed_on_parts_of_its_own() -> None:
+    with outlines():
+        net = create_model("mobilenetv2-4-2112121").train()
+    weights, parts = dict(net.named_parameters()), {id(module) for module in net.modules()}
+
+    def watch(twin: nn.Module, values: Any, source: str) -> list[bool]:
+        for module in twin.modules():
+            module.register_forward_hook(lambda *_: None)
+        shared = parts.isdisjoint(map(id, twin.modules())), type(twin) is type(net), twin.training
+        return [*shared, any(p is weights[name] for name, p in twin.named_parameters()), twin(*values).is_meta]
+
+    assert follow(net, (torch.zeros(1, 3, 64, 64),), watch) == [True, True, False, False, False]
+    assert net.training and all(module.training and not module._forward_hooks for module in net.modules())
+    assert all(p is weights[name] for name, p in net.named_parameters())

@@ -707,3 +707,12 @@ def test_what_multiplies_in_other_ways_is_listed() -> None:
     assert rd.profile_memory(rd.create_model("mobilenetv3_small", width=0.25), image(64)).uncounted == ()
     one = Calls(lambda net, x: torch.mv(x, x[0]) + torch.dot(x[0], x[1]))
     assert rd.profile_memory(one, torch.zeros(8, 8)).flops == 2 * 8 * 8 + 2 * 8
+
+
+def test_rows_list_what_is_there_at_each_step() -> None:
+    profile = rd.profile_memory(rd.create_model("mobilenetv2"), torch.zeros(1, 3, 64, 64), convention="litert_micro")
+    assert profile.schedule is not None
+    for k, (row, step) in enumerate(zip(profile.rows, profile.schedule.steps, strict=True)):
+        there = [tensor for tensor in profile.tensors if tensor.first <= k <= tensor.last]
+        assert row.alive == tuple(tensor.index for tensor in there)
+        assert row.live_bytes == step.scratch + sum(tensor.nbytes for tensor in there)

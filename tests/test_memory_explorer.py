@@ -16,6 +16,7 @@ from redistill_lib import explorers
 from redistill_lib.explorers import memory
 from redistill_lib.explorers.memory import IN_PLACE, NONE, PLAIN, MemoryChoice, MemoryExplorer
 from redistill_lib.memory import format_size, profile_memory
+from redistill_lib.memory.profile import CONVENTIONS
 from redistill_lib.models import create_model
 
 ROOT = Path(__file__).parents[1]
@@ -143,6 +144,14 @@ def test_the_papers_convention_shows_layers(explorer: MemoryExplorer) -> None:
     explorer.convention.value = "eager"
     assert "eager convention" in explorer.figure.layout.title.text
     assert any(trace.stackgroup for trace in explorer.figure.data)
+
+
+def test_every_convention_can_be_chosen_and_fused_comes_first(explorer: MemoryExplorer) -> None:
+    names = [name for _, name in explorer.convention.options]
+    assert (names[0], set(names)) == ("fused", set(CONVENTIONS))
+    for name in set(names) - {"fused", "paper"}:
+        explorer.convention.value = name
+        assert f"{name} convention" in explorer.figure.layout.title.text.replace("<br>", " ")
 
 
 def test_bounds_are_lines_on_request(explorer: MemoryExplorer) -> None:

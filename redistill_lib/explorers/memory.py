@@ -17,7 +17,7 @@ from redistill_lib.distill import match_taps
 from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
 from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
 from redistill_lib.memory import memory_bounds, profile_memory
-from redistill_lib.memory.profile import Convention
+from redistill_lib.memory.profile import CONVENTIONS, Convention
 from redistill_lib.models import create_model, example_inputs, list_models, student_name
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
 from redistill_lib.student import derive_student
@@ -66,7 +66,7 @@ class MemoryExplorer(Explorer):
         self.size = slider("input", options(sizes, "{0}×{0}"), image_size)
         self.batch = slider("batch", options([1, 2, 4, 8, 16, 32]))
         self.dtype = dropdown("dtype", options(["fp32", "fp16", "int8"]))
-        self.convention = dropdown("convention", options(["fused", "eager", "paper"]))
+        self.convention = dropdown("convention", options(sorted(CONVENTIONS, key="fused".__ne__)))
         lines = {"the teacher's peak": "teacher", "bounds (slower)": "bounds", "none, own scale": "none"}
         self.lines = dropdown("lines", [*lines.items()])
         controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]

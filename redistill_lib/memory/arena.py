@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -47,17 +47,17 @@ def first_fit(blocks: Sequence[Block], order: Iterable[int] | None = None) -> li
     [0, 4, 0]
     """
     offsets = [0] * len(blocks)
-    placed: list[tuple[int, int, int, int]] = []  # offset, end, first, last: from the lowest to the highest
+    there: dict[int, list[tuple[int, int]]] = defaultdict(list)  # by step: offset and end of what is placed
     for index in _largest(blocks) if order is None else order:
         nbytes, first, last = blocks[index]
-        at = 0
-        for offset, end, begins, ends in placed:
-            if begins <= last and ends >= first:
-                if offset - at >= nbytes:
-                    break
-                at = max(at, end)
+        at, steps = 0, range(first, last + 1)
+        for offset, end in sorted({lies for step in steps for lies in there[step]}):
+            if offset - at >= nbytes:
+                break
+            at = max(at, end)
         offsets[index] = at
-        bisect.insort(placed, (at, at + nbytes, first, last))
+        for step in steps:
+            there[step].append((at, at + nbytes))
     return offsets
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from redistill_lib.memory.profile import Dtype, storage_size
-from redistill_lib.memory.schedule import Schedule, StorageSize, fused_schedule, may_overwrite, needed_ops
+from redistill_lib.memory.runtime import FUSED
+from redistill_lib.memory.schedule import Schedule, StorageSize, make_schedule, may_overwrite
 from redistill_lib.memory.trace import Trace, trace
 
 STATES = 2_000  # of the search for the best order: about half a second
@@ -50,11 +51,12 @@ def memory_bounds(
     """
     _, size = storage_size(dtype)
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=False)
-    schedule = fused_schedule(passed, size)
+    schedule = make_schedule(passed, size, FUSED)
+    in_place = make_schedule(passed, size, replace(FUSED, in_place_depthwise=True))
     peak = max(schedule.live_bytes())
     nodes, values = _graph(passed, size)
     needs = [_needs(node, values) for node in nodes]
-    largest = needed_ops(passed)[0][needs.index(max(needs))]
+    largest = passed.needed[0][needs.index(max(needs))]
     order, exact = _search(nodes, values, peak)
     if not exact:
         # Without its small tensors a network needs no more than with them, and has far fewer orders that differ.
@@ -75,7 +77,7 @@ def memory_bounds(
         streaming_name=until,
         shortcut_name=shortcut if without < streaming else "",
         without_shortcut_bytes=without,
-        in_place_depthwise_bytes=max(fused_schedule(passed, size, in_place_depthwise=True).live_bytes()),
+        in_place_depthwise_bytes=max(in_place.live_bytes()),
     )
 
 
@@ -107,10 +109,10 @@ def _without_shortcut(schedule: Schedule, kept: int) -> Schedule:
     """The buffer `kept` is read by the first of its readers alone."""
     first = next(k for k, step in enumerate(schedule.steps) if kept in step.reads)
     steps = tuple(
-        step if k <= first else replace(step, reads=tuple(index for index in step.reads if index != kept))
+        step if k <= first else step._replace(reads=tuple(index for index in step.reads if index != kept))
         for k, step in enumerate(schedule.steps)
     )
-    buffers = (replace(b, last=first) if b.index == kept else b for b in schedule.buffers)
+    buffers = (b._replace(last=first) if b.index == kept else b for b in schedule.buffers)
     return replace(schedule, steps=steps, buffers=tuple(buffers))
 
 
@@ -130,7 +132,7 @@ class _Node(NamedTuple):
 
 def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]:
     """Nodes and one value per storage, of 0 bytes where it need not be there. What mutates a value keeps its turn."""
-    ops, fixed = needed_ops(passed)
+    ops, fixed = passed.needed
     storages, count = passed.storages, len(passed.storages)
     producer, consumers, nodes = [-1] * count, [0] * count, []
     # By which nodes each value was written and read, and what is before them.

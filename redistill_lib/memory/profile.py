@@ -238,11 +238,13 @@ def build_profile(
 
 def rows_of(schedule: Schedule) -> tuple[Row, ...]:
     sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
-    rows = []
-    for k, (step, live) in enumerate(zip(schedule.steps, schedule.live_bytes(), strict=True)):
-        alive = tuple(buffer.index for buffer in schedule.buffers if buffer.first <= k <= buffer.last)
+    rows, alive = [], [[] for _ in schedule.steps]  # type: tuple[list[Row], list[list[int]]]
+    for buffer in schedule.buffers:
+        for there in alive[buffer.first : buffer.last + 1]:
+            there.append(buffer.index)
+    for step, live, there in zip(schedule.steps, schedule.live_bytes(), alive, strict=True):
         taken = sum(sizes.get(index, 0) for index in step.reads)
         made = sum(sizes.get(index, 0) for index in step.writes)
         held = live - taken - made - step.scratch
-        rows.append(Row(step.name, step.module, step.shape, live, taken, made, held, alive, step.flops))
+        rows.append(Row(step.name, step.module, step.shape, live, taken, made, held, tuple(there), step.flops))
     return tuple(rows)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -79,10 +78,9 @@ class Runs:
         kept = here.keys() - recorder.died.keys() - {source.index, made.index}
         if not kept and all(index in here for op in ops for index in (*op.reads, *op.mutates)):
             self.known[key] = _Run(
-                tuple(_moved(op, here.__getitem__, op.module[len(path) :]) for op in ops),
+                tuple(op.moved(here.__getitem__, op.module[len(path) :]) for op in ops),
                 tuple(
-                    replace(
-                        s,
+                    s._replace(
                         module=s.module[len(path) :],
                         born=s.born - first_op,
                         died=recorder.died.get(s.index, 0) - first_op,
@@ -97,20 +95,12 @@ class Runs:
 
 def _replay(run: _Run, recorder: Recorder, source: int, x: Tensor) -> Tensor:
     path, first_op, first = recorder.stack[-1], len(recorder.ops), len(recorder.storages)
-    recorder.ops += (_moved(op, lambda i: source if i < 0 else first + i, path + op.module) for op in run.ops)
+    recorder.ops += (op.moved(lambda i: source if i < 0 else first + i, path + op.module) for op in run.ops)
     for index, storage in enumerate(run.storages, first):
         recorder.storages.append(
-            replace(storage, index=index, module=path + storage.module, born=storage.born + first_op)
+            storage._replace(index=index, module=path + storage.module, born=storage.born + first_op)
         )
         recorder.died[index] = storage.died + first_op
     for name, call in run.calls.items():
         recorder.calls.setdefault(path + name, call)
     return recorder.revive(first + run.output, x)
-
-
-def _moved(op: Op, place: Callable[[int], int], module: str) -> Op:
-    reads, writes, mutates, aligned = (
-        tuple(map(place, indices)) for indices in (op.reads, op.writes, op.mutates, op.aligned)
-    )
-    # Written out, as `replace` takes three times as long.
-    return Op(op.func, module, op.shape, reads, writes, mutates, aligned, op.rows, op.depthwise, op.flops, op.padded)

@@ -12,7 +12,7 @@ import torch
 from torch._ops import OpOverload
 
 from redistill_lib.memory.arena import PACKERS
-from redistill_lib.memory.trace import Op
+from redistill_lib.memory.trace import Op, name_of
 
 # Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
 _POINTWISE = {
@@ -129,22 +129,23 @@ FUSED = RUNTIMES["fused"]
 
 def short_name(op: Op) -> str:
     """What profiles call an operator: "conv" for aten::convolution."""
-    return _short(op.name)
+    return _short(op.func)
 
 
-def _short(name: str) -> str:
-    name = name.rstrip("_")  # relu_ is relu, in place or not
+@functools.cache
+def _short(func: OpOverload) -> str:
+    name = name_of(func).rstrip("_")  # relu_ is relu, in place or not
     return _SHORT.get(name, name.strip("_"))
 
 
 def kinds_of(op: Op) -> Set[str]:
     """All that a rule may call an operator."""
-    return _kinds(op.func, op.name, bool(op.mutates))
+    return _kinds(op.func, bool(op.mutates))
 
 
 @functools.cache  # asking for tags is slow
-def _kinds(func: OpOverload, name: str, mutates: bool) -> Set[str]:
-    kinds = {"*", _short(name)}
+def _kinds(func: OpOverload, mutates: bool) -> Set[str]:
+    kinds, name = {"*", _short(func)}, name_of(func)
     if mutates:
         kinds.add("in place")
     if torch.Tag.pointwise in func.tags or name in _POINTWISE:
@@ -158,9 +159,15 @@ def is_pointwise(op: Op) -> bool:
     return "pointwise" in kinds_of(op)
 
 
-def is_known(op: Op) -> bool:
+@functools.cache
+def is_known(func: OpOverload) -> bool:
     """Whether it is known if the operator could write over its input."""
-    fills = not op.reads or op.name.startswith("new_") or op.name.endswith(("_like", "_"))
-    listed = op.name in _REWRITING or op.name in _SEPARATE or op.name.startswith(_SEPARATE_KINDS)
-    standard = torch.Tag.core in op.func.tags or torch.Tag.reduction in op.func.tags
-    return fills or listed or standard or op.decides or is_pointwise(op)
+    name = name_of(func)
+    fills = name.startswith("new_") or name.endswith(("_like", "_"))
+    listed = name in _REWRITING | _SEPARATE or name.startswith(_SEPARATE_KINDS) or name == "_local_scalar_dense"
+    return (
+        fills
+        or listed
+        or not {torch.Tag.core, torch.Tag.reduction}.isdisjoint(func.tags)
+        or "pointwise" in _kinds(func, False)
+    )

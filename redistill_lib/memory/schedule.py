@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
 
 from redistill_lib.memory.arena import Block
 from redistill_lib.memory.runtime import FUSED, Runtime, is_known, is_pointwise, kinds_of, short_name
@@ -15,11 +15,10 @@ from redistill_lib.memory.trace import Op, Storage, Trace
 StorageSize = Callable[[Storage], int]
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(NamedTuple):
     """One block of the runtime's memory, there from step `first` to step `last`, both included."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     nbytes: int
     shape: tuple[int, ...]
     module: str  # that made it; empty for the network's inputs
@@ -28,8 +27,7 @@ class Buffer:
     last: int
 
 
-@dataclass(frozen=True)
-class RunStep:
+class RunStep(NamedTuple):
     """One kernel: the buffers that it reads, makes and writes over, by index, and where it is in the network."""
 
     name: str  # "conv+bn+relu"
@@ -52,11 +50,11 @@ class Schedule:
 
     def live_bytes(self) -> list[int]:
         """Bytes of all buffers that are there during each step, its scratch included."""
-        live = [step.scratch for step in self.steps]
+        changes = [0] * (len(self.steps) + 1)
         for buffer in self.buffers:
-            for k in range(buffer.first, buffer.last + 1):
-                live[k] += buffer.nbytes
-        return live
+            changes[buffer.first] += buffer.nbytes
+            changes[buffer.last + 1] -= buffer.nbytes
+        return [step.scratch + held for step, held in zip(self.steps, accumulate(changes), strict=False)]
 
     def blocks(self, alignment: int = 1) -> list[Block]:
         """What an arena has to hold, as it comes into being: the buffers, and before a step's own its scratch."""
@@ -91,18 +89,13 @@ def make_schedule(trace: Trace, size: StorageSize, runtime: Runtime) -> Schedule
             tuple(_step(op, op.reads, op.writes, op.mutates) for op in trace.ops),
             tuple(_buffer(s, size(s), max(s.born, 0), min(s.died - 1, end), s.output) for s in trace.storages),
         )
-    ops, fixed = needed_ops(trace)
+    ops, fixed = trace.needed
     plan = _Plan(ops, trace.storages, size, runtime)
     for k, op in enumerate(ops):
         plan.run(k, op)
-    unknown = {str(op.func) for op in ops if not is_known(op)}
+    unknown = {str(op.func) for op in ops if op.reads and not is_known(op.func)}
     constants = sum(size(trace.storages[index]) for index in fixed)
     return Schedule(tuple(plan.steps), plan.buffers(), tuple(sorted(unknown)), constants)
-
-
-def fused_schedule(trace: Trace, size: StorageSize, *, in_place_depthwise: bool = False) -> Schedule:
-    """The schedule of the ``fused`` convention."""
-    return make_schedule(trace, size, replace(FUSED, in_place_depthwise=in_place_depthwise))
 
 
 class _Plan:
@@ -144,7 +137,12 @@ class _Plan:
                 home[made.index] = self.accumulate(op, chosen, alike)
                 taken = [buffer for buffer in taken if buffer in self.first]
                 overwrites, writes = [home[made.index]], []
-            elif self.runtime.in_place_depthwise and op.depthwise and dying and self.holds(dying[0], made):
+            elif (
+                self.runtime.in_place_depthwise
+                and op.depthwise
+                and dying
+                and self.size(storages[dying[0]]) >= self.size(made)
+            ):
                 scratch = self.size(made) // op.shape[1]
                 home[made.index], self.first[made.index] = made.index, len(self.steps) + 1  # till then in the old one
                 overwrites, writes = [home[dying[0]]], []
@@ -159,8 +157,7 @@ class _Plan:
         joins = self.steps and step.overwrites and not step.writes and not step.scratch
         if joins and all(self.made_at[buffer] == len(self.steps) - 1 for buffer in step.overwrites):
             into = self.steps[-1]
-            self.steps[-1] = replace(
-                into,
+            self.steps[-1] = into._replace(
                 name=f"{into.name}+{step.name}",
                 shape=step.shape,
                 reads=tuple(dict.fromkeys((*into.reads, *(i for i in step.reads if i not in step.overwrites)))),
@@ -175,12 +172,12 @@ class _Plan:
         """The index of a new storage like another, or of another shape."""
         index, shape = len(self.storages), storage.shape if shape is None else shape
         nbytes = storage.nbytes if shape == storage.shape else math.prod(shape) * storage.dtype.itemsize
-        self.storages.append(replace(storage, index=index, nbytes=nbytes, shape=shape, kind="activation"))
+        self.storages.append(storage._replace(index=index, nbytes=nbytes, shape=shape, kind="activation"))
         return index
 
     def pad(self, op: Op, storage: Storage) -> int:
         """A step that makes a padded copy of what the operator reads."""
-        source, made = self.home[storage.index], self.copy(replace(storage, module=op.module), op.padded)
+        source, made = self.home[storage.index], self.copy(storage._replace(module=op.module), op.padded)
         self.steps.append(RunStep("pad", op.module, op.padded, (source,), (made,), (), 0, 0))
         self.first[made] = self.made_at[made] = self.last[source] = len(self.steps) - 1
         return made
@@ -193,7 +190,7 @@ class _Plan:
             return newest
         if not {*into.name.split("+")} <= {*self.runtime.accumulates, "bn"}:
             return newest  # an activation comes before the sum
-        self.steps[-1] = replace(into, reads=(*into.reads, others[0]), writes=(), overwrites=(others[0],))
+        self.steps[-1] = into._replace(reads=(*into.reads, others[0]), writes=(), overwrites=(others[0],))
         self.made_at[others[0]] = self.made_at[newest]
         del self.first[newest]
         return others[0]
@@ -216,9 +213,6 @@ class _Plan:
         maker = "*" if at < 0 else self.steps[at].name.partition("+")[0]
         return may_overwrite(op, storage, made, self.size, self.runtime, maker)
 
-    def holds(self, read: int, made: Storage) -> bool:
-        return self.size(self.storages[read]) >= self.size(made)
-
     def buffers(self) -> tuple[Buffer, ...]:
         outputs = {self.home[s.index] for s in self.storages if s.output and s.index in self.home}
         held = {i for i in self.first if self.storages[i].kind == "input" and self.runtime.inputs == "held"}
@@ -239,25 +233,3 @@ def may_overwrite(
         return False
     kinds = kinds_of(op)
     return any(first in ("*", maker) and then in kinds for first, then in runtime.overwrites)
-
-
-def needed_ops(trace: Trace) -> tuple[list[Op], set[int]]:
-    """The operators that vary with the input and decide what is returned or kept, in order, and constant storages."""
-    if trace.source == "real":
-        return list(trace.ops), set()  # values may have gone through Python, where no operator shows them
-    varying, before = {storage.index for storage in trace.storages if storage.kind != "activation"}, -1
-    while before < len(varying):  # again while a storage turns out to vary that an earlier operator read
-        before = len(varying)
-        for op in trace.ops:
-            if torch.Tag.nondeterministic_seeded in op.func.tags or varying.intersection(op.reads):
-                varying.update(op.writes, op.mutates)
-    end = len(trace.ops)
-    needed = {s.index for s in trace.storages if s.output} or {s.index for s in trace.storages if s.died == end}
-    kept = []
-    for op in reversed(trace.ops):
-        touched = {*op.writes, *op.mutates}
-        if op.decides or needed & touched:
-            needed.update(op.reads)
-            if op.decides or touched & varying:
-                kept.append(op)
-    return kept[::-1], {storage.index for storage in trace.storages} - varying

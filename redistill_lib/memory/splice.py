@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from redistill_lib.memory.trace import Op, Shape, Trace
+from redistill_lib.memory.trace import Shape, Trace
 from redistill_lib.red import Side
-
-_INDICES = ("reads", "writes", "mutates", "aligned")  # of storages
 
 
 class Spot(NamedTuple):
@@ -66,24 +64,24 @@ def put_in(passed: Trace, spot: Spot, block: Trace) -> Trace:
     source = passed.storages[spot.storage]
     path = f"{spot.layer}.{'before' if spot.side == 'input' else 'after'}"  # as in a network with blocks
 
-    def renumbered(op: Op, number: dict[int, int]) -> Op:
-        fields: Any = {name: tuple(number.get(i, i) for i in getattr(op, name)) for name in _INDICES}
-        return replace(op, **fields)
+    def inside(module: str) -> str:
+        return f"{path}.{module}".rstrip(".")
 
     def moved(k: int) -> int:
         return k + count * (k > at)
 
-    inner = [replace(renumbered(op, number), module=f"{path}.{op.module}".rstrip(".")) for op in block.ops]
-    ops = [renumbered(op, {spot.storage: made}) if k in spot.readers else op for k, op in enumerate(passed.ops)]
-    storages = [replace(s, born=s.born + count * (s.born >= at), died=moved(s.died)) for s in passed.storages]
-    for s in block.storages[1:]:
-        module = f"{path}.{s.module}".rstrip(".")
-        storages.append(
-            replace(s, index=number[s.index], module=module, born=at + s.born, died=at + s.died, output=False)
-        )
+    inner = [op.moved(number.__getitem__, inside(op.module)) for op in block.ops]
+    ops = list(passed.ops)
+    for k in spot.readers:
+        ops[k] = ops[k].moved(lambda i: made if i == spot.storage else i, ops[k].module)
+    storages = [s._replace(born=s.born + count * (s.born >= at), died=moved(s.died)) for s in passed.storages]
+    storages += (
+        s._replace(index=number[s.index], module=inside(s.module), born=at + s.born, died=at + s.died, output=False)
+        for s in block.storages[1:]
+    )
     if made != spot.storage:  # the block's own map takes over what the other was for
         leaves = source.output and spot.side == "output"
-        storages[made] = replace(storages[made], died=source.died + count, output=leaves)
+        storages[made] = storages[made]._replace(died=source.died + count, output=leaves)
         if spot.side == "output":
-            storages[spot.storage] = replace(storages[spot.storage], died=at + count, output=False)
+            storages[spot.storage] = storages[spot.storage]._replace(died=at + count, output=False)
     return replace(passed, ops=(*ops[:at], *inner, *ops[at:]), storages=tuple(storages))

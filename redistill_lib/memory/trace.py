@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,11 +28,10 @@ Shape = tuple[int, ...]
 _Kind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
 
 
-@dataclass(frozen=True)
-class Storage:
+class Storage(NamedTuple):
     """One block of memory and its views. `born` and `died` are operator numbers: it lives while born ≤ op < died."""
 
-    index: int
+    index: int  # type: ignore[assignment]
     nbytes: int
     dtype: torch.dtype
     shape: Shape
@@ -44,8 +43,7 @@ class Storage:
     output: bool = False  # the model returns it, or keeps it
 
 
-@dataclass(frozen=True)
-class Op:
+class Op(NamedTuple):
     """One operator: the storages it reads, those it makes and those it changes, by index."""
 
     func: OpOverload  # aten.convolution.default, and what PyTorch knows of it
@@ -61,12 +59,19 @@ class Op:
     padded: Shape = ()  # of its input with a padding that TensorFlow's SAME does not make; (): it has none such
 
     @property
-    def name(self) -> str:  # "convolution"
-        return self.func._schema.name.partition("::")[2]
+    def name(self) -> str:
+        return name_of(self.func)
 
     @property
     def decides(self) -> bool:  # it hands a value to Python, whose control flow may depend on it
         return self.func is torch.ops.aten._local_scalar_dense.default
+
+    def moved(self, place: Callable[[int], int], module: str) -> Op:
+        """The operator in another module, with other numbers for its storages."""
+        reads, writes, mutates, aligned = (
+            tuple(map(place, indices)) for indices in (self.reads, self.writes, self.mutates, self.aligned)
+        )
+        return self._replace(module=module, reads=reads, writes=writes, mutates=mutates, aligned=aligned)
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,39 @@ class Trace:
     inputs: tuple[Shape, ...]
     source: Tensors  # real: the pass had to be computed
     uncounted: tuple[str, ...] = ()  # operators that multiply, or may, which `Op.flops` leaves out
+
+    @functools.cached_property
+    def needed(self) -> tuple[list[Op], set[int]]:
+        """The operators that vary with the input and decide what is returned or kept, in order; constant storages."""
+        if self.source == "real":
+            return list(self.ops), set()  # values may have gone through Python, where no operator shows them
+        varying, before = {storage.index for storage in self.storages if storage.kind != "activation"}, -1
+        while before < len(varying):  # again while a storage turns out to vary that an earlier operator read
+            before = len(varying)
+            for op in self.ops:
+                if is_random(op.func) or not varying.isdisjoint(op.reads):
+                    varying.update(op.writes, op.mutates)
+        end = len(self.ops)
+        needed = {s.index for s in self.storages if s.output} or {s.index for s in self.storages if s.died == end}
+        kept = []
+        for op in reversed(self.ops):
+            touched = {*op.writes, *op.mutates}
+            if op.decides or needed & touched:
+                needed.update(op.reads)
+                if op.decides or touched & varying:
+                    kept.append(op)
+        return kept[::-1], {storage.index for storage in self.storages} - varying
+
+
+@functools.cache
+def name_of(func: OpOverload) -> str:
+    """What an operator is called without its namespace: "convolution"."""
+    return func._schema.name.partition("::")[2]
+
+
+@functools.cache  # asking for tags is slow
+def is_random(func: OpOverload) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def trace(
@@ -129,7 +167,7 @@ def _record(
     ops, end = tuple(recorder.ops), len(recorder.ops)
     inputs = tuple(_layout(tensor)[0] for tensor in tensors_in(values))
     storages = (
-        replace(s, died=recorder.died.get(s.index, end), output=s.index in returned or s.kind == "state")
+        s._replace(died=recorder.died.get(s.index, end), output=s.index in returned or s.kind == "state")
         for s in recorder.storages
     )
     return Trace(ops, tuple(storages), recorder.calls, inputs, source, tuple(sorted(recorder.uncounted)))
@@ -313,9 +351,11 @@ def _kernel(func: Any, args: Any) -> tuple[int, bool]:
 
 def weights_of(model: nn.Module) -> list[Tensor]:
     """Parameters, and what quantised layers keep packed."""
-    packed = (v for module in model.modules() for v in vars(module).values() if type(v) is torch.ScriptObject)
-    inside = packed_tensors(list({id(value): value for value in packed}.values()))
-    return list({id(t): t for t in (*model.parameters(), *inside)}.values())
+    found, packed = [], {}  # type: tuple[list[Tensor], dict[int, Any]]
+    for module in model.modules():
+        found += (weight for weight in module._parameters.values() if weight is not None)
+        packed |= {id(value): value for value in vars(module).values() if type(value) is torch.ScriptObject}
+    return list({id(tensor): tensor for tensor in (*found, *packed_tensors([*packed.values()]))}.values())
 
 
 def _padded(func: Any, args: Any) -> Shape:

@@ -119,7 +119,7 @@ def trace_flow(model: nn.Module, example: Example, training: bool = False) -> Fl
     def watch(twin: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> None:
         nonlocal found
         found = Flow()
-        recorder = _Recorder(found, [value for value in tensors_in(values) if is_image(value)])
+        recorder = _Recorder(found, [value for value in tensors_in(values) if is_image(value)], source)
         paths = {id(module): path for path, module in twin.named_modules()}
 
         def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -149,9 +149,9 @@ def trace_flow(model: nn.Module, example: Example, training: bool = False) -> Fl
 
 
 class _Recorder(TorchFunctionMode):
-    def __init__(self, flow: Flow, images: list[Tensor]) -> None:
+    def __init__(self, flow: Flow, images: list[Tensor], source: Tensors) -> None:
         super().__init__()
-        self.flow, self.numbers = flow, WeakIdKeyDictionary()
+        self.flow, self.numbers, self.source = flow, WeakIdKeyDictionary(), source
         self.stack: list[Run] = []
         self.counts: list[Counter[str]] = []  # by `stack`: calls so far in that run, by function
         self.entered: list[tuple[int, tuple[int, ...], int]] = []
@@ -166,7 +166,7 @@ class _Recorder(TorchFunctionMode):
         return number
 
     def known(self, values: Any) -> tuple[int, ...]:
-        return tuple(self.numbers[x] for x in tensors_in(values) if x in self.numbers)
+        return tuple(number for x in tensors_in(values) if (number := self.numbers.get(x)) is not None)
 
     def enter(self, path: str, entry: Any, takes: tuple[int, ...]) -> None:
         self.stack.append((path, self.runs[path]))
@@ -192,7 +192,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, str(getattr(func, "__name__", ""))
-        output = func(*args, **kwargs)
+        keeps = self.source == "fake" and func is nn.functional.batch_norm and _keeps_shape(*args, **kwargs)
+        output = torch.empty_like(args[0]) if keeps else func(*args, **kwargs)
         results = tensors_in(output) if isinstance(output, (Tensor, tuple, list)) else []
         if results and self.stack and (takes := self.known((args, kwargs))):
             size = kwargs.get("size", args[1] if len(args) > 1 else None) if name == "interpolate" else None
@@ -200,6 +201,13 @@ class _Recorder(TorchFunctionMode):
         for counts in self.counts:
             counts[name] += 1
         return output
+
+
+def _keeps_shape(
+    x: Tensor, mean: Any, var: Any, weight: Any = None, bias: Any = None, training: bool = False, *_: Any, **__: Any
+) -> bool:
+    """Whether a batch norm does no more; PyTorch takes as long to find that out as for all else in a pass."""
+    return not training and {t.numel() for t in (mean, var, weight, bias) if t is not None} == {*x.shape[1:2]}
 
 
 def _resizing(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Extent]:
