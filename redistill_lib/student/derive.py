@@ -148,11 +148,11 @@ def _moved(
         student.requires_grad_()  # a teacher is frozen, its student is to learn
     changes: dict[str, Change] = {}
     tails = {layout.found.flow.calls[number] for number in layout.found.tails}
-    flow = layout.found.flow
+    flow, grids = layout.found.flow, layout.found.grids
     channels = {
-        visit.run[0]: (flow.shapes[visit.takes][1], flow.shapes[visit.gives[0]][1])
+        visit.run[0]: (grids.channels(visit.takes), grids.channels(visit.gives[0]))
         for visit in flow.visits
-        if visit.takes >= 0 and visit.gives
+        if visit.takes >= 0 and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
     }
     stems = {flow.calls[c.number] for c in layout.found.grids.changes if layout.found.grids[c.before].raw}
     for call, old, new, shared in _due(layout, totals):
@@ -163,12 +163,13 @@ def _moved(
         elif call in tails and old == 1 and call.function in ("conv2d", "conv3d"):
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
+            change = restride(student, call, old, new, downsampler, shared, _floors(layout, call, old))
             name = call.path
-            while name in changes:  # several calls that a module makes itself
+            while name in changes and change.kind == "call":  # several that a module makes itself
                 name += "'"
-            changes[name] = restride(student, call, old, new, downsampler, shared, _floors(layout, call, old))
-            if new == 1 and (change := reconnect(student, call.path, channels)):
-                changes[change.layer] = change
+            changes[name] = change
+            if new == 1 and (joined := reconnect(student, call.path, channels)):
+                changes[joined.layer] = joined
     args, kwargs = arguments_of(example)
     changes |= {change.layer: change for change in fit_windows(student, *args, **kwargs)}
     _settle(student, layout, example, totals, changes)
@@ -260,14 +261,17 @@ def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, s
     return dues
 
 
-def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
-    """The map that each layer which convolves or resizes should give: the teacher's where both are shrunk alike."""
+def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, list[Extent]]:
+    """The maps that each layer which convolves or resizes may give, what is due first: the teacher's of that total."""
     grids, flow = layout.found.grids, layout.found.flow
-    known = {grid.total: grid.size for grid in reversed(grids.grids) if not grid.raw} | {Fraction(1): layout.image}
+    known: dict[Fraction, list[Extent]] = {Fraction(1): [layout.image]}
+    for grid in grids.grids:
+        if not grid.raw:
+            known.setdefault(grid.total, []).append(grid.size)
     resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
     behind = _behind(layout)
     ends = (flow.calls[number] for number in layout.found.tails)
-    wanted = {call.stack[-1]: flow.shapes[call.makes[0]][2:] for call in ends if call.function == FITTING}
+    wanted = {call.stack[-1]: [flow.shapes[call.makes[0]][2:]] for call in ends if call.function == FITTING}
     for visit in flow.visits:
         value = visit.gives[0] if visit.gives else -1
         if visit.run[0] not in resizing or value in {-1, *behind} or not grids.is_map(value):
@@ -280,7 +284,7 @@ def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, Extent]:
         if total in known:
             wanted[visit.run] = known[total]
         elif exact:
-            wanted[visit.run] = tuple(int(side / total) for side in layout.image)
+            wanted[visit.run] = [tuple(int(side / total) for side in layout.image)]
     return wanted
 
 
@@ -302,11 +306,11 @@ def _settle(
     while True:
         flow = trace_flow(student, example)
         given = {visit.run: flow.shapes[visit.gives[0]][2:] for visit in flow.visits if visit.gives}
-        wrong = {run for run, size in given.items() if sizes.get(run, size) != size}
+        wrong = {run for run, size in given.items() if size not in sizes.get(run, [size])}
         if not wrong:
             break
         for path, run in {run[0]: run for run in reversed(_first(flow, wrong))}.items():  # the first run of each
-            size, due = given[run], sizes[run]
+            size, due = given[run], sizes[run][0]
             change = changes.get(path)
             if change is None and run in fitting and (ratio := _ratio(layout, fitting[run], due, flow, run)):
                 changes[path] = restride(student, fitting[run], *ratio, "stride")
