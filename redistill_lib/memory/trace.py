@@ -272,21 +272,8 @@ class Recorder(TorchDispatchMode):
             self.uncounted.add(str(func))
         aligned = tuple(index for index in reads if index not in unlike)
         changes = tuple(dict.fromkeys(changed))
-        self.ops.append(
-            Op(
-                func,
-                self.stack[-1],
-                shape,
-                reads,
-                tuple(writes),
-                changes,
-                aligned,
-                rows,
-                depthwise,
-                flops or 0,
-                _padded(func, args),
-            )
-        )
+        touched, padded = (reads, tuple(writes), changes, aligned), _padded(func, args)
+        self.ops.append(Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded))
         return out
 
     def enter(self, module: nn.Module, args: Any) -> None:
