@@ -173,6 +173,7 @@ def fit_to_budget(
     A plan has to fit with the RED blocks that it will be taught with, at the taps of `match_taps`: as `published`,
     ``"in place"`` (see `red.make_in_place`) or ``"none"``. The table shows all three.
 
+    >>> import torch
     >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
     >>> [(f.plan, f.dtype, f.published.peak_bytes) for f in fit.fits]
     [('4-1221121', 'int8', 165888)]

@@ -262,7 +262,7 @@ def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, s
 
 
 def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, list[Extent]]:
-    """The maps that each layer which convolves or resizes may give, what is due first: the teacher's of that total."""
+    """The maps that each layer which convolves or resizes may give, what is due first: the teacher's of its total."""
     grids, flow = layout.found.grids, layout.found.flow
     known: dict[Fraction, list[Extent]] = {Fraction(1): [layout.image]}
     for grid in grids.grids:
