@@ -271,6 +271,33 @@ def test_resolutions_of_any_networks_share_an_axis() -> None:
     assert "works on 16×16 maps from its 0 on, where the teacher still has 32×32" in headline(figure)
 
 
+def test_resolutions_of_a_way_up_are_in_the_order_of_the_pass() -> None:
+    """Steps that no module makes are told by the modules around them; the student's last layer comes last."""
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e1, self.e2, self.e3 = (nn.Conv2d(i, 8, 3, 1, 1) for i in (3, 8, 8))
+            self.d2, self.out = nn.Conv2d(16, 8, 3, 1, 1), nn.Conv2d(16, 2, 3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.e1(x)
+            b = self.e2(nn.functional.max_pool2d(a, 2))
+            c = nn.functional.interpolate(self.e3(nn.functional.max_pool2d(b, 2)), scale_factor=2)
+            d = nn.functional.interpolate(self.d2(torch.cat([c, b], 1)), scale_factor=2)
+            return self.out(torch.cat([d, a], 1))
+
+    image, teacher = torch.zeros(1, 3, 96, 96), UNet()
+    student, _ = derive_student(teacher, 4, example=image)
+    networks = {"teacher": teacher, "naive": student}
+    figure = figures.resolutions({role: find_resolutions(network, image) for role, network in networks.items()})
+    assert list(figure.layout.xaxis.ticktext) == [
+        "image", "e1", "before e2", "before e3", "after e3", "after d2", "out",
+    ]  # fmt: skip
+    assert [row[1] for row in figure.data[0].customdata] == [96, 96, 48, 24, 48, 96, 96]
+    assert [row[1] for row in figure.data[1].customdata] == [96, 24, 24, 24, 24, 24, 96]
+
+
 def test_places_are_named_by_the_network_that_has_the_most() -> None:
     models = {"teacher": "resnet18", "student": "mobilenetv3_large"}
     figure = figures.stride_plans(models, 64)

@@ -67,14 +67,14 @@ def resolutions(networks: Mapping[str, Resolutions]) -> go.Figure:
     >>> resolutions({"teacher": rd.find_resolutions(net, torch.zeros(1, 3, 32, 32))}).data[0].customdata
     (['image', 32, 1], ['0', 16, 2], ['1', 8, 2])
     """
-    names: list[str] = ["image"]
     after = {role: {name: step.after[0] for name, step in _named(found)} for role, found in networks.items()}
-    for steps in after.values():
-        last = 0
-        for name in steps:
-            if name not in names:
-                names.insert(last + 1, name)
-            last = names.index(name)
+    # In the order of the first network that has the layer, also where it keeps the size there.
+    place: dict[str, float] = {}
+    for network in networks.values():
+        for name, step in (named for found in networks.values() for named in _named(found)):
+            if name not in place and (position := network.position(step)) is not None:
+                place[name] = position
+    names = ["image", *sorted(place, key=place.__getitem__)]
     sides = {}
     for role, steps in after.items():
         side = [networks[role].image[0]]

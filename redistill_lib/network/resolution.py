@@ -142,6 +142,15 @@ class Resolutions:
             found.append(replace(step, input=entry, output=exit_, channels_in=wide, channels_out=broad))
         return tuple(found)
 
+    def position(self, step: Step) -> float | None:
+        """Where in the pass a step's layer runs, from 0 to 1, be it a step of this network or of another."""
+        ref, calls = step.output or step.input, len(self.flow.calls)
+        runs = [visit for visit in self.flow.visits if ref is not None and visit.run[0] == ref.layer]
+        if not runs or ref is None:
+            return step.last / calls if step in self.steps else None
+        behind = ref.side == "output"
+        return (runs[0].last - 0.5 if behind else runs[0].first - 0.75) / calls
+
     @property
     def image(self) -> Extent:
         """The sides of the first input image."""
