@@ -21,6 +21,7 @@ from redistill_lib.methods import KD, MSE, RED, Batch, Stage, parse_methods
 from redistill_lib.models import create_model
 from redistill_lib.network import record_maps
 from redistill_lib.red import BlockedLayer, InPlaceRedBlock, RedBlock, alignment_loss
+from redistill_lib.student import derive_student
 
 TEACHER, STUDENT = "resnet18-1-21222", "resnet18-4-11221"
 
@@ -583,3 +584,24 @@ def test_graduates_of_networks_with_aliases(name: str) -> None:
     assert torch.equal(copy.deepcopy(model)(x), model(x))
     with pytest.raises(AttributeError, match="nothing"):
         _ = model.first.nothing
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm", "old weight_norm", "kept"])
+def test_blocks_on_layers_of_all_kinds_graduate(norm: str) -> None:
+    """Parametrised layers answer for their own copies; a kept activation has no place in one."""
+    x = torch.randn(2, 3, 32, 32)
+    layer = nn.Conv2d(3, 8, 3, 2, 1)
+    if norm == "old weight_norm":
+        layer = torch.nn.utils.weight_norm(layer)
+    elif norm != "kept":
+        layer = getattr(torch.nn.utils.parametrizations, norm)(layer)
+    teacher = nn.Sequential(layer, nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
+    if norm == "kept":
+        teacher.last = teacher(x)
+    student, _ = derive_student(teacher, 2, example=x)
+    distillation = Distillation(student, teacher, match_taps(student, teacher, x), methods="red", example=x).eval()
+    model = distillation.graduate().eval()
+    count = sum(p.numel() for p in distillation.student.parameters())
+    assert sum(p.numel() for p in model.parameters()) == count > sum(p.numel() for p in teacher.parameters())
+    assert torch.equal(model(x), distillation.student(x))

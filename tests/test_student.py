@@ -393,3 +393,79 @@ def test_a_student_that_saves_nothing_says_what_keeps_the_peak() -> None:
         derive_student(create_model("resnet18"), 2, example=image)
         with pytest.raises(UserWarning, match="plan 3-2122 strides 24 in all where 2-2222 strides 32"):
             derive_student(create_model("resnet18", width=0.25), plan="3-2122", example=torch.zeros(1, 3, 96, 96))
+
+
+# ------------------------------------------------------------------------------------- what a student must not hide
+
+
+class Forward(nn.Module):
+    """Layers `a`, `b`, … and a forward beside them."""
+
+    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.steps = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(self, x)
+
+
+def layers(*strides: int) -> dict[str, nn.Module]:
+    return {name: nn.Conv2d(3 if name == "a" else 4, 4, 3, s, 1) for name, s in zip("abcd", strides, strict=False)}
+
+
+def test_a_pool_that_a_list_holds_beside_its_name_is_gone_too() -> None:
+    net = Forward(lambda net, x: net.listed[1](net.listed[0](x)), **layers(2), pool=nn.MaxPool2d(2))
+    net.listed = [net.a, net.pool]
+    student, changes = derive_student(net, 2, example=IMAGE)
+    assert repr(changes[1]) == "pool: max pool 2 → 1 (removed)"
+    assert torch.equal(student(IMAGE), student.a(IMAGE)) and student(IMAGE).shape == net(IMAGE).shape
+
+
+def test_the_student_of_a_frozen_teacher_can_learn() -> None:
+    teacher = nn.Sequential(*layers(2, 2).values()).requires_grad_(False)
+    student, _ = derive_student(teacher, 2, example=IMAGE)
+    assert all(p.requires_grad for p in student.parameters())
+    teacher[0].requires_grad_()  # in part frozen is meant so
+    student, _ = derive_student(teacher, 2, example=IMAGE)
+    assert [p.requires_grad for p in student.parameters()] == [True, True, False, False]
+
+
+def test_a_forward_that_pools_otherwise_in_training_is_refused() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x)
+        if net.training:
+            F.max_pool2d(x, 2)
+        return F.max_pool2d(net.b(F.max_pool2d(x, 2)), 2)
+
+    with pytest.raises(ValueError, match="the network calls max_pool2d 3 times in training and 2 times in eval mode"):
+        derive_student(Forward(forward, **layers(2, 1)), 2, example=IMAGE)
+
+
+def test_a_layer_that_runs_on_large_maps_alone_is_told() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return net.b(net.c(x) if x.shape[-1] >= 32 else x)
+
+    with pytest.raises(ValueError, match="c runs in the network and not in the student"):
+        derive_student(Forward(forward, **layers(2, 2, 1)), 2, example=IMAGE)
+
+
+def test_a_size_that_a_forward_works_out_is_not_left_behind() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.b(F.max_pool2d(net.a(x), 2))
+        return net.c(F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2))).mean((2, 3))
+
+    with pytest.raises(ValueError, match="c gives maps of 4×4, not of 8×8"):
+        derive_student(Forward(forward, **layers(2, 1, 1)), 2, example=IMAGE)
+
+
+def test_a_stem_that_takes_the_image_in_pieces() -> None:
+    def focus(net: Any, x: Tensor) -> Tensor:
+        return net.b(net.a(torch.cat([x[..., i::2, j::2] for i in (0, 1) for j in (0, 1)], 1)))
+
+    net = Forward(focus, a=nn.Conv2d(12, 4, 3, 1, 1), b=nn.Conv2d(4, 4, 3, 2, 1))
+    student, changes = derive_student(net, 2, example=IMAGE)
+    assert [(c.layer, c.before, c.after) for c in changes] == [("a", 1, 2), ("b", 2, 1)]
+    assert student(IMAGE).shape == net(IMAGE).shape

@@ -340,3 +340,38 @@ def test_a_student_that_keeps_the_image_size() -> None:
     teacher, student = (create_model("unet-1-2", ch=ch, **options) for ch in (16, 8))
     taps = match_taps(student, teacher, example_inputs("unet", 16, batch=2))
     assert [tap.name for tap in taps] == ["downblocks.1.output", "upblocks.2.input"]
+
+
+# -------------------------------------------------------------------------------------------------------- narrow taps
+
+
+def test_narrow_taps_are_around_inverted_residuals() -> None:
+    names = "mobilenetv2-4-1221111", "mobilenetv2-1-1222121"
+    student, teacher = map(create_model, names)
+    example = torch.zeros(1, 3, 64, 64)
+    paper, narrow = (match_taps(student, teacher, example, narrow=n) for n in (False, True))
+    assert [tap.layer for tap in narrow] == ["features.1.conv.3", "features.1", "features.2.conv.6", "features.3",
+                                             "features.4.conv.6"]  # fmt: skip
+    maps = record_maps(student, [tap.place for tap in narrow], example)
+    theirs = record_maps(teacher, [tap.source for tap in narrow], example)
+    for tap, wide in zip(narrow, paper, strict=True):
+        assert maps[tap.place].shape[1] == tap.channels <= (wide.channels or 0)
+        assert maps[tap.place].shape[2:] == theirs[tap.source].shape[2:]
+
+
+def test_narrow_taps_of_plain_stages_are_the_papers() -> None:
+    student, teacher = create_model("resnet18-4-11221", width=0.25), create_model("resnet18-1-21222", width=0.25)
+    example = torch.zeros(1, 3, 64, 64)
+    assert match_taps(student, teacher, example, narrow=True) == match_taps(student, teacher, example)
+
+
+def test_what_is_returned_is_no_narrow_map() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 1, 1))
+    assert {tap.layer for tap in match_taps(net, net, torch.zeros(1, 3, 32, 32), narrow=True)} == {"0", "1"}
+
+
+def test_the_image_is_not_tapped() -> None:
+    net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(12, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))
+    assert [str(tap.place) for tap in match_taps(net, net, torch.zeros(1, 3, 32, 32))] == [
+        "1.output", "2.input", "2.output",
+    ]  # fmt: skip
