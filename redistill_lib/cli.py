@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     what = "the RED blocks that have to fit, too (default published)"
-    memory.add_argument("--blocks", default="published", choices=("none", "published", "in place"), help=what)
+    memory.add_argument("--blocks", choices=("none", "published", "in place"), help=what)
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
     form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
@@ -172,6 +172,10 @@ def _memory(arguments: argparse.Namespace) -> int:
 
     if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
         raise ValueError("--budget gives a table or JSON, always fused: leave out --html and --convention")
+    if arguments.budget and arguments.factor > 1:
+        raise ValueError("--factor makes one student, --budget looks at all plans: give one of the two")
+    if arguments.blocks and not arguments.budget:
+        raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
     own, inputs = _own_network(arguments.model) if ":" in arguments.model else (None, None)
     inputs = _inputs(arguments, inputs)
     teacher, model = _networks(arguments, own, inputs)
@@ -179,6 +183,8 @@ def _memory(arguments: argparse.Namespace) -> int:
     try:
         profile = profile_memory(model, *inputs, convention=arguments.convention, **how)
     except Exception as error:
+        if arguments.convention == "paper" and isinstance(error, ValueError):
+            raise  # it is for the built-in networks alone
         shapes, reason = ", ".join("×".join(map(str, x.shape)) for x in inputs), str(error).partition("\n")[0]
         raise ValueError(
             f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {reason}): fit --image-size "
@@ -209,11 +215,23 @@ def _memory(arguments: argparse.Namespace) -> int:
         figure.write_html(file, include_plotlyjs=True)
         print(file)
     else:
+        if arguments.factor > 1:
+            own_profile = profile_memory(teacher, *inputs, convention=arguments.convention, **how)
+            print(_saved(own_profile, profile, arguments.factor), end="\n\n")
         _print_profile(profile, bounds)
         if costs:
             table = costs.to_frame().to_string(index=False, float_format="%.4g")
             print("", costs, "", table, sep="\n")
     return 0
+
+
+def _saved(teacher: Profile, student: Profile, factor: int) -> str:
+    from redistill_lib.memory import format_size
+
+    before, after = teacher.peak_bytes, student.peak_bytes
+    plans = f", {teacher.model} → {student.model}" if teacher.model != student.model else ""
+    peaks = f"{format_size(before)} → {format_size(after)}, {before / after:.3g}× less"
+    return f"×{factor} student{plans}: peak {peaks}"
 
 
 def _tap_costs(
@@ -232,9 +250,13 @@ def _tap_costs(
 def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> int:
     from redistill_lib.budget import fit_to_budget
 
-    named = arguments.in_channels in (None, 3) and arguments.factor == 1 and ":" not in arguments.model
+    named = arguments.in_channels in (None, 3) and ":" not in arguments.model
     dtypes = arguments.dtype or ("fp32", "int8")
-    how = {"dtypes": dtypes, "in_place_depthwise": arguments.in_place_depthwise, "blocks": arguments.blocks}
+    how = {
+        "dtypes": dtypes,
+        "in_place_depthwise": arguments.in_place_depthwise,
+        "blocks": arguments.blocks or "published",
+    }
     fit = fit_to_budget(arguments.model if named else model, arguments.budget, *inputs, **how)
     table = fit.to_frame()
     if arguments.json:
