@@ -17,14 +17,20 @@ from typing import Any
 
 #: The rooms whose code decides what a training computes: images and their order, networks, losses, updates.
 DECIDING = ("data", "diffusion", "distill", "methods", "models", "network", "plans", "red", "student", "train")
-#: Modules in these rooms that only look at a network, draw images from it, or read and write files.
+#: Modules in these rooms that only look at a network, draw images from it, or read and write files. What they find,
+#: such as taps, is part of what a run is.
 OBSERVING = (
     "diffusion/images.py",
     "diffusion/pretrained.py",
     "diffusion/sampling.py",
     "models/saved.py",
     "network/answer.py",
+    "distill/pairing.py",
+    "network/answer.py",
     "network/fakes.py",
+    "network/flow.py",
+    "network/grids.py",
+    "network/resolution.py",
 )
 
 

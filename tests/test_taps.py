@@ -375,3 +375,29 @@ def test_the_image_is_not_tapped() -> None:
     assert [str(tap.place) for tap in match_taps(net, net, torch.zeros(1, 3, 32, 32))] == [
         "1.output", "2.input", "2.output",
     ]  # fmt: skip
+
+
+def test_a_module_that_gives_several_maps_takes_no_block() -> None:
+    class Both(nn.Module):
+        def __init__(self, stride: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, stride, 1)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = self.conv(x)
+            return x, x.mean((2, 3))
+
+    class Net(nn.Module):
+        def __init__(self, *strides: int) -> None:
+            super().__init__()
+            self.stem, self.both = nn.Conv2d(3, 8, 3, strides[0], 1), Both(strides[1])
+            self.last = nn.Conv2d(8, 8, 3, strides[2], 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.both(self.stem(x))[0])
+
+    student, teacher, example = Net(4, 2, 1), Net(2, 2, 2), torch.zeros(2, 3, 64, 64)
+    taps = match_taps(student, teacher, example)
+    assert [str(tap.place) for tap in taps] == ["stem.output", "both.conv.input", "both.conv.output"]
+    insert_blocks(student, [(*tap.place, RedBlock(tap.channels or 0)) for tap in taps])
+    assert student(example).shape == teacher(example).shape

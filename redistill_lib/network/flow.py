@@ -56,6 +56,7 @@ class Visit(NamedTuple):
     gives: tuple[int, ...]
     first: int
     last: int
+    single: bool  # what it gives is a tensor, not several in a tuple or a dict
 
 
 @dataclass
@@ -182,7 +183,8 @@ class _Recorder(TorchFunctionMode):
         if takes and unseen:  # what runs in C++, or as an autograd function, is seen as one
             self.call(type(module).__name__, takes, unseen)
         self.counts.pop()
-        self.flow.visits.append(Visit(self.stack.pop(), entry, self.known(output), first, len(self.flow.calls)))
+        gives, last = self.known(output), len(self.flow.calls)
+        self.flow.visits.append(Visit(self.stack.pop(), entry, gives, first, last, isinstance(output, Tensor)))
         self.flow.running = self.stack[-1][0] if self.stack else ""
 
     def call(self, function: str, takes: tuple[int, ...], results: list[Tensor], **facts: Any) -> None:

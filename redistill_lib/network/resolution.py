@@ -220,7 +220,7 @@ def map_shapes(model: nn.Module, *inputs: Any) -> list[tuple[str, Extent, Extent
     return [
         (visit.run[0], flow.shapes[visit.takes], flow.shapes[visit.gives[0]])
         for visit in _single(flow)
-        if visit.takes >= 0 and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
+        if visit.takes >= 0 and visit.single and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
     ]
 
 
@@ -305,7 +305,7 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
     first, last = group[0].number, group[-1].number
 
     def is_whole(visit: Visit) -> bool:
-        if not (visit.first <= first and last < visit.last and visit.takes >= 0 and visit.gives):
+        if not (visit.first <= first and last < visit.last and visit.takes >= 0 and visit.single and visit.gives):
             return False
         ends = visit.takes, visit.gives[0]
         return all(map(grids.is_map, ends)) and [grids.at(v).total for v in ends] == [before, after]
@@ -313,7 +313,7 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
     whole = min(filter(is_whole, visits), key=lambda visit: visit.last - visit.first, default=None)
     if whole is not None:
         source, result, path = whole.takes, whole.gives[0], whole.run[0]
-        ran = {visit.run[0] for visit in visits}
+        ran = {visit.run[0] for visit in visits if visit.single}
         while (parent := path.rpartition(".")[0]) in ran and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
         entry: MapRef | None = MapRef(path, "input")
@@ -348,7 +348,7 @@ def _meeting(grids: Grids, group: list[Change]) -> int:
 def find_ref(flow: Flow, value: int) -> MapRef | None:
     """The module that gives a value, the outermost of several, or else the one that takes it, if no other does."""
     visits = _single(flow)
-    giving = [visit.run[0] for visit in visits if visit.gives == (value,)]
+    giving = [visit.run[0] for visit in visits if visit.single and visit.gives == (value,)]
     if giving:
         return MapRef(giving[-1], "output")
     readers = [number for number, call in enumerate(flow.calls) if value in call.takes]
