@@ -59,11 +59,12 @@ def reading(model: nn.Module, visits: Mapping[MapRef, Visit]) -> Iterator[None]:
     """
     thread = threading.get_ident()
 
-    def hook(ref: MapRef, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any = None) -> None:
+    def hook(ref: MapRef, module: nn.Module, args: Any, *rest: Any) -> None:
         if threading.get_ident() != thread:
-            return
+            return  # and may be called before PyTorch knows that it takes keywords
+        kwargs = rest[0]
         if ref.side == "output":
-            visits[ref](output_of(output, f"layer {ref.layer!r}" if ref.layer else "the network"))
+            visits[ref](output_of(rest[1], f"layer {ref.layer!r}" if ref.layer else "the network"))
         elif isinstance(x := args[0] if args else kwargs.get(first_parameter(module)), Tensor):
             visits[ref](x)
         else:
