@@ -107,15 +107,20 @@ def is_image(value: Any) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.ndim in (4, 5)
 
 
-def trace_flow(model: nn.Module, example: Example, training: bool = False) -> Flow:
-    """Follow the images of `example` through the network, computing only where it decides by their values."""
-    dtype, found = dtype_of(model), Flow()
+def cast_arguments(model: nn.Module, example: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a network is called with, floats in the dtype of its weights."""
+    dtype = dtype_of(model)
 
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     args, kwargs = arguments_of(example)
-    values = tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
+
+
+def trace_flow(model: nn.Module, example: Example, training: bool = False) -> Flow:
+    """Follow the images of `example` through the network, computing only where it decides by their values."""
+    values, found = cast_arguments(model, example), Flow()
 
     def watch(twin: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> None:
         nonlocal found

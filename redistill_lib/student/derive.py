@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import warnings
 from collections import Counter
@@ -24,6 +23,7 @@ from redistill_lib.network.flow import (
     Run,
     Visit,
     arguments_of,
+    cast_arguments,
     times,
     trace_flow,
 )
@@ -72,9 +72,12 @@ def derive_student(
     """
     student, changes = restrided(model, factor, plan=plan, example=example, downsampler=downsampler)
     if changes:
-        args, kwargs = arguments_of(example)
-        with contextlib.suppress(Exception):  # a profile is not what was asked for
+        args, kwargs = cast_arguments(model, example)
+        try:
             ours, theirs = (profile_memory(network, *args, kwargs=kwargs) for network in (student, model))
+        except Exception as error:  # a profile is not what was asked for
+            warnings.warn(f"what this student saves could not be profiled: {error}", stacklevel=2)
+        else:
             if ours.peak_bytes >= theirs.peak_bytes:
                 warnings.warn(
                     f"this student saves no memory: it needs {format_size(ours.peak_bytes)} at {ours.peak_op.name}, "
