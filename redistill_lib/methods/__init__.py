@@ -17,6 +17,7 @@ from redistill_lib.methods.contrast import CRD
 from redistill_lib.methods.features import FitNet
 from redistill_lib.methods.logits import DKD, KD, MSE
 from redistill_lib.methods.red import RED, REDBlocks, Stage
+from redistill_lib.methods.transformers import DeiT, Locality
 
 __all__ = [
     "CRD",
@@ -26,7 +27,9 @@ __all__ = [
     "MSE",
     "RED",
     "Batch",
+    "DeiT",
     "FitNet",
+    "Locality",
     "Method",
     "REDBlocks",
     "Shape",
@@ -40,7 +43,7 @@ __all__ = [
 
 _MEMBERS = ("name", "reads", "alpha", "block", "criterion")
 
-METHODS: dict[str, type] = {m.name: m for m in (RED, REDBlocks, Stage, KD, DKD, MSE, FitNet, CRD)}
+METHODS: dict[str, type] = {m.name: m for m in (RED, REDBlocks, Stage, KD, DKD, MSE, FitNet, CRD, DeiT, Locality)}
 
 
 def make_method(name: str, **options: Any) -> Method:
