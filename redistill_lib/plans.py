@@ -48,7 +48,7 @@ class StridePlan:
         head, dash, plan = text.partition("-")
         if re.fullmatch(r"[A-Za-z]\w*", head) and re.fullmatch(r"[0-9]+-[0-9]+", plan):
             raise ValueError(f"{text!r} is a model name; its stride plan alone is {plan!r}.")
-        if not head or (not plan if dash else len(head) > 2):
+        if not head or (not plan if dash else not re.fullmatch("[0-9]{1,2}", head)):
             raise ValueError(f"Stride plan {text!r} lacks its stem or its stages: {form}.")
         if wrong := re.search("[^0-9]", head + plan):
             raise ValueError(f"Stride plan {text!r} contains {wrong[0]!r}, which is not a digit: {form}.")
