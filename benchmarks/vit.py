@@ -1,18 +1,20 @@
 """Tiny vision transformers taught by a CNN, several seeds, at equal epochs and at equal seconds.
 
-    python benchmarks/vit.py                        about an hour of one core; finished runs are reused
+    python benchmarks/vit.py                        about 75 minutes of one core; finished runs are reused
     python benchmarks/vit.py --data FOLDER          another data set, such as CIFAR-10 as parquet files
 
-Each seed trains its own teacher, and every student from it: one size and patch (the distillation token is DeiT's part
-of the method), one recipe. `student` learns from labels alone. The epoch is chosen on validation, test is read once.
+1. The weight of each method is chosen on validation, seed 0, from the candidates below; RED + KD takes both.
+2. Each seed trains its own teacher, and every student from it: one size, patch, recipe (DeiT's has a second token).
+   `student` learns from labels alone. The epoch is chosen on validation, test is read once.
 
-Equal epochs: each student gets `--epochs`. Equal seconds: each gets the seconds of the teacher and of that many epochs
-of the dearest student, where those that are taught pay for the teacher first. What an epoch costs is measured before
-anything is trained, in turn in one process (median over rounds), and kept beside the runs, so that a call that goes
-on trains the same lengths.
+Equal epochs: each student gets `--epochs`. Equal seconds: each gets the seconds of the teacher and of that many
+epochs of the dearest student; those that are taught pay for the teacher first. What an epoch costs is measured
+before anything is trained, in turn in one process (median over rounds), and kept beside the runs, so that a call
+that goes on trains the same lengths.
 
-One thread. Writes benchmarks/results/vit.csv (one row per run, renewed after each) and vit.png (needs Chrome or
-Chromium), and prints the table with its 95 % t-intervals, paired by seed.
+One thread. Writes benchmarks/results/vit.csv (one row per run, renewed after each), vit_choice.csv (the candidates),
+vit_epochs.png and vit_seconds.png (they need Chrome or Chromium), and prints the tables with their 95 % t-intervals,
+paired by seed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +42,13 @@ from redistill_lib.runs import Run
 TEACHER, WIDTH = "resnet18-1-21222", 0.25
 STUDENT, TOKEN = "vit_pico-8", "deit_pico-8"
 PATCH, DEPTH = 8, 6
-kd, red = KD(temperature=4.0), RED(alpha=5.0)
-ARMS: dict[str, list[Method]] = {
-    "student": [], "kd": [kd], "deit": [DeiT()], "locality": [Locality()], "red": [red], "red+kd": [red, kd],
-}  # fmt: skip
+ARMS = ("student", "kd", "deit", "locality", "red", "red+kd")
+CANDIDATES: dict[str, list[Method]] = {
+    "kd": [KD(temperature=4.0), KD(temperature=2.0), KD(temperature=4.0, alpha=3.0)],
+    "deit": [DeiT(), DeiT(alpha=3.0)],
+    "locality": [Locality(), Locality(alpha=2.5), Locality(alpha=25.0)],
+    "red": [RED(alpha=5.0), RED(alpha=15.0), RED(alpha=50.0)],
+}
 LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
 LESSON |= {"schedule": "cosine", "clip_norm": 1.0}
 RESULTS = Path(__file__).parent / "results"
@@ -75,14 +80,27 @@ class Setting:
         recipe = rd.Recipe(epochs=self.arguments.teacher_epochs)
         return rd.train_classifier(TEACHER, self.data, recipe, width=WIDTH, seed=seed, options=self.options)
 
-    def train(self, arm: str, seed: int, epochs: int) -> Run:
+    def train(self, arm: str, seed: int, epochs: int, methods: Sequence[Method]) -> Run:
         common: dict[str, Any] = {"recipe": rd.Recipe(epochs=epochs, **LESSON), "seed": seed, "options": self.options}
         if arm == "student":
             return rd.train_classifier(STUDENT, self.data, **common)
-        lesson = {"methods": ARMS[arm], "taps": taps(arm, self.data.image_size)}
+        lesson = {"methods": methods, "taps": taps(arm, self.data.image_size)}
         objective = rd.Objective(reduction="sum")
         teacher = self.teacher(seed)
         return rd.distill_classifier(network(arm), teacher, self.data, objective=objective, **lesson, **common)
+
+    def choose(self, name: str) -> dict[str, Method]:
+        """The candidate of each method that is best on validation."""
+        rows, best = [], {}
+        for arm, candidates in CANDIDATES.items():
+            tried = [self.train(arm, 0, self.arguments.epochs, [method]) for method in candidates]
+            reached = [run.metrics["validation_accuracy"] for run in tried]
+            best[arm] = candidates[reached.index(max(reached))]
+            told = zip(candidates, reached, strict=True)
+            rows += [{"role": arm, "method": repr(method), "validation_accuracy": value} for method, value in told]
+            pd.DataFrame(rows).to_csv(RESULTS / f"{name}_choice.csv", index=False)
+            print(f"chosen: {best[arm]} of {dict(zip(map(repr, candidates), reached, strict=True))}", flush=True)
+        return best
 
     def seconds(self) -> dict[str, float]:
         """What an epoch of each arm and of the teacher costs; as measured before, if it was."""
@@ -106,8 +124,7 @@ class Setting:
         teacher = rd.create_model(TEACHER, **shape, width=WIDTH)
         student = teacher if arm == "teacher" else rd.create_model(network(arm), **shape, **size)
         example = torch.zeros(2, self.data.in_channels, self.data.image_size, self.data.image_size)
-        methods = ARMS.get(arm, [])
-        if methods:
+        if methods := [CANDIDATES[part][0] for part in arm.split("+") if part in CANDIDATES]:
             chosen = taps(arm, self.data.image_size)
             if chosen is None:
                 reads_maps = any(method.reads == "maps" for method in methods)
@@ -142,7 +159,7 @@ def lengths(seconds: dict[str, float], epochs: int, teacher_epochs: int) -> dict
     budget = teacher + epochs * max(seconds[arm] for arm in ARMS)
     found = {("epochs", arm): epochs for arm in ARMS}
     for arm in ARMS:
-        left = budget - (teacher if ARMS[arm] else 0.0)
+        left = budget - (teacher if arm != "student" else 0.0)
         found["seconds", arm] = int(left / seconds[arm] + 1e-9)
     return found
 
@@ -152,7 +169,7 @@ def main() -> None:
     parser.add_argument("--data", default="cluttered")
     parser.add_argument("--train-size", type=int, default=6000, help="images to generate for cluttered")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--teacher-epochs", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=25, help="of the measurement of what an epoch costs")
     parser.add_argument("--runs", default="runs/vit")
@@ -172,17 +189,20 @@ def main() -> None:
             "parameters",
             "peak_bytes",
         )
-        spent = seconds[arm] * epochs + (seconds["teacher"] * arguments.teacher_epochs if ARMS.get(arm) else 0.0)
+        taught = seconds["teacher"] * arguments.teacher_epochs if arm in ARMS[1:] else 0.0
+        spent = seconds[arm] * epochs + taught
         told = {"budget": budget, "role": arm, "seed": seed, "epochs": epochs, "cpu_seconds": round(spent, 1)}
         rows.append(told | {column: run.metrics[column] for column in columns})
         pd.DataFrame(rows).to_csv(RESULTS / f"{name}.csv", index=False)
         print(f"{budget:<8} {arm:<9} seed {seed}, {epochs} epochs: {run.metrics['test_accuracy']:.3f}", flush=True)
 
+    chosen = setting.choose(name)
     plan = lengths(seconds, arguments.epochs, arguments.teacher_epochs)
     for seed in range(arguments.seeds):
         keep("teacher", "teacher", seed, arguments.teacher_epochs, setting.teacher(seed))
         for (budget, arm), epochs in plan.items():
-            keep(budget, arm, seed, epochs, setting.train(arm, seed, epochs))
+            methods = [chosen[part] for part in arm.split("+") if part in chosen]
+            keep(budget, arm, seed, epochs, setting.train(arm, seed, epochs, methods))
     report(pd.DataFrame(rows), name)
 
 
