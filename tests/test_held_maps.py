@@ -251,9 +251,7 @@ def test_tokens_without_a_grid_are_told_to_give_one() -> None:
         tap = Tap("blocks.0", "output", "body.1", "output", **given)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=message):
             Distillation(Vit(), Swin(2, 2, False), [tap], "red", example=X)
-    with pytest.raises(
-        ValueError, match=r"nearest .* 4×6 is 'body\.4\.mlp' with teacher_grid=\(4, 6\)"
-    ):
+    with pytest.raises(ValueError, match=r"nearest .* 4×6 is 'body\.4\.mlp' with teacher_grid=\(4, 6\)"):
         tap = Tap("blocks.0", "output", "body.4.mlp", "output", grid=(4, 6))
         Distillation(Vit(), Swin(2, 2, False), [tap], "red", example=X)
     for wrong in ((4,), (4, 6, 2, 2), (4, 0), "4×6", (4.0, 6)):
