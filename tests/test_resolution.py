@@ -133,8 +133,8 @@ def test_channels_last_and_tokens(slices: bool) -> None:
         ("mix", 16, (8, 8), (8, 8)), ("last", 16, (4, 4), None),
     ]  # fmt: skip
     [_, merging, deep] = found.steps
-    assert (merging.input, merging.output) == (None, MapRef("merge", "output")) if slices else True
-    assert (merging.channels_out, merging.last_out, merging.learns) == (16, True, True)
+    assert (merging.input, merging.output) == (MapRef("merge", "input"), MapRef("merge", "output"))
+    assert (merging.end("output"), merging.last_in, merging.learns) == ((merging.output, 16, (8, 8)), True, True)
     assert (deep.input, deep.output, deep.last_in, deep.last_out) == (
         MapRef("last", "input"), MapRef("last", "output"), False, False,
     )  # fmt: skip
