@@ -75,9 +75,9 @@ class Swin(nn.Module):
 class Patches(nn.Module):
     """A module around one layer, which gives tokens where the layer gives a map."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: int = 8) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(3, 12, 8, 8)
+        self.projection = nn.Conv2d(3, 12, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.projection(x).flatten(2).transpose(1, 2)
@@ -85,9 +85,9 @@ class Patches(nn.Module):
 
 
 class Vit(nn.Module):
-    def __init__(self, front: int = 1) -> None:
+    def __init__(self, front: int = 1, patch: int = 8) -> None:
         super().__init__()
-        self.patches, self.front = Patches(), nn.Parameter(torch.randn(1, front, 12))
+        self.patches, self.front = Patches(patch), nn.Parameter(torch.randn(1, front, 12))
         self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(12, 2, 24, 0.0, batch_first=True) for _ in range(2))
         self.head = nn.Linear(12, 5)
 
@@ -240,6 +240,12 @@ def test_a_vit_of_a_cnn_is_tapped_at_the_map_of_its_patches() -> None:
     losses = d(X, targets=Y)[1]
     losses["red/patches.projection.output"].backward()
     assert student.get_parameter("patches.projection.layer.weight").grad.abs().sum() > 0
+
+
+def test_the_papers_tap_of_a_vit() -> None:
+    """DeiT with patches of 16 learns from the map of MobileNetV2 that has as many pixels."""
+    [tap] = match_taps(Vit(patch=16), rd.create_model("mobilenetv2-1-1222121", width=0.25), torch.zeros(1, 3, 64, 64))
+    assert tap == Tap("patches.projection", "output", "features.14.conv.3", "output", channels=12)
 
 
 def test_the_blocks_of_maps_with_channels_last_take_any_size() -> None:
