@@ -355,7 +355,7 @@ class Distillation(nn.Module):
     def settings(self) -> dict[str, Any]:
         """For a run's record: the terms with all their options, and how they add up."""
         terms = [
-            {"at": t.name, "from": str(t.tap.source), "method": t.method.name, **asdict(t.method)}
+            {"at": t.name, "from": str(t.tap.source), "method": t.method.name, **asdict(t.method), **t.tap.held}
             for t in sorted(self.terms, key=lambda term: term.method.name)  # in tap order, as blocks are drawn
         ]
         several = len({term.method.name for term in self.terms}) > 1  # of one method, sum and mean are the same
