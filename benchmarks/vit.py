@@ -49,7 +49,7 @@ CANDIDATES: dict[str, list[Method]] = {
     "locality": [Locality(), Locality(alpha=2.5), Locality(alpha=25.0)],
     "red": [RED(alpha=5.0), RED(alpha=15.0), RED(alpha=50.0)],
 }
-LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
+LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
 LESSON |= {"schedule": "cosine", "clip_norm": 1.0}
 RESULTS = Path(__file__).parent / "results"
 

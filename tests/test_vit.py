@@ -121,7 +121,8 @@ def test_a_plain_derivation() -> None:
 
 def test_initial_values() -> None:
     model = rd.create_model("deit_tiny-16")
-    assert model.blocks[3].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for layer, inputs, outputs in ((model.blocks[3].mlp.fc1, 192, 768), (model.blocks[0].attn.qkv, 192, 576)):
+        assert layer.weight.std().item() == pytest.approx((2 / (inputs + outputs)) ** 0.5, rel=0.02)  # Xavier's
     assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02) and model.dist_token.std() > 0.015
     assert not model.blocks[0].attn.qkv.bias.any() and not model.head.bias.any()
 

@@ -140,12 +140,16 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.head = nn.Linear(channels, num_classes)
         self.head_dist = nn.Linear(channels, num_classes) if distilled else None
-        for tensor in (self.cls_token, self.dist_token, self.pos_embed):
-            if tensor is not None:
-                nn.init.trunc_normal_(tensor, std=0.02)
-        for module in self.modules():
+        for tensor in self.parameters(recurse=False):
+            nn.init.trunc_normal_(tensor, std=0.02)
+        for head in (self.head, self.head_dist):
+            if head is not None:
+                nn.init.trunc_normal_(head.weight, std=0.02)
+                nn.init.zeros_(head.bias)
+        for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                # DeiT's 0.02 suits its widths; with 64 channels such blocks hardly learn.
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor | dict[str, Tensor]:
