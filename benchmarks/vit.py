@@ -1,7 +1,7 @@
 """Tiny vision transformers taught by a CNN, several seeds, at equal epochs and at equal seconds.
 
     python benchmarks/vit.py                        about 75 minutes of one core; finished runs are reused
-    python benchmarks/vit.py --data FOLDER          another data set, such as CIFAR-10 as parquet files
+    python benchmarks/vit.py --data FOLDER          another data set, such as CIFAR-10 in parquet files
 
 1. The weight of each method is chosen on validation, seed 0, from the candidates below; RED + KD takes both.
 2. Each seed trains its own teacher, and every student from it: one size, patch, recipe (DeiT's has a second token).
@@ -72,8 +72,9 @@ class Setting:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments = arguments
-        sizes = {"train_size": arguments.train_size} if arguments.data == "cluttered" else {}
-        self.data = rd.load_data(arguments.data, **sizes)
+        size = "train_size" if arguments.data == "cluttered" else "limit"
+        options: dict[str, Any] = {size: arguments.train_size}
+        self.data = rd.load_data(arguments.data, **options)
         self.options = rd.RunOptions(arguments.runs, cpu=True, progress=False)
 
     def teacher(self, seed: int) -> Run:
@@ -167,7 +168,7 @@ def lengths(seconds: dict[str, float], epochs: int, teacher_epochs: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cluttered")
-    parser.add_argument("--train-size", type=int, default=6000, help="images to generate for cluttered")
+    parser.add_argument("--train-size", type=int, default=6000, help="images to train on")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--teacher-epochs", type=int, default=12)

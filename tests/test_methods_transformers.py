@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,35 @@ def test_locality_guides_the_student_alone() -> None:
     assert all(p.grad.any() for p in distillation.criteria.parameters())
     assert all(p.grad is None for p in teacher.parameters())
     assert not any("project" in name for name, _ in distillation.graduate().named_modules())
+
+
+def test_locality_guides_tokens_inside() -> None:
+    """The first, middle and last block by a CNN's last three stages, of which only one has as many places."""
+    student, teacher = pair("deit_pico-8")
+    blocks = zip((0, 3, 5), ("layer2", "layer3", "layer4"), strict=True)
+    taps = [rd.Tap(f"blocks.{block}", "output", layer, "output", grid=(4, 4)) for block, layer in blocks]
+    distillation = rd.Distillation(student, teacher, taps, methods="locality", example=IMAGES)
+    losses = distillation(IMAGES)[1]
+    (tokens,) = rd.record_maps(student, [("blocks.3", "output")], IMAGES).values()
+    (maps,) = rd.record_maps(teacher, [("layer3", "output")], IMAGES).values()
+    assert tokens.shape == (2, 2 + 16, 64) and maps.shape[2:] == (2, 2)  # two tokens in front
+    expected = distillation.criteria[1](tokens[:, 2:].mT.unflatten(2, (4, 4)), maps, Batch(()))
+    torch.testing.assert_close(losses["locality/blocks.3.output"], expected)
+
+
+@pytest.mark.parametrize("methods", ["deit", "red+kd", "locality"])
+def test_a_training_of_one_epoch(methods: str, tmp_path: Path) -> None:
+    data = rd.load_data("digits", limit=40)
+    recipe, options = rd.Recipe(epochs=1, batch_size=20, optimizer="adamw"), rd.RunOptions(tmp_path, progress=False)
+    name, teacher = ("deit_pico-8" if methods == "deit" else "vit_pico-8"), pair()[1]
+    taps = [rd.Tap("blocks.2", "output", "layer3", "output", grid=(4, 4))] if methods == "locality" else None
+    run = rd.distill_classifier(name, teacher, data, recipe, methods=methods, taps=taps, options=options)
+    assert run.params["model"] == {"name": name, "num_classes": 10, "in_channels": 1, "width": 1.0, "image_size": 32}
+    assert {term["method"] for term in run.params["terms"]} == set(methods.split("+"))
+    model = rd.load_model(run)
+    images, labels = data.test.head(40)
+    with torch.no_grad():
+        right = (model(rd.to_float(images)).argmax(1) == labels).float().mean().item()
+    assert run.metrics["test_accuracy"] == pytest.approx(right)
+    with pytest.raises(ValueError, match=r"images of 32×32 cannot be cut into patches of 5"):
+        rd.train_classifier("vit_pico-5", data, recipe, options=options)
