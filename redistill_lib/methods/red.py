@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from redistill_lib.checks import whole
-from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, option, spatial_mean
+from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, check_pattern, option, spatial_mean
 from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_maps
 
 
@@ -65,3 +65,24 @@ class Stage(RED):
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         return DISTANCES[self.distance](spatial_mean(student), spatial_mean(teacher))
+
+
+@dataclass(frozen=True)
+class REDLoss(Weighted):
+    """RED's loss without its block, on the student's own map: what the loss alone does. Options as RED's.
+
+    >>> REDLoss().block((8, 4, 4)) is None
+    True
+    """
+
+    name = "red-loss"
+    distance: str = option("cosine", check_distance)
+    alpha: float = 50.0
+
+    def check(self, student: Shape, teacher: Shape) -> None:
+        check_maps(self.name, "C×H×W", student, teacher)
+        if self.distance == "cosine":
+            check_pattern(self.name, student[1:])
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return alignment_loss(student, teacher, self.distance)
