@@ -321,6 +321,12 @@ def test_maps_of_one_pixel_have_no_pattern(method: Method) -> None:
             method.criterion((2, 4, 4), (6, 1, 1), samples=0)
 
 
+def test_a_factor_of_one_value_has_no_direction() -> None:
+    with pytest.raises(ValueError, match="ft compares the directions of factors, and one value has none; raise rate"):
+        FT().criterion((2, 1, 1), (2, 1, 1), samples=0)
+    assert loss(FT(), STUDENT[:, :, :1, :1], TEACHER[:, :, :1, :1]) > 0  # of three values
+
+
 def test_vectors_where_the_papers_take_them() -> None:
     student, teacher = STUDENT.mean((2, 3)), TEACHER.mean((2, 3))
     assert loss(VID(), student, teacher).isfinite()

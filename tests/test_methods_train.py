@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from trainings import Stop, distill, equal, recipe_of, train, weights
+from trainings import quick_looks as quick_looks
 
 import redistill_lib as rd
 from redistill_lib.distill import Distillation, Objective, Tap
@@ -92,3 +97,18 @@ def test_methods_add_up(pair: Pair) -> None:
     assert len(alphas) == 3 + 3 * len(taps)  # reviewkd is one term for all taps
     expected = sum(alpha * losses[name] for name, alpha in alphas.items()) / len(alphas)
     torch.testing.assert_close(losses["distill"], expected)
+
+
+def test_a_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Projectors, their batch norms and memories come back to the bit, and none stays in the student."""
+    teacher = train("classifier", tmp_path)
+    given: dict[str, Any] = {"methods": "reviewkd+ft+srd+vid", "recipe": recipe_of("classifier", epochs=2)}
+    given["recipe"] = replace(given["recipe"], learning_rate=1e-3)
+    whole = distill("classifier", tmp_path / "whole", teacher, **given)
+    with pytest.raises(KeyboardInterrupt):
+        distill("classifier", tmp_path / "cut", teacher, on_log=Stop(1), **given)
+    again = distill("classifier", tmp_path / "cut", teacher, **given)
+    assert equal(whole, again) and whole.params["methods"] == "ft+reviewkd+srd+vid"
+    assert [term["at"].partition("/")[0] for term in whole.params["terms"]][-1] == "vid"
+    assert {"train_reviewkd", "train_ft/conv1.output"} <= set(whole.history())
+    assert not any("criteria" in key for key in weights(whole))

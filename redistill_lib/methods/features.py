@@ -197,9 +197,16 @@ class FT(SameSize):
     reconstruction: float = 0.005
     alpha: float = 200.0
 
+    def check(self, student: Shape, teacher: Shape) -> None:
+        super().check(student, teacher)
+        if {self._channels(teacher), *student[1:]} == {1}:
+            raise ValueError(f"{self.name} compares the directions of factors, and one value has none; raise rate")
+
+    def _channels(self, teacher: Shape) -> int:
+        return max(1, round(teacher[0] * self.rate))
+
     def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
-        given, size = teacher[0], teacher[1:]
-        factor = max(1, round(given * self.rate))
+        given, size, factor = teacher[0], teacher[1:], self._channels(teacher)
         return {
             "paraphraser": _chain(teacher, given, factor, factor),
             "restorer": _chain((factor, *size), factor, given, given),
@@ -237,7 +244,8 @@ class AB(SameSize):
 
     Tap the teacher before its activation; behind a ReLU, 0 counts as inactive. The paper trains with this alone first
     and distils afterwards; here it is one loss among others throughout. Needs equal height × width. Source: Heo et
-    al., arXiv 1811.03233, section 3; margin 1, the factor 3/1000 and weight 1 as in their code and RepDistiller.
+    al., arXiv 1811.03233, section 3; margin 1, the factor 3/1000 and weight 1 as in their code and RepDistiller,
+    which halves it for each earlier tap; here taps count alike.
 
     >>> AB().criterion((8, 4, 4), (16, 4, 4), samples=0).parts.connect[0].weight.shape
     torch.Size([16, 8, 1, 1])
