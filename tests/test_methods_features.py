@@ -166,7 +166,7 @@ def test_ft_teaches_the_paraphraser_by_restoring_alone() -> None:
             sum(p.grad.abs().sum().item() for p in parts[name].parameters() if p.grad is not None)
             for name in ("paraphraser", "restorer", "translator")
         ]
-    assert grads[0.0][:2] == [0, 0] and min(grads[1.0]) > 0
+    assert grads[0.0][:2] == [0, 0] and min(grads[1.0]) > 1e-3
     assert grads[0.0][2] == pytest.approx(grads[1.0][2])  # which restoring does not reach
 
 

@@ -179,3 +179,22 @@ def test_what_is_not_one_answer_for_each_image_is_refused(method: Method, shape:
         ValueError, match=rf"{method.name} needs equal shapes, not \(3,\) .* \(4,\) .*; train both on"
     ):
         method.criterion((3,), (4,), samples=0)
+
+
+WEIGHTS = {
+    "dist": "inter intra",
+    "dkd": "target others",
+    "rkd": "distance angle",
+    "mlld": "instances batches classes",
+}
+
+
+@pytest.mark.parametrize(("name", "weights"), list(WEIGHTS.items()))
+def test_a_loss_whose_parts_all_weigh_0_is_refused(name: str, weights: str) -> None:
+    names = weights.split()
+    with pytest.raises(ValueError, match=f"{name} would always be 0: {' and '.join(names)} are 0; leave one above"):
+        make_method(name, **dict.fromkeys(names, 0))
+    assert make_method(name, **dict.fromkeys(names[:-1], 0))
+    for wrong in (-1.0, float("nan"), "1"):
+        with pytest.raises(ValueError, match=f"{names[0]}={wrong!r} is not a number from 0 up"):
+            make_method(name, **{names[0]: wrong})

@@ -322,9 +322,9 @@ class Distillation(nn.Module):
 
     def _compare(self, term: Term, criterion: nn.Module, x: Any, other: Any, batch: Batch) -> Tensor:
         """A term's loss, in the precision of its criterion's parameters, or else at least in single precision."""
-        first, *rest = x if term.joint else (x,)
-        carried = all(each.requires_grad for each in (first, *rest))
-        if self.training and torch.is_grad_enabled() and not carried:
+        maps = x if term.joint else (x,)
+        first = maps[0]
+        if self.training and torch.is_grad_enabled() and not all(each.requires_grad for each in maps):
             raise RuntimeError(
                 f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
                 "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
@@ -332,7 +332,7 @@ class Distillation(nn.Module):
         own = next(criterion.parameters(), None)
         dtype = torch.promote_types(first.dtype, torch.float32) if own is None else own.dtype
         told = self._explained(term, batch.inputs, shapes_of(x), shapes_of(other))
-        x, other = (tuple(m.to(dtype) for m in maps) if term.joint else maps.to(dtype) for maps in (x, other))
+        x, other = (tuple(m.to(dtype) for m in each) if term.joint else each.to(dtype) for each in (x, other))
         with told, torch.autocast(first.device.type, enabled=False):
             loss = check_loss(term.method.name, criterion(x, other, batch))
         if self.training and torch.is_grad_enabled() and not loss.requires_grad:
@@ -355,10 +355,11 @@ class Distillation(nn.Module):
         terms = []
         for t in sorted(self.terms, key=lambda term: term.method.name):  # in tap order, as blocks are drawn
             sources = ", ".join(str(tap.source) for tap in t.taps)
-            record = {"at": t.name, "from": sources, "method": t.method.name, **asdict(t.method)}
-            record |= {"taps": [tap.name for tap in t.taps]} if t.more else {}
-            record |= {"resized": resized[t.name]} if resized.get(t.name) else {}
-            terms.append(record)
+            terms.append({"at": t.name, "from": sources, "method": t.method.name, **asdict(t.method)})
+            if t.more:
+                terms[-1]["taps"] = [tap.name for tap in t.taps]
+            if resized.get(t.name):
+                terms[-1]["resized"] = resized[t.name]
         several = len({term.method.name for term in self.terms}) > 1  # of one method, sum and mean are the same
         reduction = self.objective.reduction if several else "mean"
         return {"terms": terms, "distill_weight": self.objective.distill_weight, "reduction": reduction}

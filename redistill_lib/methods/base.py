@@ -88,6 +88,16 @@ def option(default: Any, check: Callable[[str, Any], object]) -> Any:
     return field(default=default, metadata={"check": check})
 
 
+def weight(default: float) -> Any:
+    """A method's field that weighs a part of its loss: from 0 up, and not 0 for all parts."""
+    return field(default=default, metadata={"check": from_zero, "weight": True})
+
+
+def from_zero(label: str, value: Any) -> None:
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{label}={value!r} is not a number from 0 up.")
+
+
 def above_zero(label: str, value: Any) -> None:
     check_above_zero(**{label: value})
 
@@ -127,6 +137,9 @@ class Weighted:
         for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             if "check" in each.metadata:
                 each.metadata["check"](each.name, getattr(self, each.name))
+        weights = [each.name for each in fields(self) if "weight" in each.metadata]  # type: ignore[arg-type]
+        if weights and not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{self.name} would always be 0: {' and '.join(weights)} are 0; leave one above")
         with suppress(NameError):  # annotated with names that only its author's scope knows
             check_fields(self)  # which makes 1 and 1.0 one weight, and so one run
 

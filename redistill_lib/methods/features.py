@@ -21,6 +21,7 @@ from redistill_lib.methods.base import (
     check_pattern,
     check_same_size,
     convolution,
+    from_zero,
     option,
     spatial_mean,
     unit,
@@ -168,9 +169,8 @@ class Gaussian(nn.Module):
         layers = [convolution(shape, channels, bias=False) for shape in (student, inner, inner)]
         self.mean = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
         start = max(variance - self.least, self.least)
-        self.scale = nn.Parameter(
-            torch.full((channels,), start + math.log(-math.expm1(-start)))
-        )  # softplus backwards
+        inverse = start + math.log(-math.expm1(-start))  # of softplus
+        self.scale = nn.Parameter(torch.full((channels,), inverse))
 
     def forward(self, student: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.mean(student)
@@ -194,7 +194,7 @@ class FT(SameSize):
 
     name = "ft"
     rate: float = option(0.5, above_zero)
-    reconstruction: float = 0.005
+    reconstruction: float = option(0.005, from_zero)
     alpha: float = 200.0
 
     def check(self, student: Shape, teacher: Shape) -> None:

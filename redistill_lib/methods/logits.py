@@ -18,6 +18,7 @@ from redistill_lib.methods.base import (
     class_probabilities,
     option,
     unit,
+    weight,
 )
 
 
@@ -96,8 +97,8 @@ class DKD(KD):
 
     name = "dkd"
     temperature: float = option(4.0, above_zero)
-    target: float = 1.0
-    others: float = 8.0
+    target: float = weight(1.0)
+    others: float = weight(8.0)
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         shares = class_probabilities(batch, student, self.name)
@@ -131,8 +132,8 @@ class DIST(Weighted):
     name, reads = "dist", "outputs"
     least_images = 2
     temperature: float = option(1.0, above_zero)
-    inter: float = 2.0
-    intra: float = 2.0
+    inter: float = weight(2.0)
+    intra: float = weight(2.0)
     alpha: float = 1.0
 
     def check(self, student: Shape, teacher: Shape) -> None:
@@ -179,9 +180,9 @@ class MLLD(Weighted):
 
     name, reads = "mlld", "outputs"
     temperatures: tuple[float, ...] = option((2.0, 3.0, 4.0, 5.0, 6.0), _temperatures)
-    instances: float = 1.0
-    batches: float = 1.0
-    classes: float = 1.0
+    instances: float = weight(1.0)
+    batches: float = weight(1.0)
+    classes: float = weight(1.0)
     alpha: float = 1.0
 
     def __post_init__(self) -> None:

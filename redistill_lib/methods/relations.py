@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redistill_lib.checks import whole
-from redistill_lib.methods.base import Batch, Shape, Weighted, above_zero, check_kind, option, spatial_mean, unit
+from redistill_lib.methods.base import (
+    Batch,
+    Shape,
+    Weighted,
+    above_zero,
+    check_kind,
+    option,
+    spatial_mean,
+    unit,
+    weight,
+)
 
 _EPS = 1e-7
 
@@ -97,8 +107,8 @@ class RKD(Embedded):
 
     name = "rkd"
     least_images = 3
-    distance: float = 25.0
-    angle: float = 50.0
+    distance: float = weight(25.0)
+    angle: float = weight(50.0)
     alpha: float = 1.0
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
