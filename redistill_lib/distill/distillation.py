@@ -29,7 +29,8 @@ from redistill_lib.network import (
     run_and_read,
 )
 from redistill_lib.network.fakes import copy_network
-from redistill_lib.red import Side, insert_blocks, inserted_blocks, make_in_place
+from redistill_lib.network.flow import times
+from redistill_lib.red import GridBlock, Side, as_map, fold_blocks, insert_blocks, inserted_blocks, make_in_place
 
 Inputs = tuple[Tensor, ...]
 
@@ -87,7 +88,7 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     terms = []
     for tap in taps:
         if control and isinstance(tap.method, RED) and tap.method.name == RED.name:
-            terms.append(Term(tap, REDBlocks(kernel_size=tap.method.kernel_size)))
+            terms.append(Term(tap, REDBlocks(**tap.method.form)))
         elif tap.method is not None:
             terms.append(Term(tap, tap.method))
         elif at_taps:
@@ -208,21 +209,28 @@ class Distillation(nn.Module):
             ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
         with asking(inputs, "teacher"):
             theirs = self.teacher_maps(Batch(inputs))
-        return {k: tuple(x.shape[1:]) for k, x in ours.items()}, {k: tuple(x.shape[1:]) for k, x in theirs.items()}
+        found: tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]] = {}, {}
+        for term in self.terms:
+            tap = term.tap
+            with self._explained(term):
+                found[0][tap.place] = tuple(as_map(ours[tap.place], tap.grid).shape[1:])
+                if term.source in theirs:
+                    found[1][term.source] = tuple(as_map(theirs[term.source], tap.teacher_grid).shape[1:])
+        return found
 
     def _build_blocks(self, shapes: dict[MapRef, Shape], like: Tensor) -> None:
         built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
         new: list[tuple[str, Side, nn.Module]] = []
         for term in self.terms:
             tap, method = term.tap, term.method
-            shape = shapes.get(tap.place) or (() if tap.channels is None else (tap.channels,))
+            shape = shapes.get(tap.place, ())
             if shape and tap.channels not in (None, shape[0]):
                 raise ValueError(
                     f"tap {tap.name} is set up for {tap.channels} channels, but the student's map there is {shape}; "
                     f"set its channels (cs) to {shape[0]}"
                 )
             try:
-                block = method.block(shape)
+                block = tap.block(method, shape)
             except IndexError:
                 raise ValueError(f"tap {tap.name} lacks the student's channels: give channels= or example=") from None
             if block is None:
@@ -231,9 +239,10 @@ class Distillation(nn.Module):
                 raise TypeError(f"{method.name}.block returns a {type(block).__name__}, not an nn.Module or None")
             if not tap.layer:
                 raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
-            if tap.place in shapes:
-                with evaluating(block):
-                    made = tuple(block(torch.zeros(1, *shape)).shape[1:])
+            if shape:
+                inner = block.block if isinstance(block, GridBlock) else block
+                with evaluating(inner):
+                    made = tuple(inner(torch.zeros(1, *shape)).shape[1:])
                 if made != shape:
                     raise ValueError(f"{method.name}'s block makes {made} of {shape}; a block keeps the map's shape")
             if tap.place not in built:
@@ -244,7 +253,9 @@ class Distillation(nn.Module):
         insert_blocks(self.student, new)
 
     @contextmanager
-    def _explained(self, term: Term, inputs: Inputs | None, shape: Shape, other: Shape) -> Iterator[None]:
+    def _explained(
+        self, term: Term, inputs: Inputs | None = None, shape: Shape = (), other: Shape = ()
+    ) -> Iterator[None]:
         """Errors of a term name its tap and, of maps of unequal size, the nearest teacher layer that would fit."""
         try:
             yield
@@ -252,15 +263,16 @@ class Distillation(nn.Module):
             tap, near = term.tap, ""
             if not tap.layer:
                 raise
-            if inputs and len(shape) == 3 and shape[1:] != other[1:]:
-                sizes = {path: out[-2:] for path, _, out in map_shapes(self.teachers[tap.teacher].network, *inputs)}
-                order = {path: k for k, path in enumerate(sizes)}
-                fits = [path for path, size in sizes.items() if size == shape[1:]]
-                fits.sort(key=lambda path: abs(order[path] - order.get(tap.teacher_layer, 0)))
-                wanted = f"{shape[1]}×{shape[2]}"
+            if inputs and len(shape) > 2 and shape[1:] != other[1:]:
+                maps = map_shapes(self.teachers[tap.teacher].network, *inputs)
+                order = {found.layer: k for k, found in enumerate(maps)}
+                fits = [found for found in maps if found.sides == shape[1:]]
+                fits.sort(key=lambda found: abs(order[found.layer] - order.get(tap.teacher_layer, 0)))
+                wanted = times(shape[1:])
                 near = f"; no teacher layer gives {wanted}"
                 if fits:
-                    near = f"; the nearest teacher layer whose output is {wanted} is {fits[0]!r}"
+                    near = f"; the nearest teacher layer whose output is {wanted} is {fits[0].layer!r}"
+                    near += f" with teacher_grid={fits[0].grid}" if fits[0].grid else ""
             raise ValueError(f"tap {tap.name} ← {tap.source}: {error}{near}") from None
 
     def forward(
@@ -304,6 +316,8 @@ class Distillation(nn.Module):
                 f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
                 "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
             )
+        with self._explained(term):
+            x, other = term.tap.maps(x, other)
         own = next(criterion.parameters(), None)
         dtype = torch.promote_types(x.dtype, torch.float32) if own is None else own.dtype
         told = self._explained(term, batch.inputs, x.shape[1:], other.shape[1:])
@@ -333,18 +347,24 @@ class Distillation(nn.Module):
         reduction = self.objective.reduction if several else "mean"
         return {"terms": terms, "distill_weight": self.objective.distill_weight, "reduction": reduction}
 
-    def graduate(self, *, in_place: bool = False, example: Tensor | Inputs | None = None) -> nn.Module:
+    def graduate(
+        self, *, in_place: bool = False, folded: bool = False, example: Tensor | Inputs | None = None
+    ) -> nn.Module:
         """The student as a plain module: a copy with its blocks, without teachers and criteria.
+
+        With ``folded=True`` it is for inference only (in eval mode, frozen), the batch norms of its blocks folded
+        into their convolutions: it answers the same up to rounding.
 
         With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
         maps (`red.InPlaceRedBlock`), except where the pass of `example`, a batch or tuple of inputs, shows that
         something else reads the map: `red.make_in_place` says which and why. Raises ValueError where none can.
         """
         if not in_place:
-            return copy_network(self.student)
+            return fold_blocks(copy_network(self.student)) if folded else copy_network(self.student)
         if example is None:
             raise ValueError("graduate(in_place=True) needs example=, a batch that shows who reads a map")
-        return make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
+        model = make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
+        return fold_blocks(model) if folded else model  # those that stayed plain
 
     def extra_repr(self) -> str:
         return "\n".join(f"{t.method.alpha:g} · {t.name} ← {t.tap.teacher_layer or 'outputs'}" for t in self.terms)
