@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from redistill_lib.memory.splice import find_spot, map_at, put_in
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.methods import RED
 from redistill_lib.network import MapRef, asking, find_layer
-from redistill_lib.red import RedBlock
+from redistill_lib.red import GridBlock, InPlaceRedBlock, RedBlock, as_map, describe_block, restore_place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +145,7 @@ def tap_costs(
         for label, some in [*parts.items(), ("all", chosen)]:
             published, in_place = with_blocks(passed, some).costs(student, dtype)
             at = find_spot(passed, *some[0].place) if label != "all" else None
-            shape = tuple(map_at(passed, at).shape[1:]) if at else ()
+            shape = tuple(as_map(map_at(passed, at), some[0].grid).shape[1:]) if at else ()
             rows.append(TapCost(name, label, shape, published, in_place, excess(own, published)))
     return TapCosts(own, theirs, tuple(rows))
 
@@ -177,19 +178,28 @@ def with_blocks(passed: Trace, taps: Sequence[Tap]) -> Blocked:
         place = tap.place
         spot = find_spot(found.published, *place)
         x = map_at(found.published, spot)
+        try:
+            shape = tuple(as_map(x, tap.grid).shape)
+        except ValueError as error:
+            raise ValueError(f"tap {tap.name}: {error}") from None
+        if len(shape) < 4:
+            raise ValueError(f"{place} is {tuple(x.shape)}, not a B×C×H×W map; of tokens give the tap their grid=")
         with torch.device("meta"):
-            block = (tap.method or RED()).block(tuple(x.shape[1:]))
+            block = tap.block(tap.method or RED(), shape[1:])
         if block is None or place in placed:
             continue
         placed.add(place)
         alone = _block_trace(block, x)
-        if [s.shape for s in alone.storages if s.output] != [x.shape]:
+        if [math.prod(s.shape) for s in alone.storages if s.output] != [x.numel()]:
             raise ValueError(f"the block on {place} changes the shape of its map; a block keeps it")
         published = put_in(found.published, spot, alone)
         sizes = {name: weight.numel() for name, weight in block.named_parameters()}
         parameters, spot, slab = sum(sizes.values()), find_spot(found.in_place, *place), 0
-        if type(block) is RedBlock and spot.free:
-            slab = 3 * max(1, x.shape[2] // 16) + block.kernel_size - 1  # rows that InPlaceRedBlock holds
+        # Behind tokens in front the map is put together anew.
+        whole = x.numel() == math.prod(shape)
+        inner = block.block if isinstance(block, GridBlock) and whole else block
+        if type(inner) is RedBlock and inner.axes == 2 and spot.free:
+            slab = InPlaceRedBlock.held_rows(inner, shape[2])
             sizes = {name: size for name, size in sizes.items() if ".0." in name}  # norms are folded
         in_place = put_in(found.in_place, spot, _block_trace(block, x, slab))
         found = Blocked(published, in_place, found.parameters + parameters, found.folded + sum(sizes.values()))
@@ -208,18 +218,26 @@ class _Slab(nn.Module):
 
 
 def _block_trace(block: nn.Module, x: Tensor, slab: int = 0) -> Trace:
-    if type(block) is RedBlock:  # its class and two numbers say all
-        return _red_trace(block.channels, block.kernel_size, tuple(x.shape), x.stride(), x.dtype, slab)
+    record = describe_block(block)
+    if record is not None:  # it says all
+        told = tuple((name, tuple(value) if name == "grid" else value) for name, value in record.items())
+        return _red_trace(told, tuple(x.shape), x.stride(), x.dtype, slab)
     return trace(block.to(x.dtype), x)
 
 
 @functools.lru_cache(maxsize=1000)
 def _red_trace(
-    channels: int, kernel_size: int, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, slab: int
+    record: tuple[tuple[str, Any], ...],
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    dtype: torch.dtype,
+    slab: int,
 ) -> Trace:
     with torch.device("meta"):
-        block = _Slab(slab) if slab else RedBlock(channels, kernel_size).to(dtype)
-        return trace(block, torch.empty_strided(shape, stride, dtype=dtype))
+        _, _, block = restore_place({"layer": "", "side": "output", **dict(record)})
+        if slab:
+            block = GridBlock(_Slab(slab), block.grid) if isinstance(block, GridBlock) else _Slab(slab)
+        return trace(block.to(dtype), torch.empty_strided(shape, stride, dtype=dtype))
 
 
 def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor, ...]) -> None:

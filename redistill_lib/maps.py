@@ -18,7 +18,8 @@ from redistill_lib.checks import whole
 from redistill_lib.data.augment import to_float
 from redistill_lib.distill import Tap
 from redistill_lib.network import MapRef, find_layer, map_shapes, record_maps
-from redistill_lib.red import alignment_loss, inserted_blocks, original_paths
+from redistill_lib.network.flow import Extent
+from redistill_lib.red import alignment_loss, as_map, inserted_blocks, original_paths
 from redistill_lib.results import interval
 
 _BATCH = 64
@@ -35,10 +36,10 @@ def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ..
     """
     paths, found = original_paths(model), {}
     blocks = {inner for _, _, block in inserted_blocks(model) for inner in block.modules()}
-    for path, _, shape in map_shapes(model, *_batch(model, image[None])):
-        module = model.get_submodule(path)
-        if module not in blocks and _worth_seeing(module) and math.prod(shape[2:]) > 1:
-            found[paths[id(module)]] = tuple(shape[1:])
+    for layer, channels, sides, grid in map_shapes(model, *_batch(model, image[None])):
+        module = model.get_submodule(layer)
+        if module not in blocks and _worth_seeing(module, grid is not None) and math.prod(sides) > 1:
+            found[paths[id(module)]] = (channels, *sides)
     return list(found.items())
 
 
@@ -51,7 +52,10 @@ def first_block(names: Sequence[str]) -> str:
     return next((name for name in names if any(other.startswith(f"{name}.") for other in names)), names[0])
 
 
-def _worth_seeing(module: nn.Module) -> bool:
+def _worth_seeing(module: nn.Module, last: bool) -> bool:
+    """Of a transformer, where channels come last, the blocks."""
+    if last and next(module.children(), None):
+        return True
     kinds = {type(m).__name__ for m in module.modules() if not next(m.children(), None)}
     return any(("Conv" in kind or "Pool" in kind) and "Adaptive" not in kind for kind in kinds)
 
@@ -126,10 +130,9 @@ def compare_maps(
     >>> compare_maps(net(2, 2), net(4, 1), Tap("0", "output", "0", "output"), image).resized
     True
     """
-    if image.ndim != 3:
-        raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
-    [ours] = _read(student, [tap.place], *(inputs or _batch(student, image[None])))
-    [theirs] = _read(teacher, [tap.source], *(inputs or _batch(teacher, image[None])))
+    _check_one(image)
+    [ours] = _read(student, [(tap.place, tap.grid)], *(inputs or _batch(student, image[None])))
+    [theirs] = _read(teacher, [(tap.source, tap.teacher_grid)], *(inputs or _batch(teacher, image[None])))
     return MapComparison(
         image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
@@ -145,14 +148,28 @@ def compare_maps(
     )
 
 
-def compare_layer(teacher: nn.Module, student: nn.Module, layer: str, *args: Any, **options: Any) -> MapComparison:
+def compare_layer(
+    teacher: nn.Module, student: nn.Module, layer: str, image: Tensor, *args: Any, **options: Any
+) -> MapComparison:
     """`compare_maps` of the same layer's output in both networks, usually of two sizes; other arguments as there.
 
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(1, 4, 3, a, 1), nn.Conv2d(4, 4, 3, b, 1))
     >>> compare_layer(net(2, 2), net(4, 1), "0", torch.zeros(1, 16, 16, dtype=torch.uint8)).student.shape
     (4, 4)
     """
-    return compare_maps(teacher, student, Tap(layer, "output", layer, "output"), *args, **options)
+    return compare_maps(teacher, student, shared_tap(teacher, student, layer, image), image, *args, **options)
+
+
+def shared_tap(teacher: nn.Module, student: nn.Module, layer: str, image: Tensor) -> Tap:
+    """The same layer's output in both networks, whichever way they hold its map."""
+    _check_one(image)
+    grids = []
+    for model in (student, teacher):
+        paths = original_paths(model)
+        maps = map_shapes(model, *_batch(model, image[None]))
+        found = {paths[id(model.get_submodule(each.layer))]: each.grid for each in maps}
+        grids.append(found.get(layer))
+    return Tap(layer, "output", layer, "output", grid=grids[0], teacher_grid=grids[1])
 
 
 def compare_denoisers(
@@ -198,9 +215,9 @@ def score_taps(
     found: dict[tuple[str, Tap], list[float]] = {(role, tap): [] for role in students for tap in taps}
     resized = {}
     for batch in images.split(_BATCH):
-        theirs = _read(teacher, [tap.source for tap in taps], *_batch(teacher, batch))
+        theirs = _read(teacher, [(tap.source, tap.teacher_grid) for tap in taps], *_batch(teacher, batch))
         for role, student in students.items():
-            ours = _read(student, [tap.place for tap in taps], *_batch(student, batch))
+            ours = _read(student, [(tap.place, tap.grid) for tap in taps], *_batch(student, batch))
             for tap, s, t in zip(taps, ours, theirs, strict=True):
                 found[role, tap] += _scores(s, t).tolist()
                 resized[role, tap] = s.shape[-2:] != t.shape[-2:]
@@ -211,20 +228,30 @@ def score_taps(
     return pd.DataFrame(rows, columns=["tap", "teacher_tap", "student", "score", "low", "high", "n", "resized"])
 
 
+def _check_one(image: Tensor) -> None:
+    if image.ndim != 3:
+        raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
+
+
 def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:
     parameter = next(model.parameters(), None)
     return (to_float(images if parameter is None else images.to(parameter.device)),)
 
 
-def _read(model: nn.Module, refs: Sequence[MapRef], *inputs: Tensor) -> list[Tensor]:
-    """The maps at `refs` in one forward pass, float32 on the CPU."""
+def _read(model: nn.Module, places: Sequence[tuple[MapRef, Extent | None]], *inputs: Tensor) -> list[Tensor]:
+    """The maps at these places, with their grids, in one forward pass: float32 on the CPU."""
     name = str(getattr(model, "name", type(model).__name__))
-    refs = [MapRef(find_layer(model, ref.layer, name), ref.side) for ref in refs]
-    found = record_maps(model, refs, *inputs)
-    for ref, maps in found.items():
-        if maps.ndim != 4:
-            raise ValueError(f"{ref} in {name} is {tuple(maps.shape)}, not a B×C×H×W map")
-    return [found[ref].float().cpu() for ref in refs]
+    wanted = [(MapRef(find_layer(model, ref.layer, name), ref.side), grid) for ref, grid in places]
+    found, maps = record_maps(model, [ref for ref, _ in wanted], *inputs), []
+    for ref, grid in wanted:
+        try:
+            x = as_map(found[ref], grid)
+        except ValueError as error:
+            raise ValueError(f"{ref} in {name}: {error}") from None
+        if x.ndim != 4:
+            raise ValueError(f"{ref} in {name} is {tuple(x.shape)}, not a B×C×H×W map")
+        maps.append(x.float().cpu())
+    return maps
 
 
 def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:

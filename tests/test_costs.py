@@ -15,7 +15,7 @@ from redistill_lib.costs import TapCost, warn_of_costs
 from redistill_lib.memory.splice import find_spot
 from redistill_lib.memory.trace import trace
 from redistill_lib.methods import RED, Shape, Weighted
-from redistill_lib.red import RedBlock, insert_blocks, make_in_place
+from redistill_lib.red import insert_blocks, make_in_place
 from redistill_lib.train import setup
 
 X = torch.zeros(1, 3, 64, 64)
@@ -44,7 +44,7 @@ def mobile(*strides: int, channels: int = 3, classes: int = 6) -> nn.Module:
 
 
 def measured(student: nn.Module, taps: list[rd.Tap], inputs: tuple[Any, ...], in_place: bool) -> tuple[int, int, int]:
-    places = {tap.place: RedBlock(tap.channels or 0, (tap.method or RED()).kernel_size) for tap in taps}  # type: ignore[attr-defined]
+    places = {tap.place: tap.block(tap.method or RED()) for tap in taps}
     model = insert_blocks(copy.deepcopy(student), [(*place, block) for place, block in places.items()])
     if in_place:
         model, _ = make_in_place(model, *inputs)

@@ -373,7 +373,10 @@ def test_parse() -> None:
         ("kd(temperature={[]: 4})", "is not a method; write its name, or name and options"),
         ("kd(**{'temperature': 4})", "is not a method; write its name, or name and options"),
         ("red(distance=mse)", "is not a method; write its name, or name and options"),
-        ("red(temperature=1.0)", "red has no option temperature; it has alpha, distance, kernel_size"),
+        (
+            "red(temperature=1.0)",
+            "red has no option temperature; it has alpha, distance, encoder, gate, kernel_size, shortcut",
+        ),
         ("red(distance='l1')", "choose one of cosine, mse"),
         ("stage()()", r"'stage\(\)\(\)' is not a method"),
         ("kd(temperature=" + 5000 * "-" + "1)", "is not a method"),

@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from redistill_lib.models.saved import read_tensors, save_tensors
-from redistill_lib.red import BlockedLayer, InPlaceRedBlock, RedBlock, alignment_loss, insert_blocks, make_in_place
+from redistill_lib.red import (
+    BlockedLayer,
+    GridBlock,
+    InPlaceRedBlock,
+    RedBlock,
+    alignment_loss,
+    describe_block,
+    fold_blocks,
+    insert_blocks,
+    make_in_place,
+    restore_place,
+)
 
 
 def test_block_by_hand() -> None:
@@ -44,6 +58,107 @@ def test_block_by_hand() -> None:
 def test_block_names_are_the_official_ones() -> None:
     names = {name.rsplit(".", 1)[0] for name, _ in RedBlock(4).named_parameters()}
     assert names == {"logit.0", "logit.1", "residual_encoder.0", "residual_encoder.1"}
+
+
+def test_a_block_on_volumes_by_hand() -> None:
+    """The voxel itself and the one behind it, three times and once; the gate is σ(0) everywhere."""
+    block = RedBlock(1, axes=3).eval()
+    with torch.no_grad():
+        for weight in block.parameters():
+            if weight.ndim == 5 or weight is block.logit[0].bias or weight is block.residual_encoder[0].bias:
+                weight.zero_()
+        block.residual_encoder[0].weight[0, 0, 1, 1, 1] = 3.0
+        block.residual_encoder[0].weight[0, 0, 2, 1, 1] = 1.0
+    x = torch.tensor([0.5, -1.0, 4.0]).reshape(1, 1, 3, 1, 1)
+    bn = 1 / math.sqrt(1 + 1e-5)
+    expected = [0.25 + (1.5 - 1) * bn, -0.5 + (-3 + 4) * bn, 2.0 + 6]
+    torch.testing.assert_close(block(x).flatten().tolist(), expected, rtol=1e-6, atol=1e-6)
+    assert block.state_dict().keys() == RedBlock(1).state_dict().keys()
+
+
+def encoding(block: RedBlock, x: Tensor) -> Tensor:
+    """ReLU6(BN(conv x)) of the published encoder, in functions."""
+    conv, norm = block.residual_encoder[0], block.residual_encoder[1]
+    y = F.conv2d(x, conv.weight, conv.bias, padding=block.kernel_size // 2)
+    columns = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, variance, weight, bias = (value[:, None, None] for value in columns)
+    return ((y - mean) / (variance + norm.eps).sqrt() * weight + bias).clamp(0, 6)
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_block_without_gate_or_shortcut(kernel: int) -> None:
+    x = torch.randn(2, 6, 9, 7)
+    ungated, alone = trained(6, kernel, gate=False), trained(6, kernel, shortcut=False)
+    torch.testing.assert_close(ungated(x), x + encoding(ungated, x))
+    torch.testing.assert_close(alone(x), encoding(alone, x))
+    for block in (ungated, alone):
+        assert sum(p.numel() for p in block.parameters()) == 36 * kernel**2 + 6 + 12
+        assert {name.partition(".")[0] for name in block.state_dict()} == {"residual_encoder"}
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+def test_a_depthwise_encoder_is_a_convolution_of_products(axes: int) -> None:
+    """Its weight from channel i to o is that of the mixing times i's own filter."""
+    cheap, full = trained(5, 3, axes=axes, encoder="depthwise"), trained(5, 3, axes=axes)
+    own, mix = cheap.residual_encoder[0]
+    tensors = cheap.state_dict() | {
+        "residual_encoder.0.weight": mix.weight * own.weight[None, :, 0],
+        "residual_encoder.0.bias": mix.bias,
+    }
+    full.load_state_dict({name: tensors[name] for name in full.state_dict()})
+    x = torch.randn(2, 5, *(8, 6, 4)[:axes])
+    torch.testing.assert_close(cheap(x), full(x))
+    sizes = [sum(p.numel() for p in block.parameters()) for block in (cheap, full)]
+    assert sizes == [5 * 3**axes + 25 + 5 + 10 + 40, 25 * 3**axes + 5 + 10 + 40]
+
+
+def test_what_no_variant_is() -> None:
+    with pytest.raises(ValueError, match="has no gate to leave out; give shortcut=False alone"):
+        RedBlock(4, gate=False, shortcut=False)
+    with pytest.raises(ValueError, match="encoder='depth' is not 'full' or 'depthwise'"):
+        RedBlock(4, encoder="depth")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"maps \(axes=2\) or volumes \(axes=3\), not axes=1"):
+        RedBlock(4, axes=1)
+
+
+VARIANTS: list[dict[str, Any]] = [
+    {}, {"gate": False}, {"shortcut": False}, {"encoder": "depthwise"},
+    {"gate": False, "encoder": "depthwise"}, {"shortcut": False, "encoder": "depthwise"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, {"axes": 3}, {"axes": 3, "encoder": "depthwise"}], ids=str)
+def test_the_folded_form(variant: dict[str, Any]) -> None:
+    block = trained(6, 3, **variant)
+    x, before = torch.randn(2, 6, *(8, 7, 5)[: block.axes]), block.state_dict()
+    folded = block.fold()
+    torch.testing.assert_close(folded(x), block(x))
+    assert not any("Norm" in type(m).__name__ for m in folded.modules())
+    assert not any(p.requires_grad for p in folded.parameters()) and not folded.training
+    assert folded.state_dict().keys() == {name for name in before if ".1." not in f"{name}." or ".0.1." in name}
+    assert torch.equal(folded.fold()(x), folded(x))  # there is nothing left to fold
+    half = copy.deepcopy(block).half().fold()
+    assert next(half.parameters()).dtype == torch.float16
+    torch.testing.assert_close(half.float()(x), block(x), rtol=1e-2, atol=1e-2)
+    with pytest.raises(ValueError, match=r"call eval\(\) on the block first"):
+        RedBlock(2, **variant).fold()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_variants_are_recorded_and_scripted(variant: dict[str, Any]) -> None:
+    block, x = trained(6, 5, **variant), torch.randn(1, 6, 4, 4)
+    for form in (block, block.fold(), GridBlock(block, (4, 4)).eval()):
+        record = {"layer": "a.b", "side": "input", **(describe_block(form) or {})}
+        layer, side, other = restore_place(json.loads(json.dumps(record)))
+        assert (layer, side, type(other)) == ("a.b", "input", type(form))
+        other.load_state_dict(form.state_dict())
+        y = x.movedim(1, -1) if isinstance(form, GridBlock) else x
+        assert torch.equal(other.eval()(y), form(y))
+    assert torch.equal(torch.jit.script(block)(x), block(x))
+    assert torch.equal(torch.fx.symbolic_trace(block)(x), block(x))
+    assert describe_block(RedBlock(8)) == {"channels": 8, "kernel_size": 3}  # as runs have always kept it
+    assert describe_block(nn.ReLU()) is describe_block(GridBlock(nn.ReLU(), (4, 4))) is None
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -80,6 +195,19 @@ def test_alignment_of_an_empty_map_is_finite() -> None:
     assert loss.item() == 1 and x.grad is not None and torch.isfinite(x.grad).all()
 
 
+def test_alignment_of_volumes_by_hand() -> None:
+    """The maps of above, as three voxels in depth, and with one more of zeros."""
+    student = torch.tensor([[[0.0, 2.0]], [[2.0, 2.0]]]).reshape(1, 2, 2, 1, 1)
+    teacher = torch.tensor([2.0, 1.0]).reshape(1, 1, 2, 1, 1)
+    assert alignment_loss(student, teacher).item() == pytest.approx(1 - 4 / 5, abs=1e-6)
+    with pytest.raises(ValueError, match=r"volumes of equal depth × height × width, not \(1, 2, 2, 1, 1\)"):
+        alignment_loss(student, teacher[:, :, :1])
+    with pytest.raises(
+        ValueError, match=r"B×C×H×W maps of equal height × width, not \(1, 2, 2, 1, 1\) .* \(1, 1, 2, 1\)"
+    ):
+        alignment_loss(student, teacher[..., 0])
+
+
 def test_alignment_errors() -> None:
     with pytest.raises(ValueError, match=r"\(1, 2, 3, 3\) from the student and \(1, 2, 4, 4\)"):
         alignment_loss(torch.rand(1, 2, 3, 3), torch.rand(1, 2, 4, 4))
@@ -109,11 +237,12 @@ def test_insert_blocks_errors() -> None:
 # ------------------------------------------------------------------------------------------------- the in-place form
 
 
-def trained(channels: int, kernel: int = 3) -> RedBlock:
+def trained(channels: int, kernel: int = 3, **variant: Any) -> RedBlock:
     """A block in eval mode whose statistics are not those of a fresh one."""
     torch.manual_seed(kernel)
-    block = RedBlock(channels, kernel).eval()
-    for norm in (block.logit[1], block.residual_encoder[1]):
+    block = RedBlock(channels, kernel, **variant).eval()
+    norms: list[Any] = [module for module in block.modules() if "Norm" in type(module).__name__]
+    for norm in norms:
         for value, low, high in ((norm.running_mean, -1, 1), (norm.running_var, 0.3, 3), (norm.weight, -1, 2)):
             nn.init.uniform_(value, low, high)
     return block
@@ -132,6 +261,24 @@ def assert_same_in_place(block: RedBlock, x: Tensor, rows: int | None = None, to
 @pytest.mark.parametrize(("height", "rows"), [(33, None), (16, 1), (13, 4), (12, 4), (3, 1), (1, 1), (2, 50)])
 def test_in_place_equals_the_plain_form(kernel: int, height: int, rows: int | None) -> None:
     assert_same_in_place(trained(6, kernel), torch.randn(2, 6, height, 5), rows)
+
+
+@pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
+@pytest.mark.parametrize(("kernel", "height"), [(3, 33), (5, 16), (1, 1)])
+def test_variants_in_place(variant: dict[str, Any], kernel: int, height: int) -> None:
+    block, x = trained(6, kernel, **variant), torch.randn(2, 6, height, 5)
+    assert_same_in_place(block, x.clone())
+    torch.testing.assert_close(InPlaceRedBlock.from_block(block.fold())(x.clone()), block(x))
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@pytest.mark.parametrize(("kernel", "height"), [(3, 64), (5, 16), (5, 80)])
+def test_rows_that_the_in_place_form_holds(variant: dict[str, Any], kernel: int, height: int) -> None:
+    block, x = trained(64, kernel, **variant), torch.randn(1, 64, height, 8)
+    form = InPlaceRedBlock.from_block(block)
+    with torch.no_grad(), LiveBytes() as live:
+        form(x)
+    assert live.peak == InPlaceRedBlock.held_rows(block, height) * x[:, :, :1].nbytes
 
 
 @pytest.mark.parametrize(
@@ -212,6 +359,10 @@ def test_in_place_errors() -> None:
         nn.Sequential(block).train()
     with pytest.raises(ValueError, match=r"call eval\(\) on the block first"):
         InPlaceRedBlock.from_block(RedBlock(2))
+    with pytest.raises(ValueError, match=r"the in-place form .* takes no volumes; keep the plain form, or fold it"):
+        InPlaceRedBlock.from_block(trained(2, axes=3))
+    with pytest.raises(ValueError, match=r"\(block: the in-place form .* takes no volumes\); keep the plain form"):
+        make_in_place(nn.Sequential(OrderedDict(conv=nn.Conv3d(2, 2, 1), block=trained(2, axes=3))), x[:, :, None])
     with pytest.raises(ValueError, match="rows cannot be 0"):
         InPlaceRedBlock.from_block(trained(2), rows=0)
     with pytest.raises(RuntimeError, match=r"run it under torch.no_grad"):
@@ -314,3 +465,18 @@ def test_blocks_that_are_more_than_a_red_block_stay_plain() -> None:
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"\(0.after: it has hooks, which would be lost\); keep the plain form"):
         make_in_place(net(hooked), x)
+
+
+def test_blocks_of_a_network_are_folded() -> None:
+    class Doubled(RedBlock):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    tokens = GridBlock(trained(6), (2, 2))  # four of them, with six channels
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), trained(4), Doubled(4), nn.Flatten(2), tokens).eval()
+    x = torch.randn(2, 4, 2, 3)
+    expected = net(x).detach()
+    assert fold_blocks(net) is net
+    assert [m.folded for m in net.modules() if isinstance(m, RedBlock)] == [True, False, True]  # the own class stays
+    torch.testing.assert_close(net(x), expected)
+    assert not any(p.requires_grad for p in net.parameters())

@@ -128,7 +128,16 @@ def test_channels_last_and_tokens(slices: bool) -> None:
         ("last", 8, 4, "trunk"),
     ]  # fmt: skip
     assert [place.total for place in find_places(net, IMAGE)] == [4, 8, 16]
-    assert [path for path, *_ in map_shapes(net, IMAGE)] == ["patch", "last"]
+    assert [tuple(found) for found in map_shapes(net, IMAGE)] == [
+        ("patch", 8, (16, 16), None), ("merge.reduction", 16, (8, 8), (8, 8)), ("merge", 16, (8, 8), (8, 8)),
+        ("mix", 16, (8, 8), (8, 8)), ("last", 16, (4, 4), None),
+    ]  # fmt: skip
+    [_, merging, deep] = found.steps
+    assert (merging.input, merging.output) == (MapRef("merge", "input"), MapRef("merge", "output"))
+    assert (merging.end("output"), merging.last_in, merging.learns) == ((merging.output, 16, (8, 8)), True, True)
+    assert (deep.input, deep.output, deep.last_in, deep.last_out) == (
+        MapRef("last", "input"), MapRef("last", "output"), False, False,
+    )  # fmt: skip
 
 
 def gated(pool: nn.Module, up: nn.Module) -> nn.Module:

@@ -263,7 +263,7 @@ def test_yaml_names_any_method_with_its_options() -> None:
         ),
         (
             {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "RED"], "kwargs": [None, {"ca": 3}]}},
-            "a: red has no option ca; it has alpha, distance, kernel_size",
+            "a: red has no option ca; it has alpha, distance, encoder, gate, kernel_size, shortcut",
         ),
         (
             {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "KD"], "kwargs": [None, {"T": -1}]}},

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from redistill_lib.checks import check_type
-from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
+from redistill_lib.red import describe_block, insert_blocks, inserted_blocks, restore_place
 from redistill_lib.student import derive_student
 
 VARIANT = "redistill"  # of a student's weights, so that the teacher's class finds none that it could take for its own
@@ -89,11 +89,11 @@ class _Student:
     def save_pretrained(self: Any, folder: Any, variant: str | None = None, **kwargs: Any) -> None:
         records = []
         for layer, side, block in inserted_blocks(self):
-            if type(block) is not RedBlock:
+            record = describe_block(block)
+            if record is None:
                 name = type(block).__name__
                 raise ValueError(f"{name} cannot be saved; save the network first and work in place after loading")
-            sizes = {"channels": block.channels, "kernel_size": block.kernel_size}
-            records.append({"layer": layer, "side": side, **sizes})
+            records.append({"layer": layer, "side": side, **record})
         named = copy.copy(self)  # the config is exchanged as a whole, so the caller's stays as it is
         named.register_to_config(red_blocks=records)
         self.base.save_pretrained(named, folder, variant=_own(variant), **kwargs)
@@ -117,7 +117,7 @@ class _Student:
                 x, t = torch.zeros(1, model.config.in_channels, *step["image_size"]), torch.zeros(1).long()
                 example = (x, t, t) if model.config.get("num_class_embeds") else (x, t)
                 model, _ = derive_student(model, plan=step["plan"], downsampler=step["downsampler"], example=example)
-            insert_blocks(model, [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in blocks])
+            insert_blocks(model, map(restore_place, blocks))
         model.__class__ = cls
         return model
 

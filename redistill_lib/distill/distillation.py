@@ -30,7 +30,8 @@ from redistill_lib.network import (
     run_and_read,
 )
 from redistill_lib.network.fakes import copy_network
-from redistill_lib.red import Side, insert_blocks, inserted_blocks, make_in_place
+from redistill_lib.network.flow import times
+from redistill_lib.red import GridBlock, Side, as_map, fold_blocks, insert_blocks, inserted_blocks, make_in_place
 
 Inputs = tuple[Tensor, ...]
 
@@ -80,11 +81,15 @@ class Term:
         place = f"/{self.tap.name}" if self.tap.layer and not self.more else ""
         return f"{self.method.name}{place}" + (f"@{self.tap.teacher}" if self.tap.teacher else "")
 
-    def pick(self, ours: Mapping[MapRef, Any], theirs: Mapping[tuple[int, MapRef], Any]) -> tuple[Any, Any]:
-        """What is known of the student's and of the teacher's map, or a tuple of each where the method is joint."""
-        s = tuple(ours.get(tap.place, ()) for tap in self.taps)
-        t = tuple(theirs.get((tap.teacher, tap.source), ()) for tap in self.taps)
-        return (s, t) if self.joint else (s[0], t[0])
+    @property
+    def source(self) -> tuple[int, MapRef]:
+        """The teacher's number and its map, of the first tap."""
+        return self.tap.teacher, self.tap.source
+
+    def given(self, pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+        """What the method gets of a pair, student's and teacher's, for each tap: the pair, or if joint two tuples."""
+        student, teacher = zip(*pairs, strict=True)
+        return (student, teacher) if self.joint else pairs[0]
 
 
 def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1) -> list[Term]:
@@ -98,7 +103,7 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     terms = []
     for tap in taps:
         if control and isinstance(tap.method, RED) and tap.method.name == RED.name:
-            terms.append(Term(tap, REDBlocks(kernel_size=tap.method.kernel_size)))
+            terms.append(Term(tap, REDBlocks(**tap.method.form)))
         elif tap.method is not None:
             terms.append(Term(tap, tap.method))
         elif at_taps:
@@ -191,7 +196,8 @@ class Distillation(nn.Module):
         ours, theirs = self._shapes(inputs)
         self.criteria = nn.ModuleList()  # of the active terms, in their order
         for term in self.active:
-            shape, other = term.pick(ours, theirs)
+            shapes = [(ours.get(tap.place, ()), theirs.get((tap.teacher, tap.source), ())) for tap in term.taps]
+            shape, other = term.given(shapes)
             try:
                 with self._explained(term, inputs, shape, other):
                     self.criteria.append(make_criterion(term.method, shape, other, samples))
@@ -231,20 +237,28 @@ class Distillation(nn.Module):
             ours = record_maps(self.student, [tap.place for term in self.terms for tap in term.taps], *inputs)
         with asking(inputs, "teacher"):
             theirs = self.teacher_maps(Batch(inputs))
-        return {k: tuple(x.shape[1:]) for k, x in ours.items()}, {k: tuple(x.shape[1:]) for k, x in theirs.items()}
+        found: tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]] = {}, {}
+        for term in self.terms:
+            with self._explained(term):
+                for tap in term.taps:
+                    source = tap.teacher, tap.source
+                    found[0][tap.place] = tuple(as_map(ours[tap.place], tap.grid).shape[1:])
+                    if source in theirs:
+                        found[1][source] = tuple(as_map(theirs[source], tap.teacher_grid).shape[1:])
+        return found
 
     def _build_blocks(self, shapes: dict[MapRef, Shape], like: Tensor) -> None:
         built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
         new: list[tuple[str, Side, nn.Module]] = []
         for tap, method in [(tap, term.method) for term in self.terms for tap in term.taps]:
-            shape = shapes.get(tap.place) or (() if tap.channels is None else (tap.channels,))
+            shape = shapes.get(tap.place, ())
             if shape and tap.channels not in (None, shape[0]):
                 raise ValueError(
                     f"tap {tap.name} is set up for {tap.channels} channels, but the student's map there is {shape}; "
                     f"set its channels (cs) to {shape[0]}"
                 )
             try:
-                block = method.block(shape)
+                block = tap.block(method, shape)
             except IndexError:
                 raise ValueError(f"tap {tap.name} lacks the student's channels: give channels= or example=") from None
             if block is None:
@@ -253,9 +267,10 @@ class Distillation(nn.Module):
                 raise TypeError(f"{method.name}.block returns a {type(block).__name__}, not an nn.Module or None")
             if not tap.layer:
                 raise ValueError(f"{method.name} needs a layer inside the student, not the whole network")
-            if tap.place in shapes:
-                with evaluating(block):
-                    made = tuple(block(torch.zeros(1, *shape)).shape[1:])
+            if shape:
+                inner = block.block if isinstance(block, GridBlock) else block
+                with evaluating(inner):
+                    made = tuple(inner(torch.zeros(1, *shape)).shape[1:])
                 if made != shape:
                     raise ValueError(f"{method.name}'s block makes {made} of {shape}; a block keeps the map's shape")
             if tap.place not in built:
@@ -266,7 +281,9 @@ class Distillation(nn.Module):
         insert_blocks(self.student, new)
 
     @contextmanager
-    def _explained(self, term: Term, inputs: Inputs | None, shape: Shape, other: Shape) -> Iterator[None]:
+    def _explained(
+        self, term: Term, inputs: Inputs | None = None, shape: Shape = (), other: Shape = ()
+    ) -> Iterator[None]:
         """Errors of a term name its tap and, of maps of unequal size, the nearest teacher layer that would fit."""
         try:
             yield
@@ -274,15 +291,16 @@ class Distillation(nn.Module):
             tap, near = term.tap, ""
             if not tap.layer:
                 raise
-            if inputs and not term.joint and len(shape) == 3 and shape[1:] != other[1:]:
-                sizes = {path: out[-2:] for path, _, out in map_shapes(self.teachers[tap.teacher].network, *inputs)}
-                order = {path: k for k, path in enumerate(sizes)}
-                fits = [path for path, size in sizes.items() if size == shape[1:]]
-                fits.sort(key=lambda path: abs(order[path] - order.get(tap.teacher_layer, 0)))
-                wanted = f"{shape[1]}×{shape[2]}"
+            if inputs and not term.joint and len(shape) > 2 and shape[1:] != other[1:]:
+                maps = map_shapes(self.teachers[tap.teacher].network, *inputs)
+                order = {found.layer: k for k, found in enumerate(maps)}
+                fits = [found for found in maps if found.sides == shape[1:]]
+                fits.sort(key=lambda found: abs(order[found.layer] - order.get(tap.teacher_layer, 0)))
+                wanted = times(shape[1:])
                 near = f"; no teacher layer gives {wanted}"
                 if fits:
-                    near = f"; the nearest teacher layer whose output is {wanted} is {fits[0]!r}"
+                    near = f"; the nearest teacher layer whose output is {wanted} is {fits[0].layer!r}"
+                    near += f" with teacher_grid={fits[0].grid}" if fits[0].grid else ""
             places = ", ".join(f"{tap.name} ← {tap.source}" for tap in term.taps)
             raise ValueError(f"tap{'s' * bool(term.more)} {places}: {error}{near}") from None
 
@@ -302,7 +320,7 @@ class Distillation(nn.Module):
         outputs, ours = run_and_read(self.student, self._found, inputs, "student")
         losses: dict[str, Tensor] = {}
         for term, criterion in zip(self.active, self.criteria, strict=True):
-            losses[term.name] = self._compare(term, criterion, *term.pick(ours, theirs), batch)
+            losses[term.name] = self._compare(term, criterion, ours, theirs, batch)
         losses["distill"] = self._distill_loss(losses)
         w = self.objective.distill_weight if self.teachers else 0.0
         if targets is None:
@@ -320,21 +338,29 @@ class Distillation(nn.Module):
                 found.update({(k, ref): x for ref, x in teacher.maps(batch, refs).items()})
         return found
 
-    def _compare(self, term: Term, criterion: nn.Module, x: Any, other: Any, batch: Batch) -> Tensor:
+    def _compare(
+        self,
+        term: Term,
+        criterion: nn.Module,
+        ours: Mapping[MapRef, Tensor],
+        theirs: Mapping[tuple[int, MapRef], Tensor],
+        batch: Batch,
+    ) -> Tensor:
         """A term's loss, in the precision of its criterion's parameters, or else at least in single precision."""
-        maps = x if term.joint else (x,)
-        first = maps[0]
-        if self.training and torch.is_grad_enabled() and not all(each.requires_grad for each in maps):
+        maps = [ours[tap.place] for tap in term.taps]
+        if self.training and torch.is_grad_enabled() and not all(x.requires_grad for x in maps):
             raise RuntimeError(
                 f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
                 "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
             )
+        with self._explained(term):
+            pairs = [tap.maps(x, theirs[tap.teacher, tap.source]) for tap, x in zip(term.taps, maps, strict=True)]
         own = next(criterion.parameters(), None)
-        dtype = torch.promote_types(first.dtype, torch.float32) if own is None else own.dtype
-        told = self._explained(term, batch.inputs, shapes_of(x), shapes_of(other))
-        x, other = (tuple(m.to(dtype) for m in each) if term.joint else each.to(dtype) for each in (x, other))
-        with told, torch.autocast(first.device.type, enabled=False):
-            loss = check_loss(term.method.name, criterion(x, other, batch))
+        dtype = torch.promote_types(maps[0].dtype, torch.float32) if own is None else own.dtype
+        s, t = term.given([(x.to(dtype), other.to(dtype)) for x, other in pairs])
+        told = self._explained(term, batch.inputs, shapes_of(s), shapes_of(t))
+        with told, torch.autocast(maps[0].device.type, enabled=False):
+            loss = check_loss(term.method.name, criterion(s, t, batch))
         if self.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise RuntimeError(f"{term.name} would teach the student nothing: its loss carries no gradient")
         return loss
@@ -364,18 +390,24 @@ class Distillation(nn.Module):
         reduction = self.objective.reduction if several else "mean"
         return {"terms": terms, "distill_weight": self.objective.distill_weight, "reduction": reduction}
 
-    def graduate(self, *, in_place: bool = False, example: Tensor | Inputs | None = None) -> nn.Module:
+    def graduate(
+        self, *, in_place: bool = False, folded: bool = False, example: Tensor | Inputs | None = None
+    ) -> nn.Module:
         """The student as a plain module: a copy with its blocks, without teachers and criteria.
+
+        With ``folded=True`` it is for inference only (in eval mode, frozen), the batch norms of its blocks folded
+        into their convolutions: it answers the same up to rounding.
 
         With ``in_place=True`` it is for inference only (in eval mode, frozen), and its blocks overwrite their input
         maps (`red.InPlaceRedBlock`), except where the pass of `example`, a batch or tuple of inputs, shows that
         something else reads the map: `red.make_in_place` says which and why. Raises ValueError where none can.
         """
         if not in_place:
-            return copy_network(self.student)
+            return fold_blocks(copy_network(self.student)) if folded else copy_network(self.student)
         if example is None:
             raise ValueError("graduate(in_place=True) needs example=, a batch that shows who reads a map")
-        return make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
+        model = make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
+        return fold_blocks(model) if folded else model  # those that stayed plain
 
     def extra_repr(self) -> str:
         sources = [", ".join(tap.teacher_layer or "outputs" for tap in term.taps) for term in self.terms]

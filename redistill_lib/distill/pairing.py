@@ -10,6 +10,7 @@ from redistill_lib.checks import check_type
 from redistill_lib.distill.taps import Tap
 from redistill_lib.network import MapRef, Resolutions, Step, find_layer, find_resolutions
 from redistill_lib.network.flow import Example, times
+from redistill_lib.red import Side
 
 
 def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow: bool = False) -> list[Tap]:
@@ -17,10 +18,11 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow:
 
     The student's first downsampling layer gives its output; each later one gives input and output, paired with the
     teacher's layer that goes from and to the same height × width. Upsampling to the image at the end gives its input
-    alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs these are the
-    paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead at the
-    narrowest map before or behind that layer, as at the ends of an inverted residual; `redistill_lib.costs.tap_costs`
-    compares the two. Raises ValueError where nothing matches.
+    alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. Maps with channels last and tokens,
+    as a transformer's patches are held, are paired too; their taps say so (`Tap.grid`). For the paper's pairs these
+    are the paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead at the
+    narrowest map before or behind that layer, as at the ends of an inverted residual;
+    `redistill_lib.costs.tap_costs` compares the two. Raises ValueError where nothing matches.
 
     >>> import torch
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
@@ -43,24 +45,23 @@ def pair_steps(
         if not step.learns:
             continue
         exact = [t for t in others if (t.before, t.after) == (step.before, step.after)]
-        pairs: list[tuple[MapRef | None, list[MapRef | None]]] = []
+        pairs: list[tuple[Side, list[Step]]]
         if step.down and step.before == image:
-            pairs.append((step.output, [t.output for t in others if t.down and t.after == step.after]))
+            pairs = [("output", [t for t in others if t.down and t.after == step.after])]
         elif not step.down and step.after == image:
             step = _widest(ours, step)
-            pairs.append((step.input, [t.input for t in others if not t.down and t.before == step.before]))
+            pairs = [("input", [t for t in others if not t.down and t.before == step.before])]
         else:
-            pairs += [(step.input, [t.input for t in exact]), (step.output, [t.output for t in exact])]
-        for place, sources in pairs:
-            source = next(filter(None, sources), None)
-            if place is None or source is None:
-                continue
-            inside = place == step.input
-            if set(step.before if inside else step.after) == {1}:
+            pairs = [("input", exact), ("output", exact)]
+        for side, sources in pairs:
+            place, channels, grid = step.end(side)
+            source, _, teacher_grid = next((end for t in sources if (end := t.end(side))[0]), (None, 0, None))
+            sides = step.before if side == "input" else step.after
+            if place is None or source is None or set(sides) == {1}:
                 continue
             layers = find_layer(student, place.layer), find_layer(teacher, source.layer)
-            channels = step.channels_in if inside else step.channels_out
-            tap = Tap(layers[0], place.side, layers[1], source.side, channels=channels)
+            tap = Tap(layers[0], place.side, layers[1], source.side, channels=channels, grid=grid)
+            tap = replace(tap, teacher_grid=teacher_grid, volume=grid is None and len(sides) == 3)
             if tap.place not in [other.place for other in taps]:
                 taps.append(tap)
     if not taps:
@@ -85,4 +86,4 @@ def _widest(found: Resolutions, step: Step) -> Step:
     shape = found.flow.shapes[value]
     if value < 0 or not found.grids.is_map(value) or shape[2:] != step.before:
         return step
-    return replace(step, input=MapRef(path, "input"), channels_in=shape[1])
+    return replace(step, input=MapRef(path, "input"), channels_in=shape[1], last_in=False)

@@ -18,8 +18,9 @@ from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
 from redistill_lib.figures import memory_by_layer, memory_table, memory_timeline
 from redistill_lib.memory import memory_bounds, profile_memory
 from redistill_lib.memory.profile import CONVENTIONS, Convention
+from redistill_lib.methods import RED
 from redistill_lib.models import create_model, example_inputs, list_models, student_name
-from redistill_lib.red import RedBlock, insert_blocks, make_in_place
+from redistill_lib.red import insert_blocks, make_in_place
 from redistill_lib.student import derive_student
 
 NONE, PLAIN, IN_PLACE = "none", "as published", "in place"
@@ -95,7 +96,8 @@ class MemoryExplorer(Explorer):
             return plain
         like, taps = next(plain.parameters()), match_taps(plain, self.network(choice.model, 1), inputs)
         with torch.device(like.device):
-            blocks = [(tap.layer, tap.side, RedBlock(tap.channels or 0).to(like.dtype)) for tap in taps]
+            made = [(tap.layer, tap.side, tap.block(RED())) for tap in taps]
+        blocks = [(layer, side, block.to(like.dtype)) for layer, side, block in made if block is not None]
         model = insert_blocks(copy.deepcopy(plain), blocks)
         if choice.blocks == IN_PLACE:
             if choice.convention == "paper":

@@ -13,8 +13,9 @@ from redistill_lib.diffusion import Trajectory, trajectory
 from redistill_lib.distill import Tap
 from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
 from redistill_lib.figures import feature_maps, plan_table, stride_plans, trajectory_step
-from redistill_lib.maps import compare_maps, first_block, layer_maps
+from redistill_lib.maps import compare_maps, first_block, layer_maps, shared_tap
 from redistill_lib.models import student_name
+from redistill_lib.red import Side
 from redistill_lib.results import label
 from redistill_lib.runs import Run
 
@@ -55,6 +56,7 @@ class MapExplorer(Explorer):
         self.images, self.hint = images.unbind(), hint or HINT
         self.states = functools.cache(lambda model, factor: networks[model](factor))
         self.layers = functools.cache(lambda network: [name for name, _ in layer_maps(network, images[0])])
+        self.shared = functools.cache(functools.partial(shared_tap, image=images[0]))
         self.compare = functools.cache(compare_maps)
         self.image = slider("image", [(name, k) for k, name in enumerate(names)])
         self.model = dropdown("model", options(networks))
@@ -71,9 +73,8 @@ class MapExplorer(Explorer):
         state = self.choose(self.state, [(label(s), s) for s in states], (trained or [UNTRAINED])[0])
         teacher, student, taps = states[state]
         shared = [name for name in self.layers(teacher) if name in self.layers(student)]
-        places = {
-            ("both", name, "output"): (f"{name} of both", Tap(name, "output", name, "output")) for name in shared
-        }
+        places: dict[tuple[str, str, Side], tuple[str, Tap | None]]
+        places = {("both", name, "output"): (f"{name} of both", None) for name in shared}
         for t in taps:
             text = f"{t.layer} {t.side} ← teacher's {t.teacher_layer} {t.teacher_side}"
             places["tap", t.layer, t.side] = text, t
@@ -83,7 +84,8 @@ class MapExplorer(Explorer):
             )
         first = ("both", first_block(shared), "output") if shared else next(iter(places))
         place = self.choose(self.place, [(text, key) for key, (text, _) in places.items()], first)
-        pair = teacher, student, places[place][1], self.images[self.image.value]
+        tap = places[place][1] or self.shared(teacher, student, place[1])
+        pair = teacher, student, tap, self.images[self.image.value]
         comparison = self.compare(*pair, None, state)
         most = max(comparison.teacher_channels, comparison.student_channels)
         channel = self.choose(self.channel, options([MEAN, *range(most)]), MEAN)

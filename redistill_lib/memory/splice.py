@@ -39,7 +39,7 @@ def find_spot(passed: Trace, layer: str, side: Side) -> Spot:
     shapes = {index: passed.storages[index].shape for index in touched}
     whole = [index for index, made in shapes.items() if math.prod(made) == math.prod(shape)]
     found = next(iter(sorted(whole, key=lambda index: shapes[index] != shape)), None)
-    if found is None or len(shape) != 4:
+    if found is None or len(shape) < 3:
         raise ValueError(f"what a block on the {side} of {layer!r} costs is not known: no operator there has its map")
     at, map_ = inside[0] if side == "input" else inside[-1] + 1, passed.storages[found]
     later = [k for k, op in enumerate(passed.ops) if k >= at and found in (*op.reads, *op.mutates)]

@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from redistill_lib.checks import whole
 from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, check_pattern, option, spatial_mean
-from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_maps
+from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_form, check_maps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RED(Weighted):
     """Residual encoded distillation: a RED block on the student's map, whose output is aligned with the teacher's.
 
-    Needs equal height × width, any channels. Source: arXiv 2406.03744, section 3; alpha 50 as on STL10.
+    Needs equal height × width, any channels; of volumes, B×C×D×H×W, equal depth too. `gate`, `shortcut` and `encoder`
+    make variants of the block, see `RedBlock`. Source: arXiv 2406.03744, section 3; alpha 50 as on STL10.
 
-    >>> RED(kernel_size=5).block((8, 4, 4)).channels
-    8
+    >>> RED(kernel_size=5, gate=False).block((8, 4, 4)).options
+    {'channels': 8, 'kernel_size': 5, 'gate': False}
     """
 
     name = "red"
     kernel_size: int = option(3, whole)
     distance: str = option("cosine", check_distance)
     alpha: float = 50.0
+    gate: bool = field(default=True, repr=False)
+    shortcut: bool = field(default=True, repr=False)
+    encoder: Literal["full", "depthwise"] = field(default="full", repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_form(self.gate, self.shortcut, self.encoder)
+
+    def __repr__(self) -> str:
+        """Of a variant all that makes it one."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.repr or getattr(self, f.name) != f.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in told.items())})"
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The options of its block."""
+        return {name: getattr(self, name) for name in ("kernel_size", "gate", "shortcut", "encoder")}
 
     def block(self, student: Shape) -> nn.Module:
-        return RedBlock(student[0], self.kernel_size)
+        axes = len(student) - 1 or 2  # where only the channels are known, maps are meant
+        return RedBlock(student[0], axes=axes, **self.form)
 
     def check(self, student: Shape, teacher: Shape) -> None:
         check_maps(self.name, "C×H×W", student, teacher)
-        if student[1:] == (1, 1) and self.distance == "cosine":
-            raise ValueError(
-                f"{self.name} compares patterns, and a 1×1 map has none: its loss would always be 0; leave this tap "
-                "out, or give larger images"
-            )
+        if self.distance == "cosine":
+            check_pattern(self.name, student[1:])
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         return alignment_loss(student, teacher, self.distance)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class REDBlocks(RED):
     """The control ("Student+" in the paper's terms): RED blocks in the student, their loss weighted 0."""
 
@@ -54,7 +71,7 @@ class REDBlocks(RED):
             raise ValueError(f"red-blocks is RED without its loss, so its alpha stays 0, not {self.alpha}; use red")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage(RED):
     """The paper's ablation: the same block, but only spatial means (B×C) are compared. Needs equal channels."""
 

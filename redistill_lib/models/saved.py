@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from redistill_lib.checks import check_type
 from redistill_lib.identity import structure
 from redistill_lib.models import create_model
-from redistill_lib.red import RedBlock, insert_blocks, inserted_blocks
+from redistill_lib.red import insert_blocks, inserted_blocks, restore_place
 from redistill_lib.runs import Run, damaged, replacing
 
 
@@ -90,8 +90,7 @@ def load_model(
         try:
             model = create_model(**spec) if model is None else copy.deepcopy(model)
             if not own:
-                blocks = [(b["layer"], b["side"], RedBlock(b["channels"], b["kernel_size"])) for b in run.blocks]
-                insert_blocks(model, blocks)
+                insert_blocks(model, map(restore_place, run.blocks))
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(damaged(run.path / "run.json", error)) from None
     try:

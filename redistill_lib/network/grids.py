@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import cached_property
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from redistill_lib.network.flow import CONVOLUTIONS, FITTING, POOLS, SHUFFLES, Call, Extent, Flow
+from redistill_lib.red import tokens_in_front
 
+Held = Literal["first", "last", "tokens"]
 _BY_SIZE = ("interpolate", "upsample", "fractional_max_pool2d", "max_unpool2d", "max_unpool3d", FITTING)
+_TURNS = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis")
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "contiguous", "permute", "rearrange")
 # Where one operand weighs the other.
 PRODUCTS = (
@@ -77,6 +80,34 @@ class Grids:
 
     def is_map(self, value: int) -> bool:
         return self.laid[value] == "first"
+
+    def held(self, value: int) -> Held | None:
+        """How a value holds its grid: channels first, last, or as tokens, whose channels are last too; or not."""
+        shape, (batch, *_) = self.flow.shapes[value], self.flow.shapes[0]
+        if self.laid[value] == "first" or (self.laid[value] == "last" and shape[0] == batch):
+            return self.laid[value]  # type: ignore[return-value]
+        if len(shape) != 3 or shape[0] != batch or value in self._sideways:
+            return None
+        return None if tokens_in_front(shape[1], self.at(value).size) is None else "tokens"
+
+    def held_last(self, value: int) -> bool:
+        """Whether it holds its grid with channels last, as a map or as tokens."""
+        return self.held(value) in ("last", "tokens")
+
+    def sides(self, value: int) -> Extent:
+        """Of a map as it is held: a border that was padded or shaved is told; of other values those of their grid."""
+        laid = self.laid[value]
+        return self._sides(value, laid) if laid and self.held(value) else self.at(value).size
+
+    @cached_property
+    def _sideways(self) -> frozenset[int]:
+        """Values B×C×(H·W), as a map is flattened before its channels go last."""
+        found = set[int]()
+        for call in self.flow.calls:
+            source, flat = call.takes[0], {v for v in call.makes if len(self.flow.shapes[v]) == 3}
+            if (self.is_map(source) or source in found) and call.function not in _TURNS:
+                found |= flat
+        return frozenset(found)
 
     def channels(self, value: int) -> int:
         shape = self.flow.shapes[value]

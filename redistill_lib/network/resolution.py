@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from redistill_lib.network.flow import (
 )
 from redistill_lib.network.grids import JOINS, Change, Grids
 from redistill_lib.network.hooks import MapRef
+from redistill_lib.red import Side
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +64,8 @@ class Step:
     learns: bool  # it convolves, or something has since the step before; ResNet's max pool after conv1 does not
     first: int  # the numbers of its first and its last call
     last: int
+    last_in: bool = False  # whether channels come last in the map before it, B×H×W×C or tokens B×(n + H·W)×C
+    last_out: bool = False
 
     @property
     def name(self) -> str:
@@ -72,6 +75,12 @@ class Step:
         if self.output is not None:
             return f"before {self.output.layer}"
         return f"after {self.input.layer}" if self.input else f"call {self.last}"
+
+    def end(self, side: Side) -> tuple[MapRef | None, int, Extent | None]:
+        """Where the map on one side is found, its channels, and its height × width where channels come last."""
+        if side == "input":
+            return self.input, self.channels_in, self.before if self.last_in else None
+        return self.output, self.channels_out, self.after if self.last_out else None
 
     @property
     def down(self) -> bool:
@@ -125,21 +134,28 @@ class Resolutions:
         found: list[Step] = []
         bounds = [-1, *(number for step in self.steps for number in (step.first, step.last)), len(flow.calls)]
         for k, step in enumerate(self.steps):
-            ends: list[tuple[MapRef | None, int]] = [(step.input, step.channels_in), (step.output, step.channels_out)]
+            ends: list[tuple[MapRef | None, int, bool]]
+            ends = [(step.input, step.channels_in, step.last_in), (step.output, step.channels_out, step.last_out)]
             for side, (low, high) in enumerate((bounds[2 * k : 2 * k + 2], bounds[2 * k + 2 : 2 * k + 4])):
                 maps = [
-                    (flow.shapes[value][1], abs(number - bounds[2 * k + 1 + side]), ref)
+                    (
+                        self.grids.channels(value),
+                        abs(number - bounds[2 * k + 1 + side]),
+                        ref,
+                        self.grids.held_last(value),
+                    )
                     for number, value in alone
-                    if low <= number < high and self.grids.is_map(value)
-                    if flow.shapes[value][2:] == (step.after if side else step.before)
+                    if low <= number < high and self.grids.held(value)
+                    if self.grids.sides(value) == (step.after if side else step.before)
                     if (ref := find_ref(flow, value)) is not None
                 ]
                 if maps:
-                    channels, _, ref = min(maps, key=lambda found: found[:2])
+                    channels, _, ref, is_last = min(maps, key=lambda found: found[:2])
                     if channels < ends[side][1]:
-                        ends[side] = (ref, channels)
-            (entry, wide), (exit_, broad) = ends
-            found.append(replace(step, input=entry, output=exit_, channels_in=wide, channels_out=broad))
+                        ends[side] = (ref, channels, is_last)
+            (entry, wide, last_in), (exit_, broad, last_out) = ends
+            step = replace(step, input=entry, channels_in=wide, last_in=last_in)
+            found.append(replace(step, output=exit_, channels_out=broad, last_out=last_out))
         return tuple(found)
 
     def position(self, step: Step) -> float | None:
@@ -192,10 +208,13 @@ def find_resolutions(model: nn.Module, example: Example, role: str = "network") 
         for number, call in enumerate(flow.calls)
         if call.function in CONVOLUTIONS and next(model.get_submodule(call.path).parameters(), None) is not None
     ]
+    # A merging of patches ends with a linear layer on each pixel.
+    linear = [k for k, call in enumerate(flow.calls) if call.function == "linear" and grids.held_last(call.takes[0])]
     where = _where(grids)
     steps: list[Step] = []
     for group in _groups(model, grids, where):
-        steps.append(_step(model, grids, group, [n for n in learning if n > (steps[-1].last if steps else -1)]))
+        since = steps[-1].last if steps else -1
+        steps.append(_step(model, grids, group, [n for n in (*learning, *linear) if n > since]))
         if len(group) > 1 and (shortcut := _shortcut(grids, group)):
             where[shortcut.number] = "skip"
     step_of = {change.number: k for k, group in enumerate(_groups(model, grids, where)) for change in group}
@@ -208,20 +227,31 @@ def find_resolutions(model: nn.Module, example: Example, role: str = "network") 
     return Resolutions(tuple(changes), tuple(steps), places, grids, _tails(grids))
 
 
-def map_shapes(model: nn.Module, *inputs: Any) -> list[tuple[str, Extent, Extent]]:
-    """(path, input shape, output shape) of every module that takes a B×C×H×W map to one, in order of completion.
+class MapShape(NamedTuple):
+    """A module that takes a map to a map."""
+
+    layer: str
+    channels: int  # of its output
+    sides: Extent
+    grid: Extent | None  # these sides again, where the output has its channels last
+
+
+def map_shapes(model: nn.Module, *inputs: Any) -> list[MapShape]:
+    """The output of every module that takes a map to one, in order of completion.
 
     A module that runs more than once per pass has no shape of its own and is left out.
     """
     flow = trace_flow(model, inputs)
     if flow.error is not None:
         raise flow.error
-    grids = Grids(flow)
-    return [
-        (visit.run[0], flow.shapes[visit.takes], flow.shapes[visit.gives[0]])
-        for visit in _single(flow)
-        if visit.takes >= 0 and visit.single and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
-    ]
+    grids, found = Grids(flow), list[MapShape]()
+    for visit in _single(flow):
+        if visit.takes >= 0 and visit.single and visit.gives and grids.held(visit.takes):
+            value = visit.gives[0]
+            if grids.held(value):
+                sides, last = grids.sides(value), grids.held_last(value)
+                found.append(MapShape(visit.run[0], grids.channels(value), sides, sides if last else None))
+    return found
 
 
 def _resize(grids: Grids, change: Change, where: Where, learns: bool, step: int | None) -> Resize:
@@ -308,12 +338,13 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
         if not (visit.first <= first and last < visit.last and visit.takes >= 0 and visit.single and visit.gives):
             return False
         ends = visit.takes, visit.gives[0]
-        return all(map(grids.is_map, ends)) and [grids.at(v).total for v in ends] == [before, after]
+        return all(map(grids.held, ends)) and [grids.at(v).total for v in ends] == [before, after]
 
     whole = min(filter(is_whole, visits), key=lambda visit: visit.last - visit.first, default=None)
     if whole is not None:
         source, result, path = whole.takes, whole.gives[0], whole.run[0]
-        ran = {visit.run[0] for visit in visits if visit.single}
+        mapping = [visit for visit in visits if visit.single and visit.takes >= 0 and visit.gives]
+        ran = {visit.run[0] for visit in mapping if grids.is_map(visit.takes) and grids.is_map(visit.gives[0])}
         while (parent := path.rpartition(".")[0]) in ran and len(list(model.get_submodule(parent).children())) == 1:
             path = parent  # a module around one layer is that layer, under the name people know
         entry: MapRef | None = MapRef(path, "input")
@@ -324,13 +355,13 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
         entry, exit_ = find_ref(flow, source), find_ref(flow, result)
     if (padding := grids.padded_from(source)) != source:
         source, entry = padding, find_ref(flow, padding)
-    # Blocks and losses are for maps: not for tokens, nor for the image.
+    # Blocks and losses are for maps, not for the image.
     ends = ((entry, source), (exit_, result))
-    entry, exit_ = (ref if grids.is_map(v) and not grids.at(v).raw else None for ref, v in ends)
-    sizes = [flow.shapes[v][2:] if grids.is_map(v) else grids.at(v).size for v in (source, result)]
-    channels = [grids.channels(v) for v in (source, result)]
+    entry, exit_ = (ref if grids.held(v) and not grids.at(v).raw else None for ref, v in ends)
+    sizes, channels = [grids.sides(v) for v in (source, result)], [grids.channels(v) for v in (source, result)]
     learns = any(number <= last for number in learning)
-    return Step(sizes[0], sizes[1], entry, exit_, channels[0], channels[1], learns, first, last)
+    last_in, last_out = map(grids.held_last, (source, result))
+    return Step(sizes[0], sizes[1], entry, exit_, channels[0], channels[1], learns, first, last, last_in, last_out)
 
 
 def _meeting(grids: Grids, group: list[Change]) -> int:

@@ -23,7 +23,7 @@ from redistill_lib.memory import profile_memory
 from redistill_lib.methods import Batch
 from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.progress import progress_bar
-from redistill_lib.red import RedBlock, inserted_blocks
+from redistill_lib.red import describe_block, inserted_blocks
 from redistill_lib.runs import Run, canonical, complete_run, find_run, locked, write_history
 from redistill_lib.source import code_identity
 from redistill_lib.train.options import History, RunOptions, describe, open_accelerator
@@ -275,9 +275,7 @@ class Trainer:
         metrics["seconds"] = sum(row["seconds"] for row in self.history)
         example = (x.to(self.accelerator.device) for x in self.task.example(self.data, 1))
         blocks = [
-            {"layer": layer, "side": side, "channels": block.channels, "kernel_size": block.kernel_size}
-            if type(block) is RedBlock
-            else {"layer": layer, "side": side, "class": type(block).__name__}
+            {"layer": layer, "side": side, **(describe_block(block) or {"class": type(block).__name__})}
             for layer, side, block in inserted_blocks(model)
         ]
         run = self.run.finished({**metrics, **costs(model, *example)}, blocks)
