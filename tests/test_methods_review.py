@@ -237,3 +237,37 @@ def test_what_a_joint_method_is_told_of_its_taps() -> None:
     d = Distillation(student, teacher, taps, "reviewkd", example=x)
     with pytest.raises(RuntimeError, match=r"reviewkd would teach the student nothing: its map carries no gradient"):
         d(x)
+
+
+class Tokens(nn.Module):
+    """Patches of an image as tokens, B×16×C."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.mix = nn.Conv2d(3, 6, 2, 2), nn.Linear(6, 6)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.GELU()) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        for block in self.blocks:
+            x = block(x)
+        return self.mix(x).mean(1)
+
+
+@pytest.mark.parametrize(
+    "name", ["reviewkd", "at", "nst", "vid", "ft", "ab", "srd", "sp", "pkt", "rkd", "cc", "red-loss"]
+)
+def test_tokens_with_a_grid_are_maps(name: str) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 5, 3, 1, 1))
+    x = torch.rand(4, 3, 8, 8)
+    places = [("blocks.0", "0"), ("blocks.1", "2")]
+    taps = [Tap(ours, "output", theirs, "output", grid=(4, 4)) for ours, theirs in places]
+    student = Tokens()
+    losses = Distillation(student, teacher, taps, name, example=x)(x)[1]
+    losses["distill"].backward()
+    assert losses["distill"].isfinite() and student.patches.weight.grad.abs().sum() > 0
+    if name != "sp":  # which compares whole maps, whatever their axes
+        plain = [replace(tap, grid=None) for tap in taps]
+        with pytest.raises(ValueError, match=rf"{name} needs .*\(16, 6\)"):
+            Distillation(Tokens(), teacher, plain, name, example=x)
