@@ -584,6 +584,12 @@ def test_students_of_several_teachers(teachers: dict[str, Run], task: str, tmp_p
     ) == 2
 
 
+def test_a_method_that_compares_images_wants_as_many_in_a_batch(teachers: dict[str, Run], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rkd compares images: it needs batches of 3 or more"):
+        distill("classifier", tmp_path, teachers["classifier"], methods="rkd", recipe=Recipe(epochs=1, batch_size=2))
+    assert load_runs(tmp_path).empty
+
+
 @both
 def test_teachers_stay_as_they_are(teachers: dict[str, Run], task: str, tmp_path: Path) -> None:
     own = load_model(teachers[task]).half()

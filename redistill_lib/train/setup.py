@@ -165,6 +165,9 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
             distillation = Distillation(
                 model, teachers, taps, lesson.methods, objective=objective, example=example, samples=samples
             )
+            for method in (term.method for term in distillation.active):
+                if (least := getattr(method, "least_images", 1)) > min(setup.recipe.batch_size, samples):
+                    raise ValueError(f"{method.name} compares images: it needs batches of {least} or more")
             rows = torch.arange(2) % samples
             batch = task.batch(example[0], torch.zeros_like(rows), rows, torch.zeros_like(rows))
             with evaluating(distillation):  # so that what cannot be computed is told before a run is begun
