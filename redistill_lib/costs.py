@@ -195,7 +195,7 @@ def with_blocks(passed: Trace, taps: Sequence[Tap]) -> Blocked:
         published = put_in(found.published, spot, alone)
         sizes = {name: weight.numel() for name, weight in block.named_parameters()}
         parameters, spot, slab = sum(sizes.values()), find_spot(found.in_place, *place), 0
-        # Behind tokens in front the map is put together anew.
+        # With tokens in front, which are read behind it, it stays plain.
         whole = x.numel() == math.prod(shape)
         inner = block.block if isinstance(block, GridBlock) and whole else block
         if type(inner) is RedBlock and inner.axes == 2 and spot.free:

@@ -28,7 +28,8 @@ _BATCH = 64
 def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ...]]]:
     """Path and output (channels, height, width) of each convolution, pooling and block of them, as executed.
 
-    Maps of 1×1 are left out. `image` is uint8, C×H×W. Paths are those before `graduate` wrapped layers.
+    Of a transformer, whose maps are held with channels last or as tokens, the blocks. Maps of 1×1 are left out.
+    `image` is uint8, C×H×W. Paths are those before `graduate` wrapped layers.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU())
     >>> layer_maps(net, torch.zeros(1, 9, 9, dtype=torch.uint8))

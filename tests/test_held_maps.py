@@ -18,7 +18,7 @@ from redistill_lib.costs import tap_costs
 from redistill_lib.distill import Distillation, Tap, match_taps, read_taps
 from redistill_lib.maps import compare_layer, compare_maps, layer_maps, score_taps
 from redistill_lib.methods import RED, REDBlocks
-from redistill_lib.network import find_resolutions
+from redistill_lib.network import find_resolutions, map_shapes
 from redistill_lib.red import GridBlock, InPlaceRedBlock, RedBlock, alignment_loss, as_map
 from redistill_lib.train import evaluate
 
@@ -75,9 +75,9 @@ class Swin(nn.Module):
 class Patches(nn.Module):
     """A module around one layer, which gives tokens where the layer gives a map."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: int = 8) -> None:
         super().__init__()
-        self.projection = nn.Conv2d(3, 12, 8, 8)
+        self.projection = nn.Conv2d(3, 12, patch, patch)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.projection(x).flatten(2).transpose(1, 2)
@@ -85,9 +85,9 @@ class Patches(nn.Module):
 
 
 class Vit(nn.Module):
-    def __init__(self, front: int = 1) -> None:
+    def __init__(self, front: int = 1, patch: int = 8) -> None:
         super().__init__()
-        self.patches, self.front = Patches(), nn.Parameter(torch.randn(1, front, 12))
+        self.patches, self.front = Patches(patch), nn.Parameter(torch.randn(1, front, 12))
         self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(12, 2, 24, 0.0, batch_first=True) for _ in range(2))
         self.head = nn.Linear(12, 5)
 
@@ -148,6 +148,43 @@ def test_a_derived_student_of_a_transformer_is_tapped_where_it_merges() -> None:
     ]
 
 
+def test_narrow_taps_of_held_maps() -> None:
+    """Pixels are widened before they are merged, and narrowed behind."""
+
+    def net(patch: int, merges: int) -> Any:
+        model: Any = Swin(patch, 0, False)
+        layers = [[nn.Linear(8, 32), Merge(32, None), nn.Linear(64, 8)] for _ in range(merges)]
+        model.body = nn.Sequential(*(layer for group in layers for layer in group), Mixer(8))
+        return model
+
+    student, teacher = net(4, 1), net(2, 2)
+    wide, narrow = (match_taps(student, teacher, X, narrow=narrow)[1:] for narrow in (False, True))
+    assert [(tap.name, str(tap.source), tap.channels) for tap in wide] == [
+        ("body.1.input", "body.4.input", 32), ("body.1.output", "body.4.output", 64),
+    ]  # fmt: skip
+    assert [(tap.name, str(tap.source), tap.channels) for tap in narrow] == [
+        ("body.input", "body.2.output", 8), ("body.2.output", "body.5.output", 8),
+    ]  # fmt: skip
+    grids = [((8, 12), (8, 12)), ((4, 6), (4, 6))]
+    assert [(tap.grid, tap.teacher_grid) for tap in narrow] == grids
+    Distillation(student, teacher, narrow, example=X)(X)
+
+
+class Turned(Patches):
+    """Twelve tokens of twelve channels, the channels before the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).transpose(1, 2)
+
+
+def test_channels_before_tokens_are_no_map_that_a_tap_could_take() -> None:
+    net = nn.Sequential(Turned(), nn.Linear(12, 12), nn.Flatten(), nn.Linear(144, 5))
+    x = torch.zeros(1, 3, 32, 24)
+    assert [found.layer for found in map_shapes(net, x)] == ["0.projection"]
+    net[0] = Patches()
+    assert [found.layer for found in map_shapes(net, x)] == ["0.projection", "0", "1"]
+
+
 @pytest.mark.parametrize("tokens", [False, True])
 def test_a_step_reaches_the_student_at_every_tap(tokens: bool) -> None:
     student, teacher = seeded(Swin, 4, 1, tokens), Swin(2, 2, tokens)
@@ -203,6 +240,12 @@ def test_a_vit_of_a_cnn_is_tapped_at_the_map_of_its_patches() -> None:
     losses = d(X, targets=Y)[1]
     losses["red/patches.projection.output"].backward()
     assert student.get_parameter("patches.projection.layer.weight").grad.abs().sum() > 0
+
+
+def test_the_papers_tap_of_a_vit() -> None:
+    """DeiT with patches of 16 learns from the map of MobileNetV2 that has as many pixels."""
+    [tap] = match_taps(Vit(patch=16), rd.create_model("mobilenetv2-1-1222121", width=0.25), torch.zeros(1, 3, 64, 64))
+    assert tap == Tap("patches.projection", "output", "features.14.conv.3", "output", channels=12)
 
 
 def test_the_blocks_of_maps_with_channels_last_take_any_size() -> None:
@@ -425,6 +468,12 @@ def test_a_run_keeps_variants_and_grids(tmp_path: Path) -> None:
         recipe=recipe_of("classifier", epochs=1), options=options(tmp_path),
     )  # fmt: skip
     own = {"channels": 6, "kernel_size": 3, "gate": False, "encoder": "depthwise", "grid": [4, 4]}
+    [term] = run.params["terms"]
+    assert (
+        term["grid"] == [4, 4]
+        and "teacher_grid" not in term
+        and (term["gate"], term["encoder"]) == (False, "depthwise")
+    )
     assert run.blocks == [{"layer": "mix", "side": "output", **own}]
     model = rd.load_model(run, student)
     assert isinstance(model.get_submodule("mix.after"), GridBlock)

@@ -70,6 +70,12 @@ class Tap:
         return MapRef(self.teacher_layer, self.teacher_side)
 
     @property
+    def held(self) -> dict[str, list[int]]:
+        """The grids of maps that are not B×C×H×W, by name: part of what a run is."""
+        grids = {"grid": self.grid, "teacher_grid": self.teacher_grid}
+        return {name: list(grid) for name, grid in grids.items() if grid}
+
+    @property
     def name(self) -> str:
         return str(self.place)
 

@@ -104,9 +104,10 @@ class Grids:
         """Values B×C×(H·W), as a map is flattened before its channels go last."""
         found = set[int]()
         for call in self.flow.calls:
-            source, flat = call.takes[0], {v for v in call.makes if len(self.flow.shapes[v]) == 3}
-            if (self.is_map(source) or source in found) and call.function not in _TURNS:
-                found |= flat
+            source, turned = call.takes[0], call.function in _TURNS
+            before = self.is_map(source) or source in found
+            if before != (turned and len(self.flow.shapes[source]) == 3):
+                found.update(value for value in call.makes if len(self.flow.shapes[value]) == 3)
         return frozenset(found)
 
     def channels(self, value: int) -> int:
