@@ -227,12 +227,12 @@ def _block_trace(block: nn.Module, x: Tensor, rows: int = 0) -> Trace:
 @functools.lru_cache(maxsize=1000)
 def _red_trace(channels: int, kernel_size: int, rows: int, dtype: torch.dtype, *layout: tuple[int, ...]) -> Trace:
     with torch.device("meta"):
-        block, x = RedBlock(channels, kernel_size).to(dtype), torch.empty_strided(*layout, dtype=dtype)
-        passed = trace(block, x)
+        x = torch.empty_strided(*layout, dtype=dtype)
         if not rows:
-            return passed
+            return trace(RedBlock(channels, kernel_size).to(dtype), x)
         first, *others = (slab := trace(_Slab(rows), x)).ops
-    return replace(slab, ops=(first._replace(flops=sum(op.flops for op in passed.ops)), *others))
+    flops = sum(op.flops for op in _red_trace(channels, kernel_size, 0, dtype, *layout).ops)
+    return replace(slab, ops=(first._replace(flops=flops), *others))
 
 
 def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor, ...]) -> None:
