@@ -84,10 +84,9 @@ class TapCosts:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        return "\n".join(self.headline(row) for row in self.rows if row.tap == "all")
+        return "\n".join(self._told(row) for row in self.rows if row.tap == "all")
 
-    def headline(self, row: TapCost) -> str:
-        """What all taps of one choice cost, in a sentence."""
+    def _told(self, row: TapCost) -> str:
         own, red, several = self.student, row.published, len({row.taps for row in self.rows}) > 1
         name = f"{row.taps}: " if several else ""
         taps = [other for other in self.rows if other.taps == row.taps and other.tap != "all"]

@@ -61,10 +61,6 @@ class Op(NamedTuple):
     def name(self) -> str:
         return name_of(self.func)
 
-    @property
-    def decides(self) -> bool:  # it hands a value to Python, whose control flow may depend on it
-        return self.func is torch.ops.aten._local_scalar_dense.default
-
     def moved(self, place: Callable[[int], int], module: str) -> Op:
         """The operator in another module, with other numbers for its storages."""
         reads, writes, mutates, aligned = (
@@ -99,10 +95,10 @@ class Trace:
         needed = {s.index for s in self.storages if s.output} or {s.index for s in self.storages if s.died == end}
         kept = []
         for op in reversed(self.ops):
-            touched = {*op.writes, *op.mutates}
-            if op.decides or needed & touched:
+            touched = {*op.writes, *op.mutates}  # nothing: it hands a value to Python, which may decide by it
+            if not touched or needed & touched:
                 needed.update(op.reads)
-                if op.decides or touched & varying:
+                if not touched or touched & varying:
                     kept.append(op)
         return kept[::-1], {storage.index for storage in self.storages} - varying
 
