@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import math
@@ -15,14 +16,13 @@ import pandas as pd
 from torch import Tensor, nn
 
 from redistill_lib.checks import check_type
-from redistill_lib.costs import Cost, cost_of, with_blocks
+from redistill_lib.costs import Cost, Followed, followed
 from redistill_lib.distill.pairing import pair_steps
 from redistill_lib.memory import format_size, parse_size
-from redistill_lib.memory.profile import storage_size
+from redistill_lib.memory.profile import Convention, runtime_of, storage_size
 from redistill_lib.memory.reuse import Runs
-from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.models import ARCHITECTURES, create_model
-from redistill_lib.network import Resolutions, asking, find_resolutions
+from redistill_lib.network import asking, find_resolutions
 from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
@@ -32,7 +32,15 @@ from redistill_lib.student.derive import restrided
 MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
 
 
-Blocks = Literal["none", "published", "in place"]
+Blocks = Literal["none", "published", "in place", "narrow", "narrow in place"]
+# In words, and what would take less.
+_FORMS: dict[Blocks, tuple[str, tuple[Blocks, ...]]] = {
+    "none": ("without RED blocks", ()),
+    "published": ("with RED blocks as published", ("in place", "none")),
+    "in place": ("with RED blocks in place", ("none",)),
+    "narrow": ("with RED blocks at narrow taps", ("narrow in place", "none")),
+    "narrow in place": ("with RED blocks in place at narrow taps", ("none",)),
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Fit:
     in_place: Cost | None = None
 
     def needs(self, blocks: Blocks) -> Cost | None:
-        return {"none": self.plain, "published": self.published, "in place": self.in_place}[blocks]
+        return self.plain if blocks == "none" else self.in_place if "in place" in blocks else self.published
 
     def peak(self, blocks: Blocks) -> float:
         """In bytes; infinite where it is not known."""
@@ -68,6 +76,7 @@ class BudgetFit:
     blocks: Blocks = "published"  # those that have to fit too
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans that cannot be derived, and why
     untapped: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans without a place for blocks, and why
+    convention: str = "fused"
 
     @property
     def fits(self) -> tuple[Fit, ...]:
@@ -113,44 +122,28 @@ class BudgetFit:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        budget, fits = format_size(self.budget_bytes), self.fits
-        if not fits:
-            near = self.closest
-            needed = near.needs(self.blocks) or near.plain
-            answer = (
-                f"no plan of {self.model} fits {budget}{_with(self.blocks)}: the nearest, {near.plan} in "
-                f"{near.dtype}, needs {format_size(needed.peak_bytes)} at {needed.peak_at}"
-            )
-            others = [fit for blocks in _LIGHTER[self.blocks] for fit in self.fits_with(blocks)[:1]]
-            answer += "" if others else "; try a smaller input or width"
+        (words, lighter), fits = _FORMS[self.blocks], self.fits
+        budget = format_size(self.budget_bytes) + f" under {self.convention}" * (self.convention != "fused")
+        best = fits[0] if fits else self.closest
+        needed, plan = best.needs(self.blocks) or best.plain, f"{best.plan} in {best.dtype}"
+        peak = f"{format_size(needed.peak_bytes)} at {needed.peak_at}"
+        if fits:
+            count = f"{len(fits)} plan{'s' * (len(fits) > 1)} worth a look"
+            answer = f"{self.model} in {budget}: {plan} keeps most {words}, peak {peak} ({count})"
         else:
-            best, count = fits[0], len(fits)
-            needed = best.needs(self.blocks) or best.plain
-            answer = (
-                f"{self.model} in {budget}: {best.plan} in {best.dtype} keeps most{_with(self.blocks)}, peak "
-                f"{format_size(needed.peak_bytes)} at {needed.peak_at} ({count} plan{'s' * (count > 1)} worth a look)"
-            )
-        most = fits[0].plain.flops if fits else 0
-        for blocks in _LIGHTER[self.blocks]:
-            best, *_ = (*self.fits_with(blocks), None)
-            if best and best.plain.flops > most:
-                most, peak = best.plain.flops, format_size(best.peak(blocks))
-                answer += f"; {_with(blocks).strip()} {best.plan} in {best.dtype} would fit too, with {peak}"
+            answer = f"no plan of {self.model} fits {budget} {words}: the nearest, {plan}, needs {peak}"
+            if not any(self.fits_with(blocks) for blocks in lighter):
+                answer += "; try a smaller input or width"
+        most = best.plain.flops if fits else 0
+        for blocks in lighter:
+            for other in self.fits_with(blocks)[:1]:
+                if other.plain.flops > most:
+                    most, peak = other.plain.flops, format_size(other.peak(blocks))
+                    answer += f"; {_FORMS[blocks][0]} {other.plan} in {other.dtype} would fit too, with {peak}"
         for reasons, what in ((self.refused, "more cannot be derived"), (self.untapped, "have no place for blocks")):
-            if reasons:
-                plan, reason = next(iter(reasons.items()))
+            for plan, reason in [*reasons.items()][:1]:
                 answer += f"; {len(reasons)} {what}, such as {plan}: {reason}"
         return answer
-
-
-_LIGHTER: dict[Blocks, tuple[Blocks, ...]] = {
-    "published": ("in place", "none"), "in place": ("none",), "none": ()
-}  # fmt: skip
-
-
-def _with(blocks: Blocks) -> str:
-    words = {"none": "without RED blocks", "published": "with RED blocks as published"}
-    return f" {words.get(blocks, 'with RED blocks in place')}"
 
 
 def fit_to_budget(
@@ -160,18 +153,19 @@ def fit_to_budget(
     dtypes: str | Sequence[str] = ("fp32", "int8"),
     plans: StridePlan | str | Iterable[StridePlan | str] | None = None,
     blocks: Blocks = "published",
-    in_place_depthwise: bool = False,
-    progress: bool = True,
+    convention: Convention = "fused",
 ) -> BudgetFit:
     """Which stride plans of a network keep its peak of activations within a budget, and what each costs.
 
     `model` is a built-in name (with a plan for another total stride) or any network that `derive_student` takes,
     `budget` bytes or ``"256KB"``, `inputs` an example, of which only shapes count. `plans` defaults to those of the
     same total stride: all legal ones of a name (of more than 500, those that nowhere pool later than the network
-    itself), or every way of moving a network's strides to the stem. Peaks are ``fused``, without weights.
+    itself), or every way of moving a network's strides to the stem. Peaks are without weights, under a `convention`
+    of `profile_memory` other than ``paper``.
 
     A plan has to fit with the RED blocks that it will be taught with, at the taps of `match_taps`: as `published`,
-    ``"in place"`` (see `red.make_in_place`) or ``"none"``. The table shows all three.
+    ``"in place"`` (see `red.make_in_place`) or ``"none"``; the table shows all three. ``"narrow"`` and ``"narrow in
+    place"`` put them at its narrow taps.
 
     >>> import torch
     >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
@@ -179,7 +173,9 @@ def fit_to_budget(
     [('4-1221121', 'int8', 165888)]
     """
     check_type("blocks", blocks, Blocks)
-    budget_bytes = parse_size(budget)
+    budget_bytes, runtime = parse_size(budget), runtime_of(convention)
+    if runtime is None:
+        raise ValueError("the paper's estimate knows no blocks in place and no networks of one's own: use fused")
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
@@ -197,15 +193,33 @@ def fit_to_budget(
                 f"plan {plan} strides {plan.total} in all where {name} ({own}) strides {own.total}, so its last maps "
                 f"would have another size; give plans whose digits multiply to {own.total}"
             )
-    how = {"in_place_depthwise": in_place_depthwise}
+    runs = Runs() if isinstance(model, str) else None  # the built-in networks are of the same blocks
     networks: dict[StridePlan, nn.Module] = {}
-    traces: dict[StridePlan, Trace] = {}
+    passes: dict[StridePlan, Followed] = {}
     found: dict[StridePlan, list[Fit]] = {}
-    refused: dict[str, str] = {}
-    # The built-in networks are of the same blocks, and hold no reference cycles.
-    runs = Runs() if isinstance(model, str) else None
+    refused, untapped = dict[str, str](), dict[str, str]()
+
+    teacher = build(own)
+    theirs = functools.cache(lambda: find_resolutions(teacher, inputs))
+
+    def count_blocks(plan: StridePlan) -> None:
+        if found[plan][0].published or str(plan) in untapped:
+            return
+        student = networks[plan] if plan in networks else build(plan)
+        try:
+            taps = pair_steps(student, find_resolutions(student, inputs), teacher, theirs(), "narrow" in blocks)
+            forms = passes[plan].with_blocks(taps)
+        except ValueError as error:
+            untapped[str(plan)] = str(error)
+            return
+        costs = ([form.cost(fit.dtype, runtime) for form in forms] for fit in found[plan])
+        found[plan] = [replace(f, published=p, in_place=i) for f, (p, i) in zip(found[plan], costs, strict=True)]
+
     plans_once = dict.fromkeys((own, *chosen))
-    with progress_bar(len(plans_once), f"plans of {name}", enabled=progress) as bar, _collecting(runs is None):
+    with (
+        progress_bar(len(plans_once), f"plans of {name}") as bar,
+        _uncollected() if runs else contextlib.nullcontext(),
+    ):
         for plan in plans_once:
             try:
                 network = build(plan)
@@ -217,30 +231,15 @@ def fit_to_budget(
                 if runs is not None:
                     networks[plan] = network  # without contents
                 with asking(inputs):
-                    traces[plan] = trace(network, *inputs, fast_attention=False, runs=runs)  # once for all dtypes
-                costs = [cost_of(network, traces[plan], dtype, **how) for dtype in dtypes]
-                found[plan] = [Fit(str(plan), dtype, cost) for dtype, cost in zip(dtypes, costs, strict=True)]
+                    passes[plan] = followed(network, inputs, runtime, runs)  # once for all dtypes
+                found[plan] = [Fit(str(plan), dtype, passes[plan].cost(dtype, runtime)) for dtype in dtypes]
             bar.update()
-    found[own] = [replace(fit, published=fit.plain, in_place=fit.plain) for fit in found[own]]
-    plans_found = [plan for plan in dict.fromkeys(chosen) if plan in found] or [own]
-    teacher, untapped = build(own), dict[str, str]()
-    theirs: Resolutions | None = None
-    with _collecting(runs is None):
+        found[own] = [replace(fit, published=fit.plain, in_place=fit.plain) for fit in found[own]]
+        plans_found = [plan for plan in dict.fromkeys(chosen) if plan in found] or [own]
         for plan in _worthwhile(found, plans_found, budget_bytes, blocks):
-            if found[plan][0].published or str(plan) in untapped:
-                continue
-            student = networks[plan] if plan in networks else build(plan)
-            try:
-                ours, theirs = find_resolutions(student, inputs), theirs or find_resolutions(teacher, inputs)
-                blocked = with_blocks(traces[plan], pair_steps(student, ours, teacher, theirs))
-            except ValueError as error:
-                untapped[str(plan)] = str(error)
-                continue
-            for k, fit in enumerate(found[plan]):
-                published, in_place = blocked.costs(student, fit.dtype, **how)
-                found[plan][k] = replace(fit, published=published, in_place=in_place)
+            count_blocks(plan)
     candidates = tuple(fit for plan in plans_found for fit in found[plan])
-    return BudgetFit(name, budget_bytes, tuple(found[own]), candidates, blocks, refused, untapped)
+    return BudgetFit(name, budget_bytes, tuple(found[own]), candidates, blocks, refused, untapped, runtime.name)
 
 
 def _worthwhile(
@@ -250,29 +249,26 @@ def _worthwhile(
 
     Blocks only add to a peak. Where nothing fits with them, all that could come nearest.
     """
-    rows = [(plan, k) for plan in plans for k in range(len(found[plan]))]
-
-    def plain(row: tuple[StridePlan, int]) -> Cost:
-        return found[row[0]][row[1]].plain
-
-    least: dict[int, float] = {}
-    for plan, k in sorted(rows, key=lambda row: (-plain(row).flops, plain(row).peak_bytes)):
-        if plain((plan, k)).peak_bytes < least.get(k, budget + 1):
+    for k in range(len(found[plans[0]])):
+        plain = {plan: found[plan][k].plain for plan in plans}
+        least: float = budget + 1
+        for plan in sorted(plans, key=lambda plan: (-plain[plan].flops, plain[plan].peak_bytes)):
+            if plain[plan].peak_bytes < least:
+                yield plan
+                least = min(least, found[plan][k].peak(blocks))
+    peaks = {plan: min(fit.plain.peak_bytes for fit in found[plan]) for plan in plans}
+    nearest = min(fit.peak(blocks) for plan in plans for fit in found[plan])
+    for plan in sorted(plans, key=peaks.__getitem__):
+        if budget < nearest and peaks[plan] < nearest:
             yield plan
-            least[k] = min(found[plan][k].peak(blocks), least.get(k, budget + 1))
-    nearest = min(found[plan][k].peak(blocks) for plan, k in rows)
-    for plan, k in sorted(rows, key=lambda row: plain(row).peak_bytes):
-        if nearest > budget and plain((plan, k)).peak_bytes < nearest:
-            yield plan
-            nearest = min(nearest, found[plan][k].peak(blocks))
+            nearest = min(nearest, *(fit.peak(blocks) for fit in found[plan]))
 
 
 @contextlib.contextmanager
-def _collecting(as_before: bool) -> Iterator[None]:
-    """Or without the search for reference cycles, which takes a third of the time where networks come and go."""
+def _uncollected() -> Iterator[None]:
+    """Without the search for reference cycles, which takes a third of the time where networks come and go."""
     enabled = gc.isenabled()
-    if not as_before:
-        gc.disable()
+    gc.disable()
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CONVENTIONS = (  # those of redistill_lib.memory, which costs an import of torch
     "eager", "fused", "paper", "onnxruntime", "executorch", "executorch_in_place", "litert_micro",
 )  # fmt: skip
+BLOCKS = ("none", "published", "in place", "narrow", "narrow in place")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
     memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
     what = "the RED blocks that have to fit, too (default published)"
-    memory.add_argument("--blocks", choices=("none", "published", "in place"), help=what)
+    memory.add_argument("--blocks", choices=BLOCKS, help=what)
     form = memory.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
     form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
@@ -170,8 +171,8 @@ def _runs(arguments: argparse.Namespace) -> None:
 def _memory(arguments: argparse.Namespace) -> int:
     from redistill_lib.memory import memory_bounds, profile_memory
 
-    if arguments.budget and (arguments.html is not None or arguments.convention != "fused"):
-        raise ValueError("--budget gives a table or JSON, always fused: leave out --html and --convention")
+    if arguments.budget and arguments.html is not None:
+        raise ValueError("--budget gives a table or JSON: leave out --html")
     if arguments.budget and arguments.factor > 1:
         raise ValueError("--factor makes one student, --budget looks at all plans: give one of the two")
     if arguments.blocks and not arguments.budget:
@@ -249,14 +250,12 @@ def _tap_costs(
 
 def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> int:
     from redistill_lib.budget import fit_to_budget
+    from redistill_lib.memory.runtime import FUSED
 
     named = arguments.in_channels in (None, 3) and ":" not in arguments.model
     dtypes = arguments.dtype or ("fp32", "int8")
-    how = {
-        "dtypes": dtypes,
-        "in_place_depthwise": arguments.in_place_depthwise,
-        "blocks": arguments.blocks or "published",
-    }
+    convention = replace(FUSED, in_place_depthwise=True) if arguments.in_place_depthwise else arguments.convention
+    how: dict[str, Any] = {"dtypes": dtypes, "convention": convention, "blocks": arguments.blocks or "published"}
     fit = fit_to_budget(arguments.model if named else model, arguments.budget, *inputs, **how)
     table = fit.to_frame()
     if arguments.json:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from redistill_lib.checks import check_type
 from redistill_lib.distill import Tap, match_taps
 from redistill_lib.memory import format_size
-from redistill_lib.memory.profile import Dtype, build_profile
-from redistill_lib.memory.splice import find_spot, map_at, put_in
+from redistill_lib.memory.profile import DTYPES, Dtype, storage_size, weights_of
+from redistill_lib.memory.reuse import Runs
+from redistill_lib.memory.runtime import FUSED, Runtime
+from redistill_lib.memory.schedule import make_schedule
+from redistill_lib.memory.splice import Spot, find_spot, map_at, put_in
 from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.methods import RED
 from redistill_lib.network import MapRef, asking, find_layer
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 class Cost:
     """What a network needs."""
 
-    peak_bytes: int  # of activations, ``fused``
+    peak_bytes: int  # of activations
     peak_at: str  # the layer that sets it
     flops: int  # 2 per multiply-add
     parameters: int
@@ -82,10 +85,9 @@ class TapCosts:
         return pd.DataFrame(rows)
 
     def __str__(self) -> str:
-        return "\n".join(self.headline(row) for row in self.rows if row.tap == "all")
+        return "\n".join(self._told(row) for row in self.rows if row.tap == "all")
 
-    def headline(self, row: TapCost) -> str:
-        """What all taps of one choice cost, in a sentence."""
+    def _told(self, row: TapCost) -> str:
         own, red, several = self.student, row.published, len({row.taps for row in self.rows}) > 1
         name = f"{row.taps}: " if several else ""
         taps = [other for other in self.rows if other.taps == row.taps and other.tap != "all"]
@@ -135,75 +137,83 @@ def tap_costs(
         for name, chosen in given.items()
     }
     with asking(inputs, "student"):
-        passed = trace(student, *inputs, fast_attention=False)
+        plain = followed(student, inputs)
     with asking(inputs, "teacher"):
-        theirs = cost_of(teacher, trace(teacher, *inputs, fast_attention=False), dtype)
-    own = cost_of(student, passed, dtype)
+        theirs = followed(teacher, inputs).cost(dtype)
+    own = plain.cost(dtype)
     rows = []
     for name, chosen in choices.items():
         parts = {str(tap.place): [tap] for tap in chosen}
         for label, some in [*parts.items(), ("all", chosen)]:
-            published, in_place = with_blocks(passed, some).costs(student, dtype)
-            at = find_spot(passed, *some[0].place) if label != "all" else None
-            shape = tuple(as_map(map_at(passed, at), some[0].grid).shape[1:]) if at else ()
+            published, in_place = (form.cost(dtype) for form in plain.with_blocks(some))
+            at = find_spot(plain.trace, *some[0].place) if label != "all" else None
+            shape = tuple(as_map(map_at(plain.trace, at), some[0].grid).shape[1:]) if at else ()
             rows.append(TapCost(name, label, shape, published, in_place, excess(own, published)))
     return TapCosts(own, theirs, tuple(rows))
 
 
-def cost_of(model: nn.Module, passed: Trace, dtype: Dtype = None, added: int = 0, **how: bool) -> Cost:
-    """Of a traced network with so many parameters `added`; `how` is for `build_profile`."""
-    made = build_profile(model, passed, "fused", dtype, **how)
-    count, width = made.weight_count + added, made.weight_bytes // max(1, made.weight_count)
-    return Cost(made.peak_bytes, made.peak_op.name, made.flops, count, made.weight_bytes + added * width)
+@dataclass(frozen=True)
+class Followed:
+    """A network that was followed once, to be counted in any dtype, under any rules, with blocks or without."""
 
-
-class Blocked(NamedTuple):
-    """A traced network with RED blocks, as published and in place, and the parameters of these."""
-
-    published: Trace
-    in_place: Trace
+    trace: Trace
     parameters: int
-    folded: int  # in place, where batch norms are part of the convolutions
+    weight_bytes: int  # as they are stored
 
-    def costs(self, model: nn.Module, dtype: Dtype = None, **how: bool) -> tuple[Cost, Cost]:
-        """As published and in place; `model` is the network without blocks."""
-        whole = cost_of(model, self.published, dtype, self.parameters, **how)
-        return whole, replace(cost_of(model, self.in_place, dtype, self.folded, **how), flops=whole.flops)
+    def cost(self, dtype: Dtype = None, runtime: Runtime = FUSED) -> Cost:
+        name, size = storage_size(dtype)
+        schedule = make_schedule(self.trace, size, runtime)
+        live = schedule.live_bytes()
+        at = schedule.steps[live.index(max(live))]
+        flops = sum(step.flops for step in schedule.steps)
+        weights = self.parameters * DTYPES[name].itemsize if name else self.weight_bytes
+        return Cost(max(live), at.module or at.name, flops, self.parameters, weights)
+
+    def with_blocks(self, taps: Sequence[Tap]) -> tuple[Followed, Followed]:
+        """With the blocks of `taps`, as published and in place, not followed again. Errors as `find_spot`."""
+        published, in_place, placed = self, self, set[MapRef]()
+        for tap in taps:
+            spot = find_spot(published.trace, *tap.place)
+            x = map_at(published.trace, spot)
+            try:
+                shape = tuple(as_map(x, tap.grid).shape)
+            except ValueError as error:
+                raise ValueError(f"tap {tap.name}: {error}") from None
+            if len(shape) < 4:
+                told = f"{tap.place} is {tuple(x.shape)}, not a B×C×H×W map"
+                raise ValueError(f"{told}; of tokens give the tap their grid=")
+            with torch.device("meta"):
+                block = tap.block(tap.method or RED(), shape[1:])
+            if block is None or tap.place in placed:
+                continue
+            placed.add(tap.place)
+            inside = _block_trace(block, x)
+            if [math.prod(s.shape) for s in inside.storages if s.output] != [x.numel()]:
+                raise ValueError(f"the block on {tap.place} changes the shape of its map; a block keeps it")
+            sizes = {name: weight.numel() for name, weight in block.named_parameters()}
+            published = published._with(spot, inside, sum(sizes.values()))
+            spot = find_spot(in_place.trace, *tap.place)
+            # With tokens in front, which are read behind it, it stays plain.
+            whole = x.numel() == math.prod(shape)
+            inner = block.block if isinstance(block, GridBlock) and whole else block
+            if type(inner) is RedBlock and inner.axes == 2 and spot.free:
+                inside = _block_trace(block, x, InPlaceRedBlock.held_rows(inner, shape[2]))
+                sizes = {name: size for name, size in sizes.items() if ".0." in name}  # norms are folded
+            in_place = in_place._with(spot, inside, sum(sizes.values()))
+        return published, in_place
+
+    def _with(self, spot: Spot, block: Trace, parameters: int) -> Followed:
+        width = self.weight_bytes // max(1, self.parameters)
+        weights = self.weight_bytes + parameters * width
+        return Followed(put_in(self.trace, spot, block), self.parameters + parameters, weights)
 
 
-def with_blocks(passed: Trace, taps: Sequence[Tap]) -> Blocked:
-    """Put the blocks of `taps` into a traced network, which is not traced again. Raises ValueError as `find_spot`."""
-    found, placed = Blocked(passed, passed, 0, 0), set[MapRef]()
-    for tap in taps:
-        place = tap.place
-        spot = find_spot(found.published, *place)
-        x = map_at(found.published, spot)
-        try:
-            shape = tuple(as_map(x, tap.grid).shape)
-        except ValueError as error:
-            raise ValueError(f"tap {tap.name}: {error}") from None
-        if len(shape) < 4:
-            raise ValueError(f"{place} is {tuple(x.shape)}, not a B×C×H×W map; of tokens give the tap their grid=")
-        with torch.device("meta"):
-            block = tap.block(tap.method or RED(), shape[1:])
-        if block is None or place in placed:
-            continue
-        placed.add(place)
-        alone = _block_trace(block, x)
-        if [math.prod(s.shape) for s in alone.storages if s.output] != [x.numel()]:
-            raise ValueError(f"the block on {place} changes the shape of its map; a block keeps it")
-        published = put_in(found.published, spot, alone)
-        sizes = {name: weight.numel() for name, weight in block.named_parameters()}
-        parameters, spot, slab = sum(sizes.values()), find_spot(found.in_place, *place), 0
-        # With tokens in front, which are read behind it, it stays plain.
-        whole = x.numel() == math.prod(shape)
-        inner = block.block if isinstance(block, GridBlock) and whole else block
-        if type(inner) is RedBlock and inner.axes == 2 and spot.free:
-            slab = InPlaceRedBlock.held_rows(inner, shape[2])
-            sizes = {name: size for name, size in sizes.items() if ".0." in name}  # norms are folded
-        in_place = put_in(found.in_place, spot, _block_trace(block, x, slab))
-        found = Blocked(published, in_place, found.parameters + parameters, found.folded + sum(sizes.values()))
-    return found
+def followed(
+    model: nn.Module, inputs: tuple[Any, ...], runtime: Runtime = FUSED, runs: Runs | None = None
+) -> Followed:
+    """Raises what the model raises."""
+    passed = trace(model, *inputs, fast_attention=runtime.frees == "as python", runs=runs)
+    return Followed(passed, *weights_of(model))
 
 
 class _Slab(nn.Module):
@@ -218,34 +228,34 @@ class _Slab(nn.Module):
 
 
 def _block_trace(block: nn.Module, x: Tensor, slab: int = 0) -> Trace:
+    """Of the block itself, or in place with so many rows beside the map."""
     record = describe_block(block)
     if record is not None:  # it says all
         told = tuple((name, tuple(value) if name == "grid" else value) for name, value in record.items())
-        return _red_trace(told, tuple(x.shape), x.stride(), x.dtype, slab)
+        return _red_trace(told, slab, x.dtype, tuple(x.shape), x.stride())
     return trace(block.to(x.dtype), x)
 
 
 @functools.lru_cache(maxsize=1000)
-def _red_trace(
-    record: tuple[tuple[str, Any], ...],
-    shape: tuple[int, ...],
-    stride: tuple[int, ...],
-    dtype: torch.dtype,
-    slab: int,
-) -> Trace:
+def _red_trace(record: tuple[tuple[str, Any], ...], slab: int, dtype: torch.dtype, *layout: tuple[int, ...]) -> Trace:
     with torch.device("meta"):
+        x = torch.empty_strided(*layout, dtype=dtype)
         _, _, block = restore_place({"layer": "", "side": "output", **dict(record)})
-        if slab:
-            block = GridBlock(_Slab(slab), block.grid) if isinstance(block, GridBlock) else _Slab(slab)
-        return trace(block.to(dtype), torch.empty_strided(shape, stride, dtype=dtype))
+        if not slab:
+            return trace(block.to(dtype), x)
+        rows = GridBlock(_Slab(slab), block.grid) if isinstance(block, GridBlock) else _Slab(slab)
+        passed = trace(rows.to(dtype), x)
+    flops = sum(op.flops for op in _red_trace(record, 0, dtype, *layout).ops)
+    first, *others = (op._replace(flops=0) for op in passed.ops)
+    return replace(passed, ops=(first._replace(flops=flops), *others))
 
 
 def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor, ...]) -> None:
     """One warning where the blocks of a student that is about to be trained cost more than itself, for one image."""
-    passed = trace(student, *(x[:1] for x in inputs), fast_attention=False)
-    own = cost_of(student, passed)
+    plain = followed(student, tuple(x[:1] for x in inputs))
+    own = plain.cost()
     try:
-        published, in_place = with_blocks(passed, taps).costs(student)
+        published, in_place = (form.cost() for form in plain.with_blocks(taps))
     except ValueError:
         return  # what cannot be counted beforehand is trained all the same
     if excess(own, published):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 import redistill_lib as rd
 from redistill_lib.budget import Blocks, BudgetFit, Fit, _named, fit_to_budget
 from redistill_lib.costs import Cost
+from redistill_lib.memory import RUNTIMES, Runtime
 from redistill_lib.memory.reuse import Runs
 from redistill_lib.memory.trace import trace
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
@@ -18,7 +21,7 @@ X = torch.zeros(1, 3, 64, 64)
 
 @pytest.fixture(scope="module")
 def resnet() -> BudgetFit:
-    return fit_to_budget("resnet18", "96KB", X, progress=False)
+    return fit_to_budget("resnet18", "96KB", X)
 
 
 def test_every_legal_plan_of_the_same_total_is_looked_at(resnet: BudgetFit) -> None:
@@ -56,7 +59,7 @@ def test_a_network_of_ones_own_moves_its_strides_to_the_stem() -> None:
         nn.Conv2d(3, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 4, 1),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     )  # fmt: skip
-    fit = fit_to_budget(net, "64KB", X, dtypes=["fp32"], progress=False)
+    fit = fit_to_budget(net, "64KB", X, dtypes=["fp32"])
     assert {f.plan for f in fit.candidates} == {"1-24", "2-14", "2-22", "4-21", "4-12", "8-11"}
     # Image 48 KiB throughout the stem: with stem stride 4 its output is 16 × 16² × 4 B = 16 KiB more.
     assert {f.plan for f in fit.candidates if f.plain.peak_bytes <= 64 * 1024} == {"4-21", "4-12", "8-11"}
@@ -64,20 +67,34 @@ def test_a_network_of_ones_own_moves_its_strides_to_the_stem() -> None:
 
 
 def test_where_nothing_fits_the_nearest_is_named() -> None:
-    fit = fit_to_budget("mobilenetv2", "1KB", X, plans=["2-1222121", "8-1211121"], progress=False)
+    fit = fit_to_budget("mobilenetv2", "1KB", X, plans=["2-1222121", "8-1211121"])
     assert fit.fits == () and fit.to_frame().empty
     told = "no plan of mobilenetv2 fits 1.0 KiB with RED blocks as published: the nearest, 8-1211121 in int8"
     assert told in str(fit) and "try a smaller input or width" in str(fit)
 
 
 def test_in_place_depthwise_makes_room() -> None:
+    conventions = "fused", replace(RUNTIMES["fused"], in_place_depthwise=True)
     plain, in_place = (
-        fit_to_budget(
-            "mobilenetv2", 1, X, dtypes=["int8"], plans=["2-1222121"], in_place_depthwise=flag, progress=False
-        )
-        for flag in (False, True)
+        fit_to_budget("mobilenetv2", 1, X, dtypes=["int8"], plans=["2-1222121"], convention=c) for c in conventions
     )
     assert in_place.closest.plain.peak_bytes < plain.closest.plain.peak_bytes
+
+
+@pytest.mark.parametrize("convention", ["eager", "onnxruntime", "executorch", "litert_micro", Runtime("own")])
+def test_any_rules_count_networks_in_which_the_blocks_really_stand(convention: str | Runtime) -> None:
+    fit = fit_to_budget("mobilenetv2", "1KB", X, plans="4-1212112", convention=convention)
+    student = rd.create_model("mobilenetv2-4-1212112")
+    taps = rd.match_taps(student, rd.create_model("mobilenetv2"), X)
+    red = insert_blocks(
+        rd.create_model("mobilenetv2-4-1212112"), [(*t.place, RedBlock(t.channels or 0)) for t in taps]
+    )
+    for candidate in fit.candidates:
+        for model, cost in ((student, candidate.plain), (red.eval(), candidate.published)):
+            profile = rd.profile_memory(model, X, dtype=candidate.dtype, convention=convention)
+            assert cost is not None and cost.peak_bytes == profile.peak_bytes and cost.flops == profile.flops
+    name = convention if isinstance(convention, str) else "own"
+    assert fit.convention == name and f"fits 1.0 KiB under {name} with RED blocks as published" in str(fit)
 
 
 def test_bad_input() -> None:
@@ -89,8 +106,12 @@ def test_bad_input() -> None:
         fit_to_budget("mobilenetv2", "1MB", X, dtypes=["int4"])
     with pytest.raises(ValueError, match=r"'256' has no unit: write \"256KB\""):
         fit_to_budget("mobilenetv2", "256", X)
-    with pytest.raises(ValueError, match="blocks='all' is not 'none' or 'published' or 'in place'"):
+    with pytest.raises(ValueError, match="blocks='all' is not 'none' or 'published' or 'in place' or 'narrow' or"):
         fit_to_budget("mobilenetv2", "1MB", X, blocks="all")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown convention 'tflite': choose from eager, fused"):
+        fit_to_budget("mobilenetv2", "1MB", X, convention="tflite")
+    with pytest.raises(ValueError, match="the paper's estimate knows no blocks in place"):
+        fit_to_budget("mobilenetv2", "1MB", X, convention="paper")
     with pytest.raises(ValueError, match="the network does not take images of 1×64×64: Given groups"):
         fit_to_budget("mobilenetv2", "1MB", X[:, :1])
     with pytest.raises(ValueError, match="the network does not take images of 1×64×64: Given groups"):
@@ -100,7 +121,7 @@ def test_bad_input() -> None:
 
 
 def test_one_text_is_one_plan_and_one_dtype() -> None:
-    fit = fit_to_budget("mobilenetv2", "1MB", X, dtypes="int8", plans="4-1221121", progress=False)
+    fit = fit_to_budget("mobilenetv2", "1MB", X, dtypes="int8", plans="4-1221121")
     assert [(f.plan, f.dtype) for f in fit.candidates] == [("4-1221121", "int8")]
     with pytest.raises(ValueError, match="plans is empty"):
         fit_to_budget("mobilenetv2", "1MB", X, plans=[])
@@ -118,7 +139,7 @@ def test_a_plan_that_cannot_be_derived_is_listed_and_the_others_are_there() -> N
             z = self.b(self.a(x))
             return z, self.c(z)
 
-    fit = fit_to_budget(Two(), "1MB", X, dtypes="fp32", progress=False)
+    fit = fit_to_budget(Two(), "1MB", X, dtypes="fp32")
     assert {f.plan for f in fit.candidates} == {"2-22", "4-12"} and fit.refused.keys() == {"4-21", "8-11"}
     assert "outputs" in fit.refused["8-11"]
 
@@ -133,7 +154,7 @@ def test_a_network_with_a_single_strided_layer_is_refused() -> None:
 
 def test_a_plan_fits_with_its_blocks_as_networks_that_have_them_show() -> None:
     """The numbers against networks in which the blocks really stand."""
-    fit = fit_to_budget("mobilenetv2", "1MB", X, dtypes="int8", plans="4-1212112", progress=False).candidates[0]
+    fit = fit_to_budget("mobilenetv2", "1MB", X, dtypes="int8", plans="4-1212112").candidates[0]
     teacher, student = rd.create_model("mobilenetv2"), rd.create_model("mobilenetv2-4-1212112")
     taps = rd.match_taps(student, teacher, X)
     red = insert_blocks(student, [(tap.layer, tap.side, RedBlock(tap.channels or 0)) for tap in taps]).eval()
@@ -152,7 +173,7 @@ def pyramid() -> nn.Module:
 
 @pytest.mark.parametrize("blocks", ["none", "published", "in place"])
 def test_what_is_recommended_fits_with_the_blocks_that_are_asked_for(blocks: Blocks) -> None:
-    fit = fit_to_budget(pyramid(), "40KB", X, dtypes="int8", blocks=blocks, progress=False)
+    fit = fit_to_budget(pyramid(), "40KB", X, dtypes="int8", blocks=blocks)
     everything = [(f.plan, f.plain.flops, f.peak(blocks)) for f in fit.candidates]
     best = max(((flops, plan) for plan, flops, peak in everything if peak <= 40 * 1024))
     assert fit.fits[0].plan == best[1] and fit.fits[0].plan in str(fit)
@@ -161,7 +182,7 @@ def test_what_is_recommended_fits_with_the_blocks_that_are_asked_for(blocks: Blo
 
 def test_the_three_ways_to_have_blocks_lead_to_plans_of_their_own() -> None:
     """×2: conv map 16·32·32 = 16 KiB in int8. Two of them and no more are there without blocks, three with."""
-    found = {b: fit_to_budget(pyramid(), "40KB", X, dtypes="int8", blocks=b, progress=False) for b in BLOCKS}
+    found = {b: fit_to_budget(pyramid(), "40KB", X, dtypes="int8", blocks=b) for b in BLOCKS}
     best = {blocks: fit.fits[0].plan for blocks, fit in found.items()}
     assert best["none"] == best["in place"] == "2-122" and best["published"] != "2-122"
     kept = next(f for f in found["published"].candidates if f.plan == "2-122")
@@ -172,8 +193,23 @@ def test_the_three_ways_to_have_blocks_lead_to_plans_of_their_own() -> None:
 BLOCKS: tuple[Blocks, ...] = ("none", "published", "in place")
 
 
+@pytest.mark.parametrize("blocks", ["narrow", "narrow in place"])
+def test_narrow_taps_ask_for_less(blocks: Blocks) -> None:
+    plan, dtype = "4-1212112", "int8"
+    fit = fit_to_budget("mobilenetv2", "1KB", X, dtypes=dtype, plans=plan, blocks=blocks)
+    student, teacher = rd.create_model(f"mobilenetv2-{plan}"), rd.create_model("mobilenetv2")
+    taps = rd.match_taps(student, teacher, X, narrow=True)
+    red = insert_blocks(student, [(*tap.place, RedBlock(tap.channels or 0)) for tap in taps]).eval()
+    model = red if blocks == "narrow" else make_in_place(red, X)[0]
+    profile, needed = rd.profile_memory(model, X, dtype=dtype), fit.candidates[0].needs(blocks)
+    assert needed is not None and needed.peak_bytes == profile.peak_bytes and needed.flops == profile.flops
+    assert needed.parameters == profile.weight_count
+    wide = fit_to_budget("mobilenetv2", "1KB", X, dtypes=dtype, plans=plan).candidates[0].published
+    assert wide is not None and needed.flops < wide.flops and "at narrow taps" in str(fit)
+
+
 def test_the_network_as_it_is_needs_no_blocks() -> None:
-    fit = fit_to_budget("resnet18", "1MB", X, dtypes="int8", plans="2-21222", progress=False)
+    fit = fit_to_budget("resnet18", "1MB", X, dtypes="int8", plans="2-21222")
     assert fit.candidates[0].published == fit.candidates[0].in_place == fit.candidates[0].plain
 
 
@@ -181,15 +217,15 @@ def test_a_plan_without_a_place_for_blocks_is_told() -> None:
     """Of plan 4-11 the one map that changes is 1×1, and such a map is not tapped."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 1, 1))
     x = torch.zeros(1, 3, 4, 4)
-    fit = fit_to_budget(net, "1MB", x, dtypes="int8", plans="4-1", progress=False)
+    fit = fit_to_budget(net, "1MB", x, dtypes="int8", plans="4-1")
     assert fit.untapped.keys() == {"4-1"} and fit.fits == () and "1 have no place for blocks, such as 4-1" in str(fit)
-    assert fit_to_budget(net, "1MB", x, dtypes="int8", plans="4-1", blocks="none", progress=False).fits
+    assert fit_to_budget(net, "1MB", x, dtypes="int8", plans="4-1", blocks="none").fits
 
 
 @pytest.mark.parametrize(("model", "plan"), [("resnet18", "2-21122"), (pyramid(), "2-111"), (pyramid(), "3-122")])
 def test_plans_of_another_total_stride_are_refused(model: nn.Module | str, plan: str) -> None:
     with pytest.raises(ValueError, match=rf"plan {plan} strides .* in all where .* strides \d+, so its last maps"):
-        fit_to_budget(model, "1MB", X, plans=plan, progress=False)
+        fit_to_budget(model, "1MB", X, plans=plan)
 
 
 @pytest.mark.parametrize("arch", ["mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet"])

@@ -344,7 +344,7 @@ def test_blocks_that_have_to_fit_are_chosen(
         (["resnet18", "--budget", "256"], '\'256\' has no unit: write "256KB", or "256B"'),
         (["resnet18", "--image-size", "0"], "whole numbers of 1 or more"),
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
-        (["resnet18", "--budget", "1MB", "--html"], "leave out --html and --convention"),
+        (["resnet18", "--budget", "1MB", "--html"], "leave out --html"),
         (["resnet18", "--budget", "1MB", "--factor", "4"], "give one of the two"),
         (["resnet18", "--factor", "4", "--blocks", "none"], "--blocks says what --budget counts"),
         (["my_nets.py:make"], "write the module, not its file: my_nets:make"),

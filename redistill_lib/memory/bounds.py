@@ -55,7 +55,8 @@ def memory_bounds(
     in_place = make_schedule(passed, size, replace(FUSED, in_place_depthwise=True))
     peak = max(schedule.live_bytes())
     nodes, values = _graph(passed, size)
-    needs = [_needs(node, values) for node in nodes]
+    # What must be there while a node runs, were it the last one to need its inputs.
+    needs = [sum(values[i].nbytes for i in node.reads) + _costs(node, values, 0, 0)[0] for node in nodes]
     largest = passed.needed[0][needs.index(max(needs))]
     order, exact = _search(nodes, values, peak)
     if not exact:
@@ -63,10 +64,8 @@ def memory_bounds(
         large = [value if value.nbytes > peak * SMALL else value._replace(nbytes=0) for value in values]
         order = max(order, _search(nodes, large, peak)[0])
     streaming, until, kept = _streaming(schedule)
-    without, shortcut = streaming, ""
-    if kept is not None:
-        without = _streaming(_without_shortcut(schedule, kept))[0]
-        shortcut = next(buffer.module for buffer in schedule.buffers if buffer.index == kept)
+    without = streaming if kept is None else _streaming(_without_shortcut(schedule, kept))[0]
+    shortcut = next((buffer.module for buffer in schedule.buffers if buffer.index == kept), "")
     return Bounds(
         peak_bytes=peak,
         order_bytes=order,
@@ -92,9 +91,8 @@ def _streaming(schedule: Schedule) -> tuple[int, str, int | None]:
             break
         source, made = buffers[step.reads[0]], buffers[step.writes[0]].nbytes
         chained = source.kind == "activation" and source.first == k - 1 if k else source.kind == "input"
-        if chained and readers[source.index] > 1:
-            kept = source.index
-        if not chained or kept is not None:
+        if not chained or readers[source.index] > 1:
+            kept = source.index if chained else None
             break
         beside = max(beside, live[k] - source.nbytes - made)  # what is alive apart from the chain
         # The image is there as a whole, of the maps behind it only the rows that are read at once.
@@ -156,11 +154,6 @@ def _graph(passed: Trace, size: StorageSize) -> tuple[list[_Node], list[_Value]]
         nodes.append(_Node(before, reads, makes, tuple(over)))
     sizes = [size(storage) if storage.index in used else 0 for storage in storages]
     return nodes, [_Value(sizes[i], producer[i], consumers[i], s.output) for i, s in enumerate(storages)]
-
-
-def _needs(node: _Node, values: list[_Value]) -> int:
-    """What must be there while a node runs, if it is the last one to need its inputs."""
-    return sum(values[i].nbytes for i in node.reads) + _costs(node, values, 0, 0)[0]
 
 
 def _search(nodes: list[_Node], values: list[_Value], known: int) -> tuple[int, bool]:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from redistill_lib.memory.arena import PACKERS, height, pack_tightly
+from redistill_lib.memory.operators import packed_tensors
 from redistill_lib.memory.paper import paper_layers
-from redistill_lib.memory.runtime import RUNTIMES, Runtime
+from redistill_lib.memory.runtime import FUSED, RUNTIMES, Runtime
 from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, make_schedule
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.trace import Storage, Trace, trace, weights_of
+from redistill_lib.memory.trace import Storage, Trace, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Convention = str | Runtime
 CONVENTIONS = (*list(RUNTIMES)[:2], "paper", *list(RUNTIMES)[2:])
 Dtype = str | torch.dtype | None
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,19 @@ def profile_memory(
     >>> profile.peak_bytes == 4 * 16 * 16 * (8 + 4), profile.peak_op.module
     (True, '2')
     """
-    runtime = _runtime(convention)
-    if in_place_depthwise and convention != "fused":
-        name = runtime.name if runtime else convention
-        raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {name}")
+    runtime = runtime_of(convention)
+    if in_place_depthwise:
+        if runtime is not FUSED:
+            name = runtime.name if runtime else convention
+            raise ValueError(f"in-place depthwise convolution belongs to the fused convention, not to {name}")
+        runtime = replace(runtime, in_place_depthwise=True)
     storage_size(dtype)  # its mistakes before any work
     as_python = runtime is not None and runtime.frees == "as python"
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=as_python)
-    return build_profile(model, passed, convention, dtype, in_place_depthwise)
+    return _build(model, passed, runtime, dtype)
 
 
-def _runtime(convention: Convention) -> Runtime | None:
+def runtime_of(convention: Convention) -> Runtime | None:
     """The rules of a convention; None: the paper's, which knows layers alone."""
     if isinstance(convention, str) and convention not in CONVENTIONS:
         names = ", ".join(CONVENTIONS)
@@ -184,11 +187,11 @@ def storage_size(dtype: Dtype) -> tuple[str | None, StorageSize]:
     """The name of a dtype, and how many bytes a storage would take in it."""
     if dtype is None:
         return None, lambda storage: storage.nbytes
-    names = {known: name for name, known in _DTYPES.items()} | {torch.uint8: "int8"}
+    names = {known: name for name, known in DTYPES.items()} | {torch.uint8: "int8"}
     name = dtype if isinstance(dtype, str) else names.get(dtype)
-    if name not in _DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(_DTYPES)}")
-    width = _DTYPES[name].itemsize
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}: choose from {', '.join(DTYPES)}")
+    width = DTYPES[name].itemsize
 
     def size(storage: Storage) -> int:
         kept = not storage.dtype.is_floating_point
@@ -197,26 +200,27 @@ def storage_size(dtype: Dtype) -> tuple[str | None, StorageSize]:
     return name, size
 
 
-def build_profile(
-    model: nn.Module, passed: Trace, convention: Convention, dtype: Dtype, in_place_depthwise: bool = False
-) -> Profile:
-    """The profile of a traced pass."""
-    name, size = storage_size(dtype)
-    width = _DTYPES[name or "fp32"].itemsize
-    runtime, schedule = _runtime(convention), None
+def weights_of(model: nn.Module) -> tuple[int, int]:
+    """The number of weights and their bytes: of parameters, and of what quantised layers keep packed."""
+    kept = {id(x): x for module in model.modules() for x in vars(module).values() if type(x) is torch.ScriptObject}
+    packed = packed_tensors([*kept.values()])
+    weights = {id(tensor): tensor for tensor in (*model.parameters(), *packed)}.values()
+    return sum(weight.numel() for weight in weights), sum(weight.nbytes for weight in weights)
+
+
+def _build(model: nn.Module, passed: Trace, runtime: Runtime | None, dtype: Dtype) -> Profile:
+    (name, size), schedule = storage_size(dtype), None
     if runtime is None:
+        width = DTYPES[name or "fp32"].itemsize
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
         rows = tuple(Row("layer", path, shape, nbytes, nbytes, 0, 0) for path, shape, nbytes in layers)
     else:
-        if in_place_depthwise:
-            runtime = replace(runtime, in_place_depthwise=True)
         schedule = make_schedule(passed, size, runtime)
-        rows = rows_of(schedule)
+        rows = _rows(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")
     widest = max((s.dtype.itemsize for s in passed.storages if s.dtype.is_floating_point), default=4)
-    weights = weights_of(model)
-    count = sum(weight.numel() for weight in weights)
+    count, nbytes = weights_of(model)
     return Profile(
         model=str(getattr(model, "name", type(model).__name__)),
         convention=runtime.name if runtime else "paper",
@@ -224,7 +228,7 @@ def build_profile(
         inputs=passed.inputs,
         rows=rows,
         tensors=schedule.buffers if schedule else (),
-        weight_bytes=count * width if name else sum(weight.nbytes for weight in weights),
+        weight_bytes=count * DTYPES[name].itemsize if name else nbytes,
         weight_count=count,
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         constant_bytes=schedule.constant_bytes if schedule else 0,
@@ -236,15 +240,15 @@ def build_profile(
     )
 
 
-def rows_of(schedule: Schedule) -> tuple[Row, ...]:
+def _rows(schedule: Schedule) -> tuple[Row, ...]:
     sizes = {buffer.index: buffer.nbytes for buffer in schedule.buffers}
-    rows, alive = [], [[] for _ in schedule.steps]  # type: tuple[list[Row], list[list[int]]]
+    alive: list[list[int]] = [[] for _ in schedule.steps]
     for buffer in schedule.buffers:
         for there in alive[buffer.first : buffer.last + 1]:
             there.append(buffer.index)
+    rows = []
     for step, live, there in zip(schedule.steps, schedule.live_bytes(), alive, strict=True):
-        taken = sum(sizes.get(index, 0) for index in step.reads)
-        made = sum(sizes.get(index, 0) for index in step.writes)
+        taken, made = (sum(sizes.get(index, 0) for index in part) for part in (step.reads, step.writes))
         held = live - taken - made - step.scratch
         rows.append(Row(step.name, step.module, step.shape, live, taken, made, held, tuple(there), step.flops))
     return tuple(rows)

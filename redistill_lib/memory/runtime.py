@@ -12,7 +12,7 @@ import torch
 from torch._ops import OpOverload
 
 from redistill_lib.memory.arena import PACKERS
-from redistill_lib.memory.trace import Op, name_of
+from redistill_lib.memory.operators import name_of
 
 # Operators that need no more than the place itself to write it anew, beside those that PyTorch tags as pointwise.
 _POINTWISE = {
@@ -27,9 +27,9 @@ _REWRITING = {
 # Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
 _SEPARATE = {
     "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
-    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c",
+    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c", "_local_scalar_dense",
 }  # fmt: skip
-_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_")
+_SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_", "new_")
 _SHORT = {
     "convolution": "conv", "native_batch_norm": "bn", "_native_batch_norm_legit_no_training": "bn",
     "cudnn_batch_norm": "bn", "native_group_norm": "group_norm", "native_layer_norm": "layer_norm",
@@ -127,25 +127,17 @@ RUNTIMES = {runtime.name: runtime for runtime in _ALL}
 FUSED = RUNTIMES["fused"]
 
 
-def short_name(op: Op) -> str:
-    """What profiles call an operator: "conv" for aten::convolution."""
-    return _short(op.func)
-
-
 @functools.cache
-def _short(func: OpOverload) -> str:
+def short_name(func: OpOverload) -> str:
+    """What profiles call an operator: "conv" for aten::convolution."""
     name = name_of(func).rstrip("_")  # relu_ is relu, in place or not
     return _SHORT.get(name, name.strip("_"))
 
 
-def kinds_of(op: Op) -> Set[str]:
-    """All that a rule may call an operator."""
-    return _kinds(op.func, bool(op.mutates))
-
-
 @functools.cache  # asking for tags is slow
-def _kinds(func: OpOverload, mutates: bool) -> Set[str]:
-    kinds, name = {"*", _short(func)}, name_of(func)
+def kinds_of(func: OpOverload, mutates: bool = False) -> Set[str]:
+    """All that a rule may call an operator, which `mutates` what it reads or not."""
+    kinds, name = {"*", short_name(func)}, name_of(func)
     if mutates:
         kinds.add("in place")
     if torch.Tag.pointwise in func.tags or name in _POINTWISE:
@@ -155,19 +147,14 @@ def _kinds(func: OpOverload, mutates: bool) -> Set[str]:
     return kinds
 
 
-def is_pointwise(op: Op) -> bool:
-    return "pointwise" in kinds_of(op)
-
-
 @functools.cache
 def is_known(func: OpOverload) -> bool:
     """Whether it is known if the operator could write over its input."""
     name = name_of(func)
-    fills = name.startswith("new_") or name.endswith(("_like", "_"))
-    listed = name in _REWRITING | _SEPARATE or name.startswith(_SEPARATE_KINDS) or name == "_local_scalar_dense"
     return (
-        fills
-        or listed
+        name in _SEPARATE
+        or name.startswith(_SEPARATE_KINDS)
+        or name.endswith(("_like", "_"))
         or not {torch.Tag.core, torch.Tag.reduction}.isdisjoint(func.tags)
-        or "pointwise" in _kinds(func, False)
+        or not {"pointwise", "rewriting"}.isdisjoint(kinds_of(func))
     )

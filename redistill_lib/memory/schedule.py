@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
-from redistill_lib.memory.arena import Block
-from redistill_lib.memory.runtime import FUSED, Runtime, is_known, is_pointwise, kinds_of, short_name
+from redistill_lib.memory.arena import Block, alive
+from redistill_lib.memory.runtime import FUSED, Runtime, is_known, kinds_of, short_name
 from redistill_lib.memory.trace import Op, Storage, Trace
 
 StorageSize = Callable[[Storage], int]
@@ -50,24 +49,20 @@ class Schedule:
 
     def live_bytes(self) -> list[int]:
         """Bytes of all buffers that are there during each step, its scratch included."""
-        changes = [0] * (len(self.steps) + 1)
-        for buffer in self.buffers:
-            changes[buffer.first] += buffer.nbytes
-            changes[buffer.last + 1] -= buffer.nbytes
-        return [step.scratch + held for step, held in zip(self.steps, accumulate(changes), strict=False)]
+        return alive(self.blocks(), len(self.steps))
 
     def blocks(self, alignment: int = 1) -> list[Block]:
         """What an arena has to hold, as it comes into being: the buffers, and before a step's own its scratch."""
-        taken = [(k, step.scratch, k) for k, step in enumerate(self.steps)]
-        taken += [(buffer.first, buffer.nbytes, buffer.last) for buffer in self.buffers]
-        taken.sort(key=lambda block: block[0])
-        return [Block(-(-n // alignment) * alignment, first, last) for first, n, last in taken if n]
+        taken = [Block(step.scratch, k, k) for k, step in enumerate(self.steps) if step.scratch]
+        taken += (Block(buffer.nbytes, buffer.first, buffer.last) for buffer in self.buffers if buffer.nbytes)
+        taken.sort(key=lambda block: block.first)
+        return [block._replace(nbytes=-(-block.nbytes // alignment) * alignment) for block in taken]
 
 
 def _step(
     op: Op, reads: Iterable[int], writes: Iterable[int], overwrites: Iterable[int], scratch: int = 0
 ) -> RunStep:
-    name, reads = short_name(op), tuple(dict.fromkeys(reads))
+    name, reads = short_name(op.func), tuple(dict.fromkeys(reads))
     return RunStep(name, op.module, op.shape, reads, tuple(writes), tuple(overwrites), op.rows, op.flops, scratch)
 
 
@@ -119,13 +114,14 @@ class _Plan:
         writes = [index for index in op.writes if index in self.last_use]
         unused = [index for index in op.writes if self.runtime.unused_outputs and index not in self.last_use]
         taken, overwrites, scratch = [home[index] for index in reads], [], self.scratch(op)
+        in_place = op.depthwise and self.runtime.in_place_depthwise
         if self.runtime.pads and op.padded and reads:
             taken[0] = self.pad(op, storages[reads[0]])
         for index in (index for index in op.mutates if index in home):
             if self.may_overwrite(op, index, storages[index]) or index not in op.aligned:
                 overwrites.append(home[index])
             else:  # what the model writes over is, once exported, a new tensor
-                home[index] = self.copy(storages[index])
+                home[index] = self.added(storages[index])
                 writes.append(home[index])
         if len(writes) == 1 and not op.mutates:
             made = storages[writes[0]]
@@ -137,20 +133,16 @@ class _Plan:
                 home[made.index] = self.accumulate(op, chosen, alike)
                 taken = [buffer for buffer in taken if buffer in self.first]
                 overwrites, writes = [home[made.index]], []
-            elif (
-                self.runtime.in_place_depthwise
-                and op.depthwise
-                and dying
-                and self.size(storages[dying[0]]) >= self.size(made)
-            ):
+            elif in_place and dying and self.size(storages[dying[0]]) >= self.size(made):
                 scratch = self.size(made) // op.shape[1]
                 home[made.index], self.first[made.index] = made.index, len(self.steps) + 1  # till then in the old one
                 overwrites, writes = [home[dying[0]]], []
-        home |= {index: index for index in (*writes, *unused)}
-        self.add(_step(op, taken, (*writes, *unused), overwrites, scratch), op)
+        writes += unused
+        home |= {index: index for index in writes}
+        self.add(_step(op, taken, writes, overwrites, scratch), op)
         now = len(self.steps) - 1
         self.made_at |= {home[index]: now for index in (*op.writes, *op.mutates) if index in home}
-        self.last |= dict.fromkeys((*taken, *writes, *unused, *overwrites), now)
+        self.last |= dict.fromkeys((*taken, *writes, *overwrites), now)
 
     def add(self, step: RunStep, op: Op) -> None:
         """As part of the last step where it writes over what that one made."""
@@ -161,23 +153,22 @@ class _Plan:
                 name=f"{into.name}+{step.name}",
                 shape=step.shape,
                 reads=tuple(dict.fromkeys((*into.reads, *(i for i in step.reads if i not in step.overwrites)))),
-                rows=into.rows if is_pointwise(op) else 0,
+                rows=into.rows if "pointwise" in kinds_of(op.func) else 0,
                 flops=into.flops + step.flops,
             )
         else:
             self.first |= {index: len(self.steps) for index in step.writes}
             self.steps.append(step)
 
-    def copy(self, storage: Storage, shape: tuple[int, ...] | None = None) -> int:
-        """The index of a new storage like another, or of another shape."""
-        index, shape = len(self.storages), storage.shape if shape is None else shape
-        nbytes = storage.nbytes if shape == storage.shape else math.prod(shape) * storage.dtype.itemsize
-        self.storages.append(storage._replace(index=index, nbytes=nbytes, shape=shape, kind="activation"))
-        return index
+    def added(self, storage: Storage) -> int:
+        """The index of a new storage like this one."""
+        self.storages.append(storage._replace(index=len(self.storages), kind="activation"))
+        return len(self.storages) - 1
 
     def pad(self, op: Op, storage: Storage) -> int:
         """A step that makes a padded copy of what the operator reads."""
-        source, made = self.home[storage.index], self.copy(storage._replace(module=op.module), op.padded)
+        nbytes, source = math.prod(op.padded) * storage.dtype.itemsize, self.home[storage.index]
+        made = self.added(storage._replace(nbytes=nbytes, shape=op.padded, module=op.module))
         self.steps.append(RunStep("pad", op.module, op.padded, (source,), (made,), (), 0, 0))
         self.first[made] = self.made_at[made] = self.last[source] = len(self.steps) - 1
         return made
@@ -186,7 +177,7 @@ class _Plan:
         """The buffer of a sum: the other addend, where the step before can add what it makes to that."""
         others = [buffer for buffer in alike if buffer != newest]
         into = self.steps[-1] if self.steps else None
-        if not others or short_name(op) != "add" or into is None or into.writes != (newest,):
+        if not others or short_name(op.func) != "add" or into is None or into.writes != (newest,):
             return newest
         if not {*into.name.split("+")} <= {*self.runtime.accumulates, "bn"}:
             return newest  # an activation comes before the sum
@@ -197,7 +188,7 @@ class _Plan:
 
     def scratch(self, op: Op) -> int:
         """Bytes that the operator takes for itself while it runs."""
-        rules = [what for kind, what in self.runtime.scratch if kind in kinds_of(op)]
+        rules = [what for kind, what in self.runtime.scratch if kind in kinds_of(op.func)]
         made = math.prod(op.shape) if rules and op.writes else 0
         if not made:
             return 0
@@ -231,5 +222,5 @@ def may_overwrite(
     """Whether the operator could write its output over this input, of such a maker, if nothing else needs that."""
     if read.index not in op.aligned or size(read) != size(made):
         return False
-    kinds = kinds_of(op)
+    kinds = kinds_of(op.func, bool(op.mutates))
     return any(first in ("*", maker) and then in kinds for first, then in runtime.overwrites)

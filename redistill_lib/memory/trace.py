@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from redistill_lib.memory.flops import count_flops, packed_tensors
+from redistill_lib.memory.operators import count_flops, name_of, window_of
 from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.red import original_paths
@@ -62,10 +61,6 @@ class Op(NamedTuple):
     def name(self) -> str:
         return name_of(self.func)
 
-    @property
-    def decides(self) -> bool:  # it hands a value to Python, whose control flow may depend on it
-        return self.func is torch.ops.aten._local_scalar_dense.default
-
     def moved(self, place: Callable[[int], int], module: str) -> Op:
         """The operator in another module, with other numbers for its storages."""
         reads, writes, mutates, aligned = (
@@ -100,18 +95,12 @@ class Trace:
         needed = {s.index for s in self.storages if s.output} or {s.index for s in self.storages if s.died == end}
         kept = []
         for op in reversed(self.ops):
-            touched = {*op.writes, *op.mutates}
-            if op.decides or needed & touched:
+            touched = {*op.writes, *op.mutates}  # nothing: it hands a value to Python, which may decide by it
+            if not touched or needed & touched:
                 needed.update(op.reads)
-                if op.decides or touched & varying:
+                if not touched or touched & varying:
                     kept.append(op)
         return kept[::-1], {storage.index for storage in self.storages} - varying
-
-
-@functools.cache
-def name_of(func: OpOverload) -> str:
-    """What an operator is called without its namespace: "convolution"."""
-    return func._schema.name.partition("::")[2]
 
 
 @functools.cache  # asking for tags is slow
@@ -262,7 +251,7 @@ class Recorder(TorchDispatchMode):
         shape, stride = _layout(made[0]) if made else ((), ())
         reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
         unlike = {index for index, *layout in read if layout != [shape, stride, True]}
-        rows, depthwise = _kernel(func, args)
+        rows, depthwise, padded = window_of(func, args)
         if read and (first := read[0][0]) is not None:
             source = self.storages[first]
             if read[0][1:3] != (source.shape, source.stride):
@@ -272,7 +261,7 @@ class Recorder(TorchDispatchMode):
             self.uncounted.add(str(func))
         aligned = tuple(index for index in reads if index not in unlike)
         changes = tuple(dict.fromkeys(changed))
-        touched, padded = (reads, tuple(writes), changes, aligned), _padded(func, args)
+        touched = reads, tuple(writes), changes, aligned
         self.ops.append(Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded))
         return out
 
@@ -320,50 +309,3 @@ def _written(func: OpOverload) -> list[tuple[int, str]]:
     """Positions and names of the arguments that an operator writes to."""
     arguments = enumerate(func._schema.arguments)
     return [(k, a.name) for k, a in arguments if a.alias_info and a.alias_info.is_write]
-
-
-def _kernel(func: Any, args: Any) -> tuple[int, bool]:
-    """The rows that the kernel of a 2-d convolution or pooling spans, and whether it is depthwise."""
-    name = func._schema.name
-    if name == "aten::convolution":
-        weight, dilation, transposed, groups = args[1], args[5], args[6], args[8]
-        if weight.ndim == 4 and not transposed:
-            rows = dilation[0] * (weight.shape[2] - 1) + 1
-            return rows, groups > 1 and groups == args[0].shape[1] == weight.shape[0]
-    if name.startswith(("aten::max_pool2d", "aten::avg_pool2d")):
-        dilation = args[4][0] if name.startswith("aten::max") and len(args) > 4 else 1
-        return dilation * (args[1][0] - 1) + 1, False
-    return 0, False
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    """Parameters, and what quantised layers keep packed."""
-    found, packed = [], {}  # type: tuple[list[Tensor], dict[int, Any]]
-    for module in model.modules():
-        found += (weight for weight in module._parameters.values() if weight is not None)
-        packed |= {id(value): value for value in vars(module).values() if type(value) is torch.ScriptObject}
-    return list({id(tensor): tensor for tensor in (*found, *packed_tensors([*packed.values()]))}.values())
-
-
-def _padded(func: Any, args: Any) -> Shape:
-    """The shape of a convolution's or pooling's input with its padding, where that is not what SAME would pad."""
-    name = func._schema.name.partition("::")[2]
-    whole = False  # average pooling that counts the padding too
-    if name == "convolution" and not args[6]:
-        spans, (stride, padding, dilation) = args[1].shape[2:], args[3:6]
-    elif name == "max_pool2d_with_indices" and len(args) > 3:
-        spans, stride, padding, dilation = args[1], args[2], args[3], args[4] if len(args) > 4 else [1]
-    elif name == "avg_pool2d" and len(args) > 3:
-        spans, stride, padding, dilation = args[1], args[2], args[3], [1]
-        whole = len(args) < 6 or args[5]
-    else:
-        return ()
-    outer, extents = args[0].shape[: -len(spans)], args[0].shape[-len(spans) :]
-    stride, padding, dilation = (v * len(spans) if len(v) == 1 else v for v in (stride or spans, padding, dilation))
-    same = all(
-        (math.ceil(n / s) - 1) * s + d * (k - 1) + 1 == n + 2 * p
-        for n, k, s, p, d in zip(extents, spans, stride, padding, dilation, strict=True)
-    )
-    if not any(padding) or (same and not whole):
-        return ()
-    return (*outer, *(n + 2 * p for n, p in zip(extents, padding, strict=True)))

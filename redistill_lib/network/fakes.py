@@ -181,6 +181,17 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
     empty = any(tensor.is_meta for tensor in (*held, *tensors_in(values)))  # nothing to compute with
     device = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
 
+    built_in, alike = _is_built_in(model), dict[Any, Tensor]()
+
+    def weight(tensor: Tensor) -> Tensor:
+        """Of a built-in network, which writes to none of its weights, one stands for all of the same layout."""
+        if not built_in:
+            return stand_in(tensor)
+        key = tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad
+        if key not in alike:
+            alike[key] = stand_in(tensor)
+        return alike[key]
+
     def stand_in(tensor: Tensor) -> Tensor:
         # As `clone` would make it: a view becomes dense.
         if tensor.is_contiguous():
@@ -200,7 +211,7 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
             if not empty and any(map(_asks, kinds)):
                 raise TypeError("who asks must not see a fake")
             with _unnoticed():
-                twin = copy_network(model, {id(tensor): stand_in(tensor) for tensor in held}).eval()
+                twin = copy_network(model, {id(tensor): weight(tensor) for tensor in held}).eval()
                 given = tree_map_only(Tensor, stand_in, values)
                 with fake:
                     return watch(twin, given, "fake")

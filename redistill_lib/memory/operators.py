@@ -1,7 +1,8 @@
-"""Floating-point operations of one operator: 2 per multiply-add of what multiplies maps or features with weights."""
+"""What one operator does, from its arguments: its floating-point operations, and what its kernel spans."""
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -22,20 +23,25 @@ _PRODUCT = re.compile(
 )
 
 
+@functools.cache
+def name_of(func: OpOverload) -> str:
+    """What an operator is called without its namespace: "convolution"."""
+    return func._schema.name.partition("::")[2]
+
+
 def count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int | None:
     """2 per multiply-add of convolutions, matrix products, attention and recurrent layers, 0 of what has none.
 
     None where an operator multiplies, or may, and how often is not known.
     """
-    space, _, name = func._schema.name.partition("::")
-    plain = name.rstrip("_")  # of `addmm_` too
-    if space == "aten" and (formula := flop_registry.get(getattr(torch.ops.aten, plain, None))):
+    name = name_of(func).rstrip("_")  # of `addmm_` too
+    if func.namespace == "aten" and (formula := flop_registry.get(getattr(torch.ops.aten, name, None))):
         return _by_formula(formula, args, kwargs, out)
-    if own := _FORMULAS.get(plain):
+    if own := _FORMULAS.get(name):
         return own(args, out)
     if torch.Tag.reduction in func.tags:
         return 0  # norms
-    return None if space not in ("aten", "prims", "prim") or _PRODUCT.search(name) else 0
+    return None if func.namespace not in ("aten", "prims", "prim") or _PRODUCT.search(name_of(func)) else 0
 
 
 def _by_formula(formula: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int:
@@ -57,52 +63,38 @@ def _packed_recurrent(args: tuple[Any, ...], out: Any) -> int | None:
     return 2 * steps * sum(w.numel() for w in weights if w.ndim == 2) if weights else None
 
 
-def _attended(tokens: Tensor, width: int) -> tuple[int, int]:
-    """The number of tokens B×L×width, padding left out, and what attention over them multiplies."""
+def _attention(args: tuple[Any, ...], out: Any, width: int, weights: tuple[int, ...]) -> int:
+    """Of tokens B×L×width, padding left out; `width` and `weights` are places among the arguments."""
+    tokens = args[0]
     if tokens.is_nested:
         lengths = [int(length) for length in tokens._nested_tensor_size()[:, 0]]
     else:
         lengths = [tokens.shape[1]] * tokens.shape[0]
-    return sum(lengths), 2 * 2 * width * sum(length**2 for length in lengths)
+    products = sum(args[k].numel() for k in weights)
+    return 2 * sum(lengths) * products + 2 * 2 * args[width] * sum(length**2 for length in lengths)
 
 
-def _encoder_layer(args: tuple[Any, ...], out: Any) -> int:
-    width, weights = args[1], [args[k] for k in (3, 5, 14, 16)]  # of queries, keys and values, output, both layers
-    tokens, attention = _attended(args[0], width)
-    return 2 * tokens * sum(weight.numel() for weight in weights) + attention
-
-
-def _attention(args: tuple[Any, ...], out: Any) -> int:
-    tokens, attention = _attended(args[0], args[3])
-    return 2 * tokens * (args[5].numel() + args[7].numel()) + attention
-
-
-def _packed_linear(args: tuple[Any, ...], out: Tensor) -> int:
-    return 2 * out.numel() * int(args[0].shape[-1])
-
-
-def _packed_conv(args: tuple[Any, ...], out: Tensor) -> int | None:
+def _packed(args: tuple[Any, ...], out: Tensor) -> int | None:
+    """Of a linear layer or a convolution."""
     weight = max(packed_tensors(args[1]), key=Tensor.numel, default=None)
     return None if weight is None else 2 * out.numel() * math.prod(weight.shape[1:])
 
 
+_LINEAR = ("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic")
+_CONVOLUTIONS = [f"conv{n}d{end}" for n in (1, 2, 3) for end in ("", "_relu", "_dynamic")]
+_CELLS = [f"quantized_{kind}_cell_dynamic" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")]
 _FORMULAS: dict[str, Callable[[tuple[Any, ...], Any], int | None]] = {
-    "mv": lambda args, out: 2 * args[0].numel(),
+    **dict.fromkeys(("mv", "dot", "vdot"), lambda args, out: 2 * args[0].numel()),
     "addmv": lambda args, out: 2 * args[1].numel(),
-    "dot": lambda args, out: 2 * args[0].numel(),
-    "vdot": lambda args, out: 2 * args[0].numel(),
     "addbmm": lambda args, out: 2 * args[1].numel() * args[2].shape[-1],
     "mkldnn_rnn_layer": _recurrent,
     "_scaled_dot_product_flash_attention_for_cpu": lambda args, out: sdpa_flop_count(*(x.shape for x in args[:3])),
     **dict.fromkeys(("_thnn_fused_lstm_cell", "_thnn_fused_gru_cell"), lambda args, out: 0),  # products come before
-    "_transformer_encoder_layer_fwd": _encoder_layer,
-    "_native_multi_head_attention": _attention,
-    **dict.fromkeys(("linear", "linear_relu", "linear_dynamic", "linear_relu_dynamic"), _packed_linear),
-    **dict.fromkeys(("quantized_lstm", "quantized_gru"), _packed_recurrent),
-    **dict.fromkeys(
-        (f"quantized_{kind}_cell_dynamic" for kind in ("lstm", "gru", "rnn_tanh", "rnn_relu")), _packed_recurrent
-    ),
-    **{f"conv{n}d{end}": _packed_conv for n in (1, 2, 3) for end in ("", "_relu", "_dynamic")},
+    # With the weights of queries, keys and values, of the output, and of an encoder's two linear layers.
+    "_native_multi_head_attention": functools.partial(_attention, width=3, weights=(5, 7)),
+    "_transformer_encoder_layer_fwd": functools.partial(_attention, width=1, weights=(3, 5, 14, 16)),
+    **dict.fromkeys((*_LINEAR, *_CONVOLUTIONS), _packed),
+    **dict.fromkeys(("quantized_lstm", "quantized_gru", *_CELLS), _packed_recurrent),
 }
 
 
@@ -117,3 +109,27 @@ def packed_tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [tensor for item in value for tensor in packed_tensors(item)]
     return tensors_in(value)
+
+
+def window_of(func: OpOverload, args: tuple[Any, ...]) -> tuple[int, bool, tuple[int, ...]]:
+    """`rows`, `depthwise` and `padded` of `trace.Op`, for a convolution or pooling."""
+    name = name_of(func)
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    if name not in ("convolution", "max_pool2d_with_indices", "avg_pool2d") or given.get("transposed"):
+        return 0, False, ()
+    x, weight = args[0], given.get("weight")
+    n = 2 if weight is None else weight.ndim - 2
+
+    def sides(values: Any) -> tuple[int, ...]:
+        return tuple(values) * (n // len(values))  # one number may stand for all
+
+    spans = sides(given["kernel_size"] if weight is None else weight.shape[2:])
+    strides, paddings = sides(given.get("stride") or spans), sides(given.get("padding", (0,)))
+    reach = [d * (k - 1) + 1 for k, d in zip(spans, sides(given.get("dilation", (1,))), strict=True)]
+    sizes = x.shape[-n:]
+    whole = [size + 2 * p for size, p in zip(sizes, paddings, strict=True)]
+    same = [(math.ceil(size / s) - 1) * s + r for size, s, r in zip(sizes, strides, reach, strict=True)] == whole
+    counted = name == "avg_pool2d" and given.get("count_include_pad", True)  # the padding, in the mean
+    padded = (*x.shape[:-n], *whole) if any(paddings) and (counted or not same) else ()
+    depthwise = n == 2 and weight is not None and 1 < given["groups"] == x.shape[1] == weight.shape[0]
+    return reach[0] if n == 2 else 0, depthwise, padded
