@@ -3,9 +3,13 @@
     python benchmarks/vit.py                        about 75 minutes of one core; finished runs are reused
     python benchmarks/vit.py --data FOLDER          another data set, such as CIFAR-10 in parquet files
 
-1. The weight of each method is chosen on validation, seed 0, from the candidates below; RED + KD takes both.
+1. The weight of each method is chosen on validation, by a seed of its own (100), from the candidates below; RED + KD
+   takes both.
 2. Each seed trains its own teacher, and every student from it: one size, patch, recipe (DeiT's has a second token).
    `student` learns from labels alone. The epoch is chosen on validation, test is read once.
+
+The recipe is tuned for `student`: on validation, seed 0, 8 epochs, it reaches 47.0 % at a learning rate of 4e-4,
+46.6 % at 1e-3 and 36.1 % at 2e-3.
 
 Equal epochs: each student gets `--epochs`. Equal seconds: each gets the seconds of the teacher and of that many
 epochs of the dearest student; those that are taught pay for the teacher first. What an epoch costs is measured
@@ -42,6 +46,7 @@ from redistill_lib.runs import Run
 TEACHER, WIDTH = "resnet18-1-21222", 0.25
 STUDENT, TOKEN = "vit_pico-8", "deit_pico-8"
 PATCH, DEPTH = 8, 6
+TUNING_SEED = 100
 ARMS = ("student", "kd", "deit", "locality", "red", "red+kd")
 CANDIDATES: dict[str, list[Method]] = {
     "kd": [KD(temperature=4.0), KD(temperature=2.0), KD(temperature=4.0, alpha=3.0)],
@@ -49,7 +54,7 @@ CANDIDATES: dict[str, list[Method]] = {
     "locality": [Locality(), Locality(alpha=2.5), Locality(alpha=25.0)],
     "red": [RED(alpha=5.0), RED(alpha=15.0), RED(alpha=50.0)],
 }
-LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
+LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
 LESSON |= {"schedule": "cosine", "clip_norm": 1.0}
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,7 +99,7 @@ class Setting:
         """The candidate of each method that is best on validation."""
         rows, best = [], {}
         for arm, candidates in CANDIDATES.items():
-            tried = [self.train(arm, 0, self.arguments.epochs, [method]) for method in candidates]
+            tried = [self.train(arm, TUNING_SEED, self.arguments.epochs, [method]) for method in candidates]
             reached = [run.metrics["validation_accuracy"] for run in tried]
             best[arm] = candidates[reached.index(max(reached))]
             told = zip(candidates, reached, strict=True)
