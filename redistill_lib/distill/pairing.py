@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from torch import nn
@@ -9,18 +10,20 @@ from torch import nn
 from redistill_lib.checks import check_type
 from redistill_lib.distill.taps import Tap
 from redistill_lib.network import MapRef, Resolutions, Step, find_layer, find_resolutions
-from redistill_lib.network.flow import Example, times
+from redistill_lib.network.flow import Example, Extent, times
+from redistill_lib.network.grids import is_alike
 
 
 def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow: bool = False) -> list[Tap]:
     """Pair student and teacher wherever they change resolution in the same way, from the earliest to the deepest.
 
     The student's first downsampling layer gives its output; each later one gives input and output, paired with the
-    teacher's layer that goes from and to the same height × width. Upsampling to the image at the end gives its input
-    alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs these are the
-    paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead at the
-    narrowest map before or behind that layer, as at the ends of an inverted residual; `redistill_lib.costs.tap_costs`
-    compares the two. Raises ValueError where nothing matches.
+    teacher's layer that goes from and to the same height × width; of several, with the one in the same order. Where
+    unpadded layers leave another border at one end, the other end alone is paired. Upsampling to the image at the end
+    gives its input alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. For the paper's pairs
+    these are the paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead
+    at the narrowest map before or behind that layer, as at the ends of an inverted residual;
+    `redistill_lib.costs.tap_costs` compares the two. Raises ValueError where nothing matches.
 
     >>> import torch
     >>> def net(a, b): return nn.Sequential(nn.Conv2d(3, 8, 3, a, 1), nn.Conv2d(8, 8, 3, b, 1), nn.Conv2d(8, 8, 3, 2))
@@ -39,10 +42,16 @@ def pair_steps(
     """`match_taps` of two networks that were followed before."""
     image, taps = ours.image, list[Tap]()
     own, others = (found.narrowest() if narrow else found.steps for found in (ours, theirs))
+    seen = Counter[tuple[Extent, Extent]]()
     for step in own:
+        ends = step.before, step.after
+        exact = [t for t in others if (t.before, t.after) == ends]
+        alike = exact[min(seen[ends], len(exact) - 1) :] or [
+            t for t in others if t.down == step.down and all(map(is_alike, (t.before, t.after), ends))
+        ]
+        seen[ends] += 1
         if not step.learns:
             continue
-        exact = [t for t in others if (t.before, t.after) == (step.before, step.after)]
         pairs: list[tuple[MapRef | None, list[MapRef | None]]] = []
         if step.down and step.before == image:
             pairs.append((step.output, [t.output for t in others if t.down and t.after == step.after]))
@@ -50,7 +59,8 @@ def pair_steps(
             step = _widest(ours, step)
             pairs.append((step.input, [t.input for t in others if not t.down and t.before == step.before]))
         else:
-            pairs += [(step.input, [t.input for t in exact]), (step.output, [t.output for t in exact])]
+            pairs.append((step.input, [t.input for t in alike if t.before == step.before]))
+            pairs.append((step.output, [t.output for t in alike if t.after == step.after]))
         for place, sources in pairs:
             source = next(filter(None, sources), None)
             if place is None or source is None:

@@ -320,13 +320,14 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
         exit_: MapRef | None = MapRef(path, "output")
         last = whole.last - 1
     else:  # a function that the network calls itself, or branches of it: as the modules around see them
-        source, result = group[0].source, _meeting(grids, group)
+        source = next((c.source for c in group if c.source in grids.convolved), group[0].source)
+        result = _meeting(grids, group)
         entry, exit_ = find_ref(flow, source), find_ref(flow, result)
     if (padding := grids.padded_from(source)) != source:
         source, entry = padding, find_ref(flow, padding)
-    # Blocks and losses are for maps: not for tokens, nor for the image.
+    # Blocks and losses are for maps: not for tokens, nor for the image, shrunken or not.
     ends = ((entry, source), (exit_, result))
-    entry, exit_ = (ref if grids.is_map(v) and not grids.at(v).raw else None for ref, v in ends)
+    entry, exit_ = (ref if grids.is_map(v) and v in grids.convolved else None for ref, v in ends)
     sizes = [flow.shapes[v][2:] if grids.is_map(v) else grids.at(v).size for v in (source, result)]
     channels = [grids.channels(v) for v in (source, result)]
     learns = any(number <= last for number in learning)
