@@ -178,9 +178,10 @@ def examine(case: Case, quick: bool) -> Iterator[Row]:
 def train_step(student: nn.Module, teacher: nn.Module, taps: list[rd.Tap], inputs: Inputs) -> rd.Distillation:
     """One step of training; raises AssertionError where something in it is not as it should be."""
     draw = torch.Generator().manual_seed(0)
-    methods, objective, targets = "red" if taps else "kd", rd.Objective(task_loss=noise_loss), draw
+    methods, objective, targets = "red", rd.Objective(task_loss=noise_loss), draw
     if len(shape := answers(teacher, inputs)[0].shape) == 2 and shape[1] > 1:  # a classifier
-        methods, objective, targets = "red+kd" if taps else "kd", rd.Objective(), torch.randint(shape[1], shape[:1], generator=draw)
+        targets = torch.randint(shape[1], shape[:1], generator=draw)
+        methods, objective = "red+kd" if taps else "kd", rd.Objective()
     own = [p for p in student.parameters() if p.requires_grad]
     distillation = rd.Distillation(student, teacher, taps, methods, objective=objective, example=inputs).train()
     trained = [p for p in distillation.parameters() if p.requires_grad]

@@ -36,7 +36,7 @@ class Change:
 
     `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "max unpool", "transposed conv",
     "upsample", "inserted" (a pool or a shuffle), "call" (in a module's own forward), "patch merging", "positions"
-    (of patches), "windows", "border" (of a layer that keeps its stride) or "residual" (of a block that has stride 1
+    (of patches), "windows", "map" (that patches are told), "border" (of a layer that keeps its stride) or "residual" (of a block that has stride 1
     now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
 
     >>> Change("conv1", "conv stride", 2, 8)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from torch import nn
 
@@ -28,6 +29,15 @@ class Layout:
     @property
     def plan(self) -> StridePlan:
         return StridePlan(self.places[0].stride, tuple(place.stride for place in self.places[1:]))
+
+    @cached_property
+    def behind(self) -> set[int]:
+        """The values behind the calls that make what is returned."""
+        flow = self.found.flow
+        behind = {value for number in self.found.tails for value in flow.calls[number].makes}
+        for call in flow.calls:
+            behind.update(call.makes if behind.intersection(call.takes) else ())
+        return behind
 
 
 def find_places(model: nn.Module, example: Example) -> tuple[Place, ...]:
