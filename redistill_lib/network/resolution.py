@@ -401,9 +401,13 @@ def _tails(grids: Grids) -> frozenset[int]:
     ends, behind = set[int](), set[int]()
     queue = [value for value in flow.gives if grids.is_map(value) and not grids.at(value).raw]
     while queue:
-        value = queue.pop()
-        number = maker.get(value, -1)
-        if number < 0 or not readers.get(value, set()) <= behind:
+        queue.remove(value := max(queue))  # the last one made
+        number, after = maker.get(value, -1), readers.get(value, set())
+        alone = all(flow.calls[k].takes == (value,) for k in after & ends)
+        if value in flow.gives and after <= ends | behind and alone:
+            behind |= after  # a map that is returned, and once more from further on
+            ends -= after
+        if number < 0 or not after <= behind:
             continue
         if number in changing or flow.calls[number].function in CONVOLUTIONS:
             ends.add(number)

@@ -18,7 +18,8 @@ def settle_maps(
     student: nn.Module, layout: Layout, example: Example, totals: list[Fraction], changes: dict[str, Change]
 ) -> None:
     """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
-    sizes = _sizes(layout, totals)
+    lifted = {path for path, change in changes.items() if change.kind == "inserted"}
+    sizes = _sizes(layout, totals, lifted)
     fitting = {call.stack[-1]: call for call in layout.found.flow.calls if call.function == FITTING}
     while True:
         flow = trace_flow(student, example)
@@ -40,13 +41,18 @@ def settle_maps(
                 continue
             if change is None or note is None:
                 what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
-                raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
+                cure = (
+                    "; let it interpolate to the size of another map, or by a scale_factor" if run in fitting else ""
+                )
+                raise ValueError(
+                    f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}{cure}"
+                )
             changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
     check_outputs(layout, flow)
     check_totals(layout, flow, totals)
 
 
-def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, list[Extent]]:
+def _sizes(layout: Layout, totals: list[Fraction], lifted: set[str]) -> dict[Run, list[Extent]]:
     """The maps that each layer which convolves or resizes may give, what is due first: the teacher's of its total."""
     grids, flow = layout.found.grids, layout.found.flow
     known: dict[Fraction, list[Extent]] = {Fraction(1): [layout.image]}
@@ -54,8 +60,9 @@ def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, list[Extent]]:
         if not grid.raw:
             known.setdefault(grid.total, []).append(grid.size)
     resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
-    ends = (flow.calls[number] for number in layout.found.tails)
-    wanted = {call.stack[-1]: [flow.shapes[call.makes[0]][2:]] for call in ends if call.function == FITTING}
+    ends = [flow.calls[number] for number in layout.found.tails]
+    ends = [call for call in ends if call.function == FITTING or call.path in lifted]
+    wanted = {call.stack[-1]: [flow.shapes[call.makes[0]][2:]] for call in ends}
     for visit in flow.visits:
         value = visit.gives[0] if visit.gives else -1
         if visit.run[0] not in resizing or value in {-1, *layout.behind} or not grids.is_map(value):

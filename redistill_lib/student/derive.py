@@ -162,7 +162,7 @@ def _moved(
     args, kwargs = arguments_of(example)
     changes |= {change.layer: change for change in (*fitted, *fit_sizes(student, *args, **kwargs))}
     settle_maps(student, layout, example, totals, changes)
-    check_training(student, example)
+    check_training(student, model, layout, example)
     return student, changes
 
 
@@ -233,7 +233,7 @@ def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, s
     wanted: dict[tuple[str, str, int], list[tuple[Call, int, int]]] = {}
     for number, (before, after) in sorted(ends.items()):
         call = layout.found.flow.calls[number]
-        if call.function == FITTING or (before == after and number not in tails):
+        if call.function == FITTING or (before == after and number not in tails) or call.takes[0] in layout.behind:
             continue
         own = grids[after].total / grids[before].total
         ratio = totals[after] / totals[before]
