@@ -216,6 +216,20 @@ def test_outputs_of_unpadded_layers_have_their_odd_sides(factor: int) -> None:
     assert any("depth to space" in c.note and "padded by 1 bottom, 1 right" in c.note for c in changes)
 
 
+def test_an_early_exit_that_is_not_returned_keeps_its_sizes() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return [head(y) for head, y in ((net.early, x), (net.late, net.b(x)))][-1]
+
+    def head() -> nn.Module:  # 32×32 → 16×16 → 8×8, pooled to one value
+        return nn.Sequential(*(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(2)), nn.AvgPool2d(8), nn.Flatten())
+
+    net = Forward(forward, **layers(2, 1), early=head(), late=head())
+    student, changes = derive_student(net, 2, example=IMAGE)
+    assert student(IMAGE).shape == net(IMAGE).shape
+    assert [(c.layer, c.before, c.after) for c in changes] == [("a", 2, 4), ("early.1", 2, 1), ("late.1", 2, 1)]
+
+
 @pytest.mark.filterwarnings("ignore:plan .* strides")
 def test_a_plan_may_raise_later_places_too() -> None:
     net = nn.Sequential(

@@ -398,14 +398,14 @@ def _tails(grids: Grids) -> frozenset[int]:
         for value in call.takes:
             readers.setdefault(value, set()).add(k)
     changing = {change.number for change in grids.changes}
+    growing = {c.number for c in grids.changes if c.factors and c.factors[0] < 1}
     ends, behind = set[int](), set[int]()
     queue = [value for value in flow.gives if grids.is_map(value) and not grids.at(value).raw]
     while queue:
         queue.remove(value := max(queue))  # the last one made
         number, after = maker.get(value, -1), readers.get(value, set())
-        alone = all(flow.calls[k].takes == (value,) for k in after & ends)
-        if value in flow.gives and after <= ends | behind and alone:
-            behind |= after  # a map that is returned, and once more from further on
+        if value in flow.gives and after <= behind | (ends & growing):
+            behind |= after  # a map that is returned, and once more when it has grown
             ends -= after
         if number < 0 or not after <= behind:
             continue

@@ -118,7 +118,8 @@ def _larger_patches(
     if found.error is not None:
         raise ValueError(
             f"the student of {times(after)} patches breaks in {found.running or 'its forward'}, which may take "
-            f"exactly {times(stem.after)}: {found.error}"
+            f"exactly {times(stem.after)}: {found.error}; the patches of a network that mixes them by weights, "
+            "or holds their number, cannot grow"
         ) from found.error
     if found.outputs != flow.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, flow))

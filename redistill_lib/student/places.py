@@ -91,6 +91,7 @@ def plan_totals(layout: Layout, strides: Sequence[int], mirror: bool = True) -> 
     free = set[int]()
     for number, grid in enumerate(grids.grids):
         gate = number in grids.gates and grid.parent != number
+        gate &= number not in grids.unused or grid.total not in known
         if not (mirror or number in grids.meets) and (grid.parent in free or grid.total < grids[grid.parent].total):
             free.add(number)
         roots.append(roots[grid.parent] if gate else number)
