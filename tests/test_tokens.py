@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
 
@@ -241,3 +242,12 @@ def test_sizes_that_a_pyramid_of_patches_holds_follow_its_maps(lines: bool) -> N
     assert torch.equal(student[2].pos_embed, net[2].pos_embed)
     for before, after in zip(net, student, strict=True):  # the mean of positions that lie symmetrically is kept
         torch.testing.assert_close(after.pos_embed.mean(), before.pos_embed.mean())
+
+
+def test_weights_of_layers_are_no_positions_whatever_their_name() -> None:
+    convs = {"pre": nn.Conv2d(3, 64, 8, 8), "compose": nn.Conv2d(64, 64, 7, 2, 3), "post": nn.Conv2d(64, 64, 7, 2, 3)}
+    head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "post_linear": nn.Linear(64, 50)}
+    net = nn.Sequential(OrderedDict(convs | head))  # maps of 14×14, 7×7 and 4×4, in the student of 7×7, 4×4 and 4×4
+    student, _ = derive_student(net, 2, example=torch.zeros(1, 3, 112, 112))
+    for name in ("compose", "post", "post_linear"):
+        assert torch.equal(student.get_parameter(f"{name}.weight"), net.get_parameter(f"{name}.weight"))

@@ -55,21 +55,23 @@ def resize_positions(model: nn.Module, sizes: Mapping[Extent, Extent]) -> list[C
     """Resize the tables that hold a position for each point of maps of these sizes, in place."""
     changes: list[Change] = []
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(model.get_submodule(owner), nn.Embedding):
+            leaf = name
         shape = tuple(value.shape)
         numbers = (*shape, 1) if value.dtype == torch.int64 else shape
         tokens = {grid: 0 if shape[2:] == grid else _prefix(numbers, math.prod(grid)) for grid in sizes}
         known = {grid: front for grid, front in tokens.items() if front is not None}
-        if "pos" not in name.lower() or _is_relative(name) or not known:
+        if "pos" not in leaf.lower() or _is_relative(name) or not known:
             continue
         before = min(known, key=lambda grid: known[grid])
         after = sizes[before]
         if before == after:
             continue
-        owner, _, leaf = name.rpartition(".")
         resized = _resized(value, before, after)
         if isinstance(value, nn.Parameter):
             resized = nn.Parameter(resized, requires_grad=value.requires_grad)
-        setattr(model.get_submodule(owner), leaf, resized)
+        setattr(model.get_submodule(owner), name.rpartition(".")[2], resized)
         changes.append(Change(name, "positions", before[0], after[0], f"{times(before)} → {times(after)}"))
     return changes
 
@@ -159,7 +161,8 @@ def fit_sizes(model: nn.Module, *args: Any, **kwargs: Any) -> list[Change]:
     blocks = [
         (path, module)
         for path, module in model.named_modules()
-        if hasattr(module, "set_input_size") and any(all(hasattr(module, name) for name in kind) for kind in kinds)
+        if hasattr(module, "set_input_size")
+        and any(all(getattr(module, name, None) is not None for name in kind) for kind in kinds)
     ]
     if blocks:
         # What breaks for another reason says so when the student is checked.
