@@ -76,8 +76,8 @@ def check_training(student: nn.Module, model: nn.Module, layout: Layout, example
     }
     if not edited and not resting:
         return
-    passes = [trace_flow(student, example, training=training) for training in (False, True)]
-    if passes[1].error is not None:
+    trained = trace_flow(student, example, training=True)
+    if trained.error is not None:
         # Batch norm over a single value breaks too, which a larger batch has not.
         twice = tree_map_only(Tensor, lambda x: x.repeat(2, *[1] * (x.ndim - 1)) if x.ndim else x, example)
         ours, theirs = (trace_flow(network, twice, training=True) for network in (student, model))
@@ -87,6 +87,7 @@ def check_training(student: nn.Module, model: nn.Module, layout: Layout, example
                 "without that branch, or give plan= with strides that leave its map as it was"
             ) from ours.error
         return
+    passes = [trace_flow(student, example), trained] if edited else []
     for path, rewrites in edited:
         for function in {rule.function for rule in rewrites}:
             asked = [
