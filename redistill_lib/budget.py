@@ -310,7 +310,7 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
     def build(plan: StridePlan) -> nn.Module:
-        return model if plan == own else restrided(model, plan=plan, example=inputs)[0]
+        return model if plan == own else restrided(model, None, plan, inputs, "stride")[0]
 
     return str(getattr(model, "name", type(model).__name__)), own, plans, build
 

@@ -351,13 +351,14 @@ def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[in
         exit_: MapRef | None = MapRef(path, "output")
         last = whole.last - 1
     else:  # a function that the network calls itself, or branches of it: as the modules around see them
-        source, result = group[0].source, _meeting(grids, group)
+        source = next((c.source for c in group if c.source in grids.convolved), group[0].source)
+        result = _meeting(grids, group)
         entry, exit_ = find_ref(flow, source), find_ref(flow, result)
     if (padding := grids.padded_from(source)) != source:
         source, entry = padding, find_ref(flow, padding)
-    # Blocks and losses are for maps, not for the image.
+    # Blocks and losses are for maps, not for the image, shrunken or not.
     ends = ((entry, source), (exit_, result))
-    entry, exit_ = (ref if grids.held(v) and not grids.at(v).raw else None for ref, v in ends)
+    entry, exit_ = (ref if grids.held(v) and v in grids.convolved else None for ref, v in ends)
     sizes, channels = [grids.sides(v) for v in (source, result)], [grids.channels(v) for v in (source, result)]
     learns = any(number <= last for number in learning)
     last_in, last_out = map(grids.held_last, (source, result))
@@ -428,12 +429,16 @@ def _tails(grids: Grids) -> frozenset[int]:
         for value in call.takes:
             readers.setdefault(value, set()).add(k)
     changing = {change.number for change in grids.changes}
+    growing = {c.number for c in grids.changes if c.factors and c.factors[0] < 1}
     ends, behind = set[int](), set[int]()
     queue = [value for value in flow.gives if grids.is_map(value) and not grids.at(value).raw]
     while queue:
-        value = queue.pop()
-        number = maker.get(value, -1)
-        if number < 0 or not readers.get(value, set()) <= behind:
+        queue.remove(value := max(queue))  # the last one made
+        number, after = maker.get(value, -1), readers.get(value, set())
+        if value in flow.gives and after <= behind | (ends & growing):
+            behind |= after  # a map that is returned, and once more when it has grown
+            ends -= after
+        if number < 0 or not after <= behind:
             continue
         if number in changing or flow.calls[number].function in CONVOLUTIONS:
             ends.add(number)
