@@ -122,7 +122,7 @@ def test_fitnet_projects_the_student() -> None:
     assert criterion(student, teacher, Batch(())).item() == pytest.approx(expected, rel=1e-5)
     with pytest.raises(ValueError, match=r"fitnet needs equal shapes, not \(4, 5\).*height × width"):
         FitNet().criterion((3, 4, 5), (6, 5, 5), samples=0)
-    with pytest.raises(ValueError, match=r"fitnet needs maps C×H×W, not \(3,\)"):
+    with pytest.raises(ValueError, match=r"fitnet needs maps C×H×W or volumes C×D×H×W, not \(3,\) from the student"):
         FitNet().criterion((3,), (6,), samples=0)
 
 
@@ -471,8 +471,10 @@ def test_methods_of_ones_own_that_fit() -> None:
         own = type("Own", (Spread,), members)()
         value = make_criterion(own, (3, 4, 4), (3, 4, 4), samples=0)(*maps, Batch(()))
         assert check_loss("spread", value) is value and value == 0
-    kinds = [(method, make_criterion(method(), (3, 4, 4), (3, 4, 4), 9)) for method in METHODS.values()]
-    assert all(isinstance(criterion, nn.Module) for _, criterion in kinds)
+    for method in METHODS.values():
+        shape: Any = (3,) if method.reads == "outputs" else (3, 4, 4)
+        shape = (shape, shape) if getattr(method, "joint", False) else shape
+        assert isinstance(make_criterion(method(), shape, shape, 9), nn.Module)
 
 
 def test_what_a_method_lacks_is_named() -> None:

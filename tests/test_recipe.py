@@ -74,7 +74,7 @@ def test_lengths() -> None:
         ({"augmentation": None}, "augmentation=None is not text"),
         ({"optimizer": "lion"}, "optimizer='lion' is not 'sgd' or 'adam' or 'adamw'"),
         ({"schedule": "cos"}, "schedule='cos' is not .*; did you mean 'cosine'"),
-        ({"init": True}, "init=True is not 'given' or 'scratch'"),
+        ({"init": True}, "init=True is not 'given', 'scratch' or 'teacher'"),
     ],
 )
 def test_recipes_that_cannot_be_meant(change: dict[str, Any], message: str) -> None:

@@ -258,8 +258,8 @@ def test_yaml_names_any_method_with_its_options() -> None:
         ({"a": {"t_layers": [None, "tid_0=b"], "modules": [None, None]}}, "on the output, t_layers says 'tid_0=b'"),
         ({"a": {"t_layers": [None, "b"], "modules": [None, "RED"]}}, "not of the form tid_"),
         (
-            {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "ROD"]}},
-            "a: unknown distillation method 'rod'; did you mean 'red'",
+            {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "REED"]}},
+            "a: unknown distillation method 'reed'; did you mean 'red'",
         ),
         (
             {"a": {"t_layers": [None, "tid_0=b"], "modules": [None, "RED"], "kwargs": [None, {"ca": 3}]}},

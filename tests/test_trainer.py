@@ -530,6 +530,25 @@ def test_a_network_of_ones_own_starts_from_its_weights_or_from_new_ones(tmp_path
         train("classifier", tmp_path, nn.Sequential(nn.Conv2d(1, 8, 1), Scaled()), recipe=scratch)
 
 
+def test_a_student_may_start_from_its_teachers_weights(teachers: dict[str, Run], tmp_path: Path) -> None:
+    recipe = recipe_of("classifier", epochs=1, learning_rate=1e-12)
+    teacher = teachers["classifier"]
+    theirs = weights(teacher)
+    new = distill("classifier", tmp_path, teacher, methods="kd", recipe=recipe)
+    warm = distill("classifier", tmp_path, teacher, methods="kd", recipe=replace(recipe, init="teacher"))
+    assert new.id != warm.id and not torch.allclose(weights(new)["fc.weight"], theirs["fc.weight"])
+    for name in ("conv1.weight", "layer4.1.conv2.weight", "fc.weight"):
+        torch.testing.assert_close(weights(warm)[name], theirs[name])
+    other = create_model("mobilenetv3_small", num_classes=10, in_channels=1, width=WIDTH)
+    recipe = replace(recipe, init="teacher")
+    with pytest.raises(
+        ValueError, match=r"of features\.0\.0\.weight the student's is \(\d+, 1, 3, 3\) and the teach.*missing"
+    ):
+        distill("classifier", tmp_path, teacher, other, methods="kd", recipe=recipe)
+    with pytest.raises(ValueError, match="and there is none"):
+        train("classifier", tmp_path, recipe=recipe)
+
+
 def test_layers_that_reset_what_is_inside_them_start_as_when_made() -> None:
     from redistill_lib.student import draw_weights
 
@@ -563,6 +582,12 @@ def test_students_of_several_teachers(teachers: dict[str, Run], task: str, tmp_p
     assert [term["from"] for term in run.params["terms"]] == ["network.output"] * 2 and len(
         run.params["teachers"]
     ) == 2
+
+
+def test_a_method_that_compares_images_wants_as_many_in_a_batch(teachers: dict[str, Run], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="rkd compares images: it needs batches of 3 or more"):
+        distill("classifier", tmp_path, teachers["classifier"], methods="rkd", recipe=Recipe(epochs=1, batch_size=2))
+    assert load_runs(tmp_path).empty
 
 
 @both

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from redistill_lib.checks import check_fields, check_type, whole
 from redistill_lib.distill.taps import Tap
 from redistill_lib.distill.teachers import LiveTeacher
 from redistill_lib.methods import RED, Batch, Method, REDBlocks, Shape, check_loss, make_criterion, parse_methods
+from redistill_lib.methods.base import shapes_of
 from redistill_lib.network import (
     MapRef,
     asking,
@@ -61,20 +62,34 @@ class Objective:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the distillation loss: a method at a tap."""
+    """One summand of the distillation loss: a method at a tap, or a joint method at `tap` and `more`."""
 
     tap: Tap
     method: Method
+    more: tuple[Tap, ...] = ()
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        return (self.tap, *self.more)
+
+    @property
+    def joint(self) -> bool:
+        return getattr(self.method, "joint", False)
 
     @property
     def name(self) -> str:
-        place = f"/{self.tap.name}" if self.tap.layer else ""
+        place = f"/{self.tap.name}" if self.tap.layer and not self.more else ""
         return f"{self.method.name}{place}" + (f"@{self.tap.teacher}" if self.tap.teacher else "")
 
     @property
     def source(self) -> tuple[int, MapRef]:
-        """The teacher's number and its map."""
+        """The teacher's number and its map, of the first tap."""
         return self.tap.teacher, self.tap.source
+
+    def given(self, pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+        """What the method gets of a pair, student's and teacher's, for each tap: the pair, or if joint two tuples."""
+        student, teacher = zip(*pairs, strict=True)
+        return (student, teacher) if self.joint else pairs[0]
 
 
 def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1) -> list[Term]:
@@ -108,7 +123,18 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     names = [term.name for term in terms]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"the same method is given twice at one place: {', '.join(sorted(twice))}")
-    return terms
+    return _joined(terms)
+
+
+def _joined(terms: Sequence[Term]) -> list[Term]:
+    """One term of all those of a joint method and a teacher."""
+    found: dict[Any, Term] = {}
+    for term in terms:
+        key = (term.method.name, term.tap.teacher) if term.joint else term.name
+        if (first := found.get(key)) and first.method != term.method:
+            raise ValueError(f"{term.method.name} is one loss for all its taps, so give them equal options")
+        found[key] = replace(first, more=(*first.more, term.tap)) if first else term
+    return list(found.values())
 
 
 class Distillation(nn.Module):
@@ -170,7 +196,8 @@ class Distillation(nn.Module):
         ours, theirs = self._shapes(inputs)
         self.criteria = nn.ModuleList()  # of the active terms, in their order
         for term in self.active:
-            shape, other = ours.get(term.tap.place, ()), theirs.get(term.source, ())
+            shapes = [(ours.get(tap.place, ()), theirs.get((tap.teacher, tap.source), ())) for tap in term.taps]
+            shape, other = term.given(shapes)
             try:
                 with self._explained(term, inputs, shape, other):
                     self.criteria.append(make_criterion(term.method, shape, other, samples))
@@ -181,7 +208,8 @@ class Distillation(nn.Module):
         self.criteria.to(like.device, torch.promote_types(like.dtype, torch.float32))
         self._build_blocks(ours, like)  # last, so that a student that is refused stays as it was
         #: Where the student's maps are found now that the blocks are in: located once, read in every step.
-        self._found = {ref: locate(student, ref) for ref in dict.fromkeys(term.tap.place for term in self.terms)}
+        places = dict.fromkeys(tap.place for term in self.terms for tap in term.taps)
+        self._found = {ref: locate(student, ref) for ref in places}
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -206,23 +234,23 @@ class Distillation(nn.Module):
             return {}, {}
         check_float(inputs)
         with asking(inputs, "student"):
-            ours = record_maps(self.student, [term.tap.place for term in self.terms], *inputs)
+            ours = record_maps(self.student, [tap.place for term in self.terms for tap in term.taps], *inputs)
         with asking(inputs, "teacher"):
             theirs = self.teacher_maps(Batch(inputs))
         found: tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]] = {}, {}
         for term in self.terms:
-            tap = term.tap
             with self._explained(term):
-                found[0][tap.place] = tuple(as_map(ours[tap.place], tap.grid).shape[1:])
-                if term.source in theirs:
-                    found[1][term.source] = tuple(as_map(theirs[term.source], tap.teacher_grid).shape[1:])
+                for tap in term.taps:
+                    source = tap.teacher, tap.source
+                    found[0][tap.place] = tuple(as_map(ours[tap.place], tap.grid).shape[1:])
+                    if source in theirs:
+                        found[1][source] = tuple(as_map(theirs[source], tap.teacher_grid).shape[1:])
         return found
 
     def _build_blocks(self, shapes: dict[MapRef, Shape], like: Tensor) -> None:
         built = {MapRef(path, side): block for path, side, block in inserted_blocks(self.student)}
         new: list[tuple[str, Side, nn.Module]] = []
-        for term in self.terms:
-            tap, method = term.tap, term.method
+        for tap, method in [(tap, term.method) for term in self.terms for tap in term.taps]:
             shape = shapes.get(tap.place, ())
             if shape and tap.channels not in (None, shape[0]):
                 raise ValueError(
@@ -263,7 +291,7 @@ class Distillation(nn.Module):
             tap, near = term.tap, ""
             if not tap.layer:
                 raise
-            if inputs and len(shape) > 2 and shape[1:] != other[1:]:
+            if inputs and not term.joint and len(shape) > 2 and shape[1:] != other[1:]:
                 maps = map_shapes(self.teachers[tap.teacher].network, *inputs)
                 order = {found.layer: k for k, found in enumerate(maps)}
                 fits = [found for found in maps if found.sides == shape[1:]]
@@ -273,7 +301,8 @@ class Distillation(nn.Module):
                 if fits:
                     near = f"; the nearest teacher layer whose output is {wanted} is {fits[0].layer!r}"
                     near += f" with teacher_grid={fits[0].grid}" if fits[0].grid else ""
-            raise ValueError(f"tap {tap.name} ← {tap.source}: {error}{near}") from None
+            places = ", ".join(f"{tap.name} ← {tap.source}" for tap in term.taps)
+            raise ValueError(f"tap{'s' * bool(term.more)} {places}: {error}{near}") from None
 
     def forward(
         self, *inputs: Tensor, targets: Any = None, index: Tensor | None = None, view: Tensor | None = None
@@ -291,7 +320,7 @@ class Distillation(nn.Module):
         outputs, ours = run_and_read(self.student, self._found, inputs, "student")
         losses: dict[str, Tensor] = {}
         for term, criterion in zip(self.active, self.criteria, strict=True):
-            losses[term.name] = self._compare(term, criterion, ours[term.tap.place], theirs[term.source], batch)
+            losses[term.name] = self._compare(term, criterion, ours, theirs, batch)
         losses["distill"] = self._distill_loss(losses)
         w = self.objective.distill_weight if self.teachers else 0.0
         if targets is None:
@@ -305,24 +334,33 @@ class Distillation(nn.Module):
         """The teachers' maps that the methods compare with."""
         found = {}
         for k, teacher in enumerate(self.teachers):
-            if refs := [term.tap.source for term in self.active if term.tap.teacher == k]:
+            if refs := [tap.source for term in self.active for tap in term.taps if tap.teacher == k]:
                 found.update({(k, ref): x for ref, x in teacher.maps(batch, refs).items()})
         return found
 
-    def _compare(self, term: Term, criterion: nn.Module, x: Tensor, other: Tensor, batch: Batch) -> Tensor:
+    def _compare(
+        self,
+        term: Term,
+        criterion: nn.Module,
+        ours: Mapping[MapRef, Tensor],
+        theirs: Mapping[tuple[int, MapRef], Tensor],
+        batch: Batch,
+    ) -> Tensor:
         """A term's loss, in the precision of its criterion's parameters, or else at least in single precision."""
-        if self.training and torch.is_grad_enabled() and not x.requires_grad:
+        maps = [ours[tap.place] for tap in term.taps]
+        if self.training and torch.is_grad_enabled() and not all(x.requires_grad for x in maps):
             raise RuntimeError(
                 f"{term.name} would teach the student nothing: its map carries no gradient. Layers before it are "
                 "frozen or detached, or run under gradient checkpointing with use_reentrant=True (use False)"
             )
         with self._explained(term):
-            x, other = term.tap.maps(x, other)
+            pairs = [tap.maps(x, theirs[tap.teacher, tap.source]) for tap, x in zip(term.taps, maps, strict=True)]
         own = next(criterion.parameters(), None)
-        dtype = torch.promote_types(x.dtype, torch.float32) if own is None else own.dtype
-        told = self._explained(term, batch.inputs, x.shape[1:], other.shape[1:])
-        with told, torch.autocast(x.device.type, enabled=False):
-            loss = check_loss(term.method.name, criterion(x.to(dtype), other.to(dtype), batch))
+        dtype = torch.promote_types(maps[0].dtype, torch.float32) if own is None else own.dtype
+        s, t = term.given([(x.to(dtype), other.to(dtype)) for x, other in pairs])
+        told = self._explained(term, batch.inputs, shapes_of(s), shapes_of(t))
+        with told, torch.autocast(maps[0].device.type, enabled=False):
+            loss = check_loss(term.method.name, criterion(s, t, batch))
         if self.training and torch.is_grad_enabled() and not loss.requires_grad:
             raise RuntimeError(f"{term.name} would teach the student nothing: its loss carries no gradient")
         return loss
@@ -338,11 +376,18 @@ class Distillation(nn.Module):
         return torch.stack([loss for parts in weighted.values() for loss in parts]).sum() / len(self.terms)
 
     def settings(self) -> dict[str, Any]:
-        """For a run's record: the terms with all their options, and how they add up."""
-        terms = [
-            {"at": t.name, "from": str(t.tap.source), "method": t.method.name, **asdict(t.method), **t.tap.held}
-            for t in sorted(self.terms, key=lambda term: term.method.name)  # in tap order, as blocks are drawn
-        ]
+        """For a run's record: the terms with all their options, what is resized for them, and how they add up."""
+        resized = {t.name: getattr(c, "resized", "") for t, c in zip(self.active, self.criteria, strict=True)}
+        terms = []
+        for t in sorted(self.terms, key=lambda term: term.method.name):  # in tap order, as blocks are drawn
+            sources = ", ".join(str(tap.source) for tap in t.taps)
+            terms.append({"at": t.name, "from": sources, "method": t.method.name, **asdict(t.method)})
+            if t.more:
+                terms[-1]["taps"] = [tap.name for tap in t.taps]
+            if any(tap.held for tap in t.taps):
+                terms[-1]["grids"] = [tap.held for tap in t.taps]
+            if resized.get(t.name):
+                terms[-1]["resized"] = resized[t.name]
         several = len({term.method.name for term in self.terms}) > 1  # of one method, sum and mean are the same
         reduction = self.objective.reduction if several else "mean"
         return {"terms": terms, "distill_weight": self.objective.distill_weight, "reduction": reduction}
@@ -367,7 +412,8 @@ class Distillation(nn.Module):
         return fold_blocks(model) if folded else model  # those that stayed plain
 
     def extra_repr(self) -> str:
-        return "\n".join(f"{t.method.alpha:g} · {t.name} ← {t.tap.teacher_layer or 'outputs'}" for t in self.terms)
+        sources = [", ".join(tap.teacher_layer or "outputs" for tap in term.taps) for term in self.terms]
+        return "\n".join(f"{t.method.alpha:g} · {t.name} ← {s}" for t, s in zip(self.terms, sources, strict=True))
 
 
 def _check_apart(student: nn.Module, teachers: Sequence[nn.Module]) -> None:

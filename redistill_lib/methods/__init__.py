@@ -14,21 +14,38 @@ from typing import Any
 from redistill_lib.checks import hint
 from redistill_lib.methods.base import Batch, Method, Shape, Weighted, check_loss, make_criterion
 from redistill_lib.methods.contrast import CRD
-from redistill_lib.methods.features import FitNet
-from redistill_lib.methods.logits import DKD, KD, MSE
-from redistill_lib.methods.red import RED, REDBlocks, Stage
+from redistill_lib.methods.features import AB, AT, FT, NST, SRD, VID, FitNet
+from redistill_lib.methods.logits import DIST, DKD, KD, LSKD, MLLD, MSE
+from redistill_lib.methods.red import RED, REDBlocks, REDLoss, Stage
+from redistill_lib.methods.relations import CC, PKT, RKD, SP
+from redistill_lib.methods.review import ReviewKD
 
 __all__ = [
+    "AB",
+    "AT",
+    "CC",
     "CRD",
+    "DIST",
     "DKD",
+    "FT",
     "KD",
+    "LSKD",
     "METHODS",
+    "MLLD",
     "MSE",
+    "NST",
+    "PKT",
     "RED",
+    "RKD",
+    "SP",
+    "SRD",
+    "VID",
     "Batch",
     "FitNet",
     "Method",
     "REDBlocks",
+    "REDLoss",
+    "ReviewKD",
     "Shape",
     "Stage",
     "Weighted",
@@ -40,7 +57,9 @@ __all__ = [
 
 _MEMBERS = ("name", "reads", "alpha", "block", "criterion")
 
-METHODS: dict[str, type] = {m.name: m for m in (RED, REDBlocks, Stage, KD, DKD, MSE, FitNet, CRD)}
+_CLASSES: tuple[type[Weighted], ...] = (RED, REDBlocks, Stage, KD, DKD, MSE, FitNet, CRD, REDLoss, LSKD, DIST, MLLD)
+_CLASSES += (AT, NST, SP, VID, PKT, FT, AB, ReviewKD, SRD, RKD, CC)
+METHODS: dict[str, type] = {method.name: method for method in _CLASSES}
 
 
 def make_method(name: str, **options: Any) -> Method:

@@ -37,7 +37,8 @@ class Method(Protocol):
     `reads` says whether it compares feature maps at taps or the networks' outputs. `block` makes what stays in the
     student at a tap (RED), or None. `criterion` makes the loss of one tap, a module that is called
     ``(student, teacher, batch)`` → scalar: its parameters (projectors) are trained with the student, its buffers
-    (memory banks of `samples` entries) saved with the training, and it is gone after `graduate`.
+    (memory banks of `samples` entries) saved with the training, and it is gone after `graduate`. A class with
+    ``joint = True`` is given all its taps together: shapes, and later maps, as tuples in tap order.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -87,6 +88,16 @@ def option(default: Any, check: Callable[[str, Any], object]) -> Any:
     return field(default=default, metadata={"check": check})
 
 
+def weight(default: float) -> Any:
+    """A method's field that weighs a part of its loss: from 0 up, and not 0 for all parts."""
+    return field(default=default, metadata={"check": from_zero, "weight": True})
+
+
+def from_zero(label: str, value: Any) -> None:
+    if not is_number(value) or value < 0:
+        raise ValueError(f"{label}={value!r} is not a number from 0 up.")
+
+
 def above_zero(label: str, value: Any) -> None:
     check_above_zero(**{label: value})
 
@@ -100,7 +111,8 @@ class Weighted:
     """What the methods here have in common: checked options, no block, and a loss that is a function of their own.
 
     A subclass has ``loss(student, teacher, batch)`` → scalar. Where that needs projectors or memories, `parts` makes
-    them for each tap, and the loss gets them by name.
+    them for each tap, and the loss gets them by name. `joint` is as in `Method`; with fewer than `least_images` in a
+    batch the loss would always be 0, so training refuses them.
 
     >>> @dataclass(frozen=True)
     ... class Energy(Weighted):
@@ -114,6 +126,8 @@ class Weighted:
 
     name: ClassVar[str]
     reads: ClassVar[Literal["maps", "outputs"]] = "maps"
+    joint: ClassVar[bool] = False
+    least_images: ClassVar[int] = 1
     alpha: float
     loss: Callable[..., Tensor]
 
@@ -123,26 +137,38 @@ class Weighted:
         for each in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             if "check" in each.metadata:
                 each.metadata["check"](each.name, getattr(self, each.name))
+        weights = [each.name for each in fields(self) if "weight" in each.metadata]  # type: ignore[arg-type]
+        if weights and not any(getattr(self, name) for name in weights):
+            raise ValueError(f"{self.name} would always be 0: {' and '.join(weights)} are 0; leave one above")
         with suppress(NameError):  # annotated with names that only its author's scope knows
             check_fields(self)  # which makes 1 and 1.0 one weight, and so one run
 
     def block(self, student: Shape) -> nn.Module | None:
         return None
 
-    def check(self, student: Shape, teacher: Shape) -> None:
+    def check(self, student: Any, teacher: Any) -> None:
         """Raise ValueError for shapes that cannot be compared."""
 
-    def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
+    def resized(self, student: Any, teacher: Any) -> str:
+        """What the method resizes of maps with these shapes, for the run's record; empty for nothing."""
+        return ""
+
+    def parts(self, student: Any, teacher: Any, samples: int) -> dict[str, nn.Module]:
         return {}
 
-    def criterion(self, student: Shape, teacher: Shape, samples: int) -> nn.Module:
-        if student:
+    def criterion(self, student: Any, teacher: Any, samples: int) -> nn.Module:
+        known = bool(student) and all(student)
+        if known:
             self.check(student, teacher)
-        return Compare(self, self.parts(student, teacher, samples))
+        criterion = Compare(self, self.parts(student, teacher, samples))
+        criterion.resized = self.resized(student, teacher) if known else ""
+        return criterion
 
 
 class Compare(nn.Module):
     """A method's loss as a module, with its parts."""
+
+    resized = ""
 
     def __init__(self, method: Weighted, parts: dict[str, nn.Module]):
         super().__init__()
@@ -151,9 +177,21 @@ class Compare(nn.Module):
         _check_takes(f"{method.name}.loss", method.loss, "student", "teacher", "batch", *parts)
         self.method, self.parts = method, nn.ModuleDict(parts)
 
-    def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        self.method.check(tuple(student.shape[1:]), tuple(teacher.shape[1:]))
-        return self.method.loss(student, teacher, batch, **self.parts)
+    def forward(self, student: Any, teacher: Any, batch: Batch) -> Tensor:
+        method = self.method
+        images = len(student[0] if method.joint else student)
+        method.check(shapes_of(student), shapes_of(teacher))
+        if self.training and images < method.least_images:
+            raise ValueError(
+                f"{method.name} compares images of a batch with one another, so it needs at least "
+                f"{method.least_images}, not {images}; give larger batches"
+            )
+        return method.loss(student, teacher, batch, **self.parts)
+
+
+def shapes_of(maps: Tensor | tuple[Tensor, ...]) -> Any:
+    """The shape without its batch of a map, or of each in a tuple."""
+    return tuple(maps.shape[1:]) if isinstance(maps, Tensor) else tuple(map(shapes_of, maps))
 
 
 class MemoryBank(nn.Module):
@@ -207,6 +245,64 @@ class MemoryBank(nn.Module):
 def spatial_mean(x: Tensor) -> Tensor:
     """B×C×… → B×C."""
     return x.flatten(2).mean(2) if x.ndim > 2 else x
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """`x` at length 1 along `dim`; 0, and without a gradient, where it is shorter than 1e-8."""
+    length = x.norm(dim=dim, keepdim=True)
+    return x / length.masked_fill(length < 1e-8, torch.inf)
+
+
+#: Convolution and batch norm by the length of a shape: C×H×W or C×D×H×W, or C alone.
+_LAYERS: dict[int, Any] = {3: (nn.Conv2d, nn.BatchNorm2d), 4: (nn.Conv3d, nn.BatchNorm3d), 1: (None, nn.BatchNorm1d)}
+
+
+def convolution(shape: Shape, channels: int, kernel_size: int = 1, bias: bool = True) -> nn.Module:
+    """From maps or volumes of `shape` to as many channels, size kept; from vectors, a linear layer.
+
+    >>> convolution((8, 4, 4), 16), convolution((8,), 16)
+    (Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1)), Linear(in_features=8, out_features=16, bias=True))
+    """
+    given, (kind, _) = shape[0], _LAYERS[len(shape)]
+    if kind is None:
+        return nn.Linear(given, channels, bias)
+    made: nn.Module = kind(given, channels, kernel_size, padding=kernel_size // 2, bias=bias)
+    return made
+
+
+def batch_norm(shape: Shape, channels: int) -> nn.Module:
+    """Of maps, volumes or vectors like `shape`, of as many channels."""
+    made: nn.Module = _LAYERS[len(shape)][1](channels)
+    return made
+
+
+def check_kind(method: str, student: Shape, teacher: Shape, *, vectors: bool = False, alike: bool = True) -> None:
+    """Raise ValueError for what are not maps, volumes or, if `vectors`, vectors; with `alike`, both of one kind.
+
+    Tokens, whose channels come last, are none of these.
+    """
+    kinds = (1, 3, 4) if vectors else (3, 4)
+    if not {len(student), len(teacher)} <= set(kinds) or (alike and len(student) != len(teacher)):
+        wanted = "maps C×H×W or volumes C×D×H×W" + " or vectors C" * vectors
+        raise ValueError(
+            f"{method} needs {wanted}, not {student} from the student and {teacher} from the teacher; "
+            "tap layers that give these"
+        )
+
+
+def check_same_size(method: str, student: Shape, teacher: Shape, vectors: bool = False) -> None:
+    """`check_kind`, and equal height × width."""
+    check_kind(method, student, teacher, vectors=vectors)
+    check_equal(method, student[1:], teacher[1:], "choose maps of equal height × width")
+
+
+def check_pattern(method: str, size: Shape) -> None:
+    """Raise ValueError where a method that compares patterns gets maps of one pixel."""
+    if set(size) == {1}:
+        raise ValueError(
+            f"{method} compares patterns, and a {'×'.join(map(str, size))} map has none: its loss would always be 0; "
+            "leave this tap out, or give larger images"
+        )
 
 
 def check_equal(method: str, student: Shape, teacher: Shape, advice: str) -> None:

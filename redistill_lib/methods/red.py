@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from redistill_lib.checks import whole
-from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, option, spatial_mean
+from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, check_pattern, option, spatial_mean
 from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_form, check_maps
 
 
@@ -51,11 +51,8 @@ class RED(Weighted):
 
     def check(self, student: Shape, teacher: Shape) -> None:
         check_maps(self.name, "C×H×W", student, teacher)
-        if set(student[1:]) == {1} and self.distance == "cosine":
-            raise ValueError(
-                f"{self.name} compares patterns, and a 1×1 map has none: its loss would always be 0; leave this tap "
-                "out, or give larger images"
-            )
+        if self.distance == "cosine":
+            check_pattern(self.name, student[1:])
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         return alignment_loss(student, teacher, self.distance)
@@ -85,3 +82,24 @@ class Stage(RED):
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         return DISTANCES[self.distance](spatial_mean(student), spatial_mean(teacher))
+
+
+@dataclass(frozen=True)
+class REDLoss(Weighted):
+    """RED's loss without its block, on the student's own map: what the loss alone does. Options as RED's.
+
+    >>> REDLoss().block((8, 4, 4)) is None
+    True
+    """
+
+    name = "red-loss"
+    distance: str = option("cosine", check_distance)
+    alpha: float = 50.0
+
+    def check(self, student: Shape, teacher: Shape) -> None:
+        check_maps(self.name, "C×H×W", student, teacher)
+        if self.distance == "cosine":
+            check_pattern(self.name, student[1:])
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return alignment_loss(student, teacher, self.distance)

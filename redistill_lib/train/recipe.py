@@ -25,6 +25,7 @@ class Recipe:
     after each epoch in `milestones`) or ``constant``. `warmup` is a share of all steps, or from 1 up their number.
     `augmentation` is read by `data.augment`. With `ema_decay` the result is the moving average of the weights. A
     network of your own starts by `init`: from its weights (``given``) or from new ones under the seed (``scratch``).
+    With ``teacher`` any student starts from its first teacher's weights, which fit where only strides differ.
 
     >>> Recipe(epochs=3).epochs
     3
@@ -47,7 +48,7 @@ class Recipe:
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     ema_decay: float | None = None
-    init: Literal["given", "scratch"] = "given"
+    init: Literal["given", "scratch", "teacher"] = "given"
 
     def __post_init__(self) -> None:
         check_fields(self)

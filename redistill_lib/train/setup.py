@@ -141,7 +141,11 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         raise ValueError(f"the outputs of {record['name']} carry no gradient; does its forward detach them?")
     params: dict[str, Any] = {"task": kind, "model": record, "data": setup.data.params, "seed": setup.seed}
     settings = setup.recipe.settings(len(setup.data.train))
-    unread = {"init"} if "structure" not in record else set()  # a built-in network is always new
+    built_in = "structure" not in record
+    if setup.recipe.init == "teacher":
+        _take_weights(model, lesson)
+        record = record if built_in else {**record, **network_identity(model)}
+    unread = {"init"} if built_in and setup.recipe.init != "teacher" else set()  # it is new under the seed
     if isinstance(task, Denoising):
         unread |= {"label_smoothing"} if task.null is not None else {"label_smoothing", "label_dropout"}
     params["recipe"] = {k: v for k, v in settings.items() if k not in unread}
@@ -161,6 +165,9 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
             distillation = Distillation(
                 model, teachers, taps, lesson.methods, objective=objective, example=example, samples=samples
             )
+            for method in (term.method for term in distillation.active):
+                if (least := getattr(method, "least_images", 1)) > min(setup.recipe.batch_size, samples):
+                    raise ValueError(f"{method.name} compares images: it needs batches of {least} or more")
             rows = torch.arange(2) % samples
             batch = task.batch(example[0], torch.zeros_like(rows), rows, torch.zeros_like(rows))
             with evaluating(distillation):  # so that what cannot be computed is told before a run is begun
@@ -173,6 +180,25 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
         params["teachers"] = [network_identity(teacher) for teacher in teachers]
         runs = [run.id for _, run in lesson.teachers if run]
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
+
+
+def _take_weights(student: nn.Module, lesson: Lesson | None) -> None:
+    """Give the student the weights and statistics of its first teacher, or raise ValueError where they do not fit."""
+    if lesson is None:
+        raise ValueError("init='teacher' starts from a teacher's weights, and there is none; distil, or leave it out")
+    ours, theirs = student.state_dict(), lesson.teachers[0][0].state_dict()
+    shapes = [{name: tuple(value.shape) for name, value in each.items()} for each in (ours, theirs)]
+    odd = next((name for name in {**ours, **theirs} if shapes[0].get(name) != shapes[1].get(name)), None)
+    if odd is not None:
+        told = " and ".join(
+            f"the {role}'s is {each.get(odd, 'missing')}"
+            for role, each in zip(("student", "teacher"), shapes, strict=True)
+        )
+        raise ValueError(
+            f"init='teacher' takes the teacher's weights as they are, but of {odd} {told}; give a student of the "
+            "same layers, or what derive_student makes of the trained teacher, which has its weights"
+        )
+    student.load_state_dict(theirs)
 
 
 def _open_teacher(given: TeacherLike, data: DataSplits, kind: str) -> tuple[nn.Module, Run | None]:
