@@ -469,7 +469,11 @@ def test_a_run_keeps_variants_and_grids(tmp_path: Path) -> None:
     )  # fmt: skip
     own = {"channels": 6, "kernel_size": 3, "gate": False, "encoder": "depthwise", "grid": [4, 4]}
     [term] = run.params["terms"]
-    assert term["grids"] == [{"grid": [4, 4]}] and (term["gate"], term["encoder"]) == (False, "depthwise")
+    assert (
+        term["grid"] == [4, 4]
+        and "teacher_grid" not in term
+        and (term["gate"], term["encoder"]) == (False, "depthwise")
+    )
     assert run.blocks == [{"layer": "mix", "side": "output", **own}]
     model = rd.load_model(run, student)
     assert isinstance(model.get_submodule("mix.after"), GridBlock)

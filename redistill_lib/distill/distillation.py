@@ -381,11 +381,10 @@ class Distillation(nn.Module):
         terms = []
         for t in sorted(self.terms, key=lambda term: term.method.name):  # in tap order, as blocks are drawn
             sources = ", ".join(str(tap.source) for tap in t.taps)
-            terms.append({"at": t.name, "from": sources, "method": t.method.name, **asdict(t.method)})
+            terms.append({"at": t.name, "from": sources, "method": t.method.name, **asdict(t.method), **t.tap.held})
             if t.more:
                 terms[-1]["taps"] = [tap.name for tap in t.taps]
-            if any(tap.held for tap in t.taps):
-                terms[-1]["grids"] = [tap.held for tap in t.taps]
+                terms[-1] |= {"held": held} if any(held := [tap.held for tap in t.taps]) else {}
             if resized.get(t.name):
                 terms[-1]["resized"] = resized[t.name]
         several = len({term.method.name for term in self.terms}) > 1  # of one method, sum and mean are the same
