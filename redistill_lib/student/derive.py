@@ -45,7 +45,7 @@ def derive_student(
     the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
     stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1;
     transposed convolutions reach as far as before. Calls in a module's own forward are changed there. A transformer
-    of one map gets larger patches, and its positions are resized.
+    of one map gets larger patches. Positions are resized with their maps, and what is told a map's size is told anew.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
 
