@@ -193,12 +193,12 @@ def fit_to_budget(
                 f"plan {plan} strides {plan.total} in all where {name} ({own}) strides {own.total}, so its last maps "
                 f"would have another size; give plans whose digits multiply to {own.total}"
             )
-    runs = Runs() if isinstance(model, str) else None  # the built-in networks are of the same blocks
+    # The built-in networks are of the same blocks, and hold no reference cycles.
+    runs = Runs() if isinstance(model, str) else None
     networks: dict[StridePlan, nn.Module] = {}
     passes: dict[StridePlan, Followed] = {}
     found: dict[StridePlan, list[Fit]] = {}
     refused, untapped = dict[str, str](), dict[str, str]()
-
     teacher = build(own)
     theirs = functools.cache(lambda: find_resolutions(teacher, inputs))
 
