@@ -18,7 +18,8 @@ class StridePlan:
     """The stride of every place where a network may downsample.
 
     `stem` is the first convolution's stride, `stages` holds that of each further place, from 1 to 9, written as one
-    digit (ReDistill, arXiv 2406.03744, section 4). Raises ValueError where a stride is not a positive whole number.
+    digit (ReDistill, arXiv 2406.03744, section 4). A vision transformer's patch is a stem without stages, as in
+    `vit_tiny-16`. Raises ValueError where a stride is not a positive whole number.
 
     >>> plan = StridePlan.parse("1-21222")
     >>> plan.total, str(plan.front_loaded(2))
@@ -30,8 +31,6 @@ class StridePlan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.stages:
-            raise ValueError("A stride plan needs at least one stage after its stem, as in 4-11221.")
         for place, stride in enumerate(self.places):
             if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
                 raise ValueError(f"Stride {stride!r} of place {place} is not a whole number of 1 or more.")
@@ -40,16 +39,16 @@ class StridePlan:
 
     @classmethod
     def parse(cls, text: str) -> StridePlan:
-        """Read `4-11221`; only the stem may have several digits. Raises ValueError for other text.
+        """Read `4-11221`, only the stem may have several digits, or a patch of one or two; ValueError for other text.
 
-        >>> StridePlan.parse("16-111")
-        StridePlan(stem=16, stages=(1, 1, 1))
+        >>> StridePlan.parse("16-111"), StridePlan.parse("16")
+        (StridePlan(stem=16, stages=(1, 1, 1)), StridePlan(stem=16, stages=()))
         """
         form = "write <stem>-<one digit per stage>, as in 4-11221"
         head, dash, plan = text.partition("-")
         if re.fullmatch(r"[A-Za-z]\w*", head) and re.fullmatch(r"[0-9]+-[0-9]+", plan):
             raise ValueError(f"{text!r} is a model name; its stride plan alone is {plan!r}.")
-        if not dash or not head or not plan:
+        if not head or (not plan if dash else not re.fullmatch("[0-9]{1,2}", head)):
             raise ValueError(f"Stride plan {text!r} lacks its stem or its stages: {form}.")
         if wrong := re.search("[^0-9]", head + plan):
             raise ValueError(f"Stride plan {text!r} contains {wrong[0]!r}, which is not a digit: {form}.")
@@ -59,7 +58,7 @@ class StridePlan:
         return cls(int(head), tuple(int(digit) for digit in plan))
 
     def __str__(self) -> str:
-        return f"{self.stem}-{''.join(map(str, self.stages))}"
+        return f"{self.stem}-{''.join(map(str, self.stages))}" if self.stages else str(self.stem)
 
     @property
     def places(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from scipy import stats
 
 _LABELS = {"teacher": "teacher", "student": "naive student", "red-blocks": "RED blocks, no loss"}
 _PARTS = {"red-blocks": "RED blocks", "red": "RED", "kd": "KD", "mse": "MSE", "stage": "STAGE"}
+_PARTS |= {"deit": "DeiT", "locality": "locality guidance"}
 
 
 def role_key(role: str) -> str:

@@ -25,7 +25,7 @@ FLOORS = [
     {"explorers"},
     {"figures", "report"},
     {"train", "budget", "export"},
-    {"costs", "diffusion", "maps", "quality"},
+    {"attention", "costs", "diffusion", "maps", "quality"},
     {"student"},
     {"distill", "memory"},
     {"methods", "models", "network", "sweep"},

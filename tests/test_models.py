@@ -286,8 +286,9 @@ def map_sizes(model: nn.Module, paths: list[str], x: Tensor) -> list[int]:
 @pytest.mark.parametrize("channels", [1, 3])
 @torch.no_grad()
 def test_map_sizes_follow_the_plan(arch: str, channels: int) -> None:
-    teacher = f"{arch}-1-{''.join(map(str, usual_plan(arch).stages))}"
-    last = "conv" if arch.startswith("mobilenet") else "layer4"
+    stages = "".join(map(str, usual_plan(arch).stages))
+    teacher, last = (f"{arch}-1-{stages}", "layer4") if stages else (f"{arch}-4", "patch_embed")
+    last = "conv" if arch.startswith("mobilenet") else last
     for name in (arch, student_name(teacher, 4)):
         model = create_model(name, num_classes=7, in_channels=channels, width=0.25).eval()
         x = torch.zeros(2, channels, 64, 64)

@@ -119,7 +119,8 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
             raise ValueError(f"{method.name} would add nothing: {why}")
         if not teachers:
             raise ValueError(f"{method.name} compares with a teacher, and there is none; give teacher=")
-        terms += [Term(Tap("", "output", "", "output", teacher=k), method) for k in range(teachers)]
+        head = getattr(method, "layer", "")  # of the student
+        terms += [Term(Tap(head, "output", "", "output", teacher=k), method) for k in range(teachers)]
     names = [term.name for term in terms]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"the same method is given twice at one place: {', '.join(sorted(twice))}")
@@ -190,6 +191,8 @@ class Distillation(nn.Module):
         if methods is None:
             methods = () if not networks or (self.taps and all(tap.method for tap in self.taps)) else "red"
         self.terms = plan_terms(self.taps, parse_methods(methods), len(networks))
+        for term in self.terms:
+            self._check_head(term)
         self.active = [term for term in self.terms if term.method.alpha]  # those with a loss
         check_type("example", example, Tensor, tuple, None)
         inputs = example if isinstance(example, tuple) or example is None else (example,)
@@ -227,6 +230,18 @@ class Distillation(nn.Module):
         check_followable(teacher, "teacher")
         layer = find_layer(self.student, tap.layer, "student")
         return replace(tap, layer=layer, teacher_layer=find_layer(teacher, tap.teacher_layer, "teacher"))
+
+    def _check_head(self, term: Term) -> None:
+        """Refuse a method on the output of a head that the student lacks."""
+        if term.method.reads == "outputs" and term.tap not in self.taps:
+            try:
+                find_layer(self.student, term.tap.layer, "student")
+            except KeyError as error:
+                own = getattr(self.student, "name", type(self.student).__name__)
+                raise ValueError(
+                    f"{term.method.name} teaches a second head, {term.tap.layer!r}, which {own} does not have: take "
+                    f"a network with one, such as deit_tiny-16, or name it, {term.method.name}(layer='…')"
+                ) from error
 
     def _shapes(self, inputs: Inputs | None) -> tuple[dict[MapRef, Shape], dict[tuple[int, MapRef], Shape]]:
         """The shapes of the student's and the teachers' maps; empty without an example."""

@@ -1,5 +1,6 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
+from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
@@ -10,6 +11,8 @@ from redistill_lib.figures.training import accuracies, curves, denoising_curves
 
 __all__ = [
     "accuracies",
+    "attention_maps",
+    "attention_reach",
     "curves",
     "denoising_curves",
     "feature_maps",

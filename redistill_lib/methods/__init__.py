@@ -19,6 +19,7 @@ from redistill_lib.methods.logits import DIST, DKD, KD, LSKD, MLLD, MSE
 from redistill_lib.methods.red import RED, REDBlocks, REDLoss, Stage
 from redistill_lib.methods.relations import CC, PKT, RKD, SP
 from redistill_lib.methods.review import ReviewKD
+from redistill_lib.methods.transformers import DeiT, Locality
 
 __all__ = [
     "AB",
@@ -41,7 +42,9 @@ __all__ = [
     "SRD",
     "VID",
     "Batch",
+    "DeiT",
     "FitNet",
+    "Locality",
     "Method",
     "REDBlocks",
     "REDLoss",
@@ -58,7 +61,7 @@ __all__ = [
 _MEMBERS = ("name", "reads", "alpha", "block", "criterion")
 
 _CLASSES: tuple[type[Weighted], ...] = (RED, REDBlocks, Stage, KD, DKD, MSE, FitNet, CRD, REDLoss, LSKD, DIST, MLLD)
-_CLASSES += (AT, NST, SP, VID, PKT, FT, AB, ReviewKD, SRD, RKD, CC)
+_CLASSES += (AT, NST, SP, VID, PKT, FT, AB, ReviewKD, SRD, RKD, CC, DeiT, Locality)
 METHODS: dict[str, type] = {method.name: method for method in _CLASSES}
 
 

@@ -34,11 +34,12 @@ class Batch:
 class Method(Protocol):
     """One distillation loss: a frozen dataclass, whose fields are what a run records of it.
 
-    `reads` says whether it compares feature maps at taps or the networks' outputs. `block` makes what stays in the
-    student at a tap (RED), or None. `criterion` makes the loss of one tap, a module that is called
-    ``(student, teacher, batch)`` → scalar: its parameters (projectors) are trained with the student, its buffers
-    (memory banks of `samples` entries) saved with the training, and it is gone after `graduate`. A class with
-    ``joint = True`` is given all its taps together: shapes, and later maps, as tuples in tap order.
+    `reads` says whether it compares feature maps at taps or the networks' outputs; where it has a `layer`, the output
+    of that layer of the student, such as a second head. `block` makes what stays in the student at a tap (RED), or
+    None. `criterion` makes the loss of one tap, a module that is called ``(student, teacher, batch)`` → scalar: its
+    parameters (projectors) are trained with the student, its buffers (memory banks of `samples` entries) saved with
+    the training, and it is gone after `graduate`. A class with ``joint = True`` is given all its taps together:
+    shapes, and later maps, as tuples in tap order.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor
 
 from redistill_lib.checks import check_type, hint, is_number, whole, wholes
-from redistill_lib.models import mobilenet, resnet, unet
+from redistill_lib.models import mobilenet, resnet, unet, vit
 from redistill_lib.models.checkpoint import load_checkpoint
 from redistill_lib.models.mobilenet import MobileNet
 from redistill_lib.models.resnet import ResNet
 from redistill_lib.models.unet import UNet, UNetConfig
+from redistill_lib.models.vit import VisionTransformer
 from redistill_lib.plans import StridePlan
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "MobileNet",
     "ResNet",
     "UNet",
+    "VisionTransformer",
     "create_model",
     "example_inputs",
     "list_models",
@@ -38,12 +41,12 @@ Kind = Literal["classifier", "diffusion"]  # images → logits; images and time 
 class Architecture:
     """What distinguishes one architecture from another where stride plans are concerned."""
 
-    build: type[ResNet] | type[MobileNet] | None  # None: a U-Net
-    usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's)
+    build: type[ResNet] | type[MobileNet] | type[VisionTransformer] | None  # None: a U-Net
+    usual: StridePlan  # the plan of the literature (ImageNet's, DDPM's); a vision transformer's is its patch
     paths: tuple[str, ...]  # the module of each place's stride: "layer3.0.conv1"; U-Net: of two blocks per level
     named: int  # parts of the path that a reader calls the place by
     allowed: tuple[int, ...] = (1, 2, 4)  # strides of every place but the stem
-    stem: tuple[int, ...] = (1, 2, 4, 8, 16)
+    stem: Sequence[int] = (1, 2, 4, 8, 16)
     pool: tuple[int, ...] = ()  # the place a ×4 or ×8 student removes first: the max pool of a ResNet
 
     @property
@@ -54,6 +57,11 @@ class Architecture:
     @property
     def kind(self) -> Kind:
         return "classifier" if self.build else "diffusion"
+
+    @property
+    def sized(self) -> bool:
+        """Whether it has weights for the places in an image, and so an image size."""
+        return self.build is VisionTransformer
 
 
 def _mobilenet(arch: str, usual: str) -> Architecture:
@@ -71,6 +79,10 @@ ARCHITECTURES = {
     **{
         arch: Architecture(ResNet, StridePlan.parse("2-21222"), resnet.place_paths(arch), 1, pool=(1,))
         for arch in resnet.LAYOUTS
+    },
+    **{
+        arch: Architecture(VisionTransformer, StridePlan(16, ()), ("patch_embed.proj",), 2, stem=range(1, 65))
+        for arch in vit.LAYOUTS
     },
     "unet": _unet(),
 }
@@ -115,6 +127,7 @@ def _check_plan(arch: str, facts: Architecture, plan: StridePlan) -> None:
         allowed = facts.allowed if index else facts.stem
         if stride not in allowed:
             choices = f"{', '.join(map(str, allowed[:-1]))} or {allowed[-1]}"
+            choices = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else choices
             raise ValueError(f"Plan {plan} puts stride {stride} at {name}, which allows {choices}; {usual}.")
 
 
@@ -139,8 +152,9 @@ def place_names(name: str) -> tuple[str, ...]:
 def student_name(name: str, factor: int) -> str:
     """The paper's ×`factor` student of a teacher (ReDistill, arXiv 2406.03744, section 4).
 
-    The ×4 and ×8 students of a ResNet give up the max pool's stride first. Raises ValueError where the teacher has
-    too little stride to move or the stem's would exceed 16.
+    The ×4 and ×8 students of a ResNet give up the max pool's stride first. A vision transformer's patch grows, as
+    there is no later stride to give up. Raises ValueError where the teacher has too little stride to move or the
+    stem's would exceed 16.
 
     >>> student_name("resnext18-1-21222", 4), student_name("mobilenetv2-1-1222121", 8)
     ('resnext18-4-11221', 'mobilenetv2-8-1211111')
@@ -149,21 +163,25 @@ def student_name(name: str, factor: int) -> str:
         arch, facts, plan = _split(check_type("name", name, str))
     except ValueError as error:
         raise ValueError(f"{error} Of a network of your own, derive_student makes students.") from None
-    student = plan.front_loaded(factor, first=facts.pool if factor >= 4 else ())
+    if plan.stages:
+        student = plan.front_loaded(factor, first=facts.pool if factor >= 4 else ())
+    else:
+        student = StridePlan(plan.stem * whole("factor", factor), ())
     _check_plan(arch, facts, student)
     return f"{arch}-{student}"
 
 
 def create_model(
     name: str, num_classes: int | None = None, in_channels: int = 3, width: float | None = None, **options: Any
-) -> ResNet | MobileNet | UNet:
+) -> ResNet | MobileNet | VisionTransformer | UNet:
     """A freshly initialised network with the attributes `name` and `plan`: a classifier, or a denoiser's U-Net.
 
     `name` is `<architecture>-<stride plan>` as in the paper, or the architecture alone for its usual plan.
     A classifier maps float images B×in_channels×H×W to logits B×num_classes (10 unless given); `width`, from 0.125
-    to 8 (1 unless given), multiplies its channel counts. A U-Net maps images, time steps (int64, B), and labels
-    (int64, B) if it has `num_classes`, to the images' shape; its `options` are `strides` (instead of a plan in its
-    name) and those of `UNetConfig`.
+    to 8 (1 unless given), multiplies its channel counts. A vision transformer's plan is its patch: `vit_tiny-16`,
+    or `deit_tiny-16` with a distillation token; `image_size` (224 unless given) is that of its learned positions.
+    A U-Net maps images, time steps (int64, B), and labels (int64, B) if it has `num_classes`, to the images'
+    shape; its `options` are `strides` (instead of a plan in its name) and those of `UNetConfig`.
 
     Raises ValueError on an unknown architecture, a plan that it cannot have, or an option of another one.
 
@@ -177,7 +195,7 @@ def create_model(
     arch, facts, plan = _split(name)
     in_channels = whole("in_channels", in_channels)
     own = ["num_classes", "strides", *(field.name for field in fields(UNetConfig))]
-    taken = ["num_classes", "width"] if facts.build else own
+    taken = ["num_classes", "width", *["image_size"] * facts.sized] if facts.build else own
     for option, value in {**options, **({} if width is None else {"width": width})}.items():
         if option not in taken:
             raise ValueError(
@@ -191,7 +209,10 @@ def create_model(
     if not is_number(width) or not 0.125 <= width <= 8:
         raise ValueError(f"width={width!r} is not a multiplier from 0.125 to 8 (1.0 is the paper's width).")
     classes = 10 if num_classes is None else whole("num_classes", num_classes)
-    return facts.build(arch, plan, classes, in_channels, float(width))
+    if "image_size" in options and whole("image_size", options["image_size"]) % plan.stem:
+        size = f"{options['image_size']}×{options['image_size']}"
+        raise ValueError(f"images of {size} cannot be cut into patches of {plan.stem}; choose one that divides them")
+    return facts.build(arch, plan, classes, in_channels, float(width), **options)
 
 
 def example_inputs(

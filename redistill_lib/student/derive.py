@@ -124,6 +124,7 @@ def _larger_patches(
     if found.outputs != flow.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, flow))
         raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they have one entry per patch")
+    _rename(student, layout, StridePlan(stem.stride * factor, ()), "stride")
     return student, tuple(changes)
 
 

@@ -12,6 +12,7 @@ from redistill_lib.checks import check_type
 from redistill_lib.data import DataSplits
 from redistill_lib.distill import Objective, Tap
 from redistill_lib.methods import Method
+from redistill_lib.models import ARCHITECTURES
 from redistill_lib.network import answer
 from redistill_lib.runs import Run
 from redistill_lib.train.options import RunOptions
@@ -83,6 +84,8 @@ def _begin(
     setup = Setup.check(Recipe, data, recipe, seed, options)
     data = setup.data
     size = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+    if isinstance(model, str) and (facts := ARCHITECTURES.get(model.partition("-")[0])) and facts.sized:
+        size["image_size"] = data.image_size
     network = setup.network(model, {**size, "width": check_type("width", width, float)})
     task = Classification(setup.recipe.label_smoothing)
     logits = answer(network[0], task.example(data, 2))
