@@ -8,8 +8,9 @@ Zoos are packages that need not be there: pytorchcv, timm, monai, segmentation_m
 torchvision, diffusers, efficientnet_pytorch. Networks have random weights and take one image, in the step two. Memory
 is profiled and measured: `eager` must be equal to the byte. Students (×2, ×4) must answer in the teacher's shapes.
 Each is matched with its teacher and trained for a step with RED, and KD where it classifies: losses must be finite,
-every tap's must reach weights of the student. What graduates must answer as the student does. Networks run in
-processes of their own, on one thread, so that a crash or a hang costs one row.
+every tap's must reach weights of the student. A student that has no map of its teacher's size, as a transformer of
+larger patches, takes the step with KD alone, and says so in place of taps. What graduates must answer as the student
+does. Networks run in processes of their own, on one thread, so that a crash or a hang costs one row.
 
 Writes benchmarks/results/zoo.csv (zoo_quick.csv) and prints the rates. In place of "ok" or of a number stands why
 not: the first sentence of the error, with "crash" before what is not a refusal of this library.
@@ -43,6 +44,7 @@ from redistill_lib.progress import progress_bar
 
 HERE = Path(__file__).parent
 FACTORS = (2, 4)
+NO_MAP = "no map of equal size"
 COLUMNS = ["zoo", "name", "input", "strides", "eager_bytes", "measured_bytes", "peak_bytes", "error", "seconds"]
 COLUMNS[-2:-2] = (f"{what}_x{x}" for x in FACTORS for what in ("student", "peak_bytes", "taps", "step", "graduate"))
 Row = dict[str, Any]
@@ -64,7 +66,7 @@ class Case(NamedTuple):
     def build(self) -> nn.Module:
         module = importlib.import_module(self.module)
         torch.manual_seed(0)
-        names = re.findall(r"(?<![\w.])(\w+)[(.]", self.call)
+        names = re.findall(r"(?<![\w.])([A-Za-z_]\w*)[(.]", self.call)
         return eval(self.call, {name: getattr(module, name) for name in names})
 
     def inputs(self, batch: int = 1) -> Inputs:
@@ -116,6 +118,12 @@ def noted(row: Row, key: str) -> Iterator[None]:
         row[key] = f"{'' if refused else 'crash: '}{type(error).__name__}: {first}"
 
 
+def map_sizes(model: nn.Module, inputs: Inputs) -> set[tuple[int, ...]]:
+    """Those of all its maps of more than one point, also with channels last or as tokens."""
+    grids = rd.find_resolutions(model, inputs).grids.grids
+    return {grid.size for grid in grids if not grid.raw and max(grid.size) > 1}
+
+
 @torch.no_grad()
 def answers(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     return tensors_in(model.eval()(*inputs))
@@ -149,12 +157,13 @@ def examine(case: Case, quick: bool) -> Iterator[Row]:
             students[factor] = student
         yield row
     for factor, student in students.items():  # afterwards, as a teacher is frozen, and so would be its students
-        taps: list[rd.Tap] = []
+        taps: list[rd.Tap] | None = None
         with noted(row, f"taps_x{factor}"):
-            taps = rd.match_taps(student, model, inputs)
-            row[f"taps_x{factor}"] = len(taps)
+            alike = set.intersection(*(map_sizes(network, inputs) for network in (student, model)))
+            taps = rd.match_taps(student, model, inputs) if alike else []
+            row[f"taps_x{factor}"] = len(taps) or NO_MAP
         yield row
-        if taps and not quick:
+        if taps is not None and not quick:
             with noted(row, f"step_x{factor}"):
                 distillation = train_step(student, model, taps, case.inputs(2))
                 yield row
@@ -171,7 +180,8 @@ def train_step(student: nn.Module, teacher: nn.Module, taps: list[rd.Tap], input
     draw = torch.Generator().manual_seed(0)
     methods, objective, targets = "red", rd.Objective(task_loss=noise_loss), draw
     if len(shape := answers(teacher, inputs)[0].shape) == 2 and shape[1] > 1:  # a classifier
-        methods, objective, targets = "red+kd", rd.Objective(), torch.randint(shape[1], shape[:1], generator=draw)
+        targets = torch.randint(shape[1], shape[:1], generator=draw)
+        methods, objective = "red+kd" if taps else "kd", rd.Objective()
     own = [p for p in student.parameters() if p.requires_grad]
     distillation = rd.Distillation(student, teacher, taps, methods, objective=objective, example=inputs).train()
     trained = [p for p in distillation.parameters() if p.requires_grad]
@@ -182,6 +192,7 @@ def train_step(student: nn.Module, teacher: nn.Module, taps: list[rd.Tap], input
             grads = torch.autograd.grad(loss, own, retain_graph=True, allow_unused=True)
             assert any(g is not None and g.any() for g in grads), f"{name} reaches no weight of the student"
     losses["total"].backward()
+    nn.utils.clip_grad_norm_(trained, 1.0, error_if_nonfinite=True)  # random weights may make it large
     torch.optim.SGD(trained, 1e-3).step()
     assert all(p.isfinite().all() for p in trained), "a weight is not finite after the step"
     return distillation
@@ -247,7 +258,7 @@ def rates(frame: pd.DataFrame) -> Iterator[str]:
 
     def share(what: str, good: pd.Series, of: pd.Series) -> str:
         count, total = (good & of).sum(), of.sum()
-        return f"{what:23s} {count:4d} of {total:4d}" + (f"  {count / total:6.1%}" if total else "")
+        return f"{what:24s} {count:4d} of {total:4d}" + (f"  {count / total:6.1%}" if total else "")
 
     every, runs, measured = frame["name"] != "", frame["error"] == "", frame["measured_bytes"] != ""
     strides, peak = runs & (frame["strides"] == "True"), pd.to_numeric(frame["peak_bytes"], "coerce")
@@ -258,8 +269,11 @@ def rates(frame: pd.DataFrame) -> Iterator[str]:
         student = frame[f"student_{x}"] == "ok"
         yield share(f"{x}: students", student, strides)
         yield share(f"{x}: with less peak", pd.to_numeric(frame[f"peak_bytes_{x}"], "coerce") < peak, student)
-        yield share(f"{x}: with taps", frame[f"taps_{x}"].str.isdigit(), student)
-        yield share(f"{x}: train a step", frame[f"step_{x}"] == "ok", student & measured)
+        maps = student & (frame[f"taps_{x}"] != NO_MAP)
+        yield share(f"{x}: {NO_MAP}", ~maps, student)
+        yield share(f"{x}: with taps", frame[f"taps_{x}"].str.isdigit(), maps)
+        yield share(f"{x}: train a step", frame[f"step_{x}"] == "ok", maps & measured)
+        yield share(f"{x}: a step by KD alone", frame[f"step_{x}"] == "ok", student & measured & ~maps)
         yield share(f"{x}: graduate", frame[f"graduate_{x}"] == "ok", student & measured)
     for what in ("crash", "wrong"):
         yield share(what, frame.apply(lambda row, what=what: row.str.startswith(f"{what}: ").any(), axis=1), every)

@@ -193,12 +193,12 @@ def fit_to_budget(
                 f"plan {plan} strides {plan.total} in all where {name} ({own}) strides {own.total}, so its last maps "
                 f"would have another size; give plans whose digits multiply to {own.total}"
             )
-    runs = Runs() if isinstance(model, str) else None  # the built-in networks are of the same blocks
+    # The built-in networks are of the same blocks, and hold no reference cycles.
+    runs = Runs() if isinstance(model, str) else None
     networks: dict[StridePlan, nn.Module] = {}
     passes: dict[StridePlan, Followed] = {}
     found: dict[StridePlan, list[Fit]] = {}
     refused, untapped = dict[str, str](), dict[str, str]()
-
     teacher = build(own)
     theirs = functools.cache(lambda: find_resolutions(teacher, inputs))
 
@@ -310,7 +310,7 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
     def build(plan: StridePlan) -> nn.Module:
-        return model if plan == own else restrided(model, plan=plan, example=inputs)[0]
+        return model if plan == own else restrided(model, None, plan, inputs, "stride")[0]
 
     return str(getattr(model, "name", type(model).__name__)), own, plans, build
 

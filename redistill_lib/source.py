@@ -23,14 +23,14 @@ OBSERVING = (
     "diffusion/images.py",
     "diffusion/pretrained.py",
     "diffusion/sampling.py",
-    "models/saved.py",
-    "network/answer.py",
     "distill/pairing.py",
+    "models/saved.py",
     "network/answer.py",
     "network/fakes.py",
     "network/flow.py",
     "network/grids.py",
     "network/resolution.py",
+    "network/steps.py",
 )
 
 

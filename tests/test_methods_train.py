@@ -23,7 +23,10 @@ INDEX = torch.arange(IMAGES)
 Pair = tuple[nn.Module, nn.Module, list[Tap], Tensor]
 
 #: Those that cannot be used between these networks, and why.
-REFUSALS = {"stage": r"stage needs equal shapes, not \(48,\) from the student and \(32,\) .* use red"}
+REFUSALS = {
+    "stage": r"stage needs equal shapes, not \(48,\) from the student and \(32,\) .* use red",
+    "deit": "deit teaches a second head, 'head_dist', which mobilenetv2-4-1112121 does not have",
+}
 #: Whose loss is always 0.
 SILENT = {"red-blocks"}
 

@@ -226,6 +226,25 @@ def test_insert_blocks_on_nested_layers() -> None:
     torch.testing.assert_close(net(x), expected, rtol=0, atol=0)
 
 
+def test_a_layer_of_several_arguments_takes_them_by_any_name() -> None:
+    class Sum(nn.Module):
+        def forward(self, before: Tensor, x: Tensor) -> Tensor:
+            return before + 2 * x
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sum = Sum()
+
+        def forward(self, a: Tensor, b: Tensor) -> list[Tensor]:
+            return [self.sum(a, b), self.sum(a, x=b), self.sum(before=a, x=b), self.sum(x=b, before=a)]
+
+    block = RedBlock(4).eval()
+    a, b = torch.rand(2, 1, 4, 3, 3)
+    for y in insert_blocks(Net(), [("sum", "input", block)])(a, b):
+        assert torch.equal(y, block(a) + 2 * b)
+
+
 def test_insert_blocks_errors() -> None:
     net = nn.Sequential(nn.ReLU())
     with pytest.raises(ValueError, match="cannot stand on the whole network"):

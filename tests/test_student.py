@@ -187,6 +187,49 @@ def test_the_step_back_to_the_image_takes_the_factor() -> None:
     assert outputs(student, IMAGE)[0].shape[-2:] == (64, 64)
 
 
+@pytest.mark.parametrize("by_size", [False, True])
+def test_a_map_that_is_returned_and_grown_once_more_keeps_its_size(by_size: bool) -> None:
+    def forward(net: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        small = net.c(F.interpolate(net.b(net.a(x)), scale_factor=2))
+        return small, F.interpolate(small, x.shape[2:]) if by_size else F.interpolate(small, scale_factor=2)
+
+    net = Forward(forward, **layers(2, 2, 1))
+    student, changes = derive_student(net, 2, example=IMAGE)
+    assert [y.shape for y in student(IMAGE)] == [y.shape for y in net(IMAGE)]
+    assert [c.layer for c in changes if c.after > c.before] == ["a", "c"]
+    assert torch.equal(student(IMAGE)[1], F.interpolate(student(IMAGE)[0], scale_factor=2))
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_outputs_of_unpadded_layers_have_their_odd_sides(factor: int) -> None:
+    def forward(net: Any, x: Tensor) -> list[Tensor]:
+        maps = [net.a(x)]
+        maps.append(net.b(maps[-1]))
+        maps.append(net.c(maps[-1]))
+        return [head(y) for head, y in zip((net.head0, net.head1, net.head2), maps, strict=True)]
+
+    convs = {name: nn.Conv2d(3 if name == "a" else 4, 4, 3, 2) for name in "abc"}
+    net = Forward(forward, **convs, **{f"head{k}": nn.Conv2d(4, 2, 1) for k in range(3)})
+    image = torch.zeros(1, 3, 64, 64)
+    student, changes = derive_student(net, factor, example=image)
+    assert [y.shape[2] for y in student(image)] == [y.shape[2] for y in net(image)] == [31, 15, 7]
+    assert any("depth to space" in c.note and "padded by 1 bottom, 1 right" in c.note for c in changes)
+
+
+def test_an_early_exit_that_is_not_returned_keeps_its_sizes() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.a(x)
+        return [head(y) for head, y in ((net.early, x), (net.late, net.b(x)))][-1]
+
+    def head() -> nn.Module:  # 32×32 → 16×16 → 8×8, pooled to one value
+        return nn.Sequential(*(nn.Conv2d(4, 4, 3, 2, 1) for _ in range(2)), nn.AvgPool2d(8), nn.Flatten())
+
+    net = Forward(forward, **layers(2, 1), early=head(), late=head())
+    student, changes = derive_student(net, 2, example=IMAGE)
+    assert student(IMAGE).shape == net(IMAGE).shape
+    assert [(c.layer, c.before, c.after) for c in changes] == [("a", 2, 4), ("early.1", 2, 1), ("late.1", 2, 1)]
+
+
 @pytest.mark.filterwarnings("ignore:plan .* strides")
 def test_a_plan_may_raise_later_places_too() -> None:
     net = nn.Sequential(
@@ -441,6 +484,40 @@ def test_a_forward_that_pools_otherwise_in_training_is_refused() -> None:
 
     with pytest.raises(ValueError, match="the network calls max_pool2d 3 times in training and 2 times in eval mode"):
         derive_student(Forward(forward, **layers(2, 1)), 2, example=IMAGE)
+
+
+def test_a_branch_that_breaks_in_training_alone_is_told() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.b(net.a(x))
+        if net.training:
+            net.aux(x)
+        return net.c(x)
+
+    def build(kernel: int) -> nn.Module:
+        return Forward(forward, **layers(2, 2, 2), aux=nn.Sequential(nn.Conv2d(4, 4, kernel), nn.BatchNorm2d(4)))
+
+    image = torch.zeros(1, 3, 64, 64)  # the branch takes maps of 16×16, in the student of 8×8
+    with pytest.raises(ValueError, match=r"aux.0 runs in training alone and breaks in the student: .*\(9 x 9\)"):
+        derive_student(build(9), 2, example=image)
+    derive_student(build(8), 2, example=image)  # to one value for each channel, over which a larger batch has a norm
+    derive_student(build(7), 2, example=image)
+
+
+def test_a_layer_with_a_size_in_its_code_is_named_with_its_map() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.b(net.inner(net.a(x)))
+
+    inner = Forward(lambda net, x: x.view(-1, 4, 32, 32), scale=nn.Identity())
+    with pytest.raises(ValueError, match=r"breaks in inner, whose map was 32×32: shape .*; or give plan="):
+        derive_student(Forward(forward, **layers(2, 2), inner=inner), 2, example=IMAGE)
+
+
+def test_outputs_that_are_as_many_as_something_in_the_image_are_told() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return (net.b(net.a(x)) > 0).nonzero()
+
+    with pytest.raises(ValueError, match="their number depends on what is in the images"):
+        derive_student(Forward(forward, **layers(2, 2)), 2, example=torch.rand(1, 3, 64, 64))
 
 
 def test_a_layer_that_runs_on_large_maps_alone_is_told() -> None:

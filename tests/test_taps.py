@@ -167,6 +167,44 @@ def test_a_shared_pool_is_no_place() -> None:
     assert "pool" not in {layer for layer, *_ in taps} and taps[0] == ("stem", "output", "stem", "output")
 
 
+def test_maps_of_one_size_that_come_again_are_paired_in_their_order() -> None:
+    """As in stacked hourglasses: the second goes down and up through the sizes of the first."""
+
+    def net(stem: int, last: int) -> nn.Module:
+        layers: list[nn.Module] = [nn.Conv2d(3, 4, 3, stem, 1)]
+        for _ in range(2):
+            layers += [nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, last, 1)]
+            layers += [nn.Upsample(scale_factor=last), nn.Upsample(scale_factor=2)]
+        return nn.Sequential(*layers, nn.Conv2d(4, 4, 3, 2, 1))
+
+    first, second = ["1.io < 2.io", "4.io < 3.io"], ["5.io < 6.io", "8.io < 7.io"]
+    assert found(net(4, 1), net(2, 2), 64) == expand(["0.o < 1.o", *first, *second, "9.io < 6.io"])
+
+
+def test_where_an_unpadded_layer_leaves_another_border_the_other_end_is_paired() -> None:
+    def net(*strides: int) -> nn.Module:  # 67 → 33 → 31 → 15 → 13 → 7, or 17 → 15 → 7 → 5 → 3
+        stem, pool = nn.Conv2d(3, 4, 3, strides[0]), nn.MaxPool2d(3, strides[1])
+        return nn.Sequential(stem, nn.Conv2d(4, 4, 3), pool, nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, strides[2], 1))
+
+    assert found(net(4, 2, 1), net(2, 2, 2), 67) == [("2", "output", "4", "output")]
+
+
+def test_a_shrunken_image_beside_the_maps_is_not_tapped() -> None:
+    class Pyramid(nn.Module):
+        def __init__(self, *strides: int) -> None:
+            super().__init__()
+            self.stem, self.small = nn.Conv2d(3, 5, 3, strides[0], 1), nn.AvgPool2d(strides[0])
+            self.smaller, self.conv = nn.AvgPool2d(strides[1]), nn.Conv2d(8, 5, 3, strides[1], 1)
+            self.norm, self.end = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            image = self.small(x)
+            x = self.norm(torch.cat([image, self.stem(x)], 1))
+            return self.end(torch.cat([self.smaller(image), self.conv(x)], 1))
+
+    assert found(Pyramid(2, 2), Pyramid(2, 2), 32) == expand(["norm.i < norm.i", "norm.o < norm.o", "end.i < end.i"])
+
+
 def test_nothing_to_pair() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1))
     with pytest.raises(ValueError, match="no change at all"):

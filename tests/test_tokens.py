@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import OrderedDict
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from redistill_lib.student import derive_student
 from redistill_lib.student.edits import restride
-from redistill_lib.student.tokens import fit_windows, resize_patches
+from redistill_lib.student.tokens import fit_sizes, resize_patches
 
 IMAGE = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
@@ -201,7 +202,52 @@ class Windows(nn.Module):
 def test_windows_are_told_their_maps() -> None:
     net = nn.Sequential(Windows(16), Merging(True), nn.Linear(16, 8), Windows(8)).train()
     x = torch.randn(1, 16, 16, 8)
-    assert fit_windows(net, x) == []
-    changes = fit_windows(net, x[:, ::8, ::8])
+    assert fit_sizes(net, x) == []
+    changes = fit_sizes(net, x[:, ::8, ::8])
     assert [repr(c) for c in changes] == ["0: windows 16 → 2 (16×16 → 2×2)", "3: windows 8 → 1 (8×8 → 1×1)"]
     assert net(x[:, ::8, ::8]).shape == (1, 1, 1, 8) and net.training
+
+
+class Stage(nn.Module):
+    """A stage of a pyramid: patches of patches, their positions as a map or as lines, and what says their sizes."""
+
+    def __init__(self, inputs: int, side: int, patch: int, lines: bool) -> None:
+        super().__init__()
+        self.patch_size, self.img_size, self.grid_size = (patch, patch), (side, side), (side // patch,) * 2
+        self.proj, self.lines = nn.Conv2d(inputs, 4, patch, patch), lines
+        table = torch.arange(float((side // patch) ** 2)).reshape(1, 1, *self.grid_size).expand(1, 4, -1, -1)
+        self.pos_embed = nn.Parameter(table.flatten(2).transpose(1, 2).clone() if lines else table.clone())
+
+    def set_input_size(self, img_size: tuple[int, int]) -> None:
+        self.img_size = img_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2:] == self.img_size
+        sides = [side // patch for side, patch in zip(self.img_size, self.patch_size, strict=True)]
+        positions = self.pos_embed
+        return self.proj(x) + (positions.transpose(1, 2).unflatten(2, sides) if self.lines else positions)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_sizes_that_a_pyramid_of_patches_holds_follow_its_maps(lines: bool) -> None:
+    stages = Stage(3, 64, 4, lines), Stage(4, 16, 2, lines), Stage(4, 8, 2, lines)
+    net, image = nn.Sequential(*stages), torch.zeros(1, 3, 64, 64)
+    student, changes = derive_student(net, 2, example=image)
+    assert student(image).shape == net(image).shape == (1, 4, 4, 4)
+    sizes = [(stage.img_size, stage.patch_size, stage.proj.stride) for stage in student]
+    assert sizes == [((64, 64), (8, 8), (8, 8)), ((8, 8), (2, 2), (2, 2)), ((4, 4), (1, 1), (1, 1))]
+    assert [f"{c.kind} {c.before} → {c.after}" for c in changes] == [
+        "patch embed 4 → 8", "patch embed 2 → 1", "positions 16 → 8", "positions 8 → 4", "map 16 → 8", "map 8 → 4",
+    ]  # fmt: skip
+    assert torch.equal(student[2].pos_embed, net[2].pos_embed)
+    for before, after in zip(net, student, strict=True):  # the mean of positions that lie symmetrically is kept
+        torch.testing.assert_close(after.pos_embed.mean(), before.pos_embed.mean())
+
+
+def test_weights_of_layers_are_no_positions_whatever_their_name() -> None:
+    convs = {"pre": nn.Conv2d(3, 64, 8, 8), "compose": nn.Conv2d(64, 64, 7, 2, 3), "post": nn.Conv2d(64, 64, 7, 2, 3)}
+    head = {"pool": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten(), "post_linear": nn.Linear(64, 50)}
+    net = nn.Sequential(OrderedDict(convs | head))  # maps of 14×14, 7×7 and 4×4, in the student of 7×7, 4×4 and 4×4
+    student, _ = derive_student(net, 2, example=torch.zeros(1, 3, 112, 112))
+    for name in ("compose", "post", "post_linear"):
+        assert torch.equal(student.get_parameter(f"{name}.weight"), net.get_parameter(f"{name}.weight"))

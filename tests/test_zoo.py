@@ -1,6 +1,8 @@
 """The benchmark over public networks: what it makes of networks that answer, refuse, crash and hang."""
 
 import pandas as pd
+import torch
+from torch import nn
 
 from benchmarks import zoo
 
@@ -37,9 +39,20 @@ def test_a_hang_is_ended() -> None:
 def test_rates_count_students_of_what_strides_and_steps_of_what_was_trained() -> None:
     ok = {"error": "", "strides": "True", "peak_bytes": "8", "eager_bytes": "9", "measured_bytes": "9"}
     student = {"student_x2": "ok", "peak_bytes_x2": "8", "taps_x2": "2", "step_x2": "crash: RuntimeError: no"}
-    known = [ok | student, ok | {"student_x2": "ValueError: no"}, ok | {"strides": "False"}, {"error": "crash: no"}]
+    alone = student | {"taps_x2": zoo.NO_MAP, "step_x2": "ok"}
+    known = [ok | student, ok | alone, ok | {"student_x2": "ValueError: no"}, ok | {"strides": "False"}]
+    known.append({"error": "crash: no"})
     frame = pd.DataFrame([dict.fromkeys(zoo.COLUMNS, "") | {"name": "a"} | row for row in known])
-    found = {line[:23].strip(): line[23:].split()[:3:2] for line in zoo.rates(frame)}
-    assert found["networks that run"] == ["3", "4"] and found["eager = measured"] == ["3", "3"]
-    assert found["x2: students"] == ["1", "2"] and found["x2: with less peak"] == ["0", "1"]
-    assert found["x2: train a step"] == ["0", "1"] and found["crash"] == ["2", "4"]
+    found = {line[:24].strip(): line[24:].split()[:3:2] for line in zoo.rates(frame)}
+    assert found["networks that run"] == ["4", "5"] and found["eager = measured"] == ["4", "4"]
+    assert found["x2: students"] == ["2", "3"] and found["x2: with less peak"] == ["0", "2"]
+    assert found["x2: no map of equal size"] == ["1", "2"] and found["x2: with taps"] == ["1", "1"]
+    assert found["x2: train a step"] == ["0", "1"] and found["x2: a step by KD alone"] == ["1", "1"]
+    assert found["crash"] == ["2", "5"]
+
+
+def test_sizes_of_maps_are_those_of_tokens_too() -> None:
+    layers = nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(4, 4)
+    x = (torch.zeros(1, 3, 8, 8),)
+    assert zoo.map_sizes(nn.Sequential(*layers), x) == {(2, 2)}
+    assert zoo.map_sizes(nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.Flatten(2)), x) == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from torch import nn
@@ -9,7 +10,8 @@ from torch import nn
 from redistill_lib.checks import check_type
 from redistill_lib.distill.taps import Tap
 from redistill_lib.network import MapRef, Resolutions, Step, find_layer, find_resolutions
-from redistill_lib.network.flow import Example, times
+from redistill_lib.network.flow import Example, Extent, times
+from redistill_lib.network.grids import is_alike
 from redistill_lib.red import Side
 
 
@@ -17,11 +19,12 @@ def match_taps(student: nn.Module, teacher: nn.Module, example: Example, narrow:
     """Pair student and teacher wherever they change resolution in the same way, from the earliest to the deepest.
 
     The student's first downsampling layer gives its output; each later one gives input and output, paired with the
-    teacher's layer that goes from and to the same height × width. Upsampling to the image at the end gives its input
-    alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. Maps with channels last and tokens,
-    as a transformer's patches are held, are paired too; their taps say so (`Tap.grid`). For the paper's pairs these
-    are the paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each tap is instead at the
-    narrowest map before or behind that layer, as at the ends of an inverted residual;
+    teacher's layer that goes from and to the same height × width; of several, with the one in the same order. Where
+    unpadded layers leave another border at one end, the other end alone is paired. Upsampling to the image at the end
+    gives its input alone. A pool right after a tapped layer is not tapped, nor is a map of 1×1. Maps with channels
+    last and tokens, as a transformer's patches are held, are paired too; their taps say so (`Tap.grid`). For the
+    paper's pairs these are the paper's taps (arXiv 2406.03744 and its published configurations). With `narrow` each
+    tap is instead at the narrowest map before or behind that layer, as at the ends of an inverted residual;
     `redistill_lib.costs.tap_costs` compares the two. Raises ValueError where nothing matches.
 
     >>> import torch
@@ -41,10 +44,16 @@ def pair_steps(
     """`match_taps` of two networks that were followed before."""
     image, taps = ours.image, list[Tap]()
     own, others = (found.narrowest() if narrow else found.steps for found in (ours, theirs))
+    seen = Counter[tuple[Extent, Extent]]()
     for step in own:
+        ends = step.before, step.after
+        exact = [t for t in others if (t.before, t.after) == ends]
+        alike = exact[min(seen[ends], len(exact) - 1) :] or [
+            t for t in others if t.down == step.down and all(map(is_alike, (t.before, t.after), ends))
+        ]
+        seen[ends] += 1
         if not step.learns:
             continue
-        exact = [t for t in others if (t.before, t.after) == (step.before, step.after)]
         pairs: list[tuple[Side, list[Step]]]
         if step.down and step.before == image:
             pairs = [("output", [t for t in others if t.down and t.after == step.after])]
@@ -52,7 +61,10 @@ def pair_steps(
             step = _widest(ours, step)
             pairs = [("input", [t for t in others if not t.down and t.before == step.before])]
         else:
-            pairs = [("input", exact), ("output", exact)]
+            pairs = [
+                ("input", [t for t in alike if t.before == step.before]),
+                ("output", [t for t in alike if t.after == step.after]),
+            ]
         for side, sources in pairs:
             place, channels, grid = step.end(side)
             source, _, teacher_grid = next((end for t in sources if (end := t.end(side))[0]), (None, 0, None))

@@ -14,7 +14,8 @@ from redistill_lib.network.hooks import (
     record_maps,
     run_and_read,
 )
-from redistill_lib.network.resolution import Place, Resize, Resolutions, Step, find_resolutions, map_shapes
+from redistill_lib.network.resolution import Place, Resize, Resolutions, find_resolutions, map_shapes
+from redistill_lib.network.steps import Step
 
 __all__ = [
     "MapRef",

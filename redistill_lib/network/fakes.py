@@ -211,7 +211,8 @@ def follow(model: nn.Module, values: Any, watch: Callable[[nn.Module, Any, Tenso
             if not empty and any(map(_asks, kinds)):
                 raise TypeError("who asks must not see a fake")
             with _unnoticed():
-                twin = copy_network(model, {id(tensor): weight(tensor) for tensor in held}).eval()
+                known = {id(tensor): weight(tensor) for tensor in held}
+                twin = (_rewired if built_in else copy_network)(model, known).eval()
                 given = tree_map_only(Tensor, stand_in, values)
                 with fake:
                     return watch(twin, given, "fake")

@@ -221,6 +221,22 @@ class Grids:
         return before if before in fits else min(fits, default="")
 
     @cached_property
+    def convolved(self) -> set[int]:
+        """The values that have been through a convolution."""
+        found = set[int]()
+        for call in self.flow.calls:
+            found.update(call.makes if call.function in CONVOLUTIONS or found.intersection(call.takes) else ())
+        return found
+
+    @cached_property
+    def unused(self) -> set[int]:
+        """The grids none of whose maps has part in an output, as of early exits that are not asked for."""
+        reaching = set(self.flow.gives) or {len(self.of) - 1}
+        for call in reversed(self.flow.calls):
+            reaching.update(call.takes if reaching.intersection(call.makes) else ())
+        return set(range(len(self.grids))) - {self.of[v] for v in reaching}
+
+    @cached_property
     def gates(self) -> set[int]:
         """The grids whose maps reach the outputs only by weighing larger maps."""
         seen: list[frozenset[int]] = [frozenset({self.of[v]}) for v in range(len(self.of))]

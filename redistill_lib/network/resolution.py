@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,19 +20,24 @@ from redistill_lib.network.flow import (
     Example,
     Extent,
     Flow,
-    Visit,
     arguments_of,
     image_of,
     trace_flow,
 )
-from redistill_lib.network.grids import JOINS, Change, Grids
+from redistill_lib.network.grids import Change, Grids
 from redistill_lib.network.hooks import MapRef
-from redistill_lib.red import Side
+from redistill_lib.network.steps import (
+    Step,
+    Where,
+    find_groups,
+    find_ref,
+    find_shortcut,
+    make_step,
+    single_visits,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Where = Literal["trunk", "skip", "gate", "head"]
 
 
 @dataclass(frozen=True)
@@ -49,42 +54,6 @@ class Resize:
     learns: bool  # a convolution with weights
     where: Where  # a skip is the shortcut beside another change; a gate's maps only weigh others
     step: int | None  # parallel branches make one step
-
-
-@dataclass(frozen=True)
-class Step:
-    """One whole change of resolution, parallel branches together, and where its maps before and after are found."""
-
-    before: Extent
-    after: Extent
-    input: MapRef | None
-    output: MapRef | None
-    channels_in: int
-    channels_out: int
-    learns: bool  # it convolves, or something has since the step before; ResNet's max pool after conv1 does not
-    first: int  # the numbers of its first and its last call
-    last: int
-    last_in: bool = False  # whether channels come last in the map before it, B×H×W×C or tokens B×(n + H·W)×C
-    last_out: bool = False
-
-    @property
-    def name(self) -> str:
-        """Where its maps are found: behind a module, or before or after one."""
-        if self.output is not None and self.output.side == "output":
-            return self.output.layer
-        if self.output is not None:
-            return f"before {self.output.layer}"
-        return f"after {self.input.layer}" if self.input else f"call {self.last}"
-
-    def end(self, side: Side) -> tuple[MapRef | None, int, Extent | None]:
-        """Where the map on one side is found, its channels, and its height × width where channels come last."""
-        if side == "input":
-            return self.input, self.channels_in, self.before if self.last_in else None
-        return self.output, self.channels_out, self.after if self.last_out else None
-
-    @property
-    def down(self) -> bool:
-        return math.prod(self.after) < math.prod(self.before)
 
 
 @dataclass(frozen=True)
@@ -212,12 +181,12 @@ def find_resolutions(model: nn.Module, example: Example, role: str = "network") 
     linear = [k for k, call in enumerate(flow.calls) if call.function == "linear" and grids.held_last(call.takes[0])]
     where = _where(grids)
     steps: list[Step] = []
-    for group in _groups(model, grids, where):
+    for group in find_groups(model, grids, where):
         since = steps[-1].last if steps else -1
-        steps.append(_step(model, grids, group, [n for n in (*learning, *linear) if n > since]))
-        if len(group) > 1 and (shortcut := _shortcut(grids, group)):
+        steps.append(make_step(model, grids, group, [n for n in (*learning, *linear) if n > since]))
+        if len(group) > 1 and (shortcut := find_shortcut(grids, group)):
             where[shortcut.number] = "skip"
-    step_of = {change.number: k for k, group in enumerate(_groups(model, grids, where)) for change in group}
+    step_of = {change.number: k for k, group in enumerate(find_groups(model, grids, where)) for change in group}
     changes = [
         _resize(grids, change, where[change.number], change.number in learning, step_of.get(change.number))
         for change in grids.changes
@@ -245,7 +214,7 @@ def map_shapes(model: nn.Module, *inputs: Any) -> list[MapShape]:
     if flow.error is not None:
         raise flow.error
     grids, found = Grids(flow), list[MapShape]()
-    for visit in _single(flow):
+    for visit in single_visits(flow):
         if visit.takes >= 0 and visit.single and visit.gives and grids.held(visit.takes):
             value = visit.gives[0]
             if grids.held(value):
@@ -290,113 +259,6 @@ def _where(grids: Grids) -> dict[int, Where]:
     return where
 
 
-def _groups(model: nn.Module, grids: Grids, where: dict[int, Where]) -> Iterator[list[Change]]:
-    """The changes of the trunk: parallel branches together, and all that one layer does."""
-    calls = grids.flow.calls
-    group: list[Change] = []
-    for change in grids.changes:
-        if not change.resizes or where[change.number] in ("gate", "head"):
-            continue
-        totals = [(grids[c.before].total, grids[c.after].total) for c in (*group[:1], change)]
-        layer = model.get_submodule(calls[change.number].path)
-        within = group and calls[group[-1].number].stack == calls[change.number].stack and not any(layer.children())
-        if group and (totals[0] == totals[1] or within):
-            group.append(change)
-        else:
-            if group:
-                yield group
-            group = [change]
-    if group:
-        yield group
-
-
-def _shortcut(grids: Grids, group: list[Change]) -> Change | None:
-    """The branch with the fewest calls before the branches meet, if there is one."""
-    depth = dict.fromkeys(range(grids.flow.images), 0)
-    for call in grids.flow.calls:
-        depth |= dict.fromkeys(call.makes, 1 + max(depth[value] for value in call.takes))
-
-    def length(change: Change) -> int:
-        end = change.result
-        for call in grids.flow.calls[change.number + 1 :]:
-            if end in call.takes:
-                if call.function in JOINS and len(call.takes) > 1:
-                    break
-                end = call.makes[0]
-        return depth[end]
-
-    first, second = sorted(group, key=length)[:2]
-    return first if length(first) < length(second) else None
-
-
-def _step(model: nn.Module, grids: Grids, group: list[Change], learning: list[int]) -> Step:
-    flow, visits = grids.flow, _single(grids.flow)
-    before, after = grids[group[0].before].total, grids[group[-1].after].total
-    first, last = group[0].number, group[-1].number
-
-    def is_whole(visit: Visit) -> bool:
-        if not (visit.first <= first and last < visit.last and visit.takes >= 0 and visit.single and visit.gives):
-            return False
-        ends = visit.takes, visit.gives[0]
-        return all(map(grids.held, ends)) and [grids.at(v).total for v in ends] == [before, after]
-
-    whole = min(filter(is_whole, visits), key=lambda visit: visit.last - visit.first, default=None)
-    if whole is not None:
-        source, result, path = whole.takes, whole.gives[0], whole.run[0]
-        mapping = [visit for visit in visits if visit.single and visit.takes >= 0 and visit.gives]
-        ran = {visit.run[0] for visit in mapping if grids.is_map(visit.takes) and grids.is_map(visit.gives[0])}
-        while (parent := path.rpartition(".")[0]) in ran and len(list(model.get_submodule(parent).children())) == 1:
-            path = parent  # a module around one layer is that layer, under the name people know
-        entry: MapRef | None = MapRef(path, "input")
-        exit_: MapRef | None = MapRef(path, "output")
-        last = whole.last - 1
-    else:  # a function that the network calls itself, or branches of it: as the modules around see them
-        source, result = group[0].source, _meeting(grids, group)
-        entry, exit_ = find_ref(flow, source), find_ref(flow, result)
-    if (padding := grids.padded_from(source)) != source:
-        source, entry = padding, find_ref(flow, padding)
-    # Blocks and losses are for maps, not for the image.
-    ends = ((entry, source), (exit_, result))
-    entry, exit_ = (ref if grids.held(v) and not grids.at(v).raw else None for ref, v in ends)
-    sizes, channels = [grids.sides(v) for v in (source, result)], [grids.channels(v) for v in (source, result)]
-    learns = any(number <= last for number in learning)
-    last_in, last_out = map(grids.held_last, (source, result))
-    return Step(sizes[0], sizes[1], entry, exit_, channels[0], channels[1], learns, first, last, last_in, last_out)
-
-
-def _meeting(grids: Grids, group: list[Change]) -> int:
-    """The first map that all branches of a step have part in."""
-    inside = {change.result: {k} for k, change in enumerate(group)}
-    for call in grids.flow.calls[group[0].number + 1 :]:
-        branches = set().union(*(inside.get(v, set()) for v in call.takes))
-        if branches:
-            inside |= dict.fromkeys(call.makes, branches)
-        if len(branches) == len(group) > 1:
-            return call.makes[0]
-    return group[-1].result
-
-
-def find_ref(flow: Flow, value: int) -> MapRef | None:
-    """The module that gives a value, the outermost of several, or else the one that takes it, if no other does."""
-    visits = _single(flow)
-    giving = [visit.run[0] for visit in visits if visit.single and visit.gives == (value,)]
-    if giving:
-        return MapRef(giving[-1], "output")
-    readers = [number for number, call in enumerate(flow.calls) if value in call.takes]
-    taking = [
-        visit.run[0]
-        for visit in visits
-        if visit.takes == value and all(visit.first <= number < visit.last for number in readers)
-    ]
-    return MapRef(taking[-1], "input") if taking and value not in flow.gives else None
-
-
-def _single(flow: Flow) -> list[Visit]:
-    """The runs of modules that run once; the network itself is none of them."""
-    runs = Counter(visit.run[0] for visit in flow.visits)
-    return [visit for visit in flow.visits if visit.run[0] and runs[visit.run[0]] == 1]
-
-
 def _places(grids: Grids, where: dict[int, Where], learning: set[int]) -> Iterator[Place]:
     """The stem, and then each level of fewer pixels that the trunk comes down to."""
     calls = grids.flow.calls
@@ -428,12 +290,16 @@ def _tails(grids: Grids) -> frozenset[int]:
         for value in call.takes:
             readers.setdefault(value, set()).add(k)
     changing = {change.number for change in grids.changes}
+    growing = {c.number for c in grids.changes if c.factors and c.factors[0] < 1}
     ends, behind = set[int](), set[int]()
     queue = [value for value in flow.gives if grids.is_map(value) and not grids.at(value).raw]
     while queue:
-        value = queue.pop()
-        number = maker.get(value, -1)
-        if number < 0 or not readers.get(value, set()) <= behind:
+        queue.remove(value := max(queue))  # the last one made
+        number, after = maker.get(value, -1), readers.get(value, set())
+        if value in flow.gives and after <= behind | (ends & growing):
+            behind |= after  # a map that is returned, and once more when it has grown
+            ends -= after
+        if number < 0 or not after <= behind:
             continue
         if number in changing or flow.calls[number].function in CONVOLUTIONS:
             ends.add(number)

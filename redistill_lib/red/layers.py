@@ -51,8 +51,9 @@ class BlockedLayer(nn.Module):
 class BlockedCall(BlockedLayer):
     """A `BlockedLayer` whose layer takes more than one argument, which TorchScript could not compile."""
 
-    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        return self._behind(self.layer(self.before(x), *args, **kwargs))
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:  # as another of the layer's arguments may be called x
+        first, *more = args or (kwargs.pop(first_parameter(self)),)
+        return self._behind(self.layer(self.before(first), *more, **kwargs))
 
 
 def first_parameter(layer: nn.Module) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 from typing import TypeVar, get_args
 
@@ -14,26 +14,14 @@ from torch import nn
 from redistill_lib.checks import check_type
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.network.fakes import copy_network
-from redistill_lib.network.flow import (
-    FITTING,
-    Call,
-    Example,
-    Extent,
-    Flow,
-    Run,
-    Visit,
-    arguments_of,
-    cast_arguments,
-    times,
-    trace_flow,
-)
-from redistill_lib.network.grids import Grids, is_alike
+from redistill_lib.network.flow import FITTING, Call, Example, Extent, arguments_of, cast_arguments, times, trace_flow
 from redistill_lib.plans import StridePlan
-from redistill_lib.student.calls import edits_of
-from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride, settle
+from redistill_lib.student.borders import settle_maps
+from redistill_lib.student.checks import check_training
+from redistill_lib.student.edits import Change, Downsampler, lift, reconnect, restride
 from redistill_lib.student.places import Layout, find_layout, plan_totals
 from redistill_lib.student.ratios import embeds
-from redistill_lib.student.tokens import fit_windows, resize_patches
+from redistill_lib.student.tokens import fit_sizes, resize_patch, resize_patches, resize_positions
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -57,7 +45,7 @@ def derive_student(
     the student's outputs have the teacher's shapes. Weights are the teacher's. Kernels stay, except where kernel =
     stride, which stays so: their weights are averaged or repeated, and a pool becomes the identity at stride 1;
     transposed convolutions reach as far as before. Calls in a module's own forward are changed there. A transformer
-    of one map gets larger patches, and its positions are resized.
+    of one map gets larger patches. Positions are resized with their maps, and what is told a map's size is told anew.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
     pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
 
@@ -70,7 +58,7 @@ def derive_student(
     >>> changes
     (0: conv stride 2 → 8, 1: max pool 2 → 1, 2: conv stride 2 → 1)
     """
-    student, changes = restrided(model, factor, plan=plan, example=example, downsampler=downsampler)
+    student, changes = restrided(model, factor, plan, example, downsampler)
     if changes:
         args, kwargs = cast_arguments(model, example)
         try:
@@ -88,12 +76,7 @@ def derive_student(
 
 
 def restrided(
-    model: _Model,
-    factor: int | None = None,
-    *,
-    plan: StridePlan | str | None = None,
-    example: Example,
-    downsampler: Downsampler = "stride",
+    model: _Model, factor: int | None, plan: StridePlan | str | None, example: Example, downsampler: Downsampler
 ) -> tuple[_Model, tuple[Change, ...]]:
     """`derive_student` without a look at what is saved."""
     if downsampler not in get_args(Downsampler):
@@ -135,7 +118,8 @@ def _larger_patches(
     if found.error is not None:
         raise ValueError(
             f"the student of {times(after)} patches breaks in {found.running or 'its forward'}, which may take "
-            f"exactly {times(stem.after)}: {found.error}"
+            f"exactly {times(stem.after)}: {found.error}; the patches of a network that mixes them by weights, "
+            "or holds their number, cannot grow"
         ) from found.error
     if found.outputs != flow.outputs:
         ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (found, flow))
@@ -159,6 +143,7 @@ def _moved(
         if visit.takes >= 0 and visit.gives and all(map(grids.is_map, (visit.takes, visit.gives[0])))
     }
     stems = {flow.calls[c.number] for c in layout.found.grids.changes if layout.found.grids[c.before].raw}
+    fitted = resize_positions(student, _resized(layout, totals))
     for call, old, new, shared in _due(layout, totals):
         if call in stems and call.path not in shared and embeds(student.get_submodule(call.path)) and new % old == 0:
             after = flow.shapes[call.makes[0]][2:]
@@ -172,13 +157,24 @@ def _moved(
             while name in changes and change.kind == "call":  # several that a module makes itself
                 name += "'"
             changes[name] = change
+            if change.kind == "patch embed":
+                resize_patch(student, call.path, old, new)
             if new == 1 and (joined := reconnect(student, call.path, channels)):
                 changes[joined.layer] = joined
     args, kwargs = arguments_of(example)
-    changes |= {change.layer: change for change in fit_windows(student, *args, **kwargs)}
-    _settle(student, layout, example, totals, changes)
-    _check_training(student, example)
+    changes |= {change.layer: change for change in (*fitted, *fit_sizes(student, *args, **kwargs))}
+    settle_maps(student, layout, example, totals, changes)
+    check_training(student, model, layout, example)
     return student, changes
+
+
+def _resized(layout: Layout, totals: list[Fraction]) -> dict[Extent, Extent]:
+    """The sizes of maps in the student, by those in the network, of sizes whose maps all become one size."""
+    sizes: dict[Extent, set[Extent]] = {}
+    for grid, total in zip(layout.found.grids.grids, totals, strict=True):
+        if not grid.raw:
+            sizes.setdefault(grid.size, set()).add(tuple(math.ceil(side * grid.total / total) for side in grid.size))
+    return {before: after.pop() for before, after in sizes.items() if len(after) == 1}
 
 
 def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePlan | str | None) -> StridePlan:
@@ -239,7 +235,7 @@ def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, s
     wanted: dict[tuple[str, str, int], list[tuple[Call, int, int]]] = {}
     for number, (before, after) in sorted(ends.items()):
         call = layout.found.flow.calls[number]
-        if call.function == FITTING or (before == after and number not in tails):
+        if call.function == FITTING or (before == after and number not in tails) or call.takes[0] in layout.behind:
             continue
         own = grids[after].total / grids[before].total
         ratio = totals[after] / totals[before]
@@ -263,156 +259,6 @@ def _due(layout: Layout, totals: list[Fraction]) -> list[tuple[Call, int, int, s
         alike = len({due[1:] for due in calls}) == 1
         dues += [(*due, set() if alike else several) for due in (calls[:1] if alike else calls) if due[1] != due[2]]
     return dues
-
-
-def _sizes(layout: Layout, totals: list[Fraction]) -> dict[Run, list[Extent]]:
-    """The maps that each layer which convolves or resizes may give, what is due first: the teacher's of its total."""
-    grids, flow = layout.found.grids, layout.found.flow
-    known: dict[Fraction, list[Extent]] = {Fraction(1): [layout.image]}
-    for grid in grids.grids:
-        if not grid.raw:
-            known.setdefault(grid.total, []).append(grid.size)
-    resizing = {call.path for call in flow.calls if call.kernel or call.scales or call.function == FITTING}
-    behind = _behind(layout)
-    ends = (flow.calls[number] for number in layout.found.tails)
-    wanted = {call.stack[-1]: [flow.shapes[call.makes[0]][2:]] for call in ends if call.function == FITTING}
-    for visit in flow.visits:
-        value = visit.gives[0] if visit.gives else -1
-        if visit.run[0] not in resizing or value in {-1, *behind} or not grids.is_map(value):
-            continue
-        grid, total = grids[grids.of[value]], totals[grids.of[value]]
-        if grids.of[value] in grids.gates or flow.shapes[value][2:] != grid.size:
-            continue
-        sides = zip(layout.image, grid.size, strict=True)
-        exact = all(side % total == 0 and side == own * grid.total for side, own in sides)
-        if total in known:
-            wanted[visit.run] = known[total]
-        elif exact:
-            wanted[visit.run] = [tuple(int(side / total) for side in layout.image)]
-    return wanted
-
-
-def _behind(layout: Layout) -> set[int]:
-    """The values behind the calls that make what is returned."""
-    flow = layout.found.flow
-    behind = {value for number in layout.found.tails for value in flow.calls[number].makes}
-    for call in flow.calls:
-        behind.update(call.makes if behind.intersection(call.takes) else ())
-    return behind
-
-
-def _settle(
-    student: nn.Module, layout: Layout, example: Example, totals: list[Fraction], changes: dict[str, Change]
-) -> None:
-    """Compare every map's size with what it should be; pad the layers that lost a border with their stride."""
-    sizes = _sizes(layout, totals)
-    fitting = {call.stack[-1]: call for call in layout.found.flow.calls if call.function == FITTING}
-    while True:
-        flow = trace_flow(student, example)
-        given = {visit.run: flow.shapes[visit.gives[0]][2:] for visit in flow.visits if visit.gives}
-        wrong = {run for run, size in given.items() if size not in sizes.get(run, [size])}
-        if not wrong:
-            break
-        for path, run in {run[0]: run for run in reversed(_first(flow, wrong))}.items():  # the first run of each
-            size, due = given[run], sizes[run][0]
-            change = changes.get(path)
-            if change is None and run in fitting and (ratio := _ratio(layout, fitting[run], due, flow, run)):
-                changes[path] = restride(student, fitting[run], *ratio, "stride")
-                continue
-            note = settle(student.get_submodule(path), size, due)
-            if change is None and note is not None:  # it shaves the border off a map that is coarser now
-                change = Change(path, "border", 1, 1)
-            if note is None and is_alike(size, due):  # a border more or less, of which the outputs decide
-                del sizes[run]
-                continue
-            if change is None or note is None:
-                what = f", its {change.kind} changed from {change.before} to {change.after}" if change else ""
-                raise ValueError(f"{path or 'the network'} gives maps of {times(size)}{what}, not of {times(due)}")
-            changes[path] = replace(change, note=", ".join(filter(None, (change.note, note))))
-    if flow.error is not None:
-        inside = flow.running
-        raise ValueError(f"the student breaks in {inside or 'its forward'}: {flow.error}") from flow.error
-    _check_totals(layout, flow, totals)
-    if flow.outputs != layout.found.flow.outputs:
-        ours, theirs = ([tuple(shape) for shape in x.outputs] for x in (flow, layout.found.flow))
-        raise ValueError(f"the student's outputs would be {ours}, not {theirs}: they show a map that shrinks")
-
-
-def _check_totals(layout: Layout, flow: Flow, totals: list[Fraction]) -> None:
-    """Raise ValueError where a layer does not run, or works on maps that are shrunk otherwise than was wanted."""
-    theirs, ours = layout.found.grids, Grids(flow)
-    runs, behind = {visit.run: visit for visit in flow.visits}, _behind(layout)
-    ran = {path for path, _ in runs}
-    for visit in layout.found.flow.visits:
-        path, value = visit.run[0], visit.takes
-        if path not in ran:
-            raise ValueError(
-                f"{path} runs in the network and not in the student: some forward decides by the size of its maps"
-            )
-        now = runs[visit.run].takes if visit.run in runs else -1
-        if min(value, now) < 0 or value in behind or theirs.of[value] in theirs.gates or not theirs.is_map(value):
-            continue
-        wanted = totals[theirs.of[value]]
-        if ours.is_map(now) and not ours.at(now).raw and ours.at(now).total != wanted:
-            raise ValueError(
-                f"{path} would work on maps shrunk by {ours.at(now).total} instead of {wanted}: a change of their "
-                "size before it could not be moved; make it a module with a stride of its own, as nn.MaxPool2d"
-            )
-
-
-def _check_training(student: nn.Module, example: Example) -> None:
-    """Raise ValueError where a forward makes other calls in training than those by which they were numbered."""
-    edited = [
-        (path, edits_of(module).rewrites) for path, module in student.named_modules() if edits_of(module).rewrites
-    ]
-    if not edited:
-        return
-    passes = [trace_flow(student, example, training=training) for training in (False, True)]
-    if passes[1].error is not None:
-        return  # such as batch norm over a single value, which a larger batch has not
-    for path, rewrites in edited:
-        for function in {rule.function for rule in rewrites}:
-            asked = [
-                [
-                    call.line
-                    for call in found.calls
-                    if path in [name for name, _ in call.stack] and call.function.split(" ")[0] == function
-                ]
-                for found in passes
-            ]
-            if asked[0] != asked[1]:
-                raise ValueError(
-                    f"{path or 'the network'} calls {function} {len(asked[1])} times in training and {len(asked[0])} "
-                    "times in eval mode, so one of them cannot be changed from outside; give it a module of its own"
-                )
-
-
-def _first(flow: Flow, wrong: set[Run]) -> list[Run]:
-    """Those of the runs that take nothing which others of them have part in."""
-    ends: dict[int, list[Visit]] = {}
-    for visit in flow.visits:
-        ends.setdefault(visit.last, []).append(visit)
-    found: list[Run] = []
-    behind = set[int]()
-    for number in range(len(flow.calls) + 1):
-        for visit in ends.get(number, []):
-            if visit.run in wrong:
-                found += [] if visit.takes in behind else [visit.run]
-                behind.update(visit.gives)
-        if number < len(flow.calls) and behind.intersection(flow.calls[number].takes):
-            behind.update(flow.calls[number].makes)
-    return found
-
-
-def _ratio(layout: Layout, call: Call, due: Extent, flow: Flow, run: Run) -> tuple[int, int] | None:
-    """An interpolation's ratio in the teacher, to a size that its module works out, and that of the student."""
-    given = next((c for c in flow.calls if c.stack[-1] == run and c.function == FITTING), None)
-    if given is None:
-        return None
-    took, gave = (layout.found.flow.shapes[value][2] for value in (call.takes[0], call.makes[0]))
-    now = flow.shapes[given.takes[0]][2]
-    old, new = (gave / took, due[0] / now) if gave > took else (took / gave, now / due[0])
-    return (int(old), int(new)) if old >= 1 <= new and old % 1 == new % 1 == 0 else None
 
 
 def _rename(student: nn.Module, layout: Layout, target: StridePlan, downsampler: Downsampler) -> None:

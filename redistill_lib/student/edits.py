@@ -36,8 +36,8 @@ class Change:
 
     `kind` is "conv stride", "patch embed" (kernel = stride), "max pool", "avg pool", "max unpool", "transposed conv",
     "upsample", "inserted" (a pool or a shuffle), "call" (in a module's own forward), "patch merging", "positions"
-    (of patches), "windows", "border" (of a layer that keeps its stride) or "residual" (of a block that has stride 1
-    now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
+    (of patches), "windows" or "map" (whose size is told), "border" (of a layer that keeps its stride) or "residual"
+    (of a block that has stride 1 now). `note` says what else changed. `pd.DataFrame(changes)` is their table.
 
     >>> Change("conv1", "conv stride", 2, 8)
     conv1: conv stride 2 → 8
@@ -167,6 +167,15 @@ def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
     if len(got) != len(wanted):
         return None
     axes, fill = len(got), filling("conv")
+    last: Any = next(reversed(edits_of(layer).behind), None)
+    if isinstance(last, nn.PixelShuffle | DepthToSpace):
+        # What was lifted gives whole multiples of a map's sides: its last lines are repeated, or cut off.
+        factor: Any = last.upscale_factor if isinstance(last, nn.PixelShuffle) else last.factor
+        pads = [(0, w - g) for g, w in zip(got, wanted, strict=True)]
+        if any(abs(line) >= factor for _, line in pads):
+            return None
+        edit(layer, behind=(border := Border(pads, None),))
+        return border.extra_repr()
     stride, reach = (1,) * axes, (0,) * axes
     if isinstance(layer, (*CONVOLUTIONS, *MAX_POOLS, *AVG_POOLS)):
         window = Window.of(settings_of(layer), axes)
@@ -181,7 +190,7 @@ def settle(layer: nn.Module, got: Extent, wanted: Extent) -> str | None:
             layer.padding = padding
             return f"padding {padding}"
         fill = filling("max_pool" if isinstance(layer, MAX_POOLS) else "avg_pool")
-    pads: list[tuple[int, int]] = []
+    pads = list[tuple[int, int]]()
     for g, w, s, r in zip(got, wanted, stride, reach, strict=True):
         lines = (w - g) * s
         if not 1 - r <= lines <= max(r - 1, s):

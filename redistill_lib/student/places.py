@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 from torch import nn
 
@@ -28,6 +29,15 @@ class Layout:
     @property
     def plan(self) -> StridePlan:
         return StridePlan(self.places[0].stride, tuple(place.stride for place in self.places[1:]))
+
+    @cached_property
+    def behind(self) -> set[int]:
+        """The values behind the calls that make what is returned."""
+        flow = self.found.flow
+        behind = {value for number in self.found.tails for value in flow.calls[number].makes}
+        for call in flow.calls:
+            behind.update(call.makes if behind.intersection(call.takes) else ())
+        return behind
 
 
 def find_places(model: nn.Module, example: Example) -> tuple[Place, ...]:
@@ -81,6 +91,7 @@ def plan_totals(layout: Layout, strides: Sequence[int], mirror: bool = True) -> 
     free = set[int]()
     for number, grid in enumerate(grids.grids):
         gate = number in grids.gates and grid.parent != number
+        gate &= number not in grids.unused or grid.total not in known
         if not (mirror or number in grids.meets) and (grid.parent in free or grid.total < grids[grid.parent].total):
             free.add(number)
         roots.append(roots[grid.parent] if gate else number)

@@ -46,7 +46,7 @@ class Repeat(nn.Module):
         if x.ndim < 4 or self.channels not in (x.shape[1], x.shape[-1]):
             raise ValueError(
                 f"patches of {self.channels} channels are merged from a tensor {tuple(x.shape)}, which is no map: a "
-                "merging of sequences cannot keep its map"
+                "merging of sequences cannot keep its map; take a network that merges maps B×H×W×C, as timm's Swin"
             )
         first = 1 if x.shape[-1] == self.channels else 2
         for axis in range(first, first + x.ndim - 2):

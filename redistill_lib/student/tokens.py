@@ -1,10 +1,10 @@
-"""Transformers: larger patches with their positions resized, and windows that follow their maps."""
+"""Transformers: larger patches, positions that are resized, and windows that follow their maps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -40,14 +40,8 @@ def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, aft
             f"example whose sides are multiples of {conv.kernel_size[0] * factor}"
         )
     old, new, count = conv.kernel_size[0], conv.kernel_size[0] * factor, math.prod(before)
-    changes = [change_layer(path, conv, f"conv{len(before)}d", old, new)]
-    for name, value in _positions(model, before):
-        owner, _, leaf = name.rpartition(".")
-        resized = _resized(value, before, after)
-        if isinstance(value, nn.Parameter):
-            resized = nn.Parameter(resized, requires_grad=value.requires_grad)
-        setattr(model.get_submodule(owner), leaf, resized)
-        changes.append(Change(name, "positions", before[0], after[0], f"{times(before)} → {times(after)}"))
+    _check_relative(model, before)
+    changes = [change_layer(path, conv, f"conv{len(before)}d", old, new), *resize_positions(model, {before: after})]
     tokens = {count + n: math.prod(after) + n for n in range(_PREFIX)}
     for module in _around(model, path):
         for holder in (module, getattr(module, "config", None)):
@@ -57,21 +51,45 @@ def resize_patches(model: nn.Module, path: str, factor: int, before: Extent, aft
     return changes
 
 
-def _positions(model: nn.Module, grid: Extent) -> Iterator[tuple[str, Tensor]]:
-    """The tables of positions that hold one entry for each patch of the grid."""
+def resize_positions(model: nn.Module, sizes: Mapping[Extent, Extent]) -> list[Change]:
+    """Resize the tables that hold a position for each point of maps of these sizes, in place."""
+    changes: list[Change] = []
+    for name, value in [*model.named_parameters(), *model.named_buffers()]:
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(model.get_submodule(owner), nn.Embedding):
+            leaf = name
+        shape = tuple(value.shape)
+        numbers = (*shape, 1) if value.dtype == torch.int64 else shape
+        tokens = {grid: 0 if shape[2:] == grid else _prefix(numbers, math.prod(grid)) for grid in sizes}
+        known = {grid: front for grid, front in tokens.items() if front is not None}
+        if "pos" not in leaf.lower() or _is_relative(name) or not known:
+            continue
+        before = min(known, key=lambda grid: known[grid])
+        after = sizes[before]
+        if before == after:
+            continue
+        resized = _resized(value, before, after)
+        if isinstance(value, nn.Parameter):
+            resized = nn.Parameter(resized, requires_grad=value.requires_grad)
+        setattr(model.get_submodule(owner), name.rpartition(".")[2], resized)
+        changes.append(Change(name, "positions", before[0], after[0], f"{times(before)} → {times(after)}"))
+    return changes
+
+
+def _is_relative(name: str) -> bool:
+    return any(word in name.lower() for word in ("relative", "rel_pos", "attention_bias", "rope"))
+
+
+def _check_relative(model: nn.Module, grid: Extent) -> None:
+    """Raise ValueError where a table holds an entry for each pair of patches."""
     count = math.prod(grid)
     pairs = math.prod(2 * side - 1 for side in grid)  # of patches, by their distance
     for name, value in [*model.named_parameters(), *model.named_buffers()]:
-        words, shape = name.lower(), tuple(value.shape)
-        relative = any(word in words for word in ("relative", "rel_pos", "attention_bias", "rope"))
-        if relative and any(side == pairs + n or side == count + n for side in shape for n in range(4)):
+        if _is_relative(name) and {*value.shape} & {number + n for number in (pairs, count) for n in range(4)}:
             raise ValueError(
                 f"{name} is a table of relative positions for {times(grid)} patches, which is not resized; give a "
                 "network with absolute positions, or with windows"
             )
-        numbers = (*shape, 1) if value.dtype == torch.int64 else shape
-        if "pos" in words and not relative and (shape[2:] == grid or _prefix(numbers, count) is not None):
-            yield name, value
 
 
 def _prefix(shape: tuple[int, ...], count: int) -> int | None:
@@ -115,23 +133,40 @@ def _follow(holder: Any, names: tuple[str, ...], values: dict[int, int]) -> None
             setattr(holder, name, type(said)(new) if each is said else new[0])
 
 
-def fit_windows(model: nn.Module, *args: Any, **kwargs: Any) -> list[Change]:
-    """Tell each block that attends in windows of its map how large that is now, where it can be told (timm).
+def resize_patch(model: nn.Module, path: str, old: int, new: int) -> None:
+    """Tell the module around a convolution with kernel = stride, where it says so, how large its patches are now."""
+    _follow(model.get_submodule(path.rpartition(".")[0]), _PATCH, {old: new})
 
-    Runs the network once. The changes are of the map's height; windows larger than their map shrink to it.
+
+def fit_sizes(model: nn.Module, *args: Any, **kwargs: Any) -> list[Change]:
+    """Tell each module that works on maps of one size how large that is now, where it can be told (timm).
+
+    These are blocks that attend in windows, which shrink to maps smaller than they are, and patch embeddings. Runs
+    the network once. The changes are of the map's height.
     """
     changes: list[Change] = []
 
     def tell(path: str, block: Any, inputs: Any) -> None:
-        old, new = tuple(block.input_resolution), tuple(inputs[0].shape[1:3])
+        embeds = hasattr(block, "img_size")
+        old = tuple(block.img_size if embeds else block.input_resolution)
+        new = tuple(inputs[0].shape[2:] if embeds else inputs[0].shape[1:3])
         if old != new:
-            block.set_input_size(feat_size=new, window_size=block.window_size)
-            changes.append(Change(path, "windows", old[0], new[0], f"{times(old)} → {times(new)}"))
+            told = {"img_size": new} if embeds else {"feat_size": new, "window_size": block.window_size}
+            block.set_input_size(**told)
+            changes.append(
+                Change(path, "map" if embeds else "windows", old[0], new[0], f"{times(old)} → {times(new)}")
+            )
 
-    names = ("set_input_size", "input_resolution", "window_size")
-    blocks = [(path, m) for path, m in model.named_modules() if all(hasattr(m, name) for name in names)]
+    kinds = ("img_size", "grid_size", "proj"), ("input_resolution", "window_size")
+    blocks = [
+        (path, module)
+        for path, module in model.named_modules()
+        if hasattr(module, "set_input_size")
+        and any(all(getattr(module, name, None) is not None for name in kind) for kind in kinds)
+    ]
     if blocks:
-        with ExitStack() as hooks, evaluating(model):
+        # What breaks for another reason says so when the student is checked.
+        with ExitStack() as hooks, evaluating(model), suppress(Exception):
             for path, block in blocks:
                 hooks.enter_context(block.register_forward_pre_hook(partial(tell, path)))
             model(*args, **kwargs)
