@@ -80,6 +80,8 @@ def test_locality_projects_and_resizes_to_the_larger_map() -> None:
     larger = np.einsum("yh,xw,bohw->boyx", up, up, projected)
     expected = np.mean((larger - teacher.numpy()) ** 2)
     assert criterion(student, teacher, Batch(())).item() == pytest.approx(expected, rel=1e-5)
+    assert criterion.resized == "maps 2×2 and 4×4 to the larger"
+    assert Locality().criterion((3, 4, 4), (5, 4, 4), samples=0).resized == ""
     down = Locality().criterion((3, 4, 4), (5, 2, 2), samples=0)
     value = down(torch.rand(2, 3, 4, 4), teacher[..., :2, :2], Batch(()))
     assert value.shape == () and value.requires_grad

@@ -57,6 +57,10 @@ class Locality(Weighted):
                     f"{self.name} needs maps C×H×W, not {shape} from the {who}; of tokens, give the grid"
                 )
 
+    def resized(self, student: Shape, teacher: Shape) -> str:
+        ours, theirs = (f"{h}×{w}" for _, h, w in (student, teacher))
+        return f"maps {ours} and {theirs} to the larger" if ours != theirs else ""
+
     def parts(self, student: Shape, teacher: Shape, samples: int) -> dict[str, nn.Module]:
         return {"project": nn.Conv2d(student[0], teacher[0], 1)}
 
