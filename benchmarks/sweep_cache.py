@@ -21,7 +21,7 @@ import torch
 
 import redistill_lib as rd
 
-PLANS, METHODS, SEEDS = ("4-11221", "2-21221"), ("red", "kd", "red+kd"), (0, 1)
+PLANS, METHODS, SEEDS = ("4-11221", "8-11121"), ("red", "kd", "red+kd"), (0, 1)
 
 
 def seconds(*arguments: Any, **given: Any) -> float:
@@ -33,13 +33,16 @@ def seconds(*arguments: Any, **given: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--views", type=int, default=3)
-    parser.add_argument("--images", type=int, default=1024, help="in the training split")
+    parser.add_argument("--views", type=int, default=2)
+    parser.add_argument("--images", type=int, default=512, help="in the training split")
+    parser.add_argument("--pixels", type=int, default=80, help="height and width")
     parser.add_argument("--width", type=float, default=0.25)
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    data = rd.load_data("cluttered", train_size=given.images, validation_size=256, test_size=256)
+    data = rd.load_data(
+        "cluttered", image_size=given.pixels, train_size=given.images, validation_size=256, test_size=256
+    )
     teacher = rd.create_model("resnet18-1-21222", num_classes=data.num_classes, in_channels=1, width=given.width)
     recipe = rd.Recipe(given.epochs, views=given.views, augmentation="crop+cutmix|mixup")
     totals = {"live": 0.0, "cached": 0.0}
@@ -56,8 +59,9 @@ def main() -> None:
             print(f"{plan} {methods} seed {seed}: {told}, {took['cached'] / took['live']:.2f}", flush=True)
         size = sum(file.stat().st_size for file in caches["cached"].rglob("*.npy"))
     print(
-        f"{given.images} images, {given.views} views, {given.epochs} epochs: live {totals['live']:.0f} s, "
-        f"cached {totals['cached']:.0f} s and {size / 2**20:.1f} MiB, ratio {totals['cached'] / totals['live']:.3f}"
+        f"{given.images} images of {given.pixels} px, {given.views} views, {given.epochs} epochs: "
+        f"live {totals['live']:.0f} s, cached {totals['cached']:.0f} s and {size / 2**20:.1f} MiB, "
+        f"ratio {totals['cached'] / totals['live']:.3f}"
     )
 
 

@@ -198,7 +198,7 @@ def test_a_full_disk_ends_in_a_sentence_and_loses_nothing(tmp_path: Path) -> Non
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, limits[1]))  # the system writes so far, and then no more
     try:
-        with pytest.raises(OSError, match=r"cannot be kept in .*File too large; what was made stays"):
+        with pytest.raises(OSError, match=r"cannot be made and kept in .*File too large; what was finished stays"):
             Asked().fill(tmp_path, 0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -241,7 +241,7 @@ def test_what_is_complete_is_read_where_nothing_can_be_written(
     asked = Asked()
     make_room([asked.store(tmp_path)], [0], 1)
     assert isinstance(asked.fill(tmp_path, 0), KeptTeacher) and not asked.names
-    with pytest.raises(OSError, match=r"cannot be kept in .*Read-only file system"):
+    with pytest.raises(OSError, match=r"cannot be made and kept in .*Read-only file system"):
         asked.fill(tmp_path, 1)
 
 

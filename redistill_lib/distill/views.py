@@ -63,6 +63,8 @@ def summaries_of(terms: Iterable[Term]) -> dict[tuple[int, MapRef], Summary]:
     for term in terms:
         answer = term.source[1] == MapRef("", "output")
         summary: Summary = "whole" if answer else getattr(term.method, "summary", "whole")
+        if summary not in SUMMARIES:
+            raise ValueError(f"{term.method.name}.summary is {summary!r}, not one of {', '.join(SUMMARIES)}")
         if summary == "whole" and not answer:
             raise ValueError(f"{term.method.name} compares whole maps ({term.tap.source}), and none are kept")
         if found.setdefault(term.source, summary) != summary:
@@ -119,20 +121,27 @@ class ViewStore:
         try:
             for patience in (0, -1):
                 if patience and len(kept) < len(views):
-                    print(f"waiting for another process to make a teacher's answers in {self.root}", file=sys.stderr)
+                    told = f"if none is at work, delete {self.root / '.locks'}"  # as some network folders keep locks
+                    print(f"waiting for another process to make a teacher's answers; {told}", file=sys.stderr)
                 for view in [view for view in views if view not in kept]:
-                    if (rows := self._open(view)) is None:
-                        (lock := lock_of(self.folder / f"any/{view:06}.npy")).parent.mkdir(
-                            parents=True, exist_ok=True
-                        )
-                        with contextlib.suppress(Timeout), FileLock(lock, timeout=patience):
-                            rows = self._open(view) or self._make(view, ask, progress)
-                    if rows is not None:
+                    if (rows := self._obtain(view, patience, ask, progress)) is not None:
                         kept[view] = rows
         except OSError as error:
-            what = f"a teacher's answers cannot be kept in {self.root}: {error}; what was made stays"
+            what = f"a teacher's answers cannot be made and kept in {self.root}: {error}; what was finished stays"
             raise OSError(what) from error
         return KeptTeacher(kept, self.shapes)
+
+    def _obtain(
+        self, view: int, patience: float, ask: Ask, progress: Callable[[int], object]
+    ) -> dict[MapRef, Rows] | None:
+        """A view as found or made; None where another process holds it for longer than `patience` (−1: for ever)."""
+        if found := self._open(view):
+            return found
+        lock = lock_of(self.folder / f"any/{view:06}.npy")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(Timeout), FileLock(lock, timeout=patience):
+            return self._open(view) or self._make(view, ask, progress)
+        return None
 
     def _file(self, ref: MapRef, view: int) -> Path:
         return self.places[ref] / f"{view:06}.npy"
@@ -167,10 +176,8 @@ class ViewStore:
         with contextlib.ExitStack() as opened:
             parts = {ref: opened.enter_context(self._part(ref, view)) for ref in missing}
             starts = {ref: part.tell() for ref, part in parts.items()}
-            first = min(
-                (os.fstat(part.fileno()).st_size - starts[ref]) // self._row(ref) for ref, part in parts.items()
-            )
-            first -= first % BATCH  # whole batches
+            made = ((os.fstat(part.fileno()).st_size - starts[ref]) // self._row(ref) for ref, part in parts.items())
+            first = min(self.images, *made) // BATCH * BATCH
             for ref, part in parts.items():
                 part.seek(starts[ref] + first * self._row(ref))
                 part.truncate()
@@ -259,8 +266,9 @@ class KeptTeacher(nn.Module):
         found = {}
         for ref in dict.fromkeys(refs):
             rows = np.stack([self._views[view][ref][index] for index, view in names])
-            values = np.ldexp(rows[:, 1:].astype(np.float32), rows[:, :1].astype(np.int32))
-            found[ref] = torch.from_numpy(values).to(device).view(-1, *self._shapes[ref])
+            scales = np.ldexp(np.float32(1), rows[:, :1].astype(np.int32))
+            values = torch.from_numpy(rows).to(device)[:, 1:].float() * torch.from_numpy(scales).to(device)
+            found[ref] = values.view(-1, *self._shapes[ref])
         return found
 
 
@@ -269,7 +277,7 @@ def _packed(x: Tensor, summary: Summary, place: str) -> Rows:
     values = SUMMARIES[summary](x.float()).flatten(1).cpu().numpy()
     if not np.isfinite(values).all():
         raise FloatingPointError(f"the teacher's map {place} holds NaN or infinity; train or load it again")
-    exponents = np.frexp(np.abs(values).max(1, keepdims=True))[1]
+    exponents = np.frexp(np.abs(values).max(1, keepdims=True))[1] - 1  # the largest value becomes 1 to 2
     return np.concatenate([exponents, np.ldexp(values, -exponents)], axis=1).astype("<f2")
 
 

@@ -255,8 +255,11 @@ class Trainer:
                 print(store.told(views))
             shown = self.options.progress and bool(missing) and main
             with progress_bar(images * len(missing), "teacher's answers", enabled=shown) as bar:
-                asked = partial(self._asked, self.trainee.teachers[k], list(store.places))
-                self.trainee.teachers[k] = store.fill(views, asked, bar.update)
+                live = self.trainee.teachers[k]
+                self.trainee.teachers[k] = store.fill(
+                    views, partial(self._asked, live, list(store.places)), bar.update
+                )
+                live.cpu()  # it is not needed any more
         self.accelerator.wait_for_everyone()
 
     def _asked(
