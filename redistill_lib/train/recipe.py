@@ -58,7 +58,7 @@ class Recipe:
             object.__setattr__(self, *self.LENGTH)
         elif self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, and None for the other, not {self.epochs!r} and {self.steps!r}")
-        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 2), ("views", 1)):  # batch norm wants two
+        for name, least in (("epochs", 1), ("steps", 1), ("views", 1), ("batch_size", 2)):  # batch norm wants two
             if (value := getattr(self, name)) is not None:
                 whole(name, value, least)
         object.__setattr__(self, "milestones", wholes("milestones", self.milestones, 0))

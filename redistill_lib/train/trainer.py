@@ -265,6 +265,7 @@ class Trainer:
     def _asked(
         self, teacher: LiveTeacher, refs: list[MapRef], batches: Sequence[list[tuple[int, int]]]
     ) -> Iterator[Mapping[MapRef, Tensor]]:
+        """Not under autocast: students of every precision read the same."""
         self.batches[:] = batches
         for images, targets, _, index, view in self.loader:
             yield teacher.maps(self._batch(images, targets, index, view), refs)
