@@ -178,11 +178,11 @@ class Trainer:
             torch.manual_seed(derive_seed(seed, step, rank))
             images = images.to(device, memory_format=torch.channels_last)
             batch = self.task.batch(images, targets.to(device), index, view)
+            self.optimizer.zero_grad()  # first, so that maps take the memory of the last gradients
             outputs, losses = self.module(*batch.inputs, targets=batch.targets, index=index, view=view)
             # On a GPU each look at a loss waits for the device.
             if (device.type == "cpu" or step % 50 == 0 or step == last - 1) and not torch.isfinite(losses["total"]):
                 raise FloatingPointError(self._diverged(step, batch, losses))
-            self.optimizer.zero_grad()
             self.accelerator.backward(losses["total"])
             if self.recipe.clip_norm is not None:
                 self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
