@@ -181,9 +181,9 @@ def library_step(case: Case, side: str) -> Step:
     learned = [p for p in distillation.parameters() if p.requires_grad]
     optimizer: torch.optim.Optimizer
     if case.name == "classify":
-        optimizer = torch.optim.SGD(learned, 1e-2, momentum=0.9)
+        optimizer = torch.optim.SGD(learned, 1e-2, momentum=0.9, fused=True)
     else:
-        optimizer = torch.optim.Adam(learned, 2e-4)
+        optimizer = torch.optim.Adam(learned, 2e-4, fused=True)
     distillation.train()
 
     def step() -> dict[str, Tensor]:
