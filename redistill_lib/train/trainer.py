@@ -184,11 +184,11 @@ class Trainer:
             # Seeded by step, so that resuming needs no saved random state.
             torch.manual_seed(derive_seed(seed, step, rank))
             batch = self._batch(images, targets, index, view)
+            self.optimizer.zero_grad()  # first, so that maps take the memory of the last gradients
             outputs, losses = self.module(*batch.inputs, targets=batch.targets, index=index, view=view)
             # On a GPU each look at a loss waits for the device.
             if (device.type == "cpu" or step % 50 == 0 or step == last - 1) and not torch.isfinite(losses["total"]):
                 raise FloatingPointError(self._diverged(step, batch, losses))
-            self.optimizer.zero_grad()
             self.accelerator.backward(losses["total"])
             if self.recipe.clip_norm is not None:
                 self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
