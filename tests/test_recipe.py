@@ -74,7 +74,7 @@ def test_lengths() -> None:
         ({"augmentation": None}, "augmentation=None is not text"),
         ({"optimizer": "lion"}, "optimizer='lion' is not 'sgd' or 'adam' or 'adamw'"),
         ({"schedule": "cos"}, "schedule='cos' is not .*; did you mean 'cosine'"),
-        ({"init": True}, "init=True is not 'given', 'scratch' or 'teacher'"),
+        ({"init": True}, "init=True is not 'given' or 'scratch' or 'teacher'"),
     ],
 )
 def test_recipes_that_cannot_be_meant(change: dict[str, Any], message: str) -> None:
@@ -265,7 +265,7 @@ DISTILLING: list[tuple[dict[str, Any], str]] = [
     *(({"methods": value}, "a method is a name, such as 'red.kd', or a") for value in (3, KD, [None])),
     ({"methods": PerImage()}, r"per-image's loss is a tensor \(2,\), not a scalar tensor"),
     ({"methods": Widening()}, r"widening's block makes \(\d+, .*; a block keeps the map's shape"),
-    ({"methods": "rde"}, "unknown distillation method 'rde'; did you mean 'red'"),
+    ({"methods": "redd"}, "unknown distillation method 'redd'; did you mean 'red'"),
     ({"methods": []}, "methods names none, so the teacher would teach nothing"),
     ({"taps": 3}, "taps=3 is not a list"),
     *(({"taps": value}, "a tap='conv1' is not a Tap") for value in (["conv1"], {"conv1": 1})),

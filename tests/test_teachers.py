@@ -1,13 +1,16 @@
-"""Teachers at work: how far they run, whose hooks fire, and networks that catch exceptions."""
+"""Teachers at work: how far they run, whose hooks fire, networks that catch exceptions, and the copy that runs."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.distill import Distillation, LiveTeacher, Tap
-from redistill_lib.methods import Batch
+from redistill_lib.distill import Distillation, LiveTeacher, Tap, teachers
+from redistill_lib.distill.inference import Edits, edited, find_edits
+from redistill_lib.methods import MSE, Batch
 from redistill_lib.network import MapRef
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -126,3 +129,187 @@ def test_errors_of_a_teacher_come_through() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError, match="of the teacher's own"):
             Distillation(student(), Failing(), methods="kd")(X)
+
+
+# ------------------------------------------------------------------------------------------------ the copy that runs
+
+
+class Residual(nn.Module):
+    """Batch norms behind convolutions, one that reads a sum, and a ReLU that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, 1, 1, groups=4), nn.BatchNorm2d(8)
+        self.late, self.relu, self.fc = nn.BatchNorm2d(8), nn.ReLU(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.late(x + self.bn2(self.conv2(x)))
+        return self.fc(self.relu(x).mean((2, 3)))
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """In eval mode, with statistics and scales that a new network has not."""
+    torch.manual_seed(4)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.bias):
+                nn.init.normal_(tensor)
+            for tensor in (module.running_var, module.weight):
+                nn.init.uniform_(tensor, 0.5, 2)
+    return network.eval()
+
+
+LAYERS = "conv1", "bn1", "conv2", "bn2", "late", "relu", "fc"
+ANSWER = MapRef("", "output")
+
+
+def unfolded(network: nn.Module, x: Tensor, layer: str, side: str) -> Tensor:
+    """The map, by a hook of PyTorch on the network itself."""
+    found: list[Tensor] = []
+    module = network.get_submodule(layer)
+    if side == "input":
+        handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0].clone()))
+    else:
+        handle = module.register_forward_hook(lambda _, args, out: found.append(out.clone()))
+    with torch.no_grad():
+        network(x)
+    handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("layer", [layer for layer in LAYERS if layer != "relu"])
+def test_folding_changes_no_map_beyond_rounding(layer: str, side: str) -> None:
+    network = trained(Residual())
+    ref = MapRef(layer, side)
+    found = LiveTeacher(network).maps(Batch((X,)), [ref, ANSWER])
+    torch.testing.assert_close(found[ref], unfolded(network, X, layer, side), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[ANSWER], network(X), rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_folded() -> None:
+    network, places = trained(Residual()), [MapRef("bn2", "output")]
+    edits, largest = find_edits(network, places, (X,))
+    assert edits == Edits((("conv1", "bn1"), ("conv2", "bn2")), ("relu",)) and largest == 3 * 16 * 16
+    for ref in (MapRef("conv2", "output"), MapRef("bn2", "input")):
+        assert find_edits(network, [ref], (X,))[0].folded == (("conv1", "bn1"),)
+    both = nn.Sequential(network.conv1, network.bn1, network.bn1)  # a norm that runs twice is no part of one layer
+    assert find_edits(both, [], (X,))[0] == Edits((), ())
+    twin = edited(network, edits)
+    assert type(twin.bn1) is type(twin.bn2) is nn.Identity and twin.fc.weight is network.fc.weight
+
+
+def test_the_network_itself_stays_as_it_is() -> None:
+    network = trained(Residual())
+    before, forms = copy.deepcopy(network.state_dict()), repr(network)
+    teacher = LiveTeacher(network)
+    for _ in range(2):
+        teacher.maps(Batch((X,)), [ANSWER])
+    assert repr(network) == forms and list(before) == list(network.state_dict()) == [
+        name.removeprefix("network.") for name in teacher.state_dict()
+    ]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_weights_loaded_later_are_seen() -> None:
+    network, other = trained(Residual()), trained(Residual())
+    teacher = LiveTeacher(network)
+    first = teacher.maps(Batch((X,)), [ANSWER])[ANSWER]
+    nn.init.normal_(other.conv1.weight), nn.init.normal_(other.bn2.running_mean)
+    network.load_state_dict(other.state_dict())
+    second = teacher.maps(Batch((X,)), [ANSWER])[ANSWER]
+    torch.testing.assert_close(second, other(X).detach(), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first, second)
+    network.bn1.weight = nn.Parameter(2 * other.bn1.weight.detach(), requires_grad=False)
+    teacher.double()
+    third = teacher.maps(Batch((X.double(),)), [ANSWER])[ANSWER]
+    torch.testing.assert_close(third, network(X.double()))
+    assert third.dtype == torch.float64 and not torch.allclose(second.double(), third)
+    twin = copy.deepcopy(teacher)
+    network.fc.bias.add_(1)
+    torch.testing.assert_close(teacher.maps(Batch((X.double(),)), [ANSWER])[ANSWER], third + 1)
+    assert torch.equal(twin.maps(Batch((X.double(),)), [ANSWER])[ANSWER], third)
+
+
+def test_hooks_fire_on_a_network_that_would_be_folded() -> None:
+    network, fired = trained(Residual()), list[str]()
+    teacher = LiveTeacher(network)
+    teacher.maps(Batch((X,)), [MapRef("bn1", "output")])
+    handle = network.fc.register_forward_hook(lambda *_: fired.append("fc"))
+    maps = [teacher.maps(Batch((X,)), [MapRef("bn1", "output")])["bn1", "output"] for _ in range(2)]
+    assert fired == ["fc"] * 2 and torch.equal(maps[0], unfolded(network, X, "bn1", "output"))
+    handle.remove()
+
+
+def test_inference_mode_ends_at_the_teacher() -> None:
+    """Its maps are saved for gradients of the student, and none reaches the teacher."""
+    seen: list[bool] = []
+
+    class Seeing(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            seen.append(torch.is_inference_mode_enabled())
+            return super().forward(input)
+
+    network = trained(nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU(), Seeing(8, 5, 1)))
+    network.append(nn.AdaptiveAvgPool2d(1)).append(nn.Flatten())
+    d = Distillation(student(), network, [Tap("0", "output", "1", "output", method=MSE())], "mse+kd", example=X)
+    d(X, targets=torch.tensor([0, 1]))[1]["total"].backward()
+    assert seen[-1] and all(p.grad is None and not p.requires_grad for p in network.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in d.student.parameters())
+    maps = d.teacher_maps(Batch((X,))).values()
+    assert not any(x.is_inference() or x.requires_grad for x in maps)
+
+
+@pytest.mark.parametrize("images", [1, 3, 5])
+def test_slices_of_a_batch_give_its_maps(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = trained(Residual()), torch.rand(5, 3, 16, 16)[:images]
+    refs = [MapRef("bn2", "output"), MapRef("fc", "input"), ANSWER]
+    whole = LiveTeacher(network).maps(Batch((x,)), refs)
+    monkeypatch.setattr(teachers, "SLICE_BYTES", 2 * 4 * 3 * 16 * 16)  # of two images
+    sliced = LiveTeacher(network)
+    for _ in range(2):
+        found = sliced.maps(Batch((x,)), refs)
+        for ref in refs:
+            torch.testing.assert_close(found[ref], whole[ref], rtol=1e-5, atol=1e-5)
+    assert [plan.rows for plan in sliced._plans.values()] == [2]
+
+
+class Mixing(Residual):
+    """Each image's answer depends on the others of its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class Remembering(Residual):
+    """Reads the map between convolution and norm where no trace of tensors sees it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + float(self.conv1(x).mean()) if hasattr(self, "late") else x
+
+
+@pytest.mark.parametrize("kind", [Mixing, Remembering])
+def test_a_network_that_the_copy_would_change_is_run_as_it_is(kind: type[Residual]) -> None:
+    network = trained(kind())
+    teacher = LiveTeacher(network)
+    for x in (X, X.flip(0), torch.rand(4, 3, 16, 16)):
+        assert torch.equal(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], network(x))
+
+
+def test_a_copy_repeats_its_bits() -> None:
+    runs = [LiveTeacher(trained(Residual())) for _ in range(2)]
+    runs[1].maps(Batch((X + 1,)), [ANSWER])  # one has run before, as after a restart of the other
+    a, b = (run.maps(Batch((X,)), [ANSWER])[ANSWER] for run in runs)
+    assert torch.equal(a, b)
+
+
+def test_half_precision_on_request() -> None:
+    network = trained(Residual())
+    half = LiveTeacher(network, torch.bfloat16).maps(Batch((X,)), [ANSWER])[ANSWER]
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), network(X), rtol=0.05, atol=0.05)
+    d = Distillation(student(), LiveTeacher(trained(Residual()), torch.bfloat16), methods="kd", example=X)
+    assert d.teachers[0].dtype == torch.bfloat16 and d(X)[1]["kd"].dtype == torch.float32

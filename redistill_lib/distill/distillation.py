@@ -147,8 +147,8 @@ class Distillation(nn.Module):
     Arguments:
         student: the network to train; its tapped layers take and give tensors. It gets the blocks: give a copy to
             keep the plain one.
-        teacher: a network or several, counted by `Tap.teacher`. They are frozen, and may not share layers or weights
-            with the student.
+        teacher: a network or several, counted by `Tap.teacher`, or `LiveTeacher` of each for options. They are
+            frozen, and may not share layers or weights with the student.
         taps: from `match_taps`, `read_taps` or by hand.
         methods: ``"red"``, ``"red+kd(temperature=4.0)"``, ``"red-blocks"`` (the control: blocks, no loss), … or
             method objects. A tap keeps its own method. Left out: what the taps carry, or else RED.
@@ -185,7 +185,7 @@ class Distillation(nn.Module):
         given = check_type("teacher", teacher, nn.Module, list, tuple)
         networks = [given] if isinstance(given, nn.Module) else [check_type("teacher", k, nn.Module) for k in given]
         _check_apart(student, networks)
-        self.teachers: Any = nn.ModuleList(LiveTeacher(network) for network in networks)
+        self.teachers: Any = nn.ModuleList(k if isinstance(k, LiveTeacher) else LiveTeacher(k) for k in networks)
         taps = check_type("taps", taps, list, tuple)
         self.taps = [self._located(check_type("a tap", tap, Tap)) for tap in taps]
         if methods is None:

@@ -16,6 +16,8 @@ from redistill_lib.checks import check_above_zero, check_fields, is_number
 
 #: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
 Shape = tuple[int, ...]
+#: What a method reads of the teacher's map: all of it, its mean over channels (1×H×W), or over space (C×1×1).
+Summary = Literal["whole", "channel mean", "spatial mean"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,9 @@ class Method(Protocol):
     parameters (projectors) are trained with the student, its buffers (memory banks of `samples` entries) saved with
     the training, and it is gone after `graduate`. A class with ``joint = True`` is given all its taps together:
     shapes, and later maps, as tuples in tap order.
+
+    A method may have a ``summary``: what it reads of the teacher's map (`Summary`, ``whole`` where it says nothing).
+    Its criterion then takes that in the map's place as well, and answers to many students can be kept.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -129,6 +134,7 @@ class Weighted:
     reads: ClassVar[Literal["maps", "outputs"]] = "maps"
     joint: ClassVar[bool] = False
     least_images: ClassVar[int] = 1
+    summary: ClassVar[Summary] = "whole"
     alpha: float
     loss: Callable[..., Tensor]
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
 from redistill_lib.checks import whole
-from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal, check_pattern, option, spatial_mean
+from redistill_lib.methods.base import (
+    Batch,
+    Shape,
+    Summary,
+    Weighted,
+    check_equal,
+    check_pattern,
+    option,
+    spatial_mean,
+)
 from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_form, check_maps
 
 
@@ -24,6 +33,7 @@ class RED(Weighted):
     """
 
     name = "red"
+    summary: ClassVar[Summary] = "channel mean"
     kernel_size: int = option(3, whole)
     distance: str = option("cosine", check_distance)
     alpha: float = 50.0
@@ -75,7 +85,7 @@ class REDBlocks(RED):
 class Stage(RED):
     """The paper's ablation: the same block, but only spatial means (B×C) are compared. Needs equal channels."""
 
-    name = "stage"
+    name, summary = "stage", "spatial mean"
 
     def check(self, student: Shape, teacher: Shape) -> None:
         check_equal(self.name, student[:1], teacher[:1], "it compares channel by channel, so use red")
@@ -93,6 +103,7 @@ class REDLoss(Weighted):
     """
 
     name = "red-loss"
+    summary: ClassVar[Summary] = "channel mean"
     distance: str = option("cosine", check_distance)
     alpha: float = 50.0
 

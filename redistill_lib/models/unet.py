@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from redistill_lib.checks import is_number, whole, wholes
 from redistill_lib.plans import StridePlan
@@ -67,6 +68,11 @@ class Attention(nn.Module):
         return x + self.proj(self._attend(self.group_norm(x)).view(x.shape))
 
     def _attend(self, h: Tensor) -> Tensor:
+        if torch.is_inference_mode_enabled():  # a frozen teacher's: in no memory profile, and twice as fast
+            q, k, v = (
+                proj(h).flatten(2).transpose(1, 2)[:, None] for proj in (self.proj_q, self.proj_k, self.proj_v)
+            )
+            return F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2)
         # Written out instead of a fused kernel: the B×HW×HW weights are the cost that strides are chosen by.
         weights = torch.bmm(self.proj_q(h).flatten(2).transpose(1, 2), self.proj_k(h).flatten(2))
         weights = weights * h.shape[1] ** -0.5

@@ -137,11 +137,12 @@ def run_and_read(
     inputs: Sequence[Tensor],
     role: str = "network",
     stop_early: bool = False,
+    take: Callable[[MapRef, Tensor], Tensor] | None = None,
 ) -> tuple[Any, dict[MapRef, Tensor]]:
     """What the network returns, and a copy of each map on the way: `places` says where each is found (`locate`).
 
-    With `stop_early` the pass ends at the last map, and the network returns None. Raises RuntimeError where a map is
-    made more than once in the pass or never.
+    With `stop_early` the pass ends at the last map, and the network returns None. `take` makes what is kept of each
+    map, at once, in place of a copy. Raises RuntimeError where a map is made more than once in the pass or never.
     """
     maps: dict[MapRef, Tensor] = {}
     answer = MapRef("", "output")  # needs no hook, so that a compiled network gives it too
@@ -152,14 +153,16 @@ def run_and_read(
             return
         if ref in maps:
             raise RuntimeError(f"{role} layer {ref.layer!r} runs more than once per pass; choose a layer around it")
-        maps[ref] = x.clone()  # what follows may work in place
+        maps[ref] = take(ref, x) if take else x.clone()  # what follows may work in place
         if stop_early and len(maps) == len(places):
             raise _AllRead
 
     outputs = None
     with reading(model, {place: partial(keep, ref) for ref, place in inside.items()}), suppress(_AllRead):
         outputs = model(*inputs)
-    maps |= {ref: output_of(outputs, f"the {role}") for ref in places if ref not in inside}
+    for ref in places.keys() - inside.keys():
+        x = output_of(outputs, f"the {role}")
+        maps[ref] = take(ref, x) if take else x
     if missing := [str(ref) for ref in places if ref not in maps]:
         raise RuntimeError(f"the {role}'s forward pass never reached {', '.join(missing)}{_compiled(model)}")
     return outputs, maps

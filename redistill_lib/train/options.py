@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from redistill_lib.checks import check_fields, whole
+from redistill_lib.memory.sizes import parse_size
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -25,7 +26,8 @@ OnLog = Callable[[History, Tensor | None], None]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a training runs. Only `mixed_precision` changes the weights, and so the run's id.
+    """Where and how a training runs. Only `mixed_precision` and, by rounding, `cache` change the weights, and so the
+    run's id.
 
     Arguments:
         runs_dir: the run store; an unfinished run there with the same parameters is resumed.
@@ -38,6 +40,10 @@ class RunOptions:
         on_log: called after each row of the history (`OnLog`).
         progress: show a bar.
         name: what listings call the run.
+        cache: a folder for what teachers answer to each view of each training image (`Recipe.views`): in fp16, made
+            by the first student, read by those of every plan, method and seed, in any process. RED, STAGE and methods
+            on outputs read it. Beside a method that compares whole maps teachers run as ever, and a warning says so.
+        cache_limit: of that folder, in bytes or as ``"8GB"``; what was used least recently is deleted first.
         reuse: take a complete run of the same parameters by other code of this library, and record that.
 
     >>> RunOptions(runs_dir="store").progress
@@ -54,12 +60,15 @@ class RunOptions:
     on_log: OnLog | None = None
     progress: bool = True
     name: str | None = None
+    cache: str | Path | None = None
+    cache_limit: int | str = "8GB"
     reuse: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         for name, least in (("workers", 0), ("log_every", 1), ("sample_every", 0), ("samples", 1)):
             whole(name, getattr(self, name), least)
+        parse_size(self.cache_limit)
         if self.sample_every % self.log_every:
             near = max(1, round(self.sample_every / self.log_every)) * self.log_every
             raise ValueError(

@@ -23,9 +23,11 @@ class Recipe:
     The length is a number of `epochs` or of `steps`; left out, `LENGTH`. `schedule` is ``onecycle`` (warm up, then
     anneal to 0 along a cosine), ``cosine`` (the same, but the warm-up starts near 0), ``step`` (divide by `divide_by`
     after each epoch in `milestones`) or ``constant``. `warmup` is a share of all steps, or from 1 up their number.
-    `augmentation` is read by `data.augment`. With `ema_decay` the result is the moving average of the weights. A
-    network of your own starts by `init`: from its weights (``given``) or from new ones under the seed (``scratch``).
-    With ``teacher`` any student starts from its first teacher's weights, which fit where only strides differ.
+    `augmentation` is read by `data.augment`. With `views`, an image has as many; epoch e shows view e mod `views`;
+    left out, each epoch shows another. A denoiser's noise and time steps are the view's too. With `ema_decay` the
+    result is the moving average of the weights. A network of your own starts by `init`: from its weights (``given``)
+    or from new ones under the seed (``scratch``). With ``teacher`` any student starts from its first teacher's
+    weights, which fit where only strides differ.
 
     >>> Recipe(epochs=3).epochs
     3
@@ -45,6 +47,7 @@ class Recipe:
     milestones: Sequence[int] = ()
     divide_by: float = 10.0
     augmentation: str = "crop"
+    views: int | None = None
     label_smoothing: float = 0.0
     clip_norm: float | None = None
     ema_decay: float | None = None
@@ -56,7 +59,7 @@ class Recipe:
             object.__setattr__(self, *self.LENGTH)
         elif self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, and None for the other, not {self.epochs!r} and {self.steps!r}")
-        for name, least in (("epochs", 1), ("steps", 1), ("batch_size", 2)):  # batch norm wants two images
+        for name, least in (("epochs", 1), ("steps", 1), ("views", 1), ("batch_size", 2)):  # batch norm wants two
             if (value := getattr(self, name)) is not None:
                 whole(name, value, least)
         object.__setattr__(self, "milestones", wholes("milestones", self.milestones, 0))
@@ -78,7 +81,9 @@ class Recipe:
         if self.schedule == "constant" and self.warmup < 1:
             unread |= {"warmup"}
         operations = ["|".join(step) for step in parse_recipe(self.augmentation) if step != ("none",)]
-        steps = self.total_steps(self.steps_per_epoch(images))
+        steps = self.total_steps(per_epoch := self.steps_per_epoch(images))
+        if self.views is None or self.views * per_epoch >= steps:  # no view comes twice
+            unread |= {"views"}
         told = {**asdict(self), "steps": steps, "batch_size": min(self.batch_size, images)}
         told["augmentation"] = "+".join(operations) or "none"
         return {name: value for name, value in told.items() if name not in unread}
@@ -89,6 +94,9 @@ class Recipe:
 
     def total_steps(self, per_epoch: int) -> int:
         return self.steps if self.epochs is None else self.epochs * per_epoch  # type: ignore[return-value]
+
+    def view_of(self, epoch: int) -> int:
+        return epoch if self.views is None else epoch % self.views
 
     def learning_rate_at(self, step: int, per_epoch: int) -> float:
         total = self.total_steps(per_epoch)
@@ -104,10 +112,17 @@ class Recipe:
         return self.learning_rate * share
 
 
+#: Fused: one pass over the weights instead of one for each operation.
 OPTIMIZERS: dict[str, Callable[[Recipe, list[nn.Parameter]], torch.optim.Optimizer]] = {
-    "adamw": lambda r, p: torch.optim.AdamW(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
-    "adam": lambda r, p: torch.optim.Adam(p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad),
-    "sgd": lambda r, p: torch.optim.SGD(p, r.learning_rate, momentum=r.momentum, weight_decay=r.weight_decay),
+    "adamw": lambda r, p: torch.optim.AdamW(
+        p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad, fused=True
+    ),
+    "adam": lambda r, p: torch.optim.Adam(
+        p, r.learning_rate, weight_decay=r.weight_decay, amsgrad=r.amsgrad, fused=True
+    ),
+    "sgd": lambda r, p: torch.optim.SGD(
+        p, r.learning_rate, momentum=r.momentum, weight_decay=r.weight_decay, fused=True
+    ),
 }
 
 

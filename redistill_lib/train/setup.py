@@ -18,6 +18,7 @@ from redistill_lib.checks import check_type, whole
 from redistill_lib.costs import warn_of_costs
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
+from redistill_lib.distill.views import summaries_of
 from redistill_lib.identity import network_identity, object_identity
 from redistill_lib.methods import RED, Method, parse_methods
 from redistill_lib.models import create_model, list_models
@@ -177,6 +178,12 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
             its = [object_identity(term.method) for term in distillation.terms if term.method.name == name]
             codes[name] = " ".join(its if len(set(its)) > 1 else its[:1])
         params |= {"methods": "+".join(codes), "method_code": codes, **distillation.settings()}
+        if setup.options.cache is not None and distillation.active:
+            try:
+                summaries_of(distillation.active)
+                params["answers"] = "fp16"
+            except ValueError as error:
+                warnings.warn(f"the teacher runs as without a cache: {error}", stacklevel=3)
         params["teachers"] = [network_identity(teacher) for teacher in teachers]
         runs = [run.id for _, run in lesson.teachers if run]
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten, treespec_dumps, treespec_loads
 
@@ -34,6 +35,19 @@ def load_state(path: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
         states = tree_unflatten(leaves, treespec_loads(told["tree"]))
         for part, owner in parts.items():
             owner.load_state_dict({**owner.state_dict(), **states[part]})
+            if part == "optimizer":
+                lay_out(owner)
         return dict(told["record"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(damaged(path, error)) from None
+
+
+def lay_out(optimizer: Any) -> None:
+    """Let what an optimizer remembers of each weight lie in memory as the weight does.
+
+    Loaded, it lies as in the file; PyTorch's fused optimizers read both in one order without a look at their strides.
+    """
+    for weight, held in optimizer.state.items():
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                held[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING, Any
@@ -14,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.checks import as_path
 from redistill_lib.data import DataSplits, Views, as_batch
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion.ema import average_of
 from redistill_lib.diffusion.images import save_grid
-from redistill_lib.distill import Distillation
+from redistill_lib.distill import Distillation, LiveTeacher
+from redistill_lib.distill.views import ViewStore, make_room, summaries_of
 from redistill_lib.memory import profile_memory
+from redistill_lib.memory.sizes import parse_size
 from redistill_lib.methods import Batch
 from redistill_lib.models.saved import read_tensors, save_tensors
+from redistill_lib.network import MapRef
 from redistill_lib.progress import progress_bar
 from redistill_lib.red import describe_block, inserted_blocks
 from redistill_lib.runs import Run, canonical, complete_run, find_run, locked, write_history
@@ -149,6 +154,8 @@ class Trainer:
             if self.history:  # a kill may have come between the state and its history
                 write_history(self.run.path / "history.csv", self.history)
         name = f"{self.run.params['model']['name']} {self.run.params.get('methods', '')}".strip()
+        if "answers" in self.run.params and self.step < self.total:
+            self._keep_answers()
         with progress_bar(self.total, name, enabled=self.options.progress and main) as bar:
             bar.update(self.step)
             if main and self.step == self.total:  # stopped after its last step, maybe before its last images
@@ -176,13 +183,12 @@ class Trainer:
         for step, (images, targets, _, index, view) in enumerate(self.loader, first):
             # Seeded by step, so that resuming needs no saved random state.
             torch.manual_seed(derive_seed(seed, step, rank))
-            images = images.to(device, memory_format=torch.channels_last)
-            batch = self.task.batch(images, targets.to(device), index, view)
+            batch = self._batch(images, targets, index, view)
+            self.optimizer.zero_grad()  # first, so that maps take the memory of the last gradients
             outputs, losses = self.module(*batch.inputs, targets=batch.targets, index=index, view=view)
             # On a GPU each look at a loss waits for the device.
             if (device.type == "cpu" or step % 50 == 0 or step == last - 1) and not torch.isfinite(losses["total"]):
                 raise FloatingPointError(self._diverged(step, batch, losses))
-            self.optimizer.zero_grad()
             self.accelerator.backward(losses["total"])
             if self.recipe.clip_norm is not None:
                 self.accelerator.clip_grad_norm_(self.module.parameters(), self.recipe.clip_norm)
@@ -211,14 +217,58 @@ class Trainer:
         return row
 
     def _images(self, step: int) -> list[tuple[int, int]]:
-        """This process's share of a step's images, as (row, view); the view is the epoch."""
+        """This process's share of a step's images, as (row, view)."""
         epoch, place = divmod(step, self.per_epoch)
         if self.order[0] != epoch:
             draws = torch.Generator().manual_seed(derive_seed(self.run.params["seed"], epoch, 0, 2))
             self.order = epoch, torch.randperm(len(self.data.train), generator=draws).tolist()
         rows = self.order[1][place * self.batch_size : (place + 1) * self.batch_size]
         mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        return [(row, epoch) for row in mine]
+        return [(row, self.recipe.view_of(epoch)) for row in mine]
+
+    def _batch(self, images: Tensor, targets: Tensor, index: Tensor, view: Tensor) -> Batch:
+        device = self.accelerator.device
+        images = images.to(device, memory_format=torch.channels_last)
+        return self.task.batch(images, targets.to(device), index, view)
+
+    def _keep_answers(self) -> None:
+        """Put in each teacher's place what is kept of it in the cache, once that is made."""
+        epochs = range(self.step // self.per_epoch, -(-self.total // self.per_epoch))
+        views = sorted({self.recipe.view_of(epoch) for epoch in epochs})
+        summaries, params, images = summaries_of(self.trainee.active), self.run.params, len(self.data.train)
+        # A task whose batches are made in the common way adds nothing to an image that its answer could depend on.
+        inputs = {} if type(self.task).batch is Task.batch else asdict(self.task)  # type: ignore[call-overload]
+        key = {name: params[name] for name in ("data", "images")} | {"inputs": inputs, "code": self.run.code}
+        key["augmentation"] = params["recipe"]["augmentation"]
+        cache = as_path("cache", self.options.cache)
+        example = Batch(tuple(x.to(self.accelerator.device) for x in self.task.example(self.data, 2)))
+        stores: dict[int, ViewStore] = {}
+        for k, teacher in enumerate(self.trainee.teachers):
+            if kept := {ref: summary for (number, ref), summary in summaries.items() if number == k}:
+                key["teacher"] = params["teachers"][k]
+                stores[k] = ViewStore(cache, key, kept, teacher.maps(example, list(kept)), images)
+        make_room(list(stores.values()), views, parse_size(self.options.cache_limit))
+        for k, store in stores.items():
+            missing = store.missing(views)
+            main = self.accelerator.is_main_process
+            if missing and main:
+                print(store.told(views))
+            shown = self.options.progress and bool(missing) and main
+            with progress_bar(images * len(missing), "teacher's answers", enabled=shown) as bar:
+                live = self.trainee.teachers[k]
+                self.trainee.teachers[k] = store.fill(
+                    views, partial(self._asked, live, list(store.places)), bar.update
+                )
+                live.cpu()  # it is not needed any more
+        self.accelerator.wait_for_everyone()
+
+    def _asked(
+        self, teacher: LiveTeacher, refs: list[MapRef], batches: Sequence[list[tuple[int, int]]]
+    ) -> Iterator[Mapping[MapRef, Tensor]]:
+        """Not under autocast: students of every precision read the same."""
+        self.batches[:] = batches
+        for images, targets, _, index, view in self.loader:
+            yield teacher.maps(self._batch(images, targets, index, view), refs)
 
     def _scores(self, model: nn.Module, split: str) -> dict[str, float]:
         from accelerate.utils import broadcast
