@@ -3,9 +3,14 @@
     python benchmarks/vit.py                        about 75 minutes of one core; finished runs are reused
     python benchmarks/vit.py --data FOLDER          another data set, such as CIFAR-10 in parquet files
 
-1. The weight of each method is chosen on validation, seed 0, from the candidates below; RED + KD takes both.
+1. The weight of each method is chosen on validation, by a seed of its own (100), from the candidates below; RED + KD
+   takes both.
 2. Each seed trains its own teacher, and every student from it: one size, patch, recipe (DeiT's has a second token).
-   `student` learns from labels alone. The epoch is chosen on validation, test is read once.
+   `student` learns from labels alone, and so does the control, `red-blocks`: RED's block without its loss. The epoch
+   is chosen on validation, test is read once.
+
+The recipe is tuned for `student`: on validation, seed 0, 8 epochs, it reaches 47.0 % at a learning rate of 4e-4,
+46.6 % at 1e-3 and 36.1 % at 2e-3.
 
 Equal epochs: each student gets `--epochs`. Equal seconds: each gets the seconds of the teacher and of that many
 epochs of the dearest student; those that are taught pay for the teacher first. What an epoch costs is measured
@@ -36,20 +41,23 @@ import torch
 import redistill_lib as rd
 from redistill_lib.data import Views
 from redistill_lib.distill import Tap
-from redistill_lib.methods import KD, RED, DeiT, Locality, Method
+from redistill_lib.methods import KD, RED, DeiT, Locality, Method, REDBlocks
 from redistill_lib.runs import Run
 
 TEACHER, WIDTH = "resnet18-1-21222", 0.25
 STUDENT, TOKEN = "vit_pico-8", "deit_pico-8"
 PATCH, DEPTH = 8, 6
-ARMS = ("student", "kd", "deit", "locality", "red", "red+kd")
+TUNING_SEED = 100
+ARMS = ("student", "red-blocks", "kd", "deit", "locality", "red", "red+kd")
+UNTAUGHT = ("student", "red-blocks")
 CANDIDATES: dict[str, list[Method]] = {
     "kd": [KD(temperature=4.0), KD(temperature=2.0), KD(temperature=4.0, alpha=3.0)],
     "deit": [DeiT(), DeiT(alpha=3.0)],
     "locality": [Locality(), Locality(alpha=2.5), Locality(alpha=25.0)],
     "red": [RED(alpha=5.0), RED(alpha=15.0), RED(alpha=50.0)],
+    "red-blocks": [REDBlocks()],
 }
-LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 2e-3, "weight_decay": 0.05}
+LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
 LESSON |= {"schedule": "cosine", "clip_norm": 1.0}
 RESULTS = Path(__file__).parent / "results"
 
@@ -94,7 +102,10 @@ class Setting:
         """The candidate of each method that is best on validation."""
         rows, best = [], {}
         for arm, candidates in CANDIDATES.items():
-            tried = [self.train(arm, 0, self.arguments.epochs, [method]) for method in candidates]
+            if len(candidates) == 1:
+                best[arm] = candidates[0]
+                continue
+            tried = [self.train(arm, TUNING_SEED, self.arguments.epochs, [method]) for method in candidates]
             reached = [run.metrics["validation_accuracy"] for run in tried]
             best[arm] = candidates[reached.index(max(reached))]
             told = zip(candidates, reached, strict=True)
@@ -106,15 +117,14 @@ class Setting:
     def seconds(self) -> dict[str, float]:
         """What an epoch of each arm and of the teacher costs; as measured before, if it was."""
         kept = Path(self.arguments.runs) / "vit_seconds.json"
-        if kept.exists():
-            return dict(json.loads(kept.read_text()))
-        steps = {arm: self._step(arm) for arm in ("teacher", *ARMS)}
+        known = dict(json.loads(kept.read_text())) if kept.exists() else {}
+        steps = {arm: self._step(arm) for arm in ("teacher", *ARMS) if arm not in known}
         rounds = [{arm: timed(step) for arm, (step, _) in steps.items()} for _ in range(self.arguments.rounds)]
         images = len(self.data.train)
         found = {a: statistics.median(r[a] for r in rounds[2:]) * (images // size) for a, (_, size) in steps.items()}
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found))
-        return found
+        kept.write_text(json.dumps(known | found))
+        return known | found
 
     def _step(self, arm: str) -> tuple[Callable[[], None], int]:
         """One step of an arm's training, the making of its batch included, and the batch's size."""
@@ -160,7 +170,7 @@ def lengths(seconds: dict[str, float], epochs: int, teacher_epochs: int) -> dict
     budget = teacher + epochs * max(seconds[arm] for arm in ARMS)
     found = {("epochs", arm): epochs for arm in ARMS}
     for arm in ARMS:
-        left = budget - (teacher if arm != "student" else 0.0)
+        left = budget - (0.0 if arm in UNTAUGHT else teacher)
         found["seconds", arm] = int(left / seconds[arm] + 1e-9)
     return found
 
@@ -190,7 +200,7 @@ def main() -> None:
             "parameters",
             "peak_bytes",
         )
-        taught = seconds["teacher"] * arguments.teacher_epochs if arm in ARMS[1:] else 0.0
+        taught = seconds["teacher"] * arguments.teacher_epochs if arm in set(ARMS).difference(UNTAUGHT) else 0.0
         spent = seconds[arm] * epochs + taught
         told = {"budget": budget, "role": arm, "seed": seed, "epochs": epochs, "cpu_seconds": round(spent, 1)}
         rows.append(told | {column: run.metrics[column] for column in columns})

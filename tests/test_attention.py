@@ -106,7 +106,10 @@ def test_the_picture_shows_shares_on_one_scale() -> None:
     np.testing.assert_allclose(maps[1].z, [[0.4, 2.8], [0.4, 0.4]], rtol=1e-5)
     assert figure.layout.coloraxis.cmax == pytest.approx(2.8)
     title = figure.layout.title.text.partition("<br>")[0]
-    assert title == "<b>Patches in block 2 look 5.0 px (naive student) and 2.0 px (RED) far</b>"
+    assert (
+        title
+        == "<b>In block 2 the class token gives one patch 1.0 (naive student) and 2.8 (RED) times an even share</b>"
+    )
 
 
 def test_figures_refuse_what_does_not_belong_together() -> None:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from redistill_lib.attention import AttentionMaps
 from redistill_lib.figures.samples import Panel, image_trace, panels
-from redistill_lib.figures.theme import finish, muted, role_trace
+from redistill_lib.figures.theme import MUTED, NBSP, finish, muted, role_trace
 from redistill_lib.results import label, listed, number
 
 
@@ -17,8 +17,8 @@ def attention_maps(attention: Mapping[str, AttentionMaps], *, block: int | None 
     """The images, and where the class token of each network looks in one of its blocks: the last, unless given.
 
     `attention` (what `redistill_lib.attention.read_attention` returns, all of the same images) by role. Colours say
-    how often a patch is looked at compared with even attention, on one scale for all. The title says how far patches
-    look. Raises ValueError where images differ or a network lacks the block.
+    how much a patch is looked at compared with even attention, on one scale for all; the title, how much the one that
+    is looked at most. Raises ValueError where images differ or a network lacks the block.
 
     >>> maps = np.full((1, 1, 2, 2), 0.2, np.float32)
     >>> one = AttentionMaps(np.zeros((1, 1, 8, 8), np.uint8), (5,), maps, np.ones((1, 1, 2), np.float32))
@@ -40,13 +40,10 @@ def attention_maps(attention: Mapping[str, AttentionMaps], *, block: int | None 
             head = f"<b>{label(role)}</b><br>{muted(f'{height}×{width} patches')}"
             row.append((_heatmap(share[k], extent, label(role)), "" if k else head, ""))
         rows.append(row)
-    told = listed(
-        f"{number(float(its.reach[:, places[role]].mean()), 1)} px ({label(role)})" for role, its in attention.items()
-    )
-    note = (
-        f"The class token's attention in block {block}, mean over heads; 1 is the share of a patch if all are equal."
-    )
-    figure = panels(rows, extent, f"Patches in block {block} look {told} far", note, right=76)
+    told = listed(f"{number(float(x.max((1, 2)).mean()), 1)} ({label(role)})" for role, x in shares.items())
+    title = f"In block {block} the class token gives one patch {told} times an even share"
+    note = "Attention of the class token, mean over heads; colour: 1 is an even share. Title: mean over these images."
+    figure = panels(rows, extent, title, note, right=76)
     bar = {"thickness": 10, "x": 1.01, "tickvals": [0, 1, round(top, 1)]}
     return figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": top, "colorbar": bar})
 
@@ -77,11 +74,11 @@ def attention_reach(attention: Mapping[str, AttentionMaps]) -> go.Figure:
         figure.add_trace(role_trace(role, ", one head: %{y:.1f} px", **heads, showlegend=False))
         figure.add_trace(role_trace(role, ", block %{x}: %{y:.1f} px", x=means.index, y=means, mode="lines+markers"))
     even = _even(first)
-    figure.add_hline(even, line={"color": "#59636E", "width": 1.5, "dash": "dash"}, annotation_text="even attention")
+    figure.add_hline(even, line={"color": MUTED, "width": 1.5, "dash": "dash"}, annotation_text="even attention")
     figure.update_xaxes(title="block", dtick=1)
-    figure.update_yaxes(title="mean distance to what a patch looks at (px)", rangemode="tozero")
-    start = first.blocks[0]
-    told = listed(f"{number(float(its.reach[:, 0].mean()), 1)} px ({label(role)})" for role, its in attention.items())
+    figure.update_yaxes(title="mean distance to what a patch looks at (px)")
+    start, ends = first.blocks[0], {role: float(its.reach[:, 0].mean()) for role, its in attention.items()}
+    told = listed(f"{number(value, 1)}{NBSP}px ({label(role)})" for role, value in ends.items())
     note = f"Mean over {len(first.images)} images. Faint dots: single heads. Patches of {first.patch} px."
     return finish(figure, f"In block {start} patches look {told} far", note, plot=280, legend=True)
 
