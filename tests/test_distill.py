@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
-from redistill_lib.distill.distillation import plan_terms
+from redistill_lib.distill.terms import plan_terms
 from redistill_lib.methods import KD, MSE, RED, Batch, Stage, parse_methods
 from redistill_lib.models import create_model
 from redistill_lib.network import record_maps

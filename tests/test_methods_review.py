@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import redistill_lib as rd
 from redistill_lib.distill import Distillation, Objective, Tap, read_taps
-from redistill_lib.distill.distillation import plan_terms
+from redistill_lib.distill.terms import plan_terms
 from redistill_lib.methods import KD, RED, Batch, ReviewKD, Weighted
 from redistill_lib.methods.review import pyramid_loss
 from redistill_lib.network import record_maps

@@ -24,7 +24,7 @@ from benchmarks import kills
 from redistill_lib.data import Views
 from redistill_lib.diffusion import DiffusionProcess
 from redistill_lib.distill import Distillation, LiveTeacher, Objective, Tap
-from redistill_lib.distill.distillation import Term
+from redistill_lib.distill.terms import Term
 from redistill_lib.distill.views import BATCH, KeptTeacher, ViewStore, lock_of, make_room, summaries_of
 from redistill_lib.methods import MSE, RED, Batch, Stage, Weighted
 from redistill_lib.methods.base import Summary

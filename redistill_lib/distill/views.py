@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from redistill_lib.checks import as_path
-from redistill_lib.distill.distillation import Term
+from redistill_lib.distill.terms import Term
 from redistill_lib.methods import Batch, Shape
 from redistill_lib.methods.base import Summary, spatial_mean
 from redistill_lib.network import MapRef
