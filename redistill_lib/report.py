@@ -71,7 +71,8 @@ def _with_small_images(output: dict[str, Any]) -> dict[str, Any]:
     image = Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")
     small = io.BytesIO()
     colors = 256 if image.getcolors(256) else 128  # exact where it can be
-    image.quantize(colors, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    few = image.quantize(colors, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # a single marker's colour too
+    few.save(small, "png", optimize=True)
     encoded = base64.b64encode(small.getvalue()).decode()
     return output | {"data": output["data"] | {"image/png": min(encoded, text, key=len)}}
 
