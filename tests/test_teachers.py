@@ -403,6 +403,13 @@ def test_a_copy_repeats_its_bits() -> None:
     assert torch.equal(a, b)
 
 
+def test_what_a_live_teacher_is_made_of() -> None:
+    with pytest.raises(ValueError, match="the teacher's network='resnet18' is not"):
+        LiveTeacher("resnet18")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype='bfloat16' is not"):
+        LiveTeacher(Residual(), "bfloat16")  # type: ignore[arg-type]
+
+
 def test_half_precision_on_request() -> None:
     network = trained(Residual())
     half = LiveTeacher(network, torch.bfloat16).maps(Batch((X,)), [ANSWER])[ANSWER]

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.distill.inference import Edits, edited, find_edits, pack
 from redistill_lib.methods import Batch
 from redistill_lib.network import MapRef, locate, run_and_read
@@ -57,6 +58,7 @@ class LiveTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None = None):
         super().__init__()
+        check_type("the teacher's network", network, nn.Module), check_type("dtype", dtype, torch.dtype, None)
         for parameter in network.parameters():  # one by one, as a scripted network does not do it
             parameter.requires_grad_(False)
         self.network, self.dtype = network.eval(), dtype
