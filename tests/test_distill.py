@@ -414,6 +414,20 @@ def test_a_refused_student_stays_as_it_was() -> None:
     assert list(student.state_dict()) == names
 
 
+def test_a_student_that_keeps_a_map_graduates_in_place() -> None:
+    class Keeping(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            self.last = self[0](x)
+            return self[1](self.last).mean((2, 3))
+
+    x = torch.rand(2, 3, 16, 16)
+    student, teacher = (Keeping(nn.Conv2d(3, 8, 3, s, 1), nn.Conv2d(8, 5, 3, 4 // s, 1)) for s in (4, 2))
+    d = Distillation(student, teacher, [Tap("1", "output", "1", "output")], example=x)
+    d(x)
+    model = d.graduate(in_place=True, example=x)
+    torch.testing.assert_close(model(x), d.eval().student(x))
+
+
 def test_nothing_may_silently_do_nothing() -> None:
     student, teacher = networks()
     tap = Tap("conv1", "output", "layer2.0", "output", channels=8)
@@ -423,6 +437,10 @@ def test_nothing_may_silently_do_nothing() -> None:
         Distillation(student, teacher, [tap], "kd")
     with pytest.raises(ValueError, match="red would add nothing: every tap carries another method"):
         Distillation(student, teacher, [replace(tap, method=Stage())], "red")
+    with pytest.raises(
+        ValueError, match=r"RED\(.*alpha=1.0\) would add nothing: taps carry RED\(.*alpha=5.0\); give"
+    ):
+        Distillation(student, teacher, [replace(tap, method=RED(alpha=5.0))], "red(alpha=1.0)+kd")
     with pytest.raises(ValueError, match="given twice at one place"):
         Distillation(student, teacher, [tap, tap])
     for member, message in (("loss", "its loss carries no gradient"), ("block", r"red\.block returns a int")):

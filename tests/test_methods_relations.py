@@ -160,7 +160,7 @@ def test_too_few_images_have_no_relations(method: Method, least: int) -> None:
 
 def test_options() -> None:
     wrong: Any
-    for wrong in ({"gamma": 0}, {"order": 0}, {"order": 2.0}):
+    for wrong in ({"gamma": 0}, {"order": 0}, {"order": 2.0}, {"order": 200}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             CC(**wrong)
     weights = {method.name: method.alpha for method in METHODS}

@@ -69,6 +69,19 @@ def test_a_student_without_a_second_head_is_told() -> None:
     torch.testing.assert_close(losses["deit/head.output"], F.cross_entropy(outputs, teacher(IMAGES).argmax(1)))
 
 
+def test_a_second_head_that_nothing_teaches_is_told(tmp_path: Path) -> None:
+    """Its random weights would be half of the answer."""
+    data = rd.load_data("digits", image_size=16, limit=40)
+    common: dict[str, Any] = {"recipe": rd.Recipe(steps=1, batch_size=16)}
+    common["options"] = rd.RunOptions(tmp_path, progress=False, cpu=True)
+    told = "deit_pico-8 answers with the mean of two heads.* deit, or take vit_pico-8"
+    with pytest.warns(UserWarning, match=told):
+        teacher = rd.train_classifier("deit_pico-8", data, **common)
+    with pytest.warns(UserWarning, match=told):
+        rd.distill_classifier("deit_pico-8", teacher, data, methods="kd", **common)
+    rd.distill_classifier("deit_pico-8", teacher, data, methods="deit", **common)
+
+
 def test_locality_projects_and_resizes_to_the_larger_map() -> None:
     torch.manual_seed(0)
     student, teacher = torch.rand(2, 3, 2, 2), torch.rand(2, 5, 4, 4)

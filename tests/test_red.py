@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -484,6 +486,28 @@ def test_blocks_that_are_more_than_a_red_block_stay_plain() -> None:
     hooked.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"\(0.after: it has hooks, which would be lost\); keep the plain form"):
         make_in_place(net(hooked), x)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda b: spectral_norm(b.residual_encoder[0]), "residual_encoder.0 is a ParametrizedConv2d"),
+        (lambda b: prune.random_unstructured(b.logit[0], "weight", 0.5), "logit.0 has hooks"),
+        (lambda b: b.logit[1].register_forward_hook(lambda *args: 2 * args[2]), "logit.1 has hooks"),
+        (lambda b: b.logit.__setitem__(1, nn.GroupNorm(1, 2)), "logit.1 is a GroupNorm"),
+        (lambda b: b.logit.__setitem__(1, nn.BatchNorm2d(2, track_running_stats=False)), "logit.1 keeps no running"),
+    ],
+)
+def test_what_would_be_lost_by_folding_is_told(change: Callable[[Any], object], why: str) -> None:
+    block = RedBlock(2)
+    change(block)
+    for form in (RedBlock.fold, InPlaceRedBlock.from_block):
+        with pytest.raises(ValueError, match=f"a RED block cannot be folded: {why}"):
+            form(block.eval())
+    net = nn.Sequential(nn.Conv2d(2, 2, 1), RedBlock(2), nn.Conv2d(2, 2, 1), block).eval()
+    with torch.no_grad():
+        net(torch.zeros(1, 2, 4, 4))
+    assert why in make_in_place(net, torch.zeros(1, 2, 4, 4))[1]["3"]
 
 
 def test_blocks_of_a_network_are_folded() -> None:

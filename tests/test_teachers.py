@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -154,7 +155,7 @@ def trained(network: nn.Module) -> nn.Module:
     """In eval mode, with statistics and scales that a new network has not."""
     torch.manual_seed(4)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             for tensor in (module.running_mean, module.bias):
                 nn.init.normal_(tensor)
             for tensor in (module.running_var, module.weight):
@@ -299,11 +300,114 @@ def test_a_network_that_the_copy_would_change_is_run_as_it_is(kind: type[Residua
         assert torch.equal(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], network(x))
 
 
+class Batchwise(nn.Sequential):
+    """Its norm takes the statistics of the batch in eval mode too, which images that are alike do not show."""
+
+    def __init__(self) -> None:
+        norm = nn.BatchNorm2d(8, track_running_stats=False)
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), norm)
+
+
+class Choosing(Residual):
+    """Goes by a convolution's map only where the images are bright."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(x)
+        z = self.bn1(y)
+        return self.relu(z + y if x.mean() > 2 else z)
+
+
+class Grouping(Residual):
+    """Takes a map for one of more images, which it can look at so where its channels are first, or in one image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        return self.relu(2 * x.view(len(x) * 4, -1, *x.shape[2:])).reshape(len(x), -1)
+
+
+class Whole(Residual):
+    """Takes batches of four alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).reshape(4, -1)
+
+
+FIRST = torch.zeros(2, 3, 16, 16), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.mark.parametrize("kind", [Batchwise, Choosing, Grouping, Whole])
+@pytest.mark.parametrize("first", FIRST, ids=["zeros", "one"])
+def test_what_the_first_images_do_not_show(
+    kind: type[nn.Module], first: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "SLICE_BYTES", 2 * 4 * 8 * 16 * 16)
+    network, x = trained(kind()), torch.arange(1.0, 5).view(-1, 1, 1, 1) * torch.rand(4, 3, 16, 16) + 2
+    teacher = LiveTeacher(network)
+    teacher.maps(Batch((x if kind is Whole else first,)), [ANSWER])
+    with torch.no_grad():
+        expected = network(x)
+    torch.testing.assert_close(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("buffer", [True, False])
+def test_a_network_that_a_pass_changes_has_one_pass_for_a_batch(buffer: bool) -> None:
+    class Counting(Residual):
+        passes: object = nn.Buffer(torch.zeros(())) if buffer else 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.passes = self.passes + 1  # type: ignore[operator]
+            return super().forward(x) * (1 if self.passes < 3 else 2)  # type: ignore[operator]
+
+    network = trained(Counting())
+    teacher = LiveTeacher(network)
+    norms = [teacher.maps(Batch((X,)), [ANSWER])[ANSWER].norm() for _ in range(4)]
+    assert network.passes == 4 and [round((n / norms[0]).item(), 3) for n in norms] == [1, 1, 2, 2]
+
+
+def by_data(network: nn.Module, other: nn.Module) -> None:
+    for ours, theirs in zip(network.parameters(), other.parameters(), strict=True):
+        ours.data.mul_(0.9).add_(theirs.data, alpha=0.1)
+
+
+def by_fused_optimizer(network: nn.Module, other: nn.Module) -> None:
+    weights = [weight.requires_grad_() for weight in network.parameters()]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    torch.optim.SGD(weights, 0.01, fused=True).step()
+    network.requires_grad_(False)
+
+
+@pytest.mark.parametrize("change", [by_data, by_fused_optimizer])
+def test_changes_that_pytorch_does_not_count_are_seen(change: Callable[[nn.Module, nn.Module], None]) -> None:
+    network, other = trained(Residual()), trained(Residual())
+    nn.init.normal_(other.conv1.weight)
+    teacher = LiveTeacher(network)
+    for _ in range(3):
+        found = teacher.maps(Batch((X,)), [ANSWER])[ANSWER]
+        torch.testing.assert_close(found, network(X).detach(), rtol=1e-5, atol=1e-5)
+        change(network, other)
+        assert not torch.allclose(found, network(X))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_scripted_teacher_answers() -> None:
+    network = trained(Residual())
+    maps = LiveTeacher(torch.jit.script(network)).maps(Batch((X,)), [ANSWER])
+    torch.testing.assert_close(maps[ANSWER], network(X))
+
+
 def test_a_copy_repeats_its_bits() -> None:
     runs = [LiveTeacher(trained(Residual())) for _ in range(2)]
     runs[1].maps(Batch((X + 1,)), [ANSWER])  # one has run before, as after a restart of the other
     a, b = (run.maps(Batch((X,)), [ANSWER])[ANSWER] for run in runs)
     assert torch.equal(a, b)
+
+
+def test_what_a_live_teacher_is_made_of() -> None:
+    with pytest.raises(ValueError, match="the teacher's network='resnet18' is not"):
+        LiveTeacher("resnet18")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype='bfloat16' is not"):
+        LiveTeacher(Residual(), "bfloat16")  # type: ignore[arg-type]
 
 
 def test_half_precision_on_request() -> None:

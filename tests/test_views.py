@@ -346,7 +346,7 @@ def test_students_share_what_the_first_one_made(
     teachers: dict[str, Run], asked: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     teacher, images = teachers["classifier"], len(digits().train)
-    # In small steps: larger ones make much of what was rounded.
+    # At the usual rate so small a network's steps make much of what fp16 rounds.
     recipe = recipe_of("classifier", views=2, augmentation=MIXED, learning_rate=1e-3)
     given: dict[str, Any] = {"recipe": recipe, "cache": tmp_path / "cache"}
     first = distill("classifier", tmp_path, teacher, methods="red+kd", **given)

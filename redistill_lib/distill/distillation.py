@@ -319,7 +319,7 @@ class Distillation(nn.Module):
             return fold_blocks(copy_network(self.student)) if folded else copy_network(self.student)
         if example is None:
             raise ValueError("graduate(in_place=True) needs example=, a batch that shows who reads a map")
-        model = make_in_place(self.student, *(example if isinstance(example, tuple) else (example,)))[0]
+        model = make_in_place(copy_network(self.student), *(example if isinstance(example, tuple) else (example,)))[0]
         return fold_blocks(model) if folded else model  # those that stayed plain
 
     def extra_repr(self) -> str:

@@ -31,15 +31,15 @@ class Edits(NamedTuple):
 def find_edits(network: nn.Module, places: Iterable[MapRef], inputs: tuple[Any, ...]) -> tuple[Edits, int]:
     """The edits that leave the maps at `places` as they are, and the elements of the largest map for each image.
 
-    Follows one pass of `inputs` without computing it. Where it cannot be followed, or takes no image, there are no
-    edits, and 0 elements.
+    Follows one pass of `inputs` without computing it. Where it cannot be followed so, as its way may depend on
+    values, or takes no image, there are no edits, and 0 elements.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> find_edits(net, [MapRef("2", "output")], (torch.zeros(2, 3, 6, 6),))
     (Edits(folded=(('0', '1'),), in_place=('2',)), 128)
     """
     flow = trace_flow(network, inputs)
-    if flow.error or not flow.images:
+    if flow.error or flow.computed or not flow.images:
         return Edits((), ()), 0
     modules = dict(network.named_modules())
     readers = Counter(value for call in flow.calls for value in set(call.takes)) + Counter(flow.gives)

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from redistill_lib.checks import check_type
 from redistill_lib.distill.inference import Edits, edited, find_edits, pack
 from redistill_lib.methods import Batch
 from redistill_lib.network import MapRef, locate, run_and_read
+from redistill_lib.network.fakes import held_tensors, real_copy
 
 #: Images go through a teacher on a CPU in slices whose largest map is this many bytes: what its caches hold, and the
 #: allocator keeps, where it gives larger memory back to the system each time.
@@ -39,10 +41,13 @@ class LiveTeacher(nn.Module):
     """A frozen network in eval mode that is run for every batch, no further than the last map that is wanted.
 
     What runs is a copy in inference mode: batch norms folded into convolutions, channels last, on a CPU in slices of
-    the batch. It shares all other weights, and is made anew when a weight was changed (in place too, but for writes
-    to ``weight.data``, which PyTorch does not count). For maps or images of a new size the copy is first tried on
-    two images: where its maps are not those of the network, the network itself is run. So is one with hooks of its
-    owner, always to its end, so that they fire. After other changes than to weights make a new `LiveTeacher`.
+    the batch. It shares all other weights, and is made anew when a weight was changed, in place too. What PyTorch
+    does not count, writes to ``weight.data`` and the steps of fused optimizers, is told by a look at some values of
+    each weight: in each pass on a CPU; elsewhere, as a look waits for the device, in passes 1, 2, 4, 8, … and, once
+    that has been found, in each. For maps or images of a new size the copy is first tried on two images: where its
+    maps are not those of the network, or a pass changes the network, the network itself is run. So is one whose way
+    depends on values, and one with hooks of its owner, always to its end, so that they fire. After other changes than
+    to weights make a new `LiveTeacher`.
 
     With `dtype`, such as ``torch.bfloat16``, it runs under autocast.
 
@@ -53,13 +58,20 @@ class LiveTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, dtype: torch.dtype | None = None):
         super().__init__()
-        self.network, self.dtype = network.requires_grad_(False).eval(), dtype
+        check_type("the teacher's network", network, nn.Module), check_type("dtype", dtype, torch.dtype, None)
+        for parameter in network.parameters():  # one by one, as a scripted network does not do it
+            parameter.requires_grad_(False)
+        self.network, self.dtype = network.eval(), dtype
         #: By the maps wanted and the images' size: read once to the end, so no wanted layer runs twice.
         self._plans: dict[Hashable, _Plan] = {}
         self._copies: dict[Edits, tuple[Hashable, nn.Module]] = {}  # with the state of the weights they are made of
+        self._seen: tuple[Hashable, bytes] = (), b""  # the weights as PyTorch counts changes, and some values
+        self._some: list[Tensor] = []  # views of these
+        self._passes, self._watched = 0, False  # since the last change; whether one was not counted
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_copies": {}}  # of which a deep copy or another process makes its own
+        # A deep copy or another process makes its own of these.
+        return {**vars(self), "_copies": {}, "_seen": ((), b""), "_some": []}
 
     def train(self, mode: bool = True) -> LiveTeacher:
         return super().train(False)
@@ -76,23 +88,22 @@ class LiveTeacher(nn.Module):
                 places = {ref: locate(self.network, ref, "teacher") for ref in wanted}
                 plan = _Plan(places) if hooked else self._plan(places, inputs)
                 if plan.edits is None:
-                    found = self._run(places, inputs, stop_early=False)
+                    found = _run(self.network, places, inputs)
                     self._plans |= {} if hooked else {key: plan}
                     return found
                 self._plans[key] = plan
-            if plan.edits is None:
-                return self._run(plan.places, inputs, stop_early=True)
-            return _run_in_slices(self._copy(plan.edits), plan.places, inputs, plan.rows)
-
-    def _run(self, places: dict[MapRef, MapRef], inputs: Sequence[Tensor], stop_early: bool) -> dict[MapRef, Tensor]:
-        """The maps of the network as it is."""
-        # The student gets the inputs too, and a network may work in place.
-        copied = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
-        return run_and_read(self.network, places, copied, "teacher", stop_early)[1]
+            if plan.edits is not None:
+                try:
+                    return _run_in_slices(self._copy(plan.edits), plan.places, inputs, plan.rows)
+                except Exception:  # of a batch as none that was tried; the network's own errors come again below
+                    plan = self._plans[key] = _Plan(plan.places)
+            return _run(self.network, plan.places, inputs, stop_early=True)
 
     def _plan(self, places: dict[MapRef, MapRef], inputs: Sequence[Tensor]) -> _Plan:
         """The fastest way that gives the network's maps on the first two images."""
-        if not all(isinstance(x, Tensor) and not x.is_meta and x.ndim and len(x) == len(inputs[0]) for x in inputs):
+        if not all(isinstance(x, Tensor) and not x.is_meta and x.ndim for x in inputs):
+            return _Plan(places)
+        if {len(x) for x in inputs} != {max(1, len(inputs[0]))}:
             return _Plan(places)
         edits, largest = find_edits(self.network, places, tuple(inputs))
         if not edits.folded and not edits.in_place:
@@ -100,27 +111,98 @@ class LiveTeacher(nn.Module):
         rows = sys.maxsize
         if inputs[0].device.type == "cpu":
             rows = max(1, SLICE_BYTES // (largest * inputs[0].element_size()))
-        few = [x[:2] for x in inputs]
+        few = [_two(x) for x in inputs]
         with torch.random.fork_rng({x.device for x in inputs if x.is_cuda}):
-            expected = self._run(places, few, stop_early=False)
             try:
+                twin = real_copy(self.network)  # which keeps what a pass changes in the network from happening twice
+                expected = _run(twin, places, few)
+                before = _contents(twin)  # from the second pass on, as the first may fill a cache
+                _run(twin, places, few)
+                if before != _contents(twin):
+                    return _Plan(places)
                 found = _run_in_slices(self._copy(edits), places, few, rows=1)
-            except Exception:  # whatever it is, the network itself did not raise it
+            except Exception:  # whatever it is, the network itself will raise it where it concerns the batch
                 return _Plan(places)
-        self._copies.pop(edits)  # its weights are packed for single images
+        self._copies.pop(edits, None)  # its weights are packed for single images
         exact = not torch.is_autocast_enabled(inputs[0].device.type)
         alike = all(_alike(found[ref], x, exact) for ref, x in expected.items())
         return _Plan(places, edits, rows) if alike else _Plan(places)
 
     def _copy(self, edits: Edits) -> nn.Module:
         packed = not torch.is_autocast_enabled("cpu")  # which would not know of packed weights
-        tensors = [*self.network.parameters(), *self.network.buffers()]
-        state = packed, *((id(t), t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors)
-        if edits not in self._copies or self._copies[edits][0] != state:
+        state = packed, *self._weights()
+        kept = self._copies.get(edits)
+        if kept is None or kept[0] != state:
+            del kept
             self._copies.pop(edits, None)  # before the new one takes as much memory
             copy = edited(self.network, edits)
-            self._copies[edits] = state, pack(copy) if packed else copy
-        return self._copies[edits][1]
+            kept = self._copies[edits] = state, pack(copy) if packed else copy
+        return kept[1]
+
+    def _weights(self) -> tuple[Hashable, bytes]:
+        """What tells the weights from those before and after a change."""
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        counted = tuple((id(t), t.data_ptr(), _version(t)) for t in tensors)
+        same = counted == self._seen[0]
+        self._passes = self._passes + 1 if same else 0
+        if not same:
+            self._some = _some(tensors)
+        if self._watched or self._some[0].device.type == "cpu" or not self._passes & (self._passes - 1):
+            values = torch.cat(self._some).cpu().view(torch.uint8).numpy().tobytes()
+            self._watched |= same and values != self._seen[1]
+            self._seen = counted, values
+        return self._seen
+
+
+def _run(
+    network: nn.Module, places: dict[MapRef, MapRef], inputs: Sequence[Tensor], stop_early: bool = False
+) -> dict[MapRef, Tensor]:
+    """The maps of a network as it is."""
+    # The student gets the inputs too, and a network may work in place.
+    copied = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+    return run_and_read(network, places, copied, "teacher", stop_early)[1]
+
+
+def _two(x: Tensor) -> Tensor:
+    """The first and the last of a batch; of images unlike each other, even if all are zeros, or there is but one."""
+    x = x[[0, -1]]
+    if x.ndim < 3 or not x.is_floating_point():
+        return x
+    return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+
+
+@dataclass(frozen=True)
+class _Same:
+    """Equal to another of the same object alone, which it keeps from being another's."""
+
+    value: object
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+
+def _contents(network: nn.Module) -> list[Any]:
+    """What a network's modules hold, to be compared with what they hold after a pass."""
+    tensors = held_tensors(network)
+    values = [value for module in network.modules() for value in vars(module).values()]
+    return [*map(_Same, [*values, *tensors]), *map(_version, tensors)]
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was written to, where PyTorch counts that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _some(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Views of the first value of each row of each weight."""
+    rows = []
+    for t in tensors:
+        if t.is_floating_point() and t.numel() and t.layout == torch.strided:
+            row = t.detach() if t.ndim else t.detach().view(1)
+            while row.ndim > 1:
+                row = row[:, 0]
+            rows.append(row)
+    return [row for row in rows if row.device == rows[0].device] or [torch.zeros(1)]
 
 
 def _run_in_slices(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from torch import Tensor
@@ -75,7 +75,8 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
     """Which method acts at which tap. Raises ValueError where a tap or a method would have no effect.
 
     A tap keeps its own method, except that ``red-blocks`` among `methods` removes the loss of RED taps. A method on
-    the networks' outputs is added for every teacher, unless a tap carries it already.
+    the networks' outputs is added for every teacher, unless a tap carries it already. One that taps carry may be
+    named beside them, but not with other options.
     """
     control = any(isinstance(method, REDBlocks) for method in methods)
     at_taps = [method for method in methods if method.reads == "maps"]
@@ -89,9 +90,11 @@ def plan_terms(taps: Sequence[Tap], methods: Sequence[Method], teachers: int = 1
             terms += [Term(tap, method) for method in at_taps]
         else:
             raise ValueError(f"no method uses tap {tap.name}; add one that does, such as red, or leave the taps out")
-    carried = {term.method.name for term in terms}
     for method in methods:
-        if method.name in carried:
+        if own := [term.method for term in terms if term.method.name == method.name]:
+            usual = not any(field.default != getattr(method, field.name) for field in fields(method))
+            if method not in own and not usual:
+                raise ValueError(f"{method!r} would add nothing: taps carry {own[0]!r}; give its options to the taps")
             continue
         if method.reads == "maps":
             why = "every tap carries another method" if taps else "there are no taps; match_taps finds them"

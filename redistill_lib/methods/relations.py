@@ -125,6 +125,10 @@ def _geometry(x: Tensor) -> tuple[Tensor, Tensor]:
     return distances / mean.clamp(min=_EPS), directions @ directions.mT
 
 
+def _order(label: str, value: object) -> None:
+    whole(label, value, most=20)  # beyond, a term is below what a float tells
+
+
 @dataclass(frozen=True)
 class CC(Embedded):
     """Correlation congruence: ``1/B² · ‖C_t − C_s‖²``, C the Gaussian kernel ``exp(−γ‖x − y‖²)`` between embeddings
@@ -141,7 +145,7 @@ class CC(Embedded):
     name = "cc"
     least_images = 2
     gamma: float = option(0.4, above_zero)
-    order: int = option(2, whole)
+    order: int = option(2, _order)
     alpha: float = 0.02
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -70,6 +70,7 @@ class Flow:
     images: int = 0  # how many of the first values are inputs
     gives: tuple[int, ...] = ()  # the values that the network returns
     outputs: list[torch.Size] = field(default_factory=list)  # the shapes of all tensors that it returns
+    computed: bool = False  # with the values of this image, on which its way may depend
     running: str = ""  # after an error: the module that it came from
     error: Exception | None = None
 
@@ -124,7 +125,7 @@ def trace_flow(model: nn.Module, example: Example, training: bool = False) -> Fl
 
     def watch(twin: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors) -> None:
         nonlocal found
-        found = Flow()
+        found = Flow(computed=source == "real")
         recorder = _Recorder(found, [value for value in tensors_in(values) if is_image(value)], source)
         paths = {id(module): path for path, module in twin.named_modules()}
 

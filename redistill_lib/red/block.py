@@ -35,7 +35,7 @@ class RedBlock(nn.Module):
     """
 
     __constants__ = ("gate", "shortcut")  # so that TorchScript drops what a variant lacks
-    __jit_unused_properties__ = ("folded", "options")
+    __jit_unused_properties__ = ("folded", "options", "unfoldable")
 
     def __init__(
         self,
@@ -78,6 +78,20 @@ class RedBlock(nn.Module):
         return isinstance(self.residual_encoder[1], nn.Identity)
 
     @property
+    def unfoldable(self) -> str:
+        """What keeps its batch norms from being folded, or empty."""
+        conv, norm = _KINDS[self.axes]
+        for path, part in list(self.named_modules())[1:]:
+            if part._forward_hooks or part._forward_pre_hooks:
+                return f"{path} has hooks, such as of pruning or a weight's norm; remove them"
+            if isinstance(part, (conv, nn.modules.batchnorm._NormBase)) or "weight" in part._parameters:
+                if type(part) not in (conv, norm, nn.SyncBatchNorm):
+                    return f"{path} is a {type(part).__name__}, whose forward may be another"
+                if type(part) is not conv and part.running_mean is None:
+                    return f"{path} keeps no running statistics"
+        return ""
+
+    @property
     def options(self) -> dict[str, Any]:
         """What it was made of, in JSON's types, and whether it is folded; two sizes are all of the published form."""
         # Without a shortcut there is no gate to choose.
@@ -88,15 +102,17 @@ class RedBlock(nn.Module):
     def fold(self) -> RedBlock:
         """A frozen copy for inference, its batch norms in its convolutions: the same answers up to rounding.
 
-            Raises ValueError for a block in train mode.
+        Raises ValueError for a block in train mode, or that holds what cannot be folded.
 
-            >>> import torch
+        >>> import torch
         >>> block, x = RedBlock(8).eval(), torch.rand(1, 8, 5, 5)
-            >>> sorted(block.fold().state_dict()), torch.allclose(block.fold()(x), block(x), atol=1e-6)
-            (['logit.0.bias', 'logit.0.weight', 'residual_encoder.0.bias', 'residual_encoder.0.weight'], True)
+        >>> sorted(block.fold().state_dict()), torch.allclose(block.fold()(x), block(x), atol=1e-6)
+        (['logit.0.bias', 'logit.0.weight', 'residual_encoder.0.bias', 'residual_encoder.0.weight'], True)
         """
         if self.training:
             raise ValueError("batch norms are folded by their running statistics; call eval() on the block first")
+        if why := self.unfoldable:
+            raise ValueError(f"a RED block cannot be folded: {why}")
         twin, dtype = copy.deepcopy(self).requires_grad_(False), next(self.parameters()).dtype
         if dtype.itemsize < 4:
             twin.float()  # half precision folds in single

@@ -197,6 +197,8 @@ def make_in_place(model: _Model, *inputs: Any, **kwargs: Any) -> tuple[_Model, d
             watch.reasons[block] = "it is of a class of its own, whose forward may be another"
         elif block._forward_hooks or block._forward_pre_hooks:
             watch.reasons[block] = "it has hooks, which would be lost"
+        elif why := block.unfoldable:
+            watch.reasons[block] = why
     with ExitStack() as hooks:
         for block in blocks:
             hooks.enter_context(block.register_forward_pre_hook(watch.before))

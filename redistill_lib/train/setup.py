@@ -23,6 +23,7 @@ from redistill_lib.identity import network_identity, object_identity
 from redistill_lib.methods import RED, Method, parse_methods
 from redistill_lib.models import create_model, list_models
 from redistill_lib.models.saved import load_model
+from redistill_lib.models.vit import VisionTransformer
 from redistill_lib.network import answer, evaluating
 from redistill_lib.runs import Run, canonical
 from redistill_lib.student import draw_weights
@@ -186,6 +187,13 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
                 warnings.warn(f"the teacher runs as without a cache: {error}", stacklevel=3)
         params["teachers"] = [network_identity(teacher) for teacher in teachers]
         runs = [run.id for _, run in lesson.teachers if run]
+    taught = {tap.layer for term in distillation.active for tap in term.taps}
+    if isinstance(model, VisionTransformer) and model.head_dist is not None and "head_dist" not in taught:
+        warnings.warn(
+            f"{record['name']} answers with the mean of two heads, and nothing teaches the second: add the method "
+            f"deit, or take {record['name'].replace('deit', 'vit')}",
+            stacklevel=3,
+        )
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
 
 
