@@ -349,6 +349,20 @@ def test_what_the_first_images_do_not_show(
     torch.testing.assert_close(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_copy_that_does_in_half_precision_is_tried_again_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaning(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.1 * x.mean(0, keepdim=True))
+
+    monkeypatch.setattr(teachers, "SLICE_BYTES", 1)
+    network = trained(Leaning())
+    teacher, x = LiveTeacher(network), torch.rand(4, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.maps(Batch((x,)), [ANSWER])
+    with torch.no_grad():
+        assert torch.equal(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], network(x))
+
+
 @pytest.mark.parametrize("buffer", [True, False])
 def test_a_network_that_a_pass_changes_has_one_pass_for_a_batch(buffer: bool) -> None:
     class Counting(Residual):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -541,6 +542,9 @@ def test_a_student_may_start_from_its_teachers_weights(teachers: dict[str, Run],
         torch.testing.assert_close(weights(warm)[name], theirs[name])
     other = create_model("mobilenetv3_small", num_classes=10, in_channels=1, width=WIDTH)
     recipe = replace(recipe, init="teacher")
+    own = [copy.deepcopy(load_model(teacher)) for _ in range(2)]
+    nn.init.zeros_(own[0].fc.weight)  # a student's weights of its own are none of the run's
+    assert len({distill("classifier", tmp_path, teacher, net, methods="kd", recipe=recipe).id for net in own}) == 1
     with pytest.raises(
         ValueError, match=r"of features\.0\.0\.weight the student's is \(\d+, 1, 3, 3\) and the teach.*missing"
     ):

@@ -62,7 +62,7 @@ class LiveTeacher(nn.Module):
         for parameter in network.parameters():  # one by one, as a scripted network does not do it
             parameter.requires_grad_(False)
         self.network, self.dtype = network.eval(), dtype
-        #: By the maps wanted and the images' size: read once to the end, so no wanted layer runs twice.
+        #: By maps wanted, images' size and autocast: read once to the end, so no wanted layer runs twice.
         self._plans: dict[Hashable, _Plan] = {}
         self._copies: dict[Edits, tuple[Hashable, nn.Module]] = {}  # with the state of the weights they are made of
         self._seen: tuple[Hashable, bytes] = (), b""  # the weights as PyTorch counts changes, and some values
@@ -82,7 +82,9 @@ class LiveTeacher(nn.Module):
         inputs, wanted = batch.inputs, tuple(dict.fromkeys(refs))
         with nullcontext() if self.dtype is None else torch.autocast(inputs[0].device.type, self.dtype):
             hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
-            key = wanted, tuple((x.shape[1:], x.dtype, x.device) for x in inputs if isinstance(x, Tensor))
+            given = [x for x in inputs if isinstance(x, Tensor)]
+            half = [torch.is_autocast_enabled(x.device.type) for x in given]
+            key = wanted, *((x.shape[1:], x.dtype, x.device) for x in given), *half
             plan = None if hooked else self._plans.get(key)
             if plan is None:
                 places = {ref: locate(self.network, ref, "teacher") for ref in wanted}
