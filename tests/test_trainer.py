@@ -588,6 +588,14 @@ def test_students_of_several_teachers(teachers: dict[str, Run], task: str, tmp_p
     ) == 2
 
 
+def test_a_student_that_is_wider_than_its_teacher_is_told(teachers: dict[str, Run], tmp_path: Path) -> None:
+    recipe = recipe_of("classifier", epochs=1)
+    with pytest.warns(
+        UserWarning, match=r"student is built at width 0\.25, its teacher at 0\.125: it will be the larger"
+    ):
+        distill("classifier", tmp_path, teachers["classifier"], methods="kd", recipe=recipe, width=0.25)
+
+
 def test_a_method_that_compares_images_wants_as_many_in_a_batch(teachers: dict[str, Run], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="rkd compares images: it needs batches of 3 or more"):
         distill("classifier", tmp_path, teachers["classifier"], methods="rkd", recipe=Recipe(epochs=1, batch_size=2))

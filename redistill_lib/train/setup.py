@@ -155,6 +155,11 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
     if lesson is None:
         distillation = Distillation(model, objective=Objective(task_loss=task.loss))
     else:
+        for theirs in (run.params.get("model", {}) for _, run in lesson.teachers if run):
+            same = str(theirs.get("name")).partition("-")[0] == record["name"].partition("-")[0]
+            if same and theirs.get("width", 1.0) < record.get("width", 0.0):
+                told = f"the student is built at width {record['width']:g}, its teacher at {theirs['width']:g}"
+                warnings.warn(f"{told}: it will be the larger one; give it the same width=", stacklevel=3)
         teachers, taps = [teacher for teacher, _ in lesson.teachers], lesson.taps
         if taps is None:
             wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
