@@ -83,7 +83,7 @@ class LiveTeacher(nn.Module):
         with nullcontext() if self.dtype is None else torch.autocast(inputs[0].device.type, self.dtype):
             hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
             given = [x for x in inputs if isinstance(x, Tensor)]
-            half = [torch.is_autocast_enabled(x.device.type) for x in given]
+            half = [torch.is_autocast_enabled(x.device.type) for x in given if not x.is_meta]
             key = wanted, *((x.shape[1:], x.dtype, x.device) for x in given), *half
             plan = None if hooked else self._plans.get(key)
             if plan is None:
