@@ -160,9 +160,10 @@ def _finding(peaks: Mapping[str, tuple[str, float]]) -> str:
     text = f"{capital(role_name(base))}: the peak is {told[base]}"
     if others:
         text += f", {ratio(peaks[first][1], peaks[base][1])} {the(first)} ({told[first]})"
-    red = [role for role in others if role.startswith("red") and role != base]
-    higher = [f"{role_name(role)} {told[role]}" for role in red if peaks[role][1] > peaks[base][1]]
-    return "; ".join([text, *(higher or ["RED adds nothing to it"] * bool(red))])
+    bare = "student" if "student" in peaks else base
+    red = [role for role in others if role.startswith("red") and not bare.startswith("red")]
+    higher = [f"{role_name(role)} {told[role]}" for role in red if peaks[role][1] > peaks[bare][1]]
+    return "; ".join([text, *(higher or [f"RED adds nothing to {the(bare)}'s"] * bool(red))])
 
 
 def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | None = None) -> go.Figure:
