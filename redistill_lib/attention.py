@@ -26,6 +26,7 @@ class AttentionMaps:
     blocks: tuple[int, ...]  # their numbers, from 0
     maps: NDArray[np.float32]  # N×B×h×w: the class token's attention to each patch, mean over heads
     reach: NDArray[np.float32]  # N×B×heads: how far patches look, in pixels, mean over patches
+    depth: int | None = None  # how many blocks the network has, if known
 
     @property
     def patch(self) -> int:
@@ -82,7 +83,7 @@ def read_attention(model: torch.nn.Module, images: Tensor, blocks: Sequence[int]
     own = weights[..., model.prefix :, model.prefix :]
     looked = (own / own.sum(-1, keepdim=True) * patch * _distances(*grid)).sum(-1).mean(-1)
     seen = weights[..., 0, model.prefix :].mean(2).unflatten(2, grid)
-    return AttentionMaps(images.cpu().numpy(), chosen, seen.numpy(), looked.numpy())
+    return AttentionMaps(images.cpu().numpy(), chosen, seen.numpy(), looked.numpy(), depth)
 
 
 def _distances(height: int, width: int) -> Tensor:

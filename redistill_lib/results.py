@@ -14,8 +14,10 @@ import pandas as pd
 from scipy import stats
 
 _LABELS = {"teacher": "teacher", "student": "naive student", "red-blocks": "RED blocks, no loss"}
-_PARTS = {"red-blocks": "RED blocks", "red": "RED", "kd": "KD", "mse": "MSE", "stage": "STAGE"}
-_PARTS |= {"deit": "DeiT", "locality": "locality guidance"}
+_PARTS = {"red-blocks": "RED blocks", "red-loss": "RED loss", "ls-kd": "LS-KD", "fitnet": "FitNet"}
+_PARTS |= {"reviewkd": "ReviewKD", "deit": "DeiT", "locality": "locality guidance"}
+_CAPITALS = "red kd mse stage dkd crd dist mlld at nst sp vid pkt ft ab srd rkd cc"
+_PARTS |= {name: name.upper() for name in _CAPITALS.split()}
 
 
 def role_key(role: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -106,10 +108,29 @@ def test_the_picture_shows_shares_on_one_scale() -> None:
     np.testing.assert_allclose(maps[1].z, [[0.4, 2.8], [0.4, 0.4]], rtol=1e-5)
     assert figure.layout.coloraxis.cmax == pytest.approx(2.8)
     title = figure.layout.title.text.partition("<br>")[0]
-    assert (
-        title
-        == "<b>In block 2 the class token gives one patch 1.0 (naive student) and 2.8 (RED) times an even share</b>"
-    )
+    assert title == "<b>In block 2 the most-watched patch gets 1.0× (naive student) and 2.8× (RED) its even share</b>"
+    assert "colours end" not in figure.layout.title.text
+    last = attention_maps({"red": replace(made(one, 2.0), depth=3)}).layout.title.text
+    assert last.startswith("<b>In block 2, the last, the most-watched patch gets 2.8× (RED)")
+    shallow = {"red": replace(made(one, 2.0), depth=3), "kd": replace(made(one, 2.0), depth=4)}
+    assert ", the last," not in attention_maps(shallow).layout.title.text
+    assert read_attention(network(), IMAGES, [5]).depth == 6
+
+
+def test_one_patch_does_not_darken_all_others() -> None:
+    share = torch.full((20, 20), 1 / 400)
+    share[3, 4] = 0.5  # of 400 patches 200 even shares, all others 1
+    figure = attention_maps({"student": AttentionMaps(
+        np.zeros((1, 1, 40, 40), np.uint8), (2,), share.view(1, 1, 20, 20).numpy(), np.ones((1, 1, 2), np.float32)
+    )})  # fmt: skip
+    axis = figure.layout.coloraxis
+    assert axis.cmax == pytest.approx(1) and axis.colorbar.ticktext[-1] == "≥ 1.0"
+    text = re.sub(r"<.*?>", " ", figure.layout.title.text)
+    assert "The colours end where 1 patch in 100 is above; the highest has 200.0" in text
+
+
+def test_reach_is_drawn_from_0() -> None:
+    assert attention_reach({"student": made(torch.full((2, 2), 0.25), 5.0)}).layout.yaxis.rangemode == "tozero"
 
 
 def test_figures_refuse_what_does_not_belong_together() -> None:

@@ -19,6 +19,7 @@ from redistill_lib import figures
 from redistill_lib.figures import theme
 from redistill_lib.figures.diagrams import map_sides
 from redistill_lib.maps import MapComparison
+from redistill_lib.methods import METHODS
 from redistill_lib.network import find_resolutions
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import interval, label, summarize
@@ -79,6 +80,34 @@ def test_colours_stay_apart(blindness: str) -> None:
     near = {pair: np.linalg.norm(colors[pair[0]] - colors[pair[1]]) for pair in itertools.combinations(ROLES, 2)}
     assert min(near.values()) > 18, min(near, key=lambda pair: near[pair])
     assert all(value[0] < 80 for value in colors.values())  # against white
+
+
+@pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
+def test_every_method_has_its_own_look(blindness: str) -> None:
+    looks = {role: theme.look(role) for role in dict.fromkeys([*ROLES, "red+mse", *METHODS])}
+    for (one, (tone, symbol)), (other, (tone2, symbol2)) in itertools.combinations(looks.items(), 2):
+        if symbol == symbol2:
+            assert np.linalg.norm(seen_by(tone, blindness) - seen_by(tone2, blindness)) > 18, (one, other)
+    unknown = theme.look("no such method")
+    assert unknown == theme.look("no such method") and unknown[1] not in [symbol for _, symbol in looks.values()]
+
+
+def test_every_method_has_a_name_as_its_paper_writes_it() -> None:
+    names = {name: label(name) for name in METHODS}
+    assert not [name for name in METHODS if names[name] == name]
+    assert len(set(names.values())) == len(METHODS)
+    assert [names[name] for name in ("at", "ls-kd", "reviewkd", "fitnet", "dist", "rkd")] == [
+        "AT", "LS-KD", "ReviewKD", "FitNet", "DIST", "RKD",
+    ]  # fmt: skip
+    assert label("at+kd") == "AT + KD"
+
+
+def test_unknown_names_of_one_figure_have_different_colours() -> None:
+    names = [f"patch {k}" for k in (8, 4, 5, 10, 20)]
+    assert len({theme.color(name) for name in names}) < len(names)  # by themselves some are alike
+    found = theme.colors(["teacher", *names])
+    assert len(set(found.values())) == len(names) + 1 and found["teacher"] == theme.color("teacher")
+    assert theme.colors(["a", *"bcdefgh"])["h"] in theme._SPARE  # more names than colours
 
 
 def test_roles_have_one_spelling_one_colour_and_a_name() -> None:

@@ -263,8 +263,16 @@ def test_the_title_tells_what_pooling_and_red_do() -> None:
     title = headline(memory_by_layer(profiles))
     assert title == (
         f"Naive student: the peak is {format_size(student)} at layer1.0, {teacher / student:.1f}× less than the "
-        f"teacher ({format_size(teacher)} at maxpool); RED adds nothing to it"
+        f"teacher ({format_size(teacher)} at maxpool); RED adds nothing to the naive student's"
     )
+    other = {"deit": profiles["teacher"], "red": profiles["red"]}  # a larger network between student and RED
+    assert headline(memory_bars({"student": profiles["student"], **other})) == (
+        f"DeiT: the peak is {format_size(teacher)}, {teacher / student:.1f}× more than the naive student "
+        f"({format_size(student)}); RED adds nothing to the naive student's"
+    )
+    assert headline(memory_bars({**other, "student": profiles["student"]})).endswith("nothing to the naive student's")
+    alone = {"teacher": profiles["teacher"], "red-blocks": profiles["red"], "red": profiles["red"]}
+    assert "RED adds" not in headline(memory_bars(alone))  # to what, nobody can see
     wide = profiled("resnet50", 4, 224)
     title = headline(memory_by_layer(wide))
     assert title.endswith(f"; student + RED {format_size(wide['red'].peak_bytes)} at layer2.0")  # not in place

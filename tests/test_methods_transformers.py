@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import redistill_lib as rd
-from redistill_lib.methods import KD, Batch, DeiT, Locality, Method
+from redistill_lib.methods import KD, METHODS, Batch, DeiT, Locality, Method
 
 IMAGES = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -52,6 +52,30 @@ def test_deit_is_equation_3() -> None:
     losses["deit/head_dist.output"].backward()
     assert student.head.weight.grad is None and student.head_dist.weight.grad.any() and student.dist_token.grad.any()
     assert all(p.grad is None for p in teacher.parameters())
+
+
+TAUGHT_BY_MAPS = [name for name, method in METHODS.items() if method.reads == "maps" and name not in {"crd", "sp"}]
+
+
+@pytest.mark.parametrize("name", TAUGHT_BY_MAPS)
+def test_who_meets_tokens_without_a_grid_says_what_helps(name: str) -> None:
+    student, teacher = pair("vit_pico-16")[0], pair("vit_pico-8")[0]
+    layers = (2, 4)[: 2 if name == "reviewkd" else 1]
+    taps = [rd.Tap(f"blocks.{k}", "output", f"blocks.{k}", "output") for k in layers]
+    with pytest.raises(ValueError, match=f"{name} .*of tokens, say their height × width by grid= or teacher_grid="):
+        rd.Distillation(student, [teacher], taps, name, example=IMAGES)
+
+
+@pytest.mark.parametrize("name", ["at", "locality"])
+def test_a_vit_learns_from_one_with_smaller_patches(name: str) -> None:
+    """No two maps are of one size; what then helps is told, and works."""
+    teacher = pair("vit_pico-8")[0]
+    student, _ = rd.derive_student(teacher, 2, example=IMAGES)
+    with pytest.raises(ValueError, match=r"by hand: at and locality take maps of any two .* teacher_grid="):
+        rd.match_taps(student, teacher, IMAGES)
+    tap = rd.Tap("blocks.2", "output", "blocks.2", "output", grid=(2, 2), teacher_grid=(4, 4))
+    losses = rd.Distillation(student, [teacher], [tap], name, example=IMAGES)(IMAGES)[1]
+    assert losses[f"{name}/blocks.2.output"] > 0
 
 
 def test_other_methods_teach_the_class_head() -> None:

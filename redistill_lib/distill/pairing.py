@@ -81,7 +81,8 @@ def pair_steps(
         raise ValueError(
             f"no student and teacher layers change resolution alike at input {times(image)} "
             f"(student and teacher: {', '.join(sizes) or 'no change at all'}); "
-            "give both the same total stride, or taps by hand; methods on outputs, such as kd, need none"
+            "give both the same total stride, or taps by hand: at and locality take maps of any two sizes (of tokens "
+            "with grid= and teacher_grid=); methods on outputs, such as kd, need none"
         )
     return taps
 

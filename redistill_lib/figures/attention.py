@@ -17,8 +17,9 @@ def attention_maps(attention: Mapping[str, AttentionMaps], *, block: int | None 
     """The images, and where the class token of each network looks in one of its blocks: the last, unless given.
 
     `attention` (what `redistill_lib.attention.read_attention` returns, all of the same images) by role. Colours say
-    how much a patch is looked at compared with even attention, on one scale for all; the title, how much the one that
-    is looked at most. Raises ValueError where images differ or a network lacks the block.
+    how much a patch is looked at compared with even attention, on one scale for all that ends at their 99th
+    percentile; the title, how much the one that is looked at most. Raises ValueError where images differ or a network
+    lacks the block.
 
     >>> maps = np.full((1, 1, 2, 2), 0.2, np.float32)
     >>> one = AttentionMaps(np.zeros((1, 1, 8, 8), np.uint8), (5,), maps, np.ones((1, 1, 2), np.float32))
@@ -32,7 +33,9 @@ def attention_maps(attention: Mapping[str, AttentionMaps], *, block: int | None 
         raise ValueError(f"block {block} of {lacking[0]} was not looked into; there are {known}")
     places = {role: its.blocks.index(block) for role, its in attention.items()}
     shares = {role: its.maps[:, places[role]] * its.maps[0, 0].size for role, its in attention.items()}
-    top, extent, rows = max(float(x.max()) for x in shares.values()), first.images.shape[2:], []
+    every = np.concatenate([share.ravel() for share in shares.values()])
+    top, highest = float(np.percentile(every, 99)), float(every.max())  # one patch would darken all others
+    extent, rows = first.images.shape[2:], []
     for k, image in enumerate(first.images):
         row: list[Panel] = [(image_trace(image, "the image"), "" if k else "<b>image</b>", "")]
         for role, share in shares.items():
@@ -40,11 +43,15 @@ def attention_maps(attention: Mapping[str, AttentionMaps], *, block: int | None 
             head = f"<b>{label(role)}</b><br>{muted(f'{height}×{width} patches')}"
             row.append((_heatmap(share[k], extent, label(role)), "" if k else head, ""))
         rows.append(row)
-    told = listed(f"{number(float(x.max((1, 2)).mean()), 1)} ({label(role)})" for role, x in shares.items())
-    title = f"In block {block} the class token gives one patch {told} times an even share"
+    told = listed(f"{number(float(x.max((1, 2)).mean()), 1)}×{NBSP}({label(role)})" for role, x in shares.items())
+    last = ", the last," if all(its.depth == block + 1 for its in attention.values()) else ""
+    title = f"In block {block}{last} the most-watched patch gets {told} its even share"
     note = "Attention of the class token, mean over heads; colour: 1 is an even share. Title: mean over these images."
+    if capped := round(top, 1) < round(highest, 1):
+        note += f" The colours end where 1 patch in 100 is above; the highest has {number(highest, 1)}."
     figure = panels(rows, extent, title, note, right=76)
-    bar = {"thickness": 10, "x": 1.01, "tickvals": [0, 1, round(top, 1)]}
+    ticks = {0.0: "0", 1.0: "1", round(top, 1): "≥ " * capped + number(top, 1)}
+    bar = {"thickness": 10, "x": 1.01, "tickvals": [*ticks], "ticktext": [*ticks.values()]}
     return figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": top, "colorbar": bar})
 
 
@@ -76,7 +83,7 @@ def attention_reach(attention: Mapping[str, AttentionMaps]) -> go.Figure:
     even = _even(first)
     figure.add_hline(even, line={"color": MUTED, "width": 1.5, "dash": "dash"}, annotation_text="even attention")
     figure.update_xaxes(title="block", dtick=1)
-    figure.update_yaxes(title="mean distance to what a patch looks at (px)")
+    figure.update_yaxes(title="mean distance to what a patch looks at (px)", rangemode="tozero")
     start, ends = first.blocks[0], {role: float(its.reach[:, 0].mean()) for role, its in attention.items()}
     told = listed(f"{number(value, 1)}{NBSP}px ({label(role)})" for role, value in ends.items())
     note = f"Mean over {len(first.images)} images. Faint dots: single heads. Patches of {first.patch} px."

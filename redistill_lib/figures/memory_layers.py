@@ -9,7 +9,19 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.memory import block_names, bound_values, layer_name, place_of, ratio, setting, unit_of
-from redistill_lib.figures.theme import INK, PAGE, color, faint, finish, look, muted, name_columns, name_rows, short
+from redistill_lib.figures.theme import (
+    INK,
+    PAGE,
+    color,
+    colors,
+    faint,
+    finish,
+    look,
+    muted,
+    name_columns,
+    name_rows,
+    short,
+)
 from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.results import capital, label, listed, role_key, the
 
@@ -148,9 +160,10 @@ def _finding(peaks: Mapping[str, tuple[str, float]]) -> str:
     text = f"{capital(role_name(base))}: the peak is {told[base]}"
     if others:
         text += f", {ratio(peaks[first][1], peaks[base][1])} {the(first)} ({told[first]})"
-    red = [role for role in others if role.startswith("red") and role != base]
-    higher = [f"{role_name(role)} {told[role]}" for role in red if peaks[role][1] > peaks[base][1]]
-    return "; ".join([text, *(higher or ["RED adds nothing to it"] * bool(red))])
+    bare = "student" if "student" in peaks else base
+    red = [role for role in others if role.startswith("red") and not bare.startswith("red")]
+    higher = [f"{role_name(role)} {told[role]}" for role in red if peaks[role][1] > peaks[bare][1]]
+    return "; ".join([text, *(higher or [f"RED adds nothing to {the(bare)}'s"] * bool(red))])
 
 
 def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | None = None) -> go.Figure:
@@ -169,6 +182,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     unit, scale = unit_of(max(profile.peak_bytes for profile in profiles.values()))
     figure, reach, names = go.Figure(), 0.0, []
     marks: dict[str, dict[int, int]] = {}
+    tones = colors(profiles)
     beside = {"x": 1.02, "xref": "paper", "xanchor": "left"}
     for k, (role, profile) in enumerate(profiles.items()):
         peak, where = format_size(profile.peak_bytes), f"at {place_of(profile.peak_op)}"
@@ -176,7 +190,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
         reach = max(reach, profile.peak_bytes / scale * _ROOM / (_ROOM - 31 - 7 * len(peak + where)))
         figure.add_bar(
             x=[profile.peak_bytes / scale], y=[k], orientation="h", width=0.6, name=role_name(role), showlegend=False,
-            marker={"color": color(role), "line": {"width": 0}}, textposition="outside", cliponaxis=False,
+            marker={"color": tones[role], "line": {"width": 0}}, textposition="outside", cliponaxis=False,
             text=f" <b>{peak}</b> {muted(where)}",
             hovertemplate=f"<b>{role_name(role)}</b>, {profile.model}: %{{text}}<extra></extra>",
         )  # fmt: skip

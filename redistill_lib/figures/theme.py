@@ -6,7 +6,7 @@ import math
 import re
 import textwrap
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -32,7 +32,21 @@ _LOOKS = {
     "red-blocks": ("#E6B03C", "hexagon"),
     "red-blocks+kd": ("#56B4E9", "pentagon"),
 }
-_SPARE = ("#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F")
+# Other methods share six colours; those of one marker stay apart for every eye.
+_GREEN, _TEAL, _OLIVE, _PURPLE, _BLUE, _BROWN = _SPARE = (
+    "#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F",
+)  # fmt: skip
+for _symbol, _methods in {
+    "triangle-up": {"deit": _GREEN, "locality": _BLUE},
+    "triangle-down": {"dkd": _TEAL, "ls-kd": _BLUE, "mse": _BROWN},
+    "hexagram": {"dist": _GREEN, "mlld": _PURPLE, "crd": _OLIVE},
+    "x": {"sp": _TEAL, "pkt": _BROWN, "rkd": _BLUE},
+    "hourglass": {"cc": _TEAL, "stage": _PURPLE, "red-loss": _GREEN},
+    "star-square": {"fitnet": _BLUE, "at": _OLIVE, "nst": _TEAL},
+    "triangle-right": {"vid": _BROWN, "ft": _TEAL, "ab": _BLUE},
+    "diamond-wide": {"reviewkd": _PURPLE, "srd": _OLIVE},
+}.items():
+    _LOOKS |= {_method: (_tone, _symbol) for _method, _tone in _methods.items()}
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
@@ -55,9 +69,21 @@ def color(role: str) -> str:
 
 
 def look(role: str) -> tuple[str, str]:
-    """The role's colour and marker."""
+    """The role's colour and marker; where it has none, a left triangle, which no method has."""
     key = role_key(role)
-    return _LOOKS.get(key) or (_SPARE[zlib.crc32(key.encode()) % len(_SPARE)], "triangle-up")
+    return _LOOKS.get(key) or (_SPARE[zlib.crc32(key.encode()) % len(_SPARE)], "triangle-left")
+
+
+def colors(roles: Iterable[str]) -> dict[str, str]:
+    """A colour for each role of one figure: unknown names that would share one take the next that is free."""
+    keys = {role: role_key(role) for role in roles}
+    found = {role: color(role) for role, key in keys.items() if key in _LOOKS}
+    for role in keys:
+        if role not in found:
+            start = _SPARE.index(color(role))
+            order = (*_SPARE[start:], *_SPARE[:start])
+            found[role] = next((tone for tone in order if tone not in found.values()), order[0])
+    return found
 
 
 def faint(color: str, opacity: float = 0.35) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.checks import check_above_zero, check_fields, is_number
+from redistill_lib.red import OF_TOKENS
 
 #: A map's or an output's shape without its batch, such as (C, H, W); empty where no example told it.
 Shape = tuple[int, ...]
@@ -291,9 +292,10 @@ def check_kind(method: str, student: Shape, teacher: Shape, *, vectors: bool = F
     kinds = (1, 3, 4) if vectors else (3, 4)
     if not {len(student), len(teacher)} <= set(kinds) or (alike and len(student) != len(teacher)):
         wanted = "maps C×H×W or volumes C×D×H×W" + " or vectors C" * vectors
+        tokens = f"; {OF_TOKENS}" if 2 in (len(student), len(teacher)) else ""
         raise ValueError(
             f"{method} needs {wanted}, not {student} from the student and {teacher} from the teacher; "
-            "tap layers that give these"
+            f"tap layers that give these{tokens}"
         )
 
 

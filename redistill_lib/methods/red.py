@@ -18,7 +18,7 @@ from redistill_lib.methods.base import (
     option,
     spatial_mean,
 )
-from redistill_lib.red import DISTANCES, RedBlock, alignment_loss, check_distance, check_form, check_maps
+from redistill_lib.red import DISTANCES, OF_TOKENS, RedBlock, alignment_loss, check_distance, check_form, check_maps
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,6 +57,8 @@ class RED(Weighted):
 
     def block(self, student: Shape) -> nn.Module:
         axes = len(student) - 1 or 2  # where only the channels are known, maps are meant
+        if axes == 1:
+            raise ValueError(f"{self.name} puts its block behind a map C×H×W, not behind {student}; {OF_TOKENS}")
         return RedBlock(student[0], axes=axes, **self.form)
 
     def check(self, student: Shape, teacher: Shape) -> None:
@@ -88,6 +90,8 @@ class Stage(RED):
     name, summary = "stage", "spatial mean"
 
     def check(self, student: Shape, teacher: Shape) -> None:
+        if 2 in (len(student), len(teacher)):
+            check_maps(self.name, "C×H×W", student, teacher)
         check_equal(self.name, student[:1], teacher[:1], "it compares channel by channel, so use red")
 
     def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from redistill_lib.methods.base import Batch, Shape, Weighted, check_equal
+from redistill_lib.red import OF_TOKENS
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ class Locality(Weighted):
     def check(self, student: Shape, teacher: Shape) -> None:
         for who, shape in (("student", student), ("teacher", teacher)):
             if len(shape) != 3:
-                raise ValueError(
-                    f"{self.name} needs maps C×H×W, not {shape} from the {who}; of tokens, give the grid"
-                )
+                raise ValueError(f"{self.name} needs maps C×H×W, not {shape} from the {who}; {OF_TOKENS}")
 
     def resized(self, student: Shape, teacher: Shape) -> str:
         ours, theirs = (f"{h}×{w}" for _, h, w in (student, teacher))

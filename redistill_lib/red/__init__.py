@@ -2,6 +2,7 @@
 
 from redistill_lib.red.block import (
     DISTANCES,
+    OF_TOKENS,
     RedBlock,
     alignment_loss,
     check_distance,
@@ -21,6 +22,7 @@ from redistill_lib.red.layers import (
 
 __all__ = [
     "DISTANCES",
+    "OF_TOKENS",
     "BlockedLayer",
     "GridBlock",
     "InPlaceRedBlock",

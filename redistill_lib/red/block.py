@@ -151,6 +151,10 @@ def check_distance(label: str, value: object) -> None:
         raise ValueError(f"unknown {label} {value!r}; choose one of {', '.join(DISTANCES)}")
 
 
+#: What helps where tokens stand for a map.
+OF_TOKENS = "of tokens, say their height × width by grid= or teacher_grid="
+
+
 def check_maps(what: str, axes: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     """Raise ValueError for shapes that are not two maps, or volumes, of equal sides; `axes` is such as "C×H×W"."""
     first, lengths = axes.count("×") - 1, {len(student), len(teacher)}  # of the sides, and of the shapes
@@ -159,7 +163,7 @@ def check_maps(what: str, axes: str, student: tuple[int, ...], teacher: tuple[in
     why = f"{student} from the student and {teacher} from the teacher"
     if lengths == {first + 3}:
         raise ValueError(f"{what} needs volumes of equal depth × height × width, not {why}")
-    tokens = "; of tokens, say their height × width by grid= or teacher_grid=" if first + 1 in lengths else ""
+    tokens = f"; {OF_TOKENS}" if first + 1 in lengths else ""
     raise ValueError(f"{what} needs {axes} maps of equal height × width, not {why}{tokens}")
 
 
