@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py        about 10 minutes of one core; finished runs are reused
 
-It shows what can be used where and what a step costs, not which method is better: one epoch, one seed, the methods'
-own weights. Taps are those of `match_taps`. A method that refuses a pair, or whose training ends in an error, has its
-sentence in place of numbers. Seconds are beside those of the student that is trained alone.
+It shows what can be used where, not which method is better: one epoch, one seed, the methods' own weights. Taps are
+those of `match_taps`. A method that refuses a pair, or whose training ends in an error, has its sentence in place of
+numbers.
 
 Writes benchmarks/results/methods.csv and prints it.
 """
@@ -55,7 +55,6 @@ def main() -> None:
             else:
                 row |= {"distill_loss": run.history().get("train_distill", pd.Series([float("nan")])).iloc[-1]}
                 row |= {"validation_accuracy": run.metrics["validation_accuracy"]}
-                row |= {"seconds_to_alone": round(run.metrics["seconds"] / alone.metrics["seconds"], 2)}
             rows.append(row)
             print(row, flush=True)
     frame = pd.DataFrame(rows)
