@@ -26,8 +26,9 @@ from redistill_lib.network import asking, find_resolutions
 from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
-from redistill_lib.student import find_places
 from redistill_lib.student.derive import restrided
+from redistill_lib.student.places import find_layout
+from redistill_lib.student.ratios import embeds
 
 MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
 
@@ -61,8 +62,8 @@ class Fit:
         return self.plain if blocks == "none" else self.in_place if "in place" in blocks else self.published
 
     def peak(self, blocks: Blocks) -> float:
-        """In bytes; infinite where it is not known."""
-        return math.inf if (cost := self.needs(blocks)) is None else cost.peak_bytes
+        """What has to fit, in bytes: the arena of a runtime that plans one. Infinite where it is not known."""
+        return math.inf if (cost := self.needs(blocks)) is None else cost.needed_bytes
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,13 @@ class BudgetFit:
     @property
     def closest(self) -> Fit:
         """The plan that needs the least memory of all."""
-        return min(self.candidates, key=lambda fit: (fit.peak(self.blocks), fit.plain.peak_bytes))
+        return min(self.candidates, key=lambda fit: (fit.peak(self.blocks), fit.plain.needed_bytes))
 
     def to_frame(self) -> pd.DataFrame:
-        """`fits` as a table: KiB, multiply-adds in millions, and both as shares of the network as it is."""
+        """`fits` as a table: KiB, multiply-adds in millions, and both as shares of the network as it is.
+
+        Peaks are live bytes; under a runtime that plans an arena, the columns with that word are what has to fit.
+        """
         own = {fit.dtype: fit.plain for fit in self.own}
         nothing = Cost(*[math.nan] * 5)  # type: ignore[arg-type]
         rows = [
@@ -109,6 +113,7 @@ class BudgetFit:
                 "peak (KiB)": fit.plain.peak_bytes / 1024,
                 "with RED (KiB)": (fit.published or nothing).peak_bytes / 1024,
                 "RED in place (KiB)": (fit.in_place or nothing).peak_bytes / 1024,
+                **_arenas(fit),
                 "set by": fit.plain.peak_at,
                 "peak ÷ own": fit.plain.peak_bytes / own[fit.dtype].peak_bytes,
                 "mult-adds (M)": fit.plain.flops / 2e6,
@@ -126,12 +131,13 @@ class BudgetFit:
         budget = format_size(self.budget_bytes) + f" under {self.convention}" * (self.convention != "fused")
         best = fits[0] if fits else self.closest
         needed, plan = best.needs(self.blocks) or best.plain, f"{best.plan} in {best.dtype}"
-        peak = f"{format_size(needed.peak_bytes)} at {needed.peak_at}"
+        peak, arena = f"peak {format_size(needed.peak_bytes)} at {needed.peak_at}", needed.arena_bytes
+        peak = peak if arena is None else f"arena {format_size(arena)} (live {peak})"
         if fits:
             count = f"{len(fits)} plan{'s' * (len(fits) > 1)} worth a look"
-            answer = f"{self.model} in {budget}: {plan} keeps most {words}, peak {peak} ({count})"
+            answer = f"{self.model} in {budget}: {plan} keeps most {words}, {peak} ({count})"
         else:
-            answer = f"no plan of {self.model} fits {budget} {words}: the nearest, {plan}, needs {peak}"
+            answer = f"no plan of {self.model} fits {budget} {words}: the nearest is {plan}, {peak}"
             if not any(self.fits_with(blocks) for blocks in lighter):
                 answer += "; try a smaller input or width"
         most = best.plain.flops if fits else 0
@@ -144,6 +150,14 @@ class BudgetFit:
             for plan, reason in [*reasons.items()][:1]:
                 answer += f"; {len(reasons)} {what}, such as {plan}: {reason}"
         return answer
+
+
+def _arenas(fit: Fit) -> dict[str, float]:
+    """The table's columns of arenas, where the runtime plans one."""
+    if fit.plain.arena_bytes is None:
+        return {}
+    forms = {"arena": fit.plain, "arena with RED": fit.published, "arena, RED in place": fit.in_place}
+    return {f"{name} (KiB)": cost.needed_bytes / 1024 if cost else math.nan for name, cost in forms.items()}
 
 
 def fit_to_budget(
@@ -160,8 +174,9 @@ def fit_to_budget(
     `model` is a built-in name (with a plan for another total stride) or any network that `derive_student` takes,
     `budget` bytes or ``"256KB"``, `inputs` an example, of which only shapes count. `plans` defaults to those of the
     same total stride: all legal ones of a name (of more than 500, those that nowhere pool later than the network
-    itself), or every way of moving a network's strides to the stem. Peaks are without weights, under a `convention`
-    of `profile_memory` other than ``paper``.
+    itself), or every way of moving a network's strides to the stem. Patches that are all its pooling are tried as
+    they are, ×2 and ×4; these students take no blocks. Activations count, not weights, under a `convention` of
+    `profile_memory` other than ``paper``: the arena of a runtime that plans one, or else the peak.
 
     A plan has to fit with the RED blocks that it will be taught with, at the taps of `match_taps`: as `published`,
     ``"in place"`` (see `red.make_in_place`) or ``"none"``; the table shows all three. ``"narrow"`` and ``"narrow in
@@ -175,20 +190,24 @@ def fit_to_budget(
     check_type("blocks", blocks, Blocks)
     budget_bytes, runtime = parse_size(budget), runtime_of(convention)
     if runtime is None:
-        raise ValueError("the paper's estimate knows no blocks in place and no networks of one's own: use fused")
+        raise ValueError("budgets cannot be counted by the paper's estimate, which knows layers alone: use fused")
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
     for dtype in dtypes or [""]:
         storage_size(dtype)
     with asking(inputs):
-        name, own, every, build = _named(model) if isinstance(model, str) else _derived(model, inputs)
+        name, own, every, build = _named(model, inputs) if isinstance(model, str) else _derived(model, inputs)
     given = [plans] if isinstance(plans, (str, StridePlan)) else every if plans is None else plans
     chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in given]
     if not chosen:
         raise ValueError('plans is empty: leave it out for all plans, or name some, such as plans=["4-11221"]')
+    patches = not own.stages
+    blocks = "none" if patches else blocks  # no map of the teacher is as large as one of the student
     for plan in chosen:
-        if plan.total != own.total:
+        if plan.total % own.total or plan.stages if patches else plan.total != own.total:
+            if patches:
+                raise ValueError(f"plan {plan} is no patch of {name}: give {own} or a multiple of it")
             raise ValueError(
                 f"plan {plan} strides {plan.total} in all where {name} ({own}) strides {own.total}, so its last maps "
                 f"would have another size; give plans whose digits multiply to {own.total}"
@@ -203,7 +222,7 @@ def fit_to_budget(
     theirs = functools.cache(lambda: find_resolutions(teacher, inputs))
 
     def count_blocks(plan: StridePlan) -> None:
-        if found[plan][0].published or str(plan) in untapped:
+        if found[plan][0].published or str(plan) in untapped or patches:
             return
         student = networks[plan] if plan in networks else build(plan)
         try:
@@ -280,7 +299,7 @@ def _uncollected() -> Iterator[None]:
 _Search = tuple[str, StridePlan, list[StridePlan], Callable[[StridePlan], nn.Module]]
 
 
-def _named(name: str) -> _Search:
+def _named(name: str, inputs: tuple[Tensor, ...]) -> _Search:
     arch = name.partition("-")[0]
 
     def build(plan: StridePlan) -> nn.Module:
@@ -290,6 +309,8 @@ def _named(name: str) -> _Search:
     with outlines():
         own: StridePlan = create_model(name).plan
     plans, facts = [], ARCHITECTURES[arch]
+    if not own.stages:
+        return arch, own, [p for p in _larger_patches(own, inputs[0].shape[2:]) if p.stem in facts.stem], build
     for stages in itertools.product(facts.allowed, repeat=len(own.stages)):
         stem, rest = divmod(own.total, math.prod(stages))
         if not rest and stem in facts.stem:
@@ -300,19 +321,32 @@ def _named(name: str) -> _Search:
 
 
 def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
-    stem, *stages = (place.stride for place in find_places(model, inputs))
+    layout, name = find_layout(model, inputs), str(getattr(model, "name", type(model).__name__))
+    own = layout.plan
+    stem, stages = own.stem, own.stages
     if not stages:
-        raise ValueError(
-            f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
-        )
-    own = StridePlan(stem, tuple(stages))
+        if stem == 1 or not embeds(model.get_submodule(layout.places[0].name)):
+            raise ValueError(
+                f"only one layer of this {type(model).__name__} strides or pools, so there is no other plan to search"
+            )
+
+        def enlarge(plan: StridePlan) -> nn.Module:
+            return model if plan == own else restrided(model, plan.stem // stem, None, inputs, "stride")[0]
+
+        return name, own, _larger_patches(own, layout.image), enlarge
     choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in stages]
     plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
     def build(plan: StridePlan) -> nn.Module:
         return model if plan == own else restrided(model, None, plan, inputs, "stride")[0]
 
-    return str(getattr(model, "name", type(model).__name__)), own, plans, build
+    return name, own, plans, build
+
+
+def _larger_patches(own: StridePlan, image: Sequence[int]) -> list[StridePlan]:
+    """Of a network whose patches are all its pooling: as large, twice and four times, where they divide the image."""
+    stems = (own.stem * times for times in (1, 2, 4))
+    return [StridePlan(stem, ()) for stem in stems if not any(side % stem for side in image)]
 
 
 def _totals(plan: StridePlan) -> list[int]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from redistill_lib.checks import check_type
 from redistill_lib.distill import Tap, match_taps
 from redistill_lib.memory import format_size
+from redistill_lib.memory.arena import PACKERS, height
 from redistill_lib.memory.profile import DTYPES, Dtype, storage_size, weights_of
 from redistill_lib.memory.reuse import Runs
 from redistill_lib.memory.runtime import FUSED, Runtime
@@ -38,6 +39,12 @@ class Cost:
     flops: int  # 2 per multiply-add
     parameters: int
     weight_bytes: int
+    arena_bytes: int | None = None  # the one block that a runtime plans for its activations; None where it plans none
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be provisioned for activations: the arena, or else the peak."""
+        return self.peak_bytes if self.arena_bytes is None else self.arena_bytes
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class TapCosts:
         if costly:
             worst = max(costly, key=lambda other: len(other.reasons))
             more = f" and {len(costly) - 1} more" if len(costly) > 1 else ""
-            told += f"; more than the network around it costs {worst.tap}{more}: {', '.join(worst.reasons)}"
+            told += f"; costing more than the network itself: {worst.tap} ({', '.join(worst.reasons)}){more}"
         return told
 
 
@@ -167,7 +174,11 @@ class Followed:
         at = schedule.steps[live.index(max(live))]
         flops = sum(step.flops for step in schedule.steps)
         weights = self.parameters * DTYPES[name].itemsize if name else self.weight_bytes
-        return Cost(max(live), at.module or at.name, flops, self.parameters, weights)
+        arena = None
+        if runtime.plans_arena:
+            blocks = schedule.blocks(runtime.alignment)
+            arena = height(blocks, PACKERS[runtime.packer](blocks))
+        return Cost(max(live), at.module or at.name, flops, self.parameters, weights, arena)
 
     def with_blocks(self, taps: Sequence[Tap]) -> tuple[Followed, Followed]:
         """With the blocks of `taps`, as published and in place, not followed again. Errors as `find_spot`."""

@@ -142,7 +142,9 @@ class Run:
             check_fields(run := cls(path=path, **{"version": "unknown", **known}, unknown=record))
             return run
         except FileNotFoundError:
-            raise FileNotFoundError(f"no run at {path}: it holds no run.json") from None
+            near = Path("runs", path.name)
+            told = f"; {near} does" if near != path and (near / "run.json").exists() else ""
+            raise FileNotFoundError(f"no run at {path}: it holds no run.json{told}") from None
         except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             told = f"{path}/run.json is not a run record ({error}); delete the folder to run it again"
             raise ValueError(told) from None

@@ -69,7 +69,7 @@ def test_a_network_of_ones_own_moves_its_strides_to_the_stem() -> None:
 def test_where_nothing_fits_the_nearest_is_named() -> None:
     fit = fit_to_budget("mobilenetv2", "1KB", X, plans=["2-1222121", "8-1211121"])
     assert fit.fits == () and fit.to_frame().empty
-    told = "no plan of mobilenetv2 fits 1.0 KiB with RED blocks as published: the nearest, 8-1211121 in int8"
+    told = "no plan of mobilenetv2 fits 1.0 KiB with RED blocks as published: the nearest is 8-1211121 in int8"
     assert told in str(fit) and "try a smaller input or width" in str(fit)
 
 
@@ -93,6 +93,7 @@ def test_any_rules_count_networks_in_which_the_blocks_really_stand(convention: s
         for model, cost in ((student, candidate.plain), (red.eval(), candidate.published)):
             profile = rd.profile_memory(model, X, dtype=candidate.dtype, convention=convention)
             assert cost is not None and cost.peak_bytes == profile.peak_bytes and cost.flops == profile.flops
+            assert cost.needed_bytes == profile.arena_bytes
     name = convention if isinstance(convention, str) else "own"
     assert fit.convention == name and f"fits 1.0 KiB under {name} with RED blocks as published" in str(fit)
 
@@ -110,7 +111,7 @@ def test_bad_input() -> None:
         fit_to_budget("mobilenetv2", "1MB", X, blocks="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown convention 'tflite': choose from eager, fused"):
         fit_to_budget("mobilenetv2", "1MB", X, convention="tflite")
-    with pytest.raises(ValueError, match="the paper's estimate knows no blocks in place"):
+    with pytest.raises(ValueError, match="budgets cannot be counted by the paper's estimate"):
         fit_to_budget("mobilenetv2", "1MB", X, convention="paper")
     with pytest.raises(ValueError, match="the network does not take images of 1×64×64: Given groups"):
         fit_to_budget("mobilenetv2", "1MB", X[:, :1])
@@ -147,6 +148,41 @@ def test_a_plan_that_cannot_be_derived_is_listed_and_the_others_are_there() -> N
 def test_a_network_with_a_single_strided_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="only one layer of this Sequential strides or pools"):
         fit_to_budget(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1)), "1MB", X)
+
+
+@pytest.mark.parametrize("budget", ["2000KB", "2600KB"])
+def test_under_a_runtime_the_arena_has_to_fit(budget: str) -> None:
+    """Plan 4-11214 of ResNet-50 in int8 holds 1,960 KiB at once, but is placed in more."""
+    x, plans = torch.zeros(1, 3, 224, 224), ["4-11214", "16-11112"]
+    how = {"dtypes": "int8", "plans": plans, "blocks": "none", "convention": "executorch_in_place"}
+    fit = fit_to_budget("resnet50", budget, x, **how)  # type: ignore[arg-type]
+    profile = rd.profile_memory(
+        rd.create_model("resnet50-4-11214"), x, dtype="int8", convention="executorch_in_place"
+    )
+    live, arena, limit = profile.peak_bytes, profile.arena_bytes, rd.memory.parse_size(budget)
+    assert live < 2000 * 1024 < arena
+    first = {f.plan: f.plain for f in fit.candidates}["4-11214"]
+    assert (first.peak_bytes, first.arena_bytes) == (live, arena)
+    assert ("4-11214" in [f.plan for f in fit.fits]) == (arena <= limit)
+    assert (fit.to_frame()["arena (KiB)"] <= limit / 1024).all() and "arena" in str(fit) and "live peak" in str(fit)
+    fused = fit_to_budget("resnet50", budget, x, **{**how, "convention": "fused"})  # type: ignore[arg-type]
+    assert "arena (KiB)" not in fused.to_frame() and "arena" not in str(fused)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_patches_grow_where_they_are_all_the_pooling(own: bool) -> None:
+    x = torch.zeros(1, 3, 128, 128)
+    fit = fit_to_budget(rd.create_model("vit_pico") if own else "vit_pico", "1MB", x, dtypes="int8")
+    assert [f.plan for f in fit.candidates] == ["16", "32", "64"]
+    for found in fit.candidates:
+        profile = rd.profile_memory(rd.create_model(f"vit_pico-{found.plan}"), x, dtype="int8")
+        assert found.plain.peak_bytes == profile.peak_bytes and found.plain.flops == profile.flops
+    peaks = [f.plain.peak_bytes for f in fit.candidates]
+    tight = fit_to_budget("vit_pico", peaks[0] - 1, x, dtypes="int8")
+    assert tight.fits[0].plan == "32" and "without RED blocks" in str(tight)
+    assert not tight.untapped
+    with pytest.raises(ValueError, match="plan 24 is no patch of vit_pico: give 16 or a multiple of it"):
+        fit_to_budget("vit_pico", "1MB", x, plans="24")
 
 
 # ------------------------------------------------------------------------------------------------------- RED blocks
@@ -230,8 +266,8 @@ def test_plans_of_another_total_stride_are_refused(model: nn.Module | str, plan:
 
 @pytest.mark.parametrize("arch", ["mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet"])
 def test_a_replayed_pass_is_the_pass(arch: str) -> None:
-    runs, (_, own, plans, build) = Runs(), _named(arch)
     inputs = rd.models.example_inputs(arch, 64)
+    runs, (_, own, plans, build) = Runs(), _named(arch, inputs)
     for plan in [own, *plans[:: max(1, len(plans) // 4)]]:
         network = build(plan)
         assert trace(network, *inputs, runs=runs) == trace(network, *inputs)

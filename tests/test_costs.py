@@ -155,7 +155,7 @@ def test_several_choices_are_told_side_by_side() -> None:
     # Wide maps of 32 KiB, two without and three with the block, beside the narrow one of 8 that the sum waits for.
     assert "take the student's peak from 72.0 KiB to 104 KiB (in place 72.0 KiB)" in first
     assert first.startswith("wide: RED blocks at 1 tap ")
-    assert "more than the network around it costs 2.filter.0.output: multiply-adds, parameters, peak" in first
+    assert "costing more than the network itself: 2.filter.0.output (multiply-adds, parameters, peak)" in first
     assert second.startswith("narrow: ") and "more than" not in second
 
 

@@ -111,6 +111,36 @@ def seeded(net: type[nn.Module], *args: Any) -> Any:
     return net(*args)
 
 
+class Columns(Swin):
+    """Holds its patches by columns, and by rows again for its merging where `back` says so. Made for a square."""
+
+    def __init__(self, tokens: bool, back: bool) -> None:
+        super().__init__(4, 0, tokens, channels=12)
+        self.back, self.merge = back, Merge(12, 8 if tokens else None)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x)
+        x = x.transpose(2, 3).flatten(2).transpose(1, 2) if self.tokens else x.permute(0, 3, 2, 1)
+        x = self.body(x)
+        if self.back:
+            x = x.unflatten(1, (8, 8)).transpose(1, 2).flatten(1, 2) if self.tokens else x.transpose(1, 2)
+        y: Tensor = self.head(self.merge(x).flatten(1, -2).mean(1))
+        return y
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_maps_that_are_held_by_columns_are_not_compared_with_those_held_by_rows(tokens: bool) -> None:
+    """On a square both look alike, and every map would be compared with its mirror image."""
+    square, first = X[:, :, :, :32], Tap("patch", "output", "3", "output", channels=12)
+    assert match_taps(seeded(Columns, tokens, False), cnn(2, 2, 2), square) == [first]
+    assert match_taps(seeded(Columns, tokens, True), cnn(2, 2, 2), square) == [
+        first,
+        Tap("merge", "input", "6", "input", channels=12, grid=(8, 8)),
+        Tap("merge", "output", "6", "output", channels=24, grid=(4, 4)),
+    ]
+
+
 @pytest.mark.parametrize("tokens", [False, True])
 def test_taps_say_how_maps_are_held(tokens: bool) -> None:
     """Patches of 2 are 16×24; merged twice, 8×12 and 4×6. Patches of 4 need one merging less."""

@@ -74,6 +74,14 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
+def test_an_id_alone_is_told_of_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    (tmp_path / "runs/mine/run.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"no run at mine: it holds no run.json; runs.mine does"):
+        Run.load("mine")
+
+
 def test_missing_and_broken_records(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"it holds no run.json"):
         Run.load(tmp_path / "none")

@@ -308,6 +308,13 @@ class Batchwise(nn.Sequential):
         super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), norm)
 
 
+class Shifting(Residual):
+    """Each image's answer depends a little on the others of its batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 3e-3 * x.detach().mean()
+
+
 class Choosing(Residual):
     """Goes by a convolution's map only where the images are bright."""
 
@@ -335,18 +342,32 @@ class Whole(Residual):
 FIRST = torch.zeros(2, 3, 16, 16), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(6))
 
 
-@pytest.mark.parametrize("kind", [Batchwise, Choosing, Grouping, Whole])
+@pytest.mark.parametrize("kind", [Batchwise, Shifting, Choosing, Grouping, Whole])
 @pytest.mark.parametrize("first", FIRST, ids=["zeros", "one"])
 def test_what_the_first_images_do_not_show(
     kind: type[nn.Module], first: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teachers, "SLICE_BYTES", 2 * 4 * 8 * 16 * 16)
+    monkeypatch.setattr(teachers, "SLICE_BYTES", 2 * 4 * 3 * 16 * 16)
     network, x = trained(kind()), torch.arange(1.0, 5).view(-1, 1, 1, 1) * torch.rand(4, 3, 16, 16) + 2
     teacher = LiveTeacher(network)
     teacher.maps(Batch((x if kind is Whole else first,)), [ANSWER])
     with torch.no_grad():
         expected = network(x)
     torch.testing.assert_close(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_that_does_in_half_precision_is_tried_again_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Leaning(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.1 * x.mean(0, keepdim=True))
+
+    monkeypatch.setattr(teachers, "SLICE_BYTES", 1)
+    network = trained(Leaning())
+    teacher, x = LiveTeacher(network), torch.rand(4, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher.maps(Batch((x,)), [ANSWER])
+    with torch.no_grad():
+        assert torch.equal(teacher.maps(Batch((x,)), [ANSWER])[ANSWER], network(x))
 
 
 @pytest.mark.parametrize("buffer", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -547,6 +548,9 @@ def test_a_student_may_start_from_its_teachers_weights(teachers: dict[str, Run],
         torch.testing.assert_close(weights(warm)[name], theirs[name])
     other = create_model("mobilenetv3_small", num_classes=10, in_channels=1, width=WIDTH)
     recipe = replace(recipe, init="teacher")
+    own = [copy.deepcopy(load_model(teacher)) for _ in range(2)]
+    nn.init.zeros_(own[0].fc.weight)  # a student's weights of its own are none of the run's
+    assert len({distill("classifier", tmp_path, teacher, net, methods="kd", recipe=recipe).id for net in own}) == 1
     with pytest.raises(
         ValueError, match=r"of features\.0\.0\.weight the student's is \(\d+, 1, 3, 3\) and the teach.*missing"
     ):
@@ -588,6 +592,14 @@ def test_students_of_several_teachers(teachers: dict[str, Run], task: str, tmp_p
     assert [term["from"] for term in run.params["terms"]] == ["network.output"] * 2 and len(
         run.params["teachers"]
     ) == 2
+
+
+def test_a_student_that_is_wider_than_its_teacher_is_told(teachers: dict[str, Run], tmp_path: Path) -> None:
+    recipe = recipe_of("classifier", epochs=1)
+    with pytest.warns(
+        UserWarning, match=r"student is built at width 0\.25, its teacher at 0\.125: it will be the larger"
+    ):
+        distill("classifier", tmp_path, teachers["classifier"], methods="kd", recipe=recipe, width=0.25)
 
 
 def test_a_method_that_compares_images_wants_as_many_in_a_batch(teachers: dict[str, Run], tmp_path: Path) -> None:

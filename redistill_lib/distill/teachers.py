@@ -62,7 +62,7 @@ class LiveTeacher(nn.Module):
         for parameter in network.parameters():  # one by one, as a scripted network does not do it
             parameter.requires_grad_(False)
         self.network, self.dtype = network.eval(), dtype
-        #: By the maps wanted and the images' size: read once to the end, so no wanted layer runs twice.
+        #: By maps wanted, images' size and autocast: read once to the end, so no wanted layer runs twice.
         self._plans: dict[Hashable, _Plan] = {}
         self._copies: dict[Edits, tuple[Hashable, nn.Module]] = {}  # with the state of the weights they are made of
         self._seen: tuple[Hashable, bytes] = (), b""  # the weights as PyTorch counts changes, and some values
@@ -82,7 +82,9 @@ class LiveTeacher(nn.Module):
         inputs, wanted = batch.inputs, tuple(dict.fromkeys(refs))
         with nullcontext() if self.dtype is None else torch.autocast(inputs[0].device.type, self.dtype):
             hooked = any(m._forward_hooks or m._forward_pre_hooks for m in self.network.modules())
-            key = wanted, tuple((x.shape[1:], x.dtype, x.device) for x in inputs if isinstance(x, Tensor))
+            given = [x for x in inputs if isinstance(x, Tensor)]
+            half = [torch.is_autocast_enabled(x.device.type) for x in given if not x.is_meta]
+            key = wanted, *((x.shape[1:], x.dtype, x.device) for x in given), *half
             plan = None if hooked else self._plans.get(key)
             if plan is None:
                 places = {ref: locate(self.network, ref, "teacher") for ref in wanted}
@@ -124,8 +126,10 @@ class LiveTeacher(nn.Module):
             except Exception:  # whatever it is, the network itself will raise it where it concerns the batch
                 return _Plan(places)
         self._copies.pop(edits, None)  # its weights are packed for single images
-        exact = not torch.is_autocast_enabled(inputs[0].device.type)
-        alike = all(_alike(found[ref], x, exact) for ref, x in expected.items())
+        device = inputs[0].device.type
+        share = 1e-4 if device == "cpu" else 1e-3  # GPUs may convolve in TF32
+        share = 0.05 if torch.is_autocast_enabled(device) else share
+        alike = all(_alike(found[ref], x, share) for ref, x in expected.items())
         return _Plan(places, edits, rows) if alike else _Plan(places)
 
     def _copy(self, edits: Edits) -> nn.Module:
@@ -168,7 +172,9 @@ def _two(x: Tensor) -> Tensor:
     x = x[[0, -1]]
     if x.ndim < 3 or not x.is_floating_point():
         return x
-    return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    noise[1] = 2 * noise[1] + 1  # in brightness and contrast too
+    return x + noise.to(x)
 
 
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ def _layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.ndim == 4 else torch.contiguous_format
 
 
-def _alike(found: Tensor, expected: Tensor, exact: bool) -> bool:
-    """Up to rounding, of half precision where autocast is on: what else differs, differs by far more."""
+def _alike(found: Tensor, expected: Tensor, share: float) -> bool:
+    """Up to rounding, a share of the largest value; in single precision it is some millionths on a CPU."""
     scale = expected.abs().nan_to_num(0, 0).max().item()
-    return torch.allclose(found, expected, 0, (1e-3 if exact else 0.05) * scale, equal_nan=True)
+    return torch.allclose(found, expected, 0, share * scale, equal_nan=True)

@@ -78,6 +78,11 @@ class Runtime:
         if self.alignment < 1:
             raise ValueError(f"an alignment is 1 byte or more, not {self.alignment}")
 
+    @property
+    def plans_arena(self) -> bool:
+        """Whether it reserves one block for all, which then has to fit; ``fused`` is no runtime in particular."""
+        return self.packer != "live" and self.name != "fused"
+
 
 # How far they are met by built-in networks in float32 (benchmarks/runtimes.py; LiteRT Micro: tests/test_runtimes.py).
 # ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 1 to 3 % above ours:

@@ -25,6 +25,7 @@ FITTING = "interpolate to a size"  # which follows the map that it takes the siz
 CONVOLUTIONS = ("conv2d", "conv3d", "conv_transpose2d", "conv_transpose3d")
 POOLS = ("max_pool2d", "max_pool2d_with_indices", "avg_pool2d", "lp_pool2d", "max_pool3d", "max_pool3d_with_indices",
          "avg_pool3d", "lp_pool3d")  # fmt: skip
+TURNS = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis")
 SHUFFLES = {"pixel_unshuffle": "downscale_factor", "pixel_shuffle": "upscale_factor"}
 _TORCH = str(Path(torch.__file__).parent)
 _OURS = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "student"))
@@ -41,6 +42,7 @@ class Call(NamedTuple):
     makes: tuple[int, ...]
     kernel: Extent = ()  # of a convolution or pool
     scales: Extent = ()  # by how much it divides or multiplies sides; () where that follows sizes
+    axes: tuple[int, ...] = ()  # of what it permutes: where each axis of its result was before
 
     @property
     def path(self) -> str:
@@ -205,7 +207,10 @@ class _Recorder(TorchFunctionMode):
         results = tensors_in(output) if isinstance(output, (Tensor, tuple, list)) else []
         if results and self.stack and (takes := self.known((args, kwargs))):
             size = kwargs.get("size", args[1] if len(args) > 1 else None) if name == "interpolate" else None
-            self.call(name if size is None else FITTING, takes, results, **_resizing(name, args, kwargs))
+            facts: dict[str, Any] = _resizing(name, args, kwargs)
+            if name in TURNS and args:
+                facts["axes"] = _turned(func, args, kwargs)
+            self.call(name if size is None else FITTING, takes, results, **facts)
         for counts in self.counts:
             counts[name] += 1
         return output
@@ -239,6 +244,12 @@ def _resizing(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
         steps = [part.step for part in index if isinstance(part, slice) and part.step not in (None, 1)]
         return {"scales": tuple(steps)}
     return {}
+
+
+def _turned(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    """Where each axis of the result of a permutation was, told by one of a tensor whose sides all differ."""
+    probe = torch.empty(*range(args[0].ndim), device="meta")
+    return tuple(func(probe, *args[1:], **kwargs).shape)
 
 
 def _sides(value: Any, n: int) -> Extent:

@@ -6,12 +6,11 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from redistill_lib.network.flow import CONVOLUTIONS, FITTING, POOLS, SHUFFLES, Call, Extent, Flow
+from redistill_lib.network.flow import CONVOLUTIONS, FITTING, POOLS, SHUFFLES, TURNS, Call, Extent, Flow
 from redistill_lib.red import tokens_in_front
 
 Held = Literal["first", "last", "tokens"]
 _BY_SIZE = ("interpolate", "upsample", "fractional_max_pool2d", "max_unpool2d", "max_unpool3d", FITTING)
-_TURNS = ("transpose", "permute", "swapaxes", "swapdims", "movedim", "moveaxis")
 _RESHAPES = ("view", "reshape", "flatten", "unflatten", "contiguous", "permute", "rearrange")
 # Where one operand weighs the other.
 PRODUCTS = (
@@ -61,6 +60,7 @@ class Grids:
         self.laid: list[
             str
         ] = []  # by value: "first" or "last" (where its channels are), or "" for no map of its grid
+        self.turned = [False] * len(flow.shapes)  # by value: whether its sides are in another order than the image's
         self.changes: list[Change] = []
         self.meets: dict[int, int] = {}  # of a grid that joins an older one: that one
         for shape in flow.shapes[: flow.images]:
@@ -82,7 +82,12 @@ class Grids:
         return self.laid[value] == "first"
 
     def held(self, value: int) -> Held | None:
-        """How a value holds its grid: channels first, last, or as tokens, whose channels are last too; or not."""
+        """How a value holds its grid: channels first, last, or as tokens, whose channels are last too; or not.
+
+        One that holds it by columns does not, as it would be compared with one by rows.
+        """
+        if self.turned[value]:
+            return None
         shape, (batch, *_) = self.flow.shapes[value], self.flow.shapes[0]
         if self.laid[value] == "first" or (self.laid[value] == "last" and shape[0] == batch):
             return self.laid[value]  # type: ignore[return-value]
@@ -104,7 +109,7 @@ class Grids:
         """Values B×C×(H·W), as a map is flattened before its channels go last."""
         found = set[int]()
         for call in self.flow.calls:
-            source, turned = call.takes[0], call.function in _TURNS
+            source, turned = call.takes[0], call.function in TURNS
             before = self.is_map(source) or source in found
             if before != (turned and len(self.flow.shapes[source]) == 3):
                 found.update(value for value in call.makes if len(self.flow.shapes[value]) == 3)
@@ -135,6 +140,7 @@ class Grids:
             stem = self.grids[before].raw and call.function in CONVOLUTIONS and self.laid[source] == "first"
             after = self._change(Change(number, source, result, before, -1, factors)) if factors or stem else before
             self.of[result] = after
+            self.turned[result] = self.turned[source] != self._turns(call, source)
             self.laid[result] = self._layout(call, source, result)
         for value in maps if call.function in (*JOINS, *PRODUCTS) else []:
             grid, number = self.at(value), self.of[value]
@@ -144,6 +150,15 @@ class Grids:
                     grid.raw and grid.total > 1 and not self.grids[before].raw
                 ):  # a shrunken image that joins the maps is one of them
                     self.grids[number] = grid._replace(raw=False)
+
+    def _turns(self, call: Call, source: int) -> bool:
+        """Whether a call puts the sides of a map in another order."""
+        n, laid = self.n(source), self.laid[source]
+        if not call.axes or not laid:
+            return False
+        first = 1 if laid == "last" else 2
+        places = [call.axes.index(axis) for axis in range(first, first + n)]
+        return places != sorted(places) and sorted(places) in ([*range(1, n + 1)], [*range(2, n + 2)])
 
     def _change(self, change: Change) -> int:
         before, call = self.grids[change.before], self.flow.calls[change.number]

@@ -141,12 +141,12 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
     example = task.example(setup.data, 2)
     if not answer(model, example, gradient=True).requires_grad:
         raise ValueError(f"the outputs of {record['name']} carry no gradient; does its forward detach them?")
-    params: dict[str, Any] = {"task": kind, "model": record, "data": setup.data.params, "seed": setup.seed}
     settings = setup.recipe.settings(len(setup.data.train))
     built_in = "structure" not in record
     if setup.recipe.init == "teacher":
         _take_weights(model, lesson)
         record = record if built_in else {**record, **network_identity(model)}
+    params: dict[str, Any] = {"task": kind, "model": record, "data": setup.data.params, "seed": setup.seed}
     unread = {"init"} if built_in and setup.recipe.init != "teacher" else set()  # it is new under the seed
     if isinstance(task, Denoising):
         unread |= {"label_smoothing"} if task.null is not None else {"label_smoothing", "label_dropout"}
@@ -155,6 +155,11 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
     if lesson is None:
         distillation = Distillation(model, objective=Objective(task_loss=task.loss))
     else:
+        for theirs in (run.params.get("model", {}) for _, run in lesson.teachers if run):
+            same = str(theirs.get("name")).partition("-")[0] == record["name"].partition("-")[0]
+            if same and theirs.get("width", 1.0) < record.get("width", 0.0):
+                told = f"the student is built at width {record['width']:g}, its teacher at {theirs['width']:g}"
+                warnings.warn(f"{told}: it will be the larger one; give it the same width=", stacklevel=3)
         teachers, taps = [teacher for teacher, _ in lesson.teachers], lesson.taps
         if taps is None:
             wanted = lesson.methods is None or any(method.reads == "maps" for method in lesson.methods)
