@@ -96,7 +96,7 @@ def test_a_student_without_a_second_head_is_told() -> None:
 def test_a_second_head_that_nothing_teaches_is_told(tmp_path: Path) -> None:
     """Its random weights would be half of the answer."""
     data = rd.load_data("digits", image_size=16, limit=40)
-    common: dict[str, Any] = {"recipe": rd.Recipe(steps=1, batch_size=16)}
+    common: dict[str, Any] = {"recipe": rd.Recipe(steps=1, batch_size=16, optimizer="adamw")}
     common["options"] = rd.RunOptions(tmp_path, progress=False, cpu=True)
     told = "deit_pico-8 answers with the mean of two heads.* deit, or take vit_pico-8"
     with pytest.warns(UserWarning, match=told):
@@ -104,6 +104,19 @@ def test_a_second_head_that_nothing_teaches_is_told(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=told):
         rd.distill_classifier("deit_pico-8", teacher, data, methods="kd", **common)
     rd.distill_classifier("deit_pico-8", teacher, data, methods="deit", **common)
+
+
+def test_a_recipe_that_suits_no_transformer_is_told(tmp_path: Path) -> None:
+    data, network = rd.load_data("digits", image_size=16, limit=40), "vit_pico-8"
+    options = rd.RunOptions(tmp_path, progress=False, cpu=True)
+    with pytest.warns(
+        UserWarning, match="SGD at a learning rate of 0.1 .* transformers.*optimizer='adamw'"
+    ) as caught:
+        rd.train_classifier(network, data, rd.Recipe(steps=1, batch_size=16), options=options)
+    assert len(caught) == 1
+    for recipe in ({"optimizer": "adamw"}, {"learning_rate": 0.01}):
+        rd.train_classifier(network, data, rd.Recipe(steps=1, batch_size=16, **recipe), options=options)
+    rd.train_classifier("resnet18", data, rd.Recipe(steps=1, batch_size=16), width=0.125, options=options)
 
 
 def test_locality_projects_and_resizes_to_the_larger_map() -> None:

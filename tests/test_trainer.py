@@ -216,6 +216,12 @@ def test_divergence_is_explained(task: str, tmp_path: Path) -> None:
     assert row.status == "failed" and "learning rate" in row.error
 
 
+def test_divergence_names_the_weight_of_a_method(teachers: dict[str, Run], tmp_path: Path) -> None:
+    told = r"loss 'fitnet.* learning rate .*; or the weight of fitnet .* network: .* than fitnet\(alpha=1e\+30\)"
+    with pytest.raises(FloatingPointError, match=told):
+        distill("classifier", tmp_path, teachers["classifier"], methods="fitnet(alpha=1e30)")
+
+
 @both
 def test_a_teacher_that_holds_nan_is_named(teachers: dict[str, Run], task: str, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(teachers[task].path, tmp_path / "teacher"))

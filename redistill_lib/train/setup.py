@@ -199,6 +199,13 @@ def train(setup: Setup[Any], network: Network, task: Task, kind: str, lesson: Le
             f"deit, or take {record['name'].replace('deit', 'vit')}",
             stacklevel=3,
         )
+    if isinstance(model, VisionTransformer) and setup.recipe.optimizer == "sgd" and setup.recipe.learning_rate >= 0.1:
+        warnings.warn(
+            f"SGD at a learning rate of {setup.recipe.learning_rate:g} suits few vision transformers; notebook 06 "
+            "trains them by Recipe(optimizer='adamw', learning_rate=5e-4, weight_decay=0.05, clip_norm=1.0, "
+            "batch_size=32, schedule='cosine')",
+            stacklevel=3,
+        )
     return fit(distillation, task, setup.data, setup.recipe, setup.options, params, runs)
 
 

@@ -304,6 +304,9 @@ class Trainer:
             cause = "fp16 overflowed; use mixed_precision='bf16' or 'no'"
         else:
             cause = f"the learning rate {self.recipe.learning_rate:g} is too high; lower it or set clip_norm=1.0"
+            if method := next((term.method for term in self.trainee.active if term.name == first), None):
+                given = f"{method.name}(alpha={method.alpha:g})"
+                cause += f"; or the weight of {method.name} is too large for this network: give less than {given}"
         place = f"epoch {step // self.per_epoch + 1}, step {step % self.per_epoch + 1}"
         return f"the loss {first!r} is {losses[first].item()} at {place}; most likely {cause}"
 
