@@ -190,7 +190,13 @@ def fit_to_budget(
     check_type("blocks", blocks, Blocks)
     budget_bytes, runtime = parse_size(budget), runtime_of(convention)
     if runtime is None:
-        raise ValueError("budgets cannot be counted by the paper's estimate, which knows layers alone: use fused")
+        raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
+    if len(inputs) == 1 and isinstance(inputs[0], tuple):
+        inputs = inputs[0]
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise ValueError(
+            "fit_to_budget takes tensors in the order of the network's arguments, as fit_to_budget(…, x, t)"
+        )
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
@@ -266,7 +272,7 @@ def _worthwhile(
 ) -> Iterator[StridePlan]:
     """The plans that no other beats even before their blocks are counted; `found` is read again after each.
 
-    Blocks only add to a peak. Where nothing fits with them, all that could come nearest.
+    Blocks only add to a peak, and no arena is below it. Where nothing fits with them, all that could come nearest.
     """
     for k in range(len(found[plans[0]])):
         plain = {plan: found[plan][k].plain for plan in plans}

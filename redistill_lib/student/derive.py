@@ -198,8 +198,8 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
     if len(plan.places) != len(layout.places):
         names = ", ".join(place.name for place in layout.places)
         raise ValueError(
-            f"plan {plan} has {len(plan.places)} places where this {type(model).__name__} has {len(layout.places)}: "
-            f"{names}; its own plan is {layout.plan}"
+            f"plan {plan} has {len(plan.places)} place{'s' * (len(plan.places) > 1)} where "
+            f"this {type(model).__name__} has {len(layout.places)}: {names}; its own plan is {layout.plan}"
         )
     if plan.total != layout.plan.total:
         warnings.warn(
