@@ -200,6 +200,9 @@ def test_patches_grow_where_they_are_all_the_pooling(own: bool) -> None:
     tight = fit_to_budget("vit_pico", peaks[0] - 1, x, dtypes="int8")
     assert tight.fits[0].plan == "32" and "without RED blocks" in str(tight)
     assert not tight.untapped
+    assert [f.plan for f in fit_to_budget("vit_pico", "9MB", x[..., 16:, 16:], dtypes="int8").candidates] == ["16"]
+    with pytest.raises(ValueError, match="cannot be cut into patches of 16"):
+        fit_to_budget("vit_pico", "1MB", x[..., 3:, 3:])
     with pytest.raises(ValueError, match="plan 24 is no patch of vit_pico: give 16 or a multiple of it"):
         fit_to_budget("vit_pico", "1MB", x, plans="24")
 

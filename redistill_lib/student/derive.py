@@ -182,9 +182,10 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:
+        patches = plan is not None and layout.plan.stem > 1 and embeds(model.get_submodule(layout.places[0].name))
         raise ValueError(
             f"only {layout.places[0].name} strides in this {type(model).__name__}: no later layer strides or pools "
-            "that could give it back"
+            "that could give it back" + "; larger patches are made with factor=2" * patches
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())
