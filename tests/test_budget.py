@@ -200,6 +200,10 @@ def test_patches_grow_where_they_are_all_the_pooling(own: bool) -> None:
     tight = fit_to_budget("vit_pico", peaks[0] - 1, x, dtypes="int8")
     assert tight.fits[0].plan == "32" and "without RED blocks" in str(tight)
     assert not tight.untapped
+    student, _ = rd.derive_student(rd.create_model("vit_pico"), plan=tight.fits[0].plan, example=x)
+    assert student.name == "vit_pico-32"
+    with pytest.raises(ValueError, match="larger patches are made with factor=2"):
+        rd.derive_student(rd.create_model("vit_pico"), plan="24", example=x)
     assert [f.plan for f in fit_to_budget("vit_pico", "9MB", x[..., 16:, 16:], dtypes="int8").candidates] == ["16"]
     with pytest.raises(ValueError, match="cannot be cut into patches of 16"):
         fit_to_budget("vit_pico", "1MB", x[..., 3:, 3:])

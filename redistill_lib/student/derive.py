@@ -82,7 +82,8 @@ def restrided(
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
-    if factor is not None and (found := _larger_patches(model, layout, factor, example)):
+    grown = factor if plan is None else _growth(layout, StridePlan.parse(str(plan))) if factor is None else None
+    if grown and (found := _larger_patches(model, layout, grown, example)):
         return found
     target = _target(model, layout, factor, plan)
     try:
@@ -102,6 +103,12 @@ def restrided(
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
         register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
     return student, tuple(changes.values())
+
+
+def _growth(layout: Layout, plan: StridePlan) -> int:
+    """By how much a plan of one place alone enlarges it; 0 where it does not."""
+    times, rest = divmod(plan.stem, layout.places[0].stride)
+    return 0 if plan.stages or rest else times
 
 
 def _larger_patches(
