@@ -190,7 +190,13 @@ def fit_to_budget(
     check_type("blocks", blocks, Blocks)
     budget_bytes, runtime = parse_size(budget), runtime_of(convention)
     if runtime is None:
-        raise ValueError("budgets cannot be counted by the paper's estimate, which knows layers alone: use fused")
+        raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
+    if len(inputs) == 1 and isinstance(inputs[0], tuple):
+        inputs = inputs[0]
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise ValueError(
+            "fit_to_budget takes tensors in the order of the network's arguments, as fit_to_budget(…, x, t)"
+        )
     if not inputs:
         raise ValueError("fit_to_budget needs an example input, such as torch.zeros(1, 3, 224, 224)")
     dtypes = [dtypes] if isinstance(dtypes, str) else list(dtypes)
@@ -266,7 +272,7 @@ def _worthwhile(
 ) -> Iterator[StridePlan]:
     """The plans that no other beats even before their blocks are counted; `found` is read again after each.
 
-    Blocks only add to a peak. Where nothing fits with them, all that could come nearest.
+    Blocks only add to a peak, and no arena is below it. Where nothing fits with them, all that could come nearest.
     """
     for k in range(len(found[plans[0]])):
         plain = {plan: found[plan][k].plain for plan in plans}
@@ -310,7 +316,8 @@ def _named(name: str, inputs: tuple[Tensor, ...]) -> _Search:
         own: StridePlan = create_model(name).plan
     plans, facts = [], ARCHITECTURES[arch]
     if not own.stages:
-        return arch, own, [p for p in _larger_patches(own, inputs[0].shape[2:]) if p.stem in facts.stem], build
+        sides = [side // own.stem for side in inputs[0].shape[2:]]
+        return arch, own, [p for p in _larger_patches(own, sides) if p.stem in facts.stem], build
     for stages in itertools.product(facts.allowed, repeat=len(own.stages)):
         stem, rest = divmod(own.total, math.prod(stages))
         if not rest and stem in facts.stem:
@@ -333,7 +340,7 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
         def enlarge(plan: StridePlan) -> nn.Module:
             return model if plan == own else restrided(model, plan.stem // stem, None, inputs, "stride")[0]
 
-        return name, own, _larger_patches(own, layout.image), enlarge
+        return name, own, _larger_patches(own, layout.places[0].after), enlarge
     choices = [[s for s in range(1, stride + 1) if stride % s == 0] for stride in stages]
     plans = [StridePlan(own.total // math.prod(moved), moved) for moved in itertools.product(*choices)]
 
@@ -343,10 +350,10 @@ def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
     return name, own, plans, build
 
 
-def _larger_patches(own: StridePlan, image: Sequence[int]) -> list[StridePlan]:
-    """Of a network whose patches are all its pooling: as large, twice and four times, where they divide the image."""
-    stems = (own.stem * times for times in (1, 2, 4))
-    return [StridePlan(stem, ()) for stem in stems if not any(side % stem for side in image)]
+def _larger_patches(own: StridePlan, sides: Sequence[int]) -> list[StridePlan]:
+    """Of a network whose patches, so many a side, are all its pooling: as large, and ×2 and ×4 where these divide."""
+    fitting = (times for times in (1, 2, 4) if times == 1 or not any(side % times for side in sides))
+    return [StridePlan(own.stem * times, ()) for times in fitting]
 
 
 def _totals(plan: StridePlan) -> list[int]:

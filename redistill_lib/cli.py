@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from redistill_lib.costs import TapCosts
     from redistill_lib.memory import Bounds, Profile
+    from redistill_lib.student import Change
 
 CONVENTIONS = (  # those of redistill_lib.memory, which costs an import of torch
     "eager", "fused", "paper", "onnxruntime", "executorch", "executorch_in_place", "litert_micro",
@@ -88,7 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--convention", default="fused", choices=CONVENTIONS, help="whose rules")
     memory.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "int8"), help="what activations are stored as")
     memory.add_argument("--in-place-depthwise", action="store_true", help="as MCUNetV2 counts")
-    memory.add_argument("--budget", metavar="SIZE", help='which stride plans fit, e.g. "256KB"')
+    memory.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help=(
+            'which stride plans fit, e.g. "256KB": those worth a look, in fp32 and int8 unless --dtype says; '
+            "of a transformer, larger patches; of a runtime, its arena has to fit"
+        ),
+    )
     what = "the RED blocks that have to fit, too (default published)"
     memory.add_argument("--blocks", choices=BLOCKS, help=what)
     form = memory.add_mutually_exclusive_group()
@@ -177,9 +185,11 @@ def _memory(arguments: argparse.Namespace) -> int:
         raise ValueError("--factor makes one student, --budget looks at all plans: give one of the two")
     if arguments.blocks and not arguments.budget:
         raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
+    if arguments.budget and arguments.convention == "paper":
+        raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
     own, inputs = _own_network(arguments.model) if ":" in arguments.model else (None, None)
     inputs = _inputs(arguments, inputs)
-    teacher, model = _networks(arguments, own, inputs)
+    teacher, model, changes = _networks(arguments, own, inputs)
     how = {"dtype": arguments.dtype, "in_place_depthwise": arguments.in_place_depthwise}
     try:
         profile = profile_memory(model, *inputs, convention=arguments.convention, **how)
@@ -201,6 +211,7 @@ def _memory(arguments: argparse.Namespace) -> int:
         record |= {name: getattr(profile, name) for name in ("peak_bytes", "arena_bytes", "best_arena_bytes")}
         record |= {"peak_at": profile.peak_op.name, "flops": profile.flops}
         record |= {"bounds": vars(bounds), "rows": profile.to_frame().to_dict("records")}
+        record |= {"changes": [asdict(change) for change in changes]} if changes else {}
         record |= {"taps": costs.to_frame().to_dict("records")} if costs else {}
         print(json.dumps(record, indent=1, ensure_ascii=False))
     elif arguments.html is not None:
@@ -218,7 +229,7 @@ def _memory(arguments: argparse.Namespace) -> int:
     else:
         if arguments.factor > 1:
             own_profile = profile_memory(teacher, *inputs, convention=arguments.convention, **how)
-            print(_saved(own_profile, profile, arguments.factor), end="\n\n")
+            print(_saved(own_profile, profile, arguments.factor), *changes, sep="\n  ", end="\n\n")
         _print_profile(profile, bounds)
         if costs:
             table = costs.to_frame().to_string(index=False, float_format="%.4g")
@@ -336,8 +347,8 @@ def _own_network(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
 
 def _networks(
     arguments: argparse.Namespace, own: nn.Module | None, inputs: tuple[Any, ...]
-) -> tuple[nn.Module, nn.Module]:
-    """Teacher and, for a factor above 1, its student; of a built-in network without weights."""
+) -> tuple[nn.Module, nn.Module, tuple[Change, ...]]:
+    """Teacher, for a factor above 1 its student, and what changed in one's own; a built-in network has no weights."""
     import torch
 
     from redistill_lib.models import create_model, student_name
@@ -345,7 +356,7 @@ def _networks(
 
     name, factor = arguments.model, arguments.factor
     if own is not None:
-        return own, own if factor == 1 else derive_student(own, factor, example=inputs)[0]
+        return own, *((own, ()) if factor == 1 else derive_student(own, factor, example=inputs))
     if name.endswith(".py"):
         raise ValueError(f"write the module, not its file: {name.removesuffix('.py').replace('/', '.')}:function")
     if "." in name.partition("-")[0]:
@@ -354,8 +365,8 @@ def _networks(
     with torch.device("meta"):
         teacher = create_model(name, in_channels=inputs[0].shape[1])
         if factor == 1:
-            return teacher, teacher
-        return teacher, create_model(student_name(name, factor), in_channels=inputs[0].shape[1])
+            return teacher, teacher, ()
+        return teacher, create_model(student_name(name, factor), in_channels=inputs[0].shape[1]), ()
 
 
 def _models(arguments: argparse.Namespace) -> None:

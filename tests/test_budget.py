@@ -111,7 +111,7 @@ def test_bad_input() -> None:
         fit_to_budget("mobilenetv2", "1MB", X, blocks="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="unknown convention 'tflite': choose from eager, fused"):
         fit_to_budget("mobilenetv2", "1MB", X, convention="tflite")
-    with pytest.raises(ValueError, match="budgets cannot be counted by the paper's estimate"):
+    with pytest.raises(ValueError, match="budgets cannot be counted by paper"):
         fit_to_budget("mobilenetv2", "1MB", X, convention="paper")
     with pytest.raises(ValueError, match="the network does not take images of 1×64×64: Given groups"):
         fit_to_budget("mobilenetv2", "1MB", X[:, :1])
@@ -119,6 +119,14 @@ def test_bad_input() -> None:
         fit_to_budget(rd.create_model("resnet18"), "1MB", X[:, :1])
     with pytest.raises(ValueError, match="Unknown architecture"):
         fit_to_budget("mobilnetv9", "1MB", X)
+
+
+def test_a_tuple_of_the_inputs_is_unpacked() -> None:
+    assert fit_to_budget("resnet18", "1MB", (X,), plans="2-21222") == fit_to_budget(  # type: ignore[arg-type]
+        "resnet18", "1MB", X, plans="2-21222"
+    )
+    with pytest.raises(ValueError, match="takes tensors in the order of the network's arguments"):
+        fit_to_budget("resnet18", "1MB", {"x": X})  # type: ignore[arg-type]
 
 
 def test_one_text_is_one_plan_and_one_dtype() -> None:
@@ -169,6 +177,17 @@ def test_under_a_runtime_the_arena_has_to_fit(budget: str) -> None:
     assert "arena (KiB)" not in fused.to_frame() and "arena" not in str(fused)
 
 
+def test_plans_whose_blocks_are_not_counted_are_beaten_under_a_runtime_too() -> None:
+    """An arena may shrink where blocks are added, so that what is alive has to decide."""
+    fit = fit_to_budget("resnet18", "96KB", X, dtypes="int8", convention="executorch_in_place")
+    counted = [f for f in fit.candidates if f.published and f.published.needed_bytes <= 96 * 1024]
+    others = [f for f in fit.candidates if not f.published]
+    assert counted and len(others) > 20
+    for f in others:
+        beaten = any(c.plain.flops >= f.plain.flops and c.peak("published") <= f.plain.peak_bytes for c in counted)
+        assert beaten or f.plain.peak_bytes > 96 * 1024
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_patches_grow_where_they_are_all_the_pooling(own: bool) -> None:
     x = torch.zeros(1, 3, 128, 128)
@@ -181,6 +200,13 @@ def test_patches_grow_where_they_are_all_the_pooling(own: bool) -> None:
     tight = fit_to_budget("vit_pico", peaks[0] - 1, x, dtypes="int8")
     assert tight.fits[0].plan == "32" and "without RED blocks" in str(tight)
     assert not tight.untapped
+    student, _ = rd.derive_student(rd.create_model("vit_pico"), plan=tight.fits[0].plan, example=x)
+    assert student.name == "vit_pico-32"
+    with pytest.raises(ValueError, match="larger patches are made with factor=2"):
+        rd.derive_student(rd.create_model("vit_pico"), plan="24", example=x)
+    assert [f.plan for f in fit_to_budget("vit_pico", "9MB", x[..., 16:, 16:], dtypes="int8").candidates] == ["16"]
+    with pytest.raises(ValueError, match="cannot be cut into patches of 16"):
+        fit_to_budget("vit_pico", "1MB", x[..., 3:, 3:])
     with pytest.raises(ValueError, match="plan 24 is no patch of vit_pico: give 16 or a multiple of it"):
         fit_to_budget("vit_pico", "1MB", x, plans="24")
 

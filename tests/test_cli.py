@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
 import redistill_lib
 from redistill_lib import report, sweep
@@ -234,7 +236,16 @@ def test_memory_of_a_function_of_ones_own(
     assert main(["memory", "my_nets:small", "--image-size", "32x16", "--in-channels", "1"]) == 0
     assert "Sequential on 1×1×32×16 (fused, fp32): peak 20.0 KiB at 1" in capsys.readouterr().out
     assert main([*arguments, "--factor", "2"]) == 0
-    assert "peak 12.0 KiB at 0" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "peak 12.0 KiB at 0" in out and "×2 student" in out
+    with torch.device("meta"):
+        net = importlib.import_module("my_nets").small()
+    _, changes = redistill_lib.derive_student(net, 2, example=torch.zeros(1, 1, 32, 32, device="meta"))
+    assert changes and all(f"\n  {change}\n" in out for change in changes)
+    assert main([*arguments, "--factor", "2", "--json"]) == 0
+    assert [change["layer"] for change in json.loads(capsys.readouterr().out)["changes"]] == [
+        c.layer for c in changes
+    ]
     assert main(["memory", "my_nets:large"]) == 2
     assert "module my_nets has no function 'large'" in capsys.readouterr().err
     assert main(["memory", "my_nets:number"]) == 2
@@ -344,6 +355,7 @@ def test_blocks_that_have_to_fit_are_chosen(
         (["resnet18", "--budget", "256"], '\'256\' has no unit: write "256KB", or "256B"'),
         (["resnet18", "--image-size", "0"], "whole numbers of 1 or more"),
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
+        (["resnet18", "--budget", "1MB", "--convention", "paper"], "budgets cannot be counted by paper"),
         (["resnet18", "--budget", "1MB", "--html"], "leave out --html"),
         (["resnet18", "--budget", "1MB", "--factor", "4"], "give one of the two"),
         (["resnet18", "--factor", "4", "--blocks", "none"], "--blocks says what --budget counts"),

@@ -300,6 +300,22 @@ def test_resolutions_of_any_networks_share_an_axis() -> None:
     assert "works on 16×16 maps from its 0 on, where the teacher still has 32×32" in headline(figure)
 
 
+def test_the_title_of_resolutions_is_true_of_one_network_and_of_unlike_ends() -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    found = find_resolutions(nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.MaxPool2d(4)), image)
+    assert headline(figures.resolutions(found)) == "The network drops most resolution at its 1: 32×32 → 8×8"
+    assert headline(figures.resolutions({"my net": found})).startswith("My net drops most resolution at its 1")
+    flat = find_resolutions(nn.Conv2d(3, 8, 3, 1, 1), image)
+    assert headline(figures.resolutions(flat)) == "The network works on 64×64 maps throughout"
+    patches = {f"×{k}": nn.Conv2d(3, 8, 8 * k, 8 * k) for k in (1, 2)}
+    figure = figures.resolutions({role: find_resolutions(net, image) for role, net in patches.items()})
+    assert "works on 4×4 maps" in headline(figure) and headline(figure).endswith("where ×1 has 8×8")
+    assert "strided layer or pool" in figure.layout.title.text
+    slow, fast = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.MaxPool2d(2)), nn.Sequential(nn.Conv2d(3, 8, 3, 8, 1))
+    figure = figures.resolutions({"a": find_resolutions(slow, image), "b": find_resolutions(fast, image)})
+    assert headline(figure).endswith("where a still has 32×32; they end at 8×8 and 16×16")
+
+
 def test_resolutions_of_a_way_up_are_in_the_order_of_the_pass() -> None:
     """Steps that no module makes are told by the modules around them; the student's last layer comes last."""
 

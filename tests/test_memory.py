@@ -48,6 +48,27 @@ def inputs_for(name: str, size: int, batch: int = 1) -> tuple[Tensor, ...]:
     )
 
 
+class Summed(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * 2 + t
+
+
+class Paired(nn.Module):
+    def forward(self, both: tuple[Tensor, Tensor]) -> Tensor:
+        return both[0] * 2 + both[1]
+
+
+@pytest.mark.parametrize("ask", [rd.profile_memory, rd.measure_memory, rd.memory_bounds])
+def test_a_tuple_or_dict_of_all_inputs_is_unpacked_unless_the_network_takes_it(ask: Any) -> None:
+    x, t = image(8), image(8)
+    plain = ask(Summed(), x, t).peak_bytes
+    assert plain == 4 * 8 * 8 * 3 * (4 if ask is rd.measure_memory else 2)  # fused writes over x
+    assert ask(Summed(), (x, t)).peak_bytes == ask(Summed(), {"x": x, "t": t}).peak_bytes == plain
+    assert ask(Paired(), (x, t)).peak_bytes == plain
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 't'"):
+        ask(Summed(), (x,))
+
+
 # ------------------------------------------------------------------------------------------- published and known
 
 

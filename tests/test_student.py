@@ -88,6 +88,9 @@ def test_places_changes_and_the_untouched_teacher() -> None:
     assert list(table.layer) == ["conv1", "maxpool", "layer4.0.conv1", "layer4.0.downsample.0"]
     assert list(zip(table.before, table.after, strict=True)) == [(1, 4), (2, 1), (2, 1), (2, 1)]
     assert changes[0] == Change("conv1", "conv stride", 1, 4)
+    assert repr(Change("", "call", 2, 1)) == "the network: call 2 → 1"
+    (place,) = find_places(nn.Conv2d(3, 8, 3, 2, 1), torch.zeros(1, 3, 32, 32))
+    assert repr(place) == "the network: stride 2 (32×32 → 16×16)"
     assert student.training and all(module.training for module in teacher.modules())
     assert strides(teacher) == strides(create_model("resnet18-1-21222", width=0.25))
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())

@@ -309,7 +309,7 @@ def test_the_time_step_reaches_narrow_networks() -> None:
         ("unet", {"attention": (4,)}, ["attention=(4,) names a level beyond 3"]),
         ("unet", {"attention": (-1,)}, ["attention[0]=-1 is not a whole number of 0 or more"]),
         ("unet", {"dropout": 1.0}, ["dropout=1.0 is not a probability"]),
-        ("unet", {"strides": ()}, ["Plan 1 has 1 places", "mult=(1, 2, 2, 2) has 4"]),
+        ("unet", {"strides": ()}, ["Plan 1 has 1 place where", "mult=(1, 2, 2, 2) has 4"]),
         ("unet", {"strides": (2, 2, 1)}, ["Plan 2-21 has 3 places", "mult=(1, 2, 2, 2) has 4", "1-222"]),
         ("unet", {"strides": (2, 2, 2, 3)}, ["stride 3 at downblocks.8, which allows 1, 2 or 4"]),
         (TEACHER, {"strides": (2, 2, 2, 1)}, ["unet-1-222 has its plan in its name"]),

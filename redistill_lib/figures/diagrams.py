@@ -55,11 +55,11 @@ def stride_plans(models: Mapping[str, str], image_size: int) -> go.Figure:
     return _staircase(sides, names, {role: str(plan) for role, plan in plans.items()}, "place in the network")
 
 
-def resolutions(networks: Mapping[str, Resolutions]) -> go.Figure:
+def resolutions(networks: Mapping[str, Resolutions] | Resolutions) -> go.Figure:
     """The height of the feature maps in pixels behind each layer that changes it, for a teacher and its students.
 
-    `networks` by role, the teacher first: what `find_resolutions` found, of any networks on one image. Parallel
-    branches are one layer; gates and heads are left out, which `Resolutions.to_frame` lists.
+    `networks` by role, the teacher first: what `find_resolutions` found, of any networks on one image, or of one
+    network alone. Parallel branches are one layer; gates and heads are left out, which `Resolutions.to_frame` lists.
 
     >>> import torch
     >>> import redistill_lib as rd
@@ -67,6 +67,7 @@ def resolutions(networks: Mapping[str, Resolutions]) -> go.Figure:
     >>> resolutions({"teacher": rd.find_resolutions(net, torch.zeros(1, 3, 32, 32))}).data[0].customdata
     (['image', 32, 1], ['0', 16, 2], ['1', 8, 2])
     """
+    networks = {"the network": networks} if isinstance(networks, Resolutions) else networks
     after = {role: {name: step.after[0] for name, step in _named(found)} for role, found in networks.items()}
     # In the order of the first network that has the layer, also where it keeps the size there.
     place: dict[str, float] = {}
@@ -108,12 +109,19 @@ def _staircase(
     figure.update_yaxes(type="log", tickvals=sizes, ticktext=[f"{v}×{v}" for v in sizes], title="map size (pixels)")
     room = name_columns(figure, dict(enumerate(names)), below)
     up = any(later > earlier for values in sides.values() for earlier, later in pairwise(values))
-    note = "A step down is a strided layer" + (", a step up one that enlarges its map." if up else ".")
+    note = "A step down is a strided layer or pool" + (", a step up one that enlarges its map." if up else ".")
     return finish(figure, _finding(sides, names), note, plot=280, margins=(64, 8, 24, room), legend=True)
 
 
 def _finding(sides: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
     (first, reference), *others = sides.items()
+    if not others:
+        least = min(reference)
+        if reference[0] == least:
+            return f"{capital(the(first))} works on {least}×{least} maps throughout"
+        sizes = [f"{side}×{side}" for side in reference]
+        k = max(range(1, len(reference)), key=lambda k: reference[k - 1] / reference[k])
+        return f"{capital(the(first))} drops most resolution at its {names[k]}: {sizes[k - 1]} → {sizes[k]}"
     role, values = min(others or [(first, reference)], key=lambda item: (min(item[1]), sum(item[1])))
     pairs = zip(names, reference, values, strict=False)
     place, theirs, ours = max(pairs, key=lambda pair: pair[1] / pair[2])
@@ -121,5 +129,8 @@ def _finding(sides: Mapping[str, Sequence[int]], names: Sequence[str]) -> str:
         who = listed(label(role) for role in dict.fromkeys((first, role)))
         return f"{capital(who)} drop resolution at the same places"
     text = f"{capital(the(role))} works on {ours}×{ours} maps from its {place} on, where {the(first)} still has"
-    ends = " and ".join(f"{side}×{side}" for side in dict.fromkeys((values[-1], reference[-1])))
-    return f"{text} {theirs}×{theirs}; both end at {ends}"
+    if values[-1] == reference[-1]:
+        return f"{text} {theirs}×{theirs}; both end at {values[-1]}×{values[-1]}"
+    if (ours, theirs) == (values[-1], reference[-1]):
+        return f"{text.replace(' still has', ' has')} {theirs}×{theirs}"
+    return f"{text} {theirs}×{theirs}; they end at {values[-1]}×{values[-1]} and {reference[-1]}×{reference[-1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import os
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from redistill_lib.memory.sizes import format_size
-from redistill_lib.memory.trace import Recorder
+from redistill_lib.memory.trace import Recorder, spread
 from redistill_lib.network.fakes import real_copy, step_by_step, tensors_in
 
 
@@ -48,7 +49,8 @@ def measure_memory(model: nn.Module, *inputs: Any, kwargs: Mapping[str, Any] | N
         found = " and ".join(sorted(devices))
         raise ValueError(f"network and inputs have to be on the CPU, or on one GPU, and not on {found}")
     with step_by_step(), torch.random.fork_rng(devices=[]):
-        return (_on_cuda if devices == {"cuda"} else _on_cpu)(real_copy(model), *given)
+        measure = functools.partial(_on_cuda if devices == {"cuda"} else _on_cpu, real_copy(model))
+        return spread(measure, *given)
 
 
 def _on_cuda(model: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Measurement:

@@ -151,7 +151,8 @@ def profile_memory(
 ) -> Profile:
     """Live activation bytes of one forward pass in eval mode, step by step, without computing or allocating them.
 
-    `inputs` and `kwargs` are what the network is called with; tensors on the meta device will do. `convention`:
+    `inputs` and `kwargs` are what the network is called with; tensors on the meta device will do, and a tuple or
+    dict of all of them. `convention`:
     ``eager`` counts what PyTorch keeps, as `measure_memory` on a CPU; ``fused`` what a sane edge runtime keeps
     (`redistill_lib.memory.schedule.make_schedule`; `in_place_depthwise` is for it alone); ``paper`` the authors'
     estimate for the built-in networks; or rules of your own, a `Runtime`. `dtype` (``fp32``, ``fp16``, ``bf16``,

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from redistill_lib.memory.operators import count_flops, name_of, window_of
 from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
+from redistill_lib.network.flow import arguments_of
 from redistill_lib.red import original_paths
 
 if TYPE_CHECKING:
     from redistill_lib.memory.reuse import Runs
 
 Shape = tuple[int, ...]
+_Result = TypeVar("_Result")
 _Kind = Literal["input", "activation", "state"]  # state: a weight or buffer written to, 0 bytes
 
 
@@ -117,7 +119,8 @@ def trace(
 ) -> Trace:
     """Follow one forward pass in eval mode on tensors without contents, or for real where that cannot be.
 
-    `inputs` hold tensors (also on the meta device), or tuples, lists and dicts of them. `fast_attention=False` keeps
+    `inputs` hold tensors (also on the meta device), or tuples, lists and dicts of them; `spread` tells of one alone
+    that the network does not take. `fast_attention=False` keeps
     `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. `runs` makes
     traces of many alike networks fast. Raises what the model raises.
 
@@ -132,12 +135,29 @@ def trace(
     settings = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
     try:
-        return follow(model, (inputs, dict(kwargs or {})), functools.partial(_record, runs=runs))
+        return spread(lambda *given: follow(model, given, functools.partial(_record, runs=runs)), inputs, kwargs)
     except Exception:
         check_float(inputs)  # perhaps that was why
         raise
     finally:
         torch.backends.mha.set_fastpath_enabled(settings)
+
+
+def spread(
+    run: Callable[[tuple[Any, ...], dict[str, Any]], _Result],
+    inputs: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+) -> _Result:
+    """`run` on arguments and keywords, as they are; where a tuple or dict alone fails so, on what it holds."""
+    kwargs = dict(kwargs or {})
+    given = inputs[0] if len(inputs) == 1 else None
+    if not isinstance(given, (tuple, Mapping)):
+        return run(inputs, kwargs)
+    try:
+        return run(inputs, kwargs)  # a network may well take a tuple
+    except Exception:
+        args, named = arguments_of(given)
+        return run(args, kwargs | named)
 
 
 def _record(

@@ -120,8 +120,8 @@ def _check_plan(arch: str, facts: Architecture, plan: StridePlan) -> None:
     usual = f"the usual plan of {arch} is {facts.usual}"
     if len(plan.places) != len(facts.names):
         raise ValueError(
-            f"Plan {plan} has {len(plan.places)} places where {arch} has {len(facts.names)} "
-            f"({', '.join(facts.names)}); {usual}."
+            f"Plan {plan} has {len(plan.places)} place{'s' * (len(plan.places) > 1)} where "
+            f"{arch} has {len(facts.names)} ({', '.join(facts.names)}); {usual}."
         )
     for index, (name, stride) in enumerate(zip(facts.names, plan.places, strict=True)):
         allowed = facts.allowed if index else facts.stem

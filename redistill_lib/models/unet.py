@@ -210,7 +210,8 @@ def _check(plan: StridePlan, ch: int, mult: tuple[int, ...], attention: tuple[in
     if len(plan.places) != len(mult):
         usual = f"; the usual plan for it is {ddpm_plan(len(mult))}" if len(mult) > 1 else ""
         raise ValueError(
-            f"Plan {plan} has {len(plan.places)} places where a U-Net with mult={mult} has {len(mult)} "
+            f"Plan {plan} has {len(plan.places)} place{'s' * (len(plan.places) > 1)} where "
+            f"a U-Net with mult={mult} has {len(mult)} "
             f"(the head and what ends each level but the deepest){usual}."
         )
     if ch % 2:

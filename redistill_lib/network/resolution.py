@@ -22,6 +22,7 @@ from redistill_lib.network.flow import (
     Flow,
     arguments_of,
     image_of,
+    times,
     trace_flow,
 )
 from redistill_lib.network.grids import Change, Grids
@@ -56,7 +57,7 @@ class Resize:
     step: int | None  # parallel branches make one step
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Place:
     """One place where a network downsamples: the layers that carry its stride, all parallel branches together."""
 
@@ -71,6 +72,12 @@ class Place:
     def name(self) -> str:
         """Its first layer, e.g. `layer2.0.conv1`."""
         return self.layers[0] or "the network"
+
+    def __repr__(self) -> str:
+        names = ", ".join(name or "the network" for name in self.layers)
+        return (
+            f"{names}: {'pool' if self.pool else 'stride'} {self.stride} ({times(self.before)} → {times(self.after)})"
+        )
 
 
 @dataclass(frozen=True)

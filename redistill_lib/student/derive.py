@@ -82,7 +82,8 @@ def restrided(
     if downsampler not in get_args(Downsampler):
         raise ValueError(f"downsampler={downsampler!r} is not one of {', '.join(get_args(Downsampler))}")
     layout = find_layout(model, example)
-    if factor is not None and (found := _larger_patches(model, layout, factor, example)):
+    grown = factor if plan is None else _growth(layout, StridePlan.parse(str(plan))) if factor is None else None
+    if grown and (found := _larger_patches(model, layout, grown, example)):
         return found
     target = _target(model, layout, factor, plan)
     try:
@@ -102,6 +103,12 @@ def restrided(
         own = {"plan": str(target), "downsampler": downsampler, "image_size": list(layout.image)}
         register(derived=[*student.config.get("derived", []), own])  # type: ignore[union-attr, operator]
     return student, tuple(changes.values())
+
+
+def _growth(layout: Layout, plan: StridePlan) -> int:
+    """By how much a plan of one place alone enlarges it; 0 where it does not."""
+    times, rest = divmod(plan.stem, layout.places[0].stride)
+    return 0 if plan.stages or rest else times
 
 
 def _larger_patches(
@@ -182,9 +189,10 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
     if (factor is None) == (plan is None):
         raise ValueError("give derive_student either factor= or plan=")
     if len(layout.places) == 1:
+        patches = plan is not None and layout.plan.stem > 1 and embeds(model.get_submodule(layout.places[0].name))
         raise ValueError(
             f"only {layout.places[0].name} strides in this {type(model).__name__}: no later layer strides or pools "
-            "that could give it back"
+            "that could give it back" + "; larger patches are made with factor=2" * patches
         )
     if factor is not None:
         return layout.plan.front_loaded(factor, first=(1,) if factor >= 4 and layout.places[1].pool else ())
@@ -198,8 +206,8 @@ def _target(model: nn.Module, layout: Layout, factor: int | None, plan: StridePl
     if len(plan.places) != len(layout.places):
         names = ", ".join(place.name for place in layout.places)
         raise ValueError(
-            f"plan {plan} has {len(plan.places)} places where this {type(model).__name__} has {len(layout.places)}: "
-            f"{names}; its own plan is {layout.plan}"
+            f"plan {plan} has {len(plan.places)} place{'s' * (len(plan.places) > 1)} where "
+            f"this {type(model).__name__} has {len(layout.places)}: {names}; its own plan is {layout.plan}"
         )
     if plan.total != layout.plan.total:
         warnings.warn(

@@ -50,7 +50,8 @@ class Change:
     note: str = ""
 
     def __repr__(self) -> str:
-        return f"{self.layer}: {self.kind} {self.before} → {self.after}" + (f" ({self.note})" if self.note else "")
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.layer or 'the network'}: {self.kind} {self.before} → {self.after}{note}"
 
 
 def restride(
