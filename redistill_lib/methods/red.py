@@ -21,8 +21,23 @@ from redistill_lib.methods.base import (
 from redistill_lib.red import DISTANCES, OF_TOKENS, RedBlock, alignment_loss, check_distance, check_form, check_maps
 
 
+class _Aligned(Weighted):
+    """Of which the maps, averaged over channels, are brought nearer to each other."""
+
+    summary: ClassVar[Summary] = "channel mean"
+    distance: str
+
+    def check(self, student: Shape, teacher: Shape) -> None:
+        check_maps(self.name, "C×H×W", student, teacher)
+        if self.distance == "cosine":
+            check_pattern(self.name, student[1:])
+
+    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        return alignment_loss(student, teacher, self.distance)
+
+
 @dataclass(frozen=True, repr=False)
-class RED(Weighted):
+class RED(_Aligned):
     """Residual encoded distillation: a RED block on the student's map, whose output is aligned with the teacher's.
 
     Needs equal height × width, any channels; of volumes, B×C×D×H×W, equal depth too. `gate`, `shortcut` and `encoder`
@@ -33,7 +48,6 @@ class RED(Weighted):
     """
 
     name = "red"
-    summary: ClassVar[Summary] = "channel mean"
     kernel_size: int = option(3, whole)
     distance: str = option("cosine", check_distance)
     alpha: float = 50.0
@@ -60,14 +74,6 @@ class RED(Weighted):
         if axes == 1:
             raise ValueError(f"{self.name} puts its block behind a map C×H×W, not behind {student}; {OF_TOKENS}")
         return RedBlock(student[0], axes=axes, **self.form)
-
-    def check(self, student: Shape, teacher: Shape) -> None:
-        check_maps(self.name, "C×H×W", student, teacher)
-        if self.distance == "cosine":
-            check_pattern(self.name, student[1:])
-
-    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return alignment_loss(student, teacher, self.distance)
 
 
 @dataclass(frozen=True, repr=False)
@@ -99,7 +105,7 @@ class Stage(RED):
 
 
 @dataclass(frozen=True)
-class REDLoss(Weighted):
+class REDLoss(_Aligned):
     """RED's loss without its block, on the student's own map: what the loss alone does. Options as RED's.
 
     >>> REDLoss().block((8, 4, 4)) is None
@@ -107,14 +113,5 @@ class REDLoss(Weighted):
     """
 
     name = "red-loss"
-    summary: ClassVar[Summary] = "channel mean"
     distance: str = option("cosine", check_distance)
     alpha: float = 50.0
-
-    def check(self, student: Shape, teacher: Shape) -> None:
-        check_maps(self.name, "C×H×W", student, teacher)
-        if self.distance == "cosine":
-            check_pattern(self.name, student[1:])
-
-    def loss(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        return alignment_loss(student, teacher, self.distance)
