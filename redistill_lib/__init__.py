@@ -45,6 +45,9 @@ _HOMES = {
     "memory_bounds": "memory",
     "fit_to_budget": "budget",
     "tap_costs": "costs",
+    "Arm": "comparison",
+    "Budget": "comparison",
+    "compare": "comparison",
     "score_images": "quality",
     "train_diffusion": "train",
     "distill_diffusion": "train",
@@ -54,6 +57,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from redistill_lib.budget import fit_to_budget
+    from redistill_lib.comparison import Arm, Budget, compare
     from redistill_lib.costs import tap_costs
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.data.augment import to_float

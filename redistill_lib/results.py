@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 from scipy import stats
 
 _LABELS = {"teacher": "teacher", "student": "naive student", "red-blocks": "RED blocks, no loss"}
@@ -134,6 +135,29 @@ def run_difference(a: pd.Series[float], b: pd.Series[float]) -> Estimate:
     if seeded and set(a.index) == set(b.index):
         return paired_difference(a.tolist(), b[a.index].tolist())
     return difference(a.tolist(), b.tolist())
+
+
+def crossed_interval(values: ArrayLike) -> Estimate:
+    """The mean over runs × test images, and its 95 % interval for other runs and other images.
+
+    Its variance adds those of the runs' means and of the images' means, each by its number, which counts twice what
+    a run and an image have to themselves (A. B. Owen, The pigeonhole bootstrap, 2007), with Satterthwaite's degrees
+    of freedom; but it is nowhere narrower than `interval` over runs. One run says nothing of others.
+
+    >>> right = [[1, 0, 1, 1], [1, 0, 1, 0], [1, 0, 1, 0]]
+    >>> print(crossed_interval(right), "|", interval([sum(run) / 4 for run in right]))
+    0.58 ± 0.76 | 0.58 ± 0.36
+    """
+    table = np.asarray(values, float)
+    runs = table.mean(1)
+    parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (runs, table.mean(0)) if len(means) > 1]
+    value, variance = float(table.mean()), sum(part for part, _ in parts)
+    if not variance:
+        return Estimate(value, value, value) if parts else Estimate(value, math.nan, math.nan)
+    freedom = variance**2 / sum(part**2 / n for part, n in parts)
+    over_runs = interval(runs.tolist()).half
+    half = max(float(stats.t.ppf(0.975, freedom) * math.sqrt(variance)), 0.0 if math.isnan(over_runs) else over_runs)
+    return Estimate(value, value - half, value + half)
 
 
 def _estimate(value: float, test: Callable[..., Any], *samples: Any) -> Estimate:

@@ -1,0 +1,201 @@
+"""How long each arm trains: what an epoch costs, measured once and kept, and what a budget makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from redistill_lib.checks import check_above_zero, check_fields
+from redistill_lib.comparison.arms import Arm
+from redistill_lib.comparison.trials import one_thread, train_arm
+from redistill_lib.data import DataSplits
+from redistill_lib.identity import structure
+from redistill_lib.progress import progress_bar
+from redistill_lib.runs import run_id, write_text
+from redistill_lib.source import code_identity
+from redistill_lib.train import RunOptions
+
+BATCHES, LAPS, PASSES = 8, 4, 3  # an epoch is timed on so many batches, as often as that, in turn with other arms
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every arm may spend: processor `seconds` of one thread, or `epochs`, or `steps`.
+
+    Of seconds, an arm that learns from a teacher pays `teacher_share` of that teacher's training first, and its part
+    of making what a cache keeps of it. Where an arm has several candidates, each gets `trial_share` of the budget on
+    a seed of its own.
+
+    >>> Budget(seconds=240)
+    Budget(seconds=240.0, epochs=None, steps=None, teacher_share=1.0, trial_share=1.0)
+    """
+
+    seconds: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    teacher_share: float = 1.0
+    trial_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        given = {name: getattr(self, name) for name in ("seconds", "epochs", "steps")}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"a budget is so many seconds, epochs or steps: give one of them, not {given or 'none'}")
+        check_above_zero(**given, trial_share=self.trial_share)
+        if self.teacher_share < 0:
+            raise ValueError(f"teacher_share is a share from 0 up, not {self.teacher_share!r}")
+
+    def share(self, of: float) -> Budget:
+        """So large a part of it."""
+        if self.seconds is not None:
+            return replace(self, seconds=self.seconds * of)
+        name, value = ("epochs", self.epochs) if self.steps is None else ("steps", self.steps)
+        return replace(self, **{name: max(1, round((value or 0) * of))})
+
+    def __str__(self) -> str:
+        if self.seconds is not None:
+            return f"{self.seconds:,.0f} seconds"
+        return f"{self.epochs:,} epochs" if self.steps is None else f"{self.steps:,} steps"
+
+
+@dataclass(frozen=True)
+class EpochCost:
+    """Processor seconds of an epoch of an arm, and of making what a cache keeps of its teacher: 0 without."""
+
+    epoch: float
+    answers: float = 0.0
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long an arm trains: the seconds that it pays for its teacher beforehand, its own, and its epochs."""
+
+    epochs: int
+    beforehand: float
+    seconds: float
+
+    @property
+    def total(self) -> float:
+        return self.beforehand + self.seconds
+
+
+def measure_epochs(
+    arms: Mapping[str, Arm], teacher: nn.Module, data: DataSplits, options: RunOptions
+) -> dict[str, EpochCost]:
+    """What an epoch of each arm costs, on the first batches of `data`, by the training itself, under `teacher`.
+
+    Seconds are the processor's, on one thread; on a GPU those of the clock. They are kept in ``epoch_costs.json`` of
+    the run store, so that the lengths that follow from them, and so the runs, stay the same in every later call. Arms
+    that are measured later are scaled by what the first arm costs then and has cost before.
+    """
+    file = Path(options.runs_dir) / "epoch_costs.json"
+    known: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    keys = {name: _key(arm, teacher, data, options) for name, arm in arms.items()}
+    if missing := {key: arms[name] for name, key in keys.items() if key not in known}:
+        first = next(iter(arms))
+        wanted = {keys[first]: arms[first], **missing}
+        found: dict[str, list[EpochCost]] = {key: [] for key in wanted}
+        with progress_bar(PASSES * len(wanted), "what an epoch costs", options.progress) as bar, one_thread():
+            for _ in range(PASSES):
+                for key, arm in wanted.items():
+                    found[key].append(_measure(arm, teacher, data, options))
+                    bar.update()
+        middle = {
+            key: [statistics.median(cost.epoch for cost in costs), statistics.median(cost.answers for cost in costs)]
+            for key, costs in found.items()
+        }
+        scale = known[keys[first]][0] / middle[keys[first]][0] if keys[first] in known else 1.0
+        known |= {key: [scale * value for value in middle[key]] for key in missing}
+        write_text(file, json.dumps(known, indent=1))
+    return {name: EpochCost(*known[key]) for name, key in keys.items()}
+
+
+def lengths(
+    budget: Budget, arms: Mapping[str, Arm], costs: Mapping[str, EpochCost], teacher_seconds: float, images: int
+) -> dict[str, Length]:
+    """How long each arm trains on so many images. ValueError where the seconds do not reach for one epoch of each.
+
+    >>> arms = {"naive": Arm("resnet18-4-11221"), "kd": Arm("resnet18-4-11221", "kd")}
+    >>> costs = {"naive": EpochCost(2.0), "kd": EpochCost(3.0)}
+    >>> lengths(Budget(seconds=70), arms, costs, teacher_seconds=10.0, images=6000)["kd"]
+    Length(epochs=20, beforehand=10.0, seconds=60.0)
+    """
+    readers = sum(costs[name].answers > 0 for name in arms)
+    found = {}
+    for name, arm in arms.items():
+        cost, before = costs[name], budget.teacher_share * teacher_seconds if arm.taught else 0.0
+        if cost.answers:
+            before += cost.answers / readers  # made once for all
+        if budget.seconds is not None:
+            epochs = int((budget.seconds - before) / cost.epoch + 1e-9)
+            if epochs < 1:
+                raise ValueError(
+                    f"{budget} are too few for {name}: its epochs take {cost.epoch:.1f} s each and it pays "
+                    f"{before:.1f} s for its teacher first; give more, or a teacher of fewer epochs"
+                )
+        else:
+            steps = arm.recipe.steps_per_epoch(images)
+            epochs = budget.epochs or max(1, round((budget.steps or 0) / steps))
+        found[name] = Length(epochs, before, epochs * cost.epoch)
+    return found
+
+
+#: Of a recipe, what changes no epoch's length.
+_TIMELESS = (
+    "epochs", "steps", "learning_rate", "weight_decay", "momentum", "schedule", "warmup", "milestones",
+    "divide_by", "label_smoothing",
+)  # fmt: skip
+
+
+def _key(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) -> str:
+    """What decides how long an epoch takes."""
+    model = arm.model if isinstance(arm.model, str) else structure(arm.model)
+    recipe = {name: value for name, value in asdict(arm.recipe).items() if name not in _TIMELESS}
+    methods: list[Any] = [*arm.method_list]
+    told: dict[str, Any] = {"methods": [repr(replace(each, alpha=float(each.alpha > 0))) for each in methods]}
+    told |= {"model": model, "width": arm.width, "image_size": arm.image_size, "recipe": recipe}
+    told |= {"teacher": structure(teacher)} if arm.needs_teacher else {}
+    told |= {"taps": repr(arm.taps), "cached": options.cache is not None, "precision": options.mixed_precision}
+    told |= {"images": len(data.train), "validation": len(data.validation), "classes": data.num_classes}
+    return run_id("epoch", {**told, "shape": [data.in_channels, data.image_size]}, code_identity())
+
+
+def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) -> EpochCost:
+    few = _first(data, BATCHES * arm.recipe.batch_size)
+    times = len(data.train) / len(few.train)
+    gpu = torch.accelerator.is_available() and not options.cpu
+    clock = time.perf_counter if gpu else time.process_time
+    with TemporaryDirectory() as folder:
+        cache = None if options.cache is None else f"{folder}/cache"
+        waits, answered, laps = [], False, list[float]()
+        for seed in range(1 if cache is None else 2):  # the second finds what the first has put into the cache
+            marks = [clock()]
+            quiet = replace(options, runs_dir=f"{folder}/{seed}", cache=cache, progress=False, name=None)
+            quiet = replace(quiet, on_log=lambda *_, marks=marks: marks.append(clock()))
+            with contextlib.redirect_stdout(None):
+                run = train_arm(arm, few, 2 + LAPS, seed, teacher, quiet)
+            first, *later = np.diff(marks).tolist()
+            waits.append(first)
+            laps += later[1:]
+            answered = "answers" in run.params
+        answers = max(0.0, waits[0] - waits[1]) * times if answered else 0.0
+        return EpochCost(statistics.median(laps) * times, answers)
+
+
+def _first(data: DataSplits, images: int) -> DataSplits:
+    """The first of the training images, and as large a share of those for validation, which stand for test too."""
+    count = min(images, len(data.train))
+    held = data.validation.take(torch.arange(max(2, round(len(data.validation) * count / len(data.train)))))
+    return replace(data, train=data.train.take(torch.arange(count)), validation=held, test=held, params={})

@@ -1,0 +1,101 @@
+"""What a comparison found, in numbers and words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from redistill_lib.comparison.lengths import Budget
+from redistill_lib.memory import format_size
+from redistill_lib.results import Estimate, crossed_interval, listed, number
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """What `compare` found. `runs` has a row per run, `trials` one per candidate, `curves` one per epoch of a run.
+
+    `right` says of each arm, run by run, which test images it knows: seeds × images. Accuracies are in %, seconds the
+    processor's. `reference` is the arm that the others are measured by.
+    """
+
+    runs: pd.DataFrame
+    trials: pd.DataFrame
+    curves: pd.DataFrame
+    right: Mapping[str, NDArray[np.bool_]]
+    budget: Budget
+    reference: str
+    name: str  # of the data
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(name for name in self.right if name != "teacher")
+
+    @property
+    def seeds(self) -> int:
+        return int(self.runs["seed"].nunique())
+
+    def network(self, arm: str) -> str:
+        """An arm's network in words: its name, width and images, where those are not the usual ones."""
+        row = self.runs[self.runs["arm"] == arm].iloc[0]
+        width = "" if row["width"] == 1 else f" ×{row['width']:g}"
+        return f"{row['model']}{width}" + ("" if pd.isna(row["image_size"]) else f" at {row['image_size']:.0f} px")
+
+    def taught(self, arm: str) -> bool:
+        return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())
+
+    def accuracy(self, arm: str) -> Estimate:
+        """Its mean test accuracy, and the 95 % interval for other seeds and other test images."""
+        return crossed_interval(100.0 * self.right[arm])
+
+    def difference(self, a: str, b: str) -> Estimate:
+        """By how many points `a` is above `b`: of one seed, one teacher and one test image each."""
+        return crossed_interval(100.0 * (self.right[a].astype(float) - self.right[b]))
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row per arm, the best first; `recovered` is the share of the gap between reference and teacher, in %."""
+        rows = []
+        best = self.accuracy("teacher").value if "teacher" in self.right else math.nan
+        base = self.accuracy(self.reference).value
+        for arm in sorted(self.arms, key=lambda arm: -self.accuracy(arm).value):
+            mean, over, runs = (
+                self.accuracy(arm),
+                self.difference(arm, self.reference),
+                self.runs.query("arm == @arm"),
+            )
+            first = runs.iloc[0]
+            row = {"arm": arm, "accuracy": mean.value, "low": mean.low, "high": mean.high, "above": over.value}
+            row["±"] = over.half if arm != self.reference else math.nan
+            row["recovered"] = 100 * (mean.value - base) / (best - base) if best > base else math.nan
+            row |= {name: first[name] for name in ("epochs", "seconds", "for_the_teacher", "parameters")}
+            row |= {"peak (KiB)": first["peak_bytes"] / 1024, "mult-adds (M)": first["multiply_adds"] / 1e6}
+            rows.append(row | {"latency (ms)": 1000 * runs["latency"].median()})
+        return pd.DataFrame(rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.table
+
+    def headline(self) -> str:
+        """Who is best at this budget, by how much, and who cannot be told from it."""
+        table = self.table
+        best, reached = table["arm"][0], f"{table['accuracy'][0]:.1f} %"
+        rivals = [arm for arm in table["arm"][1:] if not self.difference(best, arm).decided]
+        peak = format_size(int(table["peak (KiB)"].max() * 1024))
+        gap = self.difference(best, self.reference)
+        told = f"At {peak} and {self.budget} each, {best} reaches {reached}"
+        if best != self.reference:
+            spread = "" if math.isnan(gap.half) else f" ± {number(gap.half, 1)}"
+            told += f", {number(gap.value, 1)}{spread} points above {self.reference}"
+        if self.seeds == 1:
+            return f"{told}; one seed"
+        if rivals:
+            told += f"; {self.seeds} seeds cannot tell it from {listed(rivals)}"
+        return told
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.headline()})"

@@ -1,0 +1,125 @@
+"""Ways to one peak memory, compared: who is most accurate, and after how many seconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from redistill_lib.comparison import Comparison
+from redistill_lib.figures.theme import INK, faint, finish, muted, name_rows
+from redistill_lib.results import number
+
+#: A colour for each network, in the order of the arms; they differ in lightness too.
+_NETWORKS = ("#CC4C00", "#0072B2", "#E6B03C", "#117733", "#AA4499", "#56B4E9", "#332288")
+_MARKS = {False: ("circle-open", "learns alone"), True: ("diamond", "taught")}
+_PLACES = 1.03, 1.24, 1.53, 1.72  # where the columns beside the plot stand, in widths of it
+
+
+class _Look(NamedTuple):
+    network: str
+    color: str
+    symbol: str
+
+    @property
+    def mark(self) -> dict[str, Any]:
+        return {"color": self.color, "symbol": self.symbol, "size": 13, "line": {"width": 2.5, "color": self.color}}
+
+
+def comparison(result: Comparison) -> go.Figure:
+    """Test accuracy of each arm, the best above: a mark for the mean, a line for its 95 % interval, dots for runs.
+
+    The colour is the network; a filled diamond is taught by the teacher, an open circle learns alone. Beside them are
+    the difference to the reference, in pairs, and what the arm takes.
+    """
+    table, looks, figure = result.table, _looks(result), go.Figure()
+    for k, row in table.iterrows():
+        arm, look, runs = row["arm"], looks[row["arm"]], 100 * result.right[row["arm"]].mean(1)
+        dots = {"color": faint(look.color, 0.4), "size": 6}
+        one = f"<b>{arm}</b>, one run: %{{x:.1f}} %<extra></extra>"
+        figure.add_scatter(x=runs, y=[k] * len(runs), mode="markers", marker=dots, hovertemplate=one)
+        mean = (
+            f"<b>{arm}</b>: {row['accuracy']:.1f} %, 95 %: {row['low']:.1f} to {row['high']:.1f} %<br>{look.network}"
+        )
+        spread = {"array": [row["high"] - row["accuracy"]], "color": look.color, "thickness": 1.5, "width": 4}
+        point = {"x": [row["accuracy"]], "y": [k], "mode": "markers", "marker": look.mark, "error_x": spread}
+        figure.add_scatter(**point, hovertemplate=mean + "<extra></extra>")
+        above = f"{number(row['above'], 1)}" + ("" if math.isnan(row["±"]) else f" ± {number(row['±'], 1)}")
+        cells = f"<b>{row['accuracy']:.1f} %</b>", above, f"{row['epochs']:,}", f"{row['mult-adds (M)']:.1f} M"
+        for column, text in enumerate(cells):
+            text = "" if arm == result.reference and column == 1 else text
+            figure.add_annotation(x=_PLACES[column], xref="paper", xanchor="left", y=k, text=text)
+    for column, head in enumerate(("accuracy", f"above {result.reference}", "epochs", "mult-adds")):
+        place = {"x": _PLACES[column], "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper"}
+        figure.add_annotation(**place, yanchor="bottom", text=muted(head))
+    figure.update_traces(showlegend=False)
+    _explain(figure, looks)
+    if "teacher" in result.right:
+        best = result.accuracy("teacher").value
+        line, text = {"color": INK, "width": 2, "dash": "dash"}, f"teacher {best:.1f} %"
+        figure.add_vline(best, line=line, annotation_text=text, annotation_position="bottom left")
+    name_rows(figure, [f"<b>{arm}</b>" for arm in table["arm"]])
+    figure.update_xaxes(title="test accuracy (%)")
+    runs = (
+        "One run of each" if result.seeds == 1 else f"{result.seeds} seeds each; line: 95 % interval for other seeds "
+    )
+    runs += "" if result.seeds == 1 else "and other test images; small dots: single runs"
+    note = f"Data: {result.name}. {runs}. Above {result.reference}: in pairs of one teacher, with a 95 % interval."
+    margins = 190, 30, 330, 56
+    figure = finish(figure, result.headline(), note, plot=20 + 36 * len(table), margins=margins, legend=True)
+    return figure.update_layout(legend={"x": 0.02, "xref": "container"})
+
+
+def comparison_curves(result: Comparison) -> go.Figure:
+    """Validation accuracy over seconds spent, the mean of the seeds; taught arms begin when the teacher is paid."""
+    looks, figure = _looks(result), go.Figure()
+    means = result.curves.groupby(["arm", "seconds"], as_index=False)["accuracy"].mean()
+    ends = {arm: means[means["arm"] == arm].iloc[-1] for arm in looks}
+    reached = {arm: float(end["accuracy"]) for arm, end in ends.items()}
+    low, high = min(reached.values()), max(reached.values())
+    bottom = max(0.0, low - 2 * (high - low) - 5)
+    places = _apart(reached, (high - bottom) / 16)
+    for arm, look in looks.items():
+        curve = means[means["arm"] == arm]
+        line = {"color": look.color, "width": 2.5, "dash": "solid" if result.taught(arm) else "dot"}
+        told = {"hovertemplate": f"<b>{arm}</b>: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>", "showlegend": False}
+        figure.add_scatter(x=curve["seconds"], y=curve["accuracy"], mode="lines", line=line, **told)
+        figure.add_scatter(x=[ends[arm]["seconds"]], y=[reached[arm]], mode="markers", marker=look.mark, **told)
+        text = f'<span style="color:{look.color}"><b>{arm}</b> {reached[arm]:.1f} %</span>'
+        figure.add_annotation(x=1.02, xref="paper", xanchor="left", y=places[arm], text=text, showarrow=False)
+    longest = max(end["seconds"] for end in ends.values())
+    figure.update_xaxes(title="processor seconds, the teacher's share included", range=[0, 1.02 * longest])
+    figure.update_yaxes(title="validation accuracy (%)", range=[bottom, high + (high - bottom) / 16])
+    best = max(reached, key=reached.__getitem__)
+    found = f"On validation {best} comes furthest within {result.budget}: {reached[best]:.1f} %"
+    note = (
+        "Mean of the seeds, after the last epoch. Solid: taught, begins once the teacher is paid for; dotted: alone."
+    )
+    return finish(figure, found, note, plot=360, margins=(64, 8, 270, 56))
+
+
+def _apart(values: Mapping[str, float], least: float) -> dict[str, float]:
+    """Where to write beside these values so that no two lines of text lie on each other."""
+    found: dict[str, float] = {}
+    above = math.inf
+    for name in sorted(values, key=lambda name: -values[name]):
+        above = found[name] = min(values[name], above - least)
+    return found
+
+
+def _looks(result: Comparison) -> dict[str, _Look]:
+    networks = {arm: result.network(arm) for arm in result.arms}
+    colors = {name: _NETWORKS[k % len(_NETWORKS)] for k, name in enumerate(dict.fromkeys(networks.values()))}
+    return {arm: _Look(name, colors[name], _MARKS[result.taught(arm)][0]) for arm, name in networks.items()}
+
+
+def _explain(figure: go.Figure, looks: dict[str, _Look]) -> None:
+    """The legend: what colours and marks mean."""
+    for network, color in {look.network: look.color for look in looks.values()}.items():
+        mark = {"color": color, "size": 11, "symbol": "square"}
+        figure.add_scatter(x=[None], y=[None], name=network, mode="markers", marker=mark)
+    for symbol, name in _MARKS.values():
+        mark = {"color": INK, "size": 11, "symbol": symbol, "line": {"width": 2, "color": INK}}
+        figure.add_scatter(x=[None], y=[None], name=name, mode="markers", marker=mark)

@@ -1,0 +1,397 @@
+"""Arms compared on equal terms: lengths by hand, fair sums, nothing trained twice, and figures that say so."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from trainings import digits, options, quick_looks  # noqa: F401
+
+from redistill_lib import figures
+from redistill_lib.comparison import Arm, Budget, Comparison, compare, lengths, runner, trials
+from redistill_lib.comparison.lengths import EpochCost, Length, measure_epochs
+from redistill_lib.comparison.lengths import lengths as planned
+from redistill_lib.comparison.trials import resized
+from redistill_lib.data import load_data
+from redistill_lib.models import create_model
+from redistill_lib.models.saved import load_model
+from redistill_lib.results import crossed_interval
+from redistill_lib.runs import Run, load_runs
+from redistill_lib.train import Recipe
+
+POOLED, USUAL = "resnet18-4-11221", "resnet18-1-21222"
+SHORT = Recipe(epochs=1, batch_size=32)
+TEACHER = Arm(USUAL, width=0.125, recipe=SHORT)
+
+
+def arm(methods: str | None = None, **recipe: Any) -> Arm:
+    return Arm(POOLED, methods, width=0.125, recipe=Recipe(**{"epochs": 1, "batch_size": 32, **recipe}))
+
+
+@pytest.fixture(autouse=True)
+def given_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an epoch costs, as if it had been measured: 2 s, and 1 s more for each method."""
+
+    def measure(arm: Arm, *_: Any) -> EpochCost:
+        return EpochCost(2.0 + len(arm.method_list))
+
+    monkeypatch.setattr(lengths, "_measure", measure)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what is trained, and not found."""
+    names: list[str] = []
+    true = trials.train_arm
+
+    def counted(arm: Arm, data: Any, epochs: int, seed: int, teacher: Any, opts: Any) -> Run:
+        before = set(Path(opts.runs_dir).glob("*/run.json"))
+        run = true(arm, data, epochs, seed, teacher, opts)
+        if set(Path(opts.runs_dir).glob("*/run.json")) - before:
+            names.append(f"{'+'.join(m.name for m in arm.method_list) or 'alone'} {seed}")
+        return run
+
+    monkeypatch.setattr(trials, "train_arm", counted)
+    return names
+
+
+# ------------------------------------------------------------------------------------------------------------ budgets
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "give one of them, not none"),
+        ({"seconds": 3.0, "epochs": 2}, "give one of them"),
+        ({"seconds": 0.0}, "seconds=0.0 is not a number above 0"),
+        ({"epochs": 2, "teacher_share": -1.0}, "teacher_share is a share from 0 up"),
+        ({"epochs": 2, "trial_share": 0.0}, "trial_share=0.0 is not a number above 0"),
+    ],
+)
+def test_a_budget_is_one_number(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Budget(**given)
+
+
+def test_seconds_pay_for_the_teacher_and_for_a_shared_cache_first() -> None:
+    arms = {
+        "naive": arm(),
+        "warm": arm(init="teacher"),
+        "blocks": arm("red-blocks"),
+        "kd": arm("kd"),
+        "red": arm("red"),
+    }
+    costs = {"naive": EpochCost(2.0), "warm": EpochCost(2.0), "blocks": EpochCost(2.5)}
+    costs |= {"kd": EpochCost(3.0, answers=8.0), "red": EpochCost(4.0, answers=4.0)}
+    found = planned(Budget(seconds=100, teacher_share=0.5), arms, costs, teacher_seconds=40.0, images=320)
+    assert found["naive"] == Length(50, 0.0, 100.0)
+    assert found["blocks"] == Length(40, 0.0, 100.0)  # a block without a loss learns nothing from a teacher
+    assert found["warm"] == Length(40, 20.0, 80.0)
+    assert found["kd"] == Length(25, 24.0, 75.0)  # 20 for the teacher, and half of its answers' 8
+    assert found["red"] == Length(19, 22.0, 76.0)
+    assert all(length.total <= 100 for length in found.values())
+
+
+def test_epochs_and_steps_are_the_same_for_all() -> None:
+    arms = {"naive": arm(), "kd": arm("kd", batch_size=64)}
+    costs = dict.fromkeys(arms, EpochCost(2.0))
+    by_epoch = planned(Budget(epochs=7), arms, costs, 0.0, images=320)
+    assert {length.epochs for length in by_epoch.values()} == {7}
+    by_step = planned(Budget(steps=30), arms, costs, 0.0, images=320)
+    assert [by_step["naive"].epochs, by_step["kd"].epochs] == [3, 6]  # of 10 and of 5 steps
+
+
+def test_too_few_seconds_are_said_before_anything_is_trained(tmp_path: Path, trained: list[str]) -> None:
+    teacher, arms = Arm(USUAL, width=0.125, recipe=Recipe(epochs=4, batch_size=32)), {"naive": arm(), "kd": arm("kd")}
+    with pytest.raises(ValueError, match=r"10 seconds are too few for kd: .* pays 8\.0 s for its teacher first"):
+        compare(teacher, arms, digits(), budget=Budget(seconds=10), seeds=1, options=options(tmp_path))
+    assert not trained
+
+
+def test_costs_are_kept_and_later_arms_are_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, teacher = digits(), create_model(USUAL, num_classes=10, in_channels=1, width=0.125)
+    speed, asked = 1.0, []
+
+    def measure(each: Arm, *_: Any) -> EpochCost:
+        asked.append(each)
+        return EpochCost(speed * (5.0 if each.methods else 2.0), speed)
+
+    monkeypatch.setattr(lengths, "_measure", measure)
+    first = measure_epochs({"naive": arm()}, teacher, data, options(tmp_path))
+    assert first == {"naive": EpochCost(2.0, 1.0)}
+    speed = 3.0  # the machine is busy, or another one
+    both = {"naive": arm(), "kd": arm("kd"), "more": arm("kd(alpha=3.0)", learning_rate=0.01)}
+    assert measure_epochs(both, teacher, data, options(tmp_path)) == {
+        "naive": EpochCost(2.0, 1.0), "kd": EpochCost(5.0, 1.0), "more": EpochCost(5.0, 1.0),
+    }  # fmt: skip
+    assert len(asked) == 3 + 3 * 2  # a weight and a learning rate take no time
+    measure_epochs(both, teacher, data, options(tmp_path))
+    assert len(asked) == 9
+
+
+def test_an_epoch_is_measured_by_training_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(lengths, "PASSES", 1)
+    data, teacher = digits(limit=600), create_model(USUAL, num_classes=10, in_channels=1, width=0.125)
+    opts = options(tmp_path, cache=tmp_path / "cache")
+    arms = {"naive": arm(), "kd": arm("kd", views=2), "at": arm("at(alpha=1.0)", views=2)}
+    with pytest.warns(UserWarning, match="the teacher runs as without a cache"):
+        found = measure_epochs(arms, teacher, data, opts)
+    assert found["naive"].epoch > 0 and found["naive"].answers == 0
+    assert found["kd"].answers >= 0 and found["at"].answers == 0
+    assert found["at"].epoch > found["naive"].epoch  # it asks the teacher
+    assert not (tmp_path / "cache").exists() and [p.name for p in tmp_path.iterdir()] == ["epoch_costs.json"]
+
+
+# ---------------------------------------------------------------------------------------------------- what is trained
+
+
+def test_every_arm_has_the_same_sum_and_the_warm_one_starts_where_its_teacher_ended(tmp_path: Path) -> None:
+    arms = {
+        "naive": arm(),
+        "warm": arm(init="teacher", learning_rate=1e-9),
+        "kd": arm("kd"),
+        "both": arm("red+kd"),
+    }
+    opts = options(tmp_path)
+    found = compare(TEACHER, arms, digits(), budget=Budget(epochs=1), seeds=[3], options=opts)
+    runs = found.runs.set_index("arm")
+    for name in ("warm", "kd", "both"):
+        params = Run.load(tmp_path / runs.loc[name, "run"]).params
+        assert params["distill_weight"] is None and params["teachers"] and params["seed"] == 3, name
+    assert params["reduction"] == "sum"  # which is the mean where there is one loss
+    history = Run.load(tmp_path / runs.loc["kd", "run"]).history().iloc[0]
+    assert history["train_total"] == pytest.approx(history["train_task"] + history["train_kd"], rel=1e-5)
+    warm = Run.load(tmp_path / runs.loc["warm", "run"])
+    assert not [name for name in warm.history() if name.startswith("train_kd")]
+    first, last = (load_model(tmp_path / runs.loc[name, "run"]).state_dict() for name in ("teacher", "warm"))
+    torch.testing.assert_close(last["conv1.weight"], first["conv1.weight"], atol=1e-6, rtol=0)
+
+
+def test_tables_agree_with_the_runs_and_differences_are_paired(tmp_path: Path) -> None:
+    arms = {"naive": arm(), "kd": arm("kd")}
+    found = compare(TEACHER, arms, digits(), budget=Budget(epochs=2), seeds=2, options=options(tmp_path))
+    assert found.arms == ("naive", "kd") and found.seeds == 2 and found.reference == "naive"
+    store = load_runs(tmp_path).set_index("id")["test_accuracy"]
+    for name in ("teacher", *found.arms):
+        runs = found.runs[found.runs["arm"] == name]
+        assert found.right[name].shape == (2, len(digits().test))
+        assert found.right[name].mean(1) == pytest.approx(store[runs["run"]].tolist())
+        assert found.accuracy(name).value == pytest.approx(100 * runs["test_accuracy"].mean())
+    by_hand = 100 * (found.right["kd"].astype(int) - found.right["naive"])
+    assert found.difference("kd", "naive") == crossed_interval(by_hand)
+    table = found.to_frame().set_index("arm")
+    assert table.loc["kd", "above"] == pytest.approx(by_hand.mean()) and table["above"]["naive"] == 0
+    teacher, naive, kd = (found.accuracy(name).value for name in ("teacher", "naive", "kd"))
+    if teacher > naive:
+        assert table.loc["kd", "recovered"] == pytest.approx(100 * (kd - naive) / (teacher - naive))
+    curve = found.curves.query("arm == 'kd' and seed == 0")
+    assert curve["seconds"].tolist() == [5.0, 8.0]  # 2 s for the teacher's epoch, then 3 s each
+    assert "2 epochs each" in found.headline() and repr(found) == f"Comparison({found.headline()})"
+
+
+def test_the_best_candidate_on_validation_is_taken(tmp_path: Path, trained: list[str]) -> None:
+    arms = {"naive": [arm(learning_rate=1e-9), arm()], "kd": [arm("kd"), arm("kd(alpha=0.5)", learning_rate=1e-9)]}
+    found = compare(
+        TEACHER, arms, digits(), budget=Budget(epochs=2, trial_share=2.0), seeds=1, options=options(tmp_path)
+    )
+    assert len(found.trials) == 4 and set(found.trials["seed"]) == {100} and set(found.trials["epochs"]) == {4}
+    for name, tried in found.trials.groupby(found.trials["arm"].str.rpartition(", ")[0]):
+        best = tried.loc[tried["validation_accuracy"].idxmax()]
+        rate = Run.load(tmp_path / best["run"]).params["recipe"]["learning_rate"]
+        taken = found.runs.set_index("arm").loc[str(name), "run"]
+        assert Run.load(tmp_path / taken).params["recipe"]["learning_rate"] == rate
+    assert sorted(trained) == sorted(
+        ["alone 100"] * 3 + ["kd 100"] * 2 + ["alone 0"] * 2 + ["kd 0"]
+    )  # a teacher for each seed
+
+
+def test_a_call_that_was_stopped_goes_on_and_trains_nothing_twice(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms, true = {"naive": arm(), "kd": arm("kd")}, runner.try_arm
+
+    def stopped(each: Arm, data: Any, epochs: int, seed: int, *rest: Any) -> Any:
+        if seed == 1 and each.methods:
+            raise KeyboardInterrupt
+        return true(each, data, epochs, seed, *rest)
+
+    def call(seeds: int) -> Comparison:
+        return compare(TEACHER, arms, digits(), budget=Budget(epochs=1), seeds=seeds, options=options(tmp_path))
+
+    monkeypatch.setattr(runner, "try_arm", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        call(2)
+    assert len(trained) == 5
+    monkeypatch.setattr(runner, "try_arm", true)
+    first = call(2)
+    assert trained[5:] == ["kd 1"]
+    again = call(2)
+    assert len(trained) == 6
+    pd.testing.assert_frame_equal(again.runs.drop(columns="latency"), first.runs.drop(columns="latency"))
+    call(3)
+    assert trained[6:] == ["alone 2", "alone 2", "kd 2"]
+
+
+def test_other_processes_train_to_the_same_bits(tmp_path: Path) -> None:
+    arms, data = {"naive": arm(), "red": arm("red(alpha=1.0)")}, digits()
+    here = compare(TEACHER, arms, data, budget=Budget(epochs=1), seeds=1, options=options(tmp_path / "here"))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        there = compare(
+            TEACHER, arms, data, budget=Budget(epochs=1), seeds=1, options=options(tmp_path / "there"), executor=pool
+        )
+    assert here.runs["run"].tolist() == there.runs["run"].tolist()
+    for name in here.right:
+        assert np.array_equal(here.right[name], there.right[name])
+    weights = [load_model(tmp_path / where / str(here.runs["run"][2])).state_dict() for where in ("here", "there")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_one_that_fails_calls_off_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Executor):
+        """Runs the first, and holds the others back."""
+
+        futures: Sequence[Future[Any]] = ()
+
+        def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            if not self.futures:
+                future.set_exception(OSError("no space left"))
+            self.futures = [*self.futures, future]
+            return future
+
+    pool = Slow()
+    with pytest.raises(OSError, match="no space left"):
+        compare(
+            TEACHER,
+            {"naive": arm()},
+            digits(),
+            budget=Budget(epochs=1),
+            seeds=3,
+            options=options(tmp_path),
+            executor=pool,
+        )
+    assert [future.cancelled() for future in pool.futures] == [False, True, True]
+
+
+def test_a_trained_teacher_costs_nothing_and_a_second_seed_no_new_answers(tmp_path: Path) -> None:
+    opts = options(tmp_path / "runs", cache=tmp_path / "cache")
+    teacher = trials.train_arm(TEACHER, digits(), 1, 9, None, opts)
+    arms = {"naive": arm(views=1), "kd": arm("kd", views=1)}
+
+    def call(seeds: int) -> Comparison:
+        return compare(teacher, arms, digits(), budget=Budget(seconds=6), seeds=seeds, options=opts)
+
+    assert call(1).runs["for_the_teacher"].tolist() == [0.0, 0.0]
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
+    assert made
+    found = call(2)
+    assert "teacher" in found.right and found.right["teacher"].shape == (1, len(digits().test))
+    assert set((tmp_path / "cache").rglob("*.npy")) == made.keys()
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("arms", "more", "said"),
+    [
+        ({}, {}, "arms are one or more by name"),
+        ({"teacher": arm()}, {}, "none of them 'teacher'"),
+        ({"naive": []}, {}, "each an Arm or a list of candidates"),
+        ({"naive": ["kd"]}, {}, "a candidate of naive"),
+        ({"naive": arm(), "kd": [arm("kd"), arm("kd(alpha=2.0)")]}, {}, "naive 1, kd 2; give 2 each"),
+        ({"naive": arm()}, {"seeds": 0}, "seeds=0 is not a whole number of 1 or more"),
+        ({"naive": arm()}, {"seeds": [1, 1]}, "each once"),
+        ({"naive": arm()}, {"seeds": [100]}, "not 100, under which candidates are tried"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_first(
+    arms: Any, more: dict[str, Any], said: str, tmp_path: Path, trained: list[str]
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        compare(TEACHER, arms, digits(), options=options(tmp_path), **more)
+    with pytest.raises(ValueError, match="the teacher learns from labels alone"):
+        compare(arm("kd"), {"naive": arm()}, digits(), options=options(tmp_path))
+    assert not trained and not [*tmp_path.iterdir()]
+
+
+def test_images_at_another_side_are_the_same_images() -> None:
+    data = load_data("cluttered", train_size=20, validation_size=10, test_size=10)
+    small = resized(data, 20)
+    assert small.image_size == 20 and small.train.head(1)[0].shape == (1, 1, 20, 20)
+    # Halved with antialiasing, an image keeps its mean brightness.
+    means = [split.head(10)[0].float().mean((1, 2, 3)) for split in (data.test, small.test)]
+    torch.testing.assert_close(*means, atol=1.5, rtol=0)
+    assert resized(data, None) is data and resized(data, 40) is data
+    assert small.fingerprint() != data.fingerprint() and small.params != data.params
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+
+
+@pytest.fixture
+def found() -> Comparison:
+    """Four arms of two networks and their teacher, three seeds, 3,000 test images."""
+    draws = np.random.default_rng(0)
+    arms = {"teacher": (USUAL, 0.25, 0.97), "naive": (POOLED, 0.25, 0.80), "RED": (POOLED, 0.25, 0.86)}
+    arms |= {"pools later": ("resnet18-2-21222", 0.125, 0.93), "pools later + KD": ("resnet18-2-21222", 0.125, 0.93)}
+    rows, curves, right = [], [], {}
+    for name, (model, width, share) in arms.items():
+        right[name] = draws.random((3, 3000)) < share
+        taught = "RED" in name or "KD" in name
+        for seed in range(3):
+            row = {"arm": name, "seed": seed, "model": model, "width": width, "image_size": None, "taught": taught}
+            row |= {"epochs": 40, "seconds": 118.0, "for_the_teacher": 30.0 * taught, "parameters": 10**6}
+            rows.append(row | {"peak_bytes": 19200, "multiply_adds": 7_700_000, "latency": 0.002})
+            curve = {
+                "arm": name,
+                "seed": seed,
+                "seconds": [40.0, 80.0, 118.0],
+                "accuracy": [50.0, 100 * share - 2, 100 * share],
+            }
+            curves.append(pd.DataFrame(curve))
+    frames = pd.DataFrame(rows), pd.DataFrame(), pd.concat(curves, ignore_index=True)
+    return Comparison(*frames, right, Budget(seconds=120), "naive", "cluttered")
+
+
+def test_the_headline_says_who_cannot_be_told_apart(found: Comparison) -> None:
+    table = found.table
+    told = found.headline()
+    best, second = table["arm"][0], table["arm"][1]
+    assert {best, second} == {"pools later", "pools later + KD"}
+    assert told.startswith("At 18.8 KiB and 120 seconds each") and f"3 seeds cannot tell it from {second}" in told
+    assert "points above naive" in told and "RED" not in told
+
+
+def test_marks_stand_where_the_table_says(found: Comparison) -> None:
+    drawn = figures.comparison(found)
+    table = found.table
+    means = [trace for trace in drawn.data if trace.error_x.array is not None]
+    assert [trace.x[0] for trace in means] == table["accuracy"].tolist()
+    assert [trace.error_x.array[0] for trace in means] == pytest.approx((table["high"] - table["accuracy"]).tolist())
+    symbols = {arm: trace.marker.symbol for arm, trace in zip(table["arm"], means, strict=True)}
+    assert symbols == {arm: "diamond" if found.taught(arm) else "circle-open" for arm in found.arms}
+    colors = {found.network(arm): trace.marker.color for arm, trace in zip(table["arm"], means, strict=True)}
+    assert len(colors) == len(set(colors.values())) == 2
+    texts = [note.text for note in drawn.layout.annotations]
+    assert sum("±" in text for text in texts) == 3  # not of the reference
+    assert found.headline().partition(" reaches")[0][:20] in drawn.layout.title.text
+
+
+def test_curves_begin_when_the_teacher_is_paid_and_names_do_not_overlap(found: Comparison) -> None:
+    drawn = figures.comparison_curves(found)
+    lines = [trace for trace in drawn.data if trace.mode == "lines"]
+    assert [trace.line.dash for trace in lines] == ["dot", "solid", "dot", "solid"]
+    names = drawn.layout.annotations
+    bottom, top = drawn.layout.yaxis.range
+    heights = sorted(note.y for note in names)
+    assert len(names) == 4 and min(np.diff(heights)) >= 0.99 * (top - bottom) / 18
+    assert drawn.layout.title.text.startswith("<b>On validation pools later")
