@@ -5,10 +5,10 @@
     python benchmarks/comparison.py --data pairs        the built-in task that is short of capacity
     python benchmarks/comparison.py --arms "naive,later + KD" --seeds 2 --seconds 60
 
-The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. Students need the same peak (fp32, `fused`):
+The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. Students need one peak (fp32, `fused`):
 
-- `4-11221` of the same width, pooled four times harder in its first layer: alone (`naive`), from the teacher's weights,
-  and taught by KD, RED, both, other methods, and RED's block without its loss;
+- `4-11221` of the same width, pooled four times harder in its first layer: alone (`naive`), from the teacher's
+  weights, and taught by KD, RED, both, another method, and RED's block without its loss;
 - `2-21222` at half that width, which pools later (`later`): alone and taught.
 
 1. Every arm has three candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
@@ -17,8 +17,8 @@ The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. S
    the kept answers to 16 views of each image, which KD and RED read in the teacher's place.
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
-trainings at a time. Writes benchmarks/results/<data>.csv (a row per run), <data>_trials.csv, <data>.png and
-<data>_curves.png (they need Chrome or Chromium), and prints the table.
+trainings at a time. Writes benchmarks/results/<data>/: what `Comparison.load` reads, with a row per run in runs.csv,
+and two figures (they need Chrome or Chromium), and prints the table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit 
 
 import redistill_lib as rd
 from redistill_lib import figures
-from redistill_lib.comparison import Comparison
 
 TEACHER, POOLED, LATER = "resnet18-1-21222", "resnet18-4-11221", "resnet18-2-21222"
 VIEWS = 16
@@ -92,21 +91,15 @@ def main() -> None:
     data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
     options = rd.RunOptions(given.runs, cpu=True, cache=f"{given.runs}/cache", cache_limit="20GB")
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        found = rd.compare(
-            rd.Arm(TEACHER, width=given.width), {name: every[name] for name in names}, data,
-            budget=rd.Budget(seconds=given.seconds, trial_share=0.5), seeds=given.seeds, options=options, executor=pool,
-        )  # fmt: skip
-    report(found, given.output, Path(given.data).name.replace(":", "-"))
-
-
-def report(found: Comparison, folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    found.runs.to_csv(folder / f"{name}.csv", index=False)
-    found.trials.to_csv(folder / f"{name}_trials.csv", index=False)
+        budget = rd.Budget(seconds=given.seconds, trial_share=0.5)
+        common: dict[str, Any] = {"seeds": given.seeds, "options": options, "executor": pool}
+        chosen = {name: every[name] for name in names}
+        found = rd.compare(rd.Arm(TEACHER, width=given.width), chosen, data, budget=budget, **common)
+    folder = found.save(given.output / Path(given.data).name)
     print(found.headline())
     print(found.table.round(2).to_string(index=False))
-    figures.comparison(found).write_image(folder / f"{name}.png", scale=2)
-    figures.comparison_curves(found).write_image(folder / f"{name}_curves.png", scale=2)
+    figures.comparison(found).write_image(folder / "comparison.png", scale=2)
+    figures.comparison_curves(found).write_image(folder / "curves.png", scale=2)
 
 
 if __name__ == "__main__":

@@ -362,6 +362,22 @@ def found() -> Comparison:
     return Comparison(*frames, right, Budget(seconds=120), "naive", "cluttered")
 
 
+def test_a_comparison_is_kept_and_read_again(found: Comparison, tmp_path: Path) -> None:
+    folder = found.save(tmp_path / "kept")
+    again = Comparison.load(folder)
+    pd.testing.assert_frame_equal(again.table, found.table)
+    assert again.headline() == found.headline() and again.budget == found.budget
+    assert all(np.array_equal(again.right[arm], right) for arm, right in found.right.items())
+    assert figures.comparison_curves(again) == figures.comparison_curves(found)
+    (folder / "runs.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"holds no comparison: .*runs\.csv is missing"):
+        Comparison.load(folder)
+    (folder / "comparison.json").write_text("{}")
+    found.runs.to_csv(folder / "runs.csv")
+    with pytest.raises(ValueError, match=r"comparison\.json is cut short"):
+        Comparison.load(folder)
+
+
 def test_the_headline_says_who_cannot_be_told_apart(found: Comparison) -> None:
     table = found.table
     told = found.headline()

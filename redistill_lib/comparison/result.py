@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,6 +16,9 @@ from numpy.typing import NDArray
 from redistill_lib.comparison.lengths import Budget
 from redistill_lib.memory import format_size
 from redistill_lib.results import Estimate, crossed_interval, listed, number
+from redistill_lib.runs import damaged, write_text
+
+_TABLES, _TOLD = ("runs", "trials", "curves"), ("reference", "name")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,3 +105,40 @@ class Comparison:
 
     def __repr__(self) -> str:
         return f"Comparison({self.headline()})"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it to a folder, for `load`: three tables as CSV, a bit for each test image, and what they are of."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _TABLES:
+            write_text(folder / f"{name}.csv", getattr(self, name).to_csv(index=False))
+        bits = {arm: [np.packbits(run).tobytes().hex() for run in runs] for arm, runs in self.right.items()}
+        images = {arm: runs.shape[1] for arm, runs in self.right.items()}
+        told = {"budget": asdict(self.budget), "reference": self.reference, "name": self.name, "images": images}
+        write_text(folder / "comparison.json", json.dumps({**told, "right": bits}, indent=1))
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """What `save` wrote. FileNotFoundError or ValueError where that is missing or damaged."""
+        folder = Path(folder)
+        try:
+            told = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+            tables = {name: _table(folder / f"{name}.csv") for name in _TABLES}
+            bits = {
+                arm: np.stack([np.frombuffer(bytes.fromhex(run), np.uint8) for run in runs])
+                for arm, runs in told["right"].items()
+            }
+            right = {arm: np.unpackbits(rows, 1, told["images"][arm]).astype(bool) for arm, rows in bits.items()}
+            return cls(**tables, right=right, budget=Budget(**told["budget"]), **{k: told[k] for k in _TOLD})
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{folder} holds no comparison: {error.filename} is missing") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(damaged(folder / "comparison.json", error)) from None
+
+
+def _table(file: Path) -> pd.DataFrame:
+    """What a CSV holds; nothing, where no arm had several candidates to try."""
+    with contextlib.suppress(pd.errors.EmptyDataError):
+        return pd.read_csv(file)
+    return pd.DataFrame()
