@@ -24,6 +24,7 @@ FLOORS = [
     {"cli"},
     {"explorers"},
     {"figures", "report"},
+    {"compare"},
     {"train", "budget", "export"},
     {"attention", "costs", "diffusion", "maps", "quality"},
     {"student"},
