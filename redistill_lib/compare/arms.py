@@ -231,7 +231,7 @@ def arms_at_peak(
     if isinstance(teacher, nn.Module):
         raise ValueError(
             "arms_at_peak makes networks of other widths and takes a built-in name; of a network of your own, "
-            "fit_to_budget finds the plans that fit"
+            "fit_to_budget finds the plans that fit, and derive_student makes them"
         )
     _check_classifier(teacher, width)
     if not isinstance(example, Tensor) or example.ndim != 4 or example.shape[2] != example.shape[3]:
@@ -246,7 +246,7 @@ def arms_at_peak(
         raise ValueError("widths and image_sizes name at least one each; leave them out for the usual ones")
     search = _Search(teacher, width, tuple(example.shape[:3]), peak_bytes, blocks, runtime)
     with uncollected(), asking((example,)):
-        own = search.count(search.plan, width, search.side)
+        own = replace(search.count(search.plan, width, search.side), why=OWN)
         smaller = [] if sizes else [(width, side) for side in search.smaller()]
         places = [*itertools.product(chosen, sizes or [search.side]), *smaller]
         found = search.papers() if (width, search.side) in places else []
