@@ -46,6 +46,7 @@ _HOMES = {
     "fit_to_budget": "budget",
     "tap_costs": "costs",
     "Arm": "comparison",
+    "arms_at_peak": "comparison",
     "Budget": "comparison",
     "compare": "comparison",
     "score_images": "quality",
@@ -57,7 +58,7 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from redistill_lib.budget import fit_to_budget
-    from redistill_lib.comparison import Arm, Budget, compare
+    from redistill_lib.comparison import Arm, Budget, arms_at_peak, compare
     from redistill_lib.costs import tap_costs
     from redistill_lib.data import as_batch, load_data
     from redistill_lib.data.augment import to_float

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor, nn
@@ -113,7 +113,7 @@ class BudgetFit:
                 "peak (KiB)": fit.plain.peak_bytes / 1024,
                 "with RED (KiB)": (fit.published or nothing).peak_bytes / 1024,
                 "RED in place (KiB)": (fit.in_place or nothing).peak_bytes / 1024,
-                **_arenas(fit),
+                **arenas(fit),
                 "set by": fit.plain.peak_at,
                 "peak ÷ own": fit.plain.peak_bytes / own[fit.dtype].peak_bytes,
                 "mult-adds (M)": fit.plain.flops / 2e6,
@@ -152,7 +152,7 @@ class BudgetFit:
         return answer
 
 
-def _arenas(fit: Fit) -> dict[str, float]:
+def arenas(fit: Fit) -> dict[str, float]:
     """The table's columns of arenas, where the runtime plans one."""
     if fit.plain.arena_bytes is None:
         return {}
@@ -203,7 +203,7 @@ def fit_to_budget(
     for dtype in dtypes or [""]:
         storage_size(dtype)
     with asking(inputs):
-        name, own, every, build = _named(model, inputs) if isinstance(model, str) else _derived(model, inputs)
+        name, own, every, build = plans_of(model, inputs) if isinstance(model, str) else _derived(model, inputs)
     given = [plans] if isinstance(plans, (str, StridePlan)) else every if plans is None else plans
     chosen = [StridePlan.parse(plan) if isinstance(plan, str) else plan for plan in given]
     if not chosen:
@@ -243,7 +243,7 @@ def fit_to_budget(
     plans_once = dict.fromkeys((own, *chosen))
     with (
         progress_bar(len(plans_once), f"plans of {name}") as bar,
-        _uncollected() if runs else contextlib.nullcontext(),
+        uncollected() if runs else contextlib.nullcontext(),
     ):
         for plan in plans_once:
             try:
@@ -290,7 +290,7 @@ def _worthwhile(
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without the search for reference cycles, which takes a third of the time where networks come and go."""
     enabled = gc.isenabled()
     gc.disable()
@@ -302,18 +302,19 @@ def _uncollected() -> Iterator[None]:
 
 
 # The network's name and plan, the plans to look at, and what builds the network of a plan.
-_Search = tuple[str, StridePlan, list[StridePlan], Callable[[StridePlan], nn.Module]]
+Search = tuple[str, StridePlan, list[StridePlan], Callable[[StridePlan], nn.Module]]
 
 
-def _named(name: str, inputs: tuple[Tensor, ...]) -> _Search:
+def plans_of(name: str, inputs: tuple[Tensor, ...], **options: Any) -> Search:
+    """Of a built-in name; `build` makes networks without contents, with these options of `create_model`."""
     arch = name.partition("-")[0]
 
     def build(plan: StridePlan) -> nn.Module:
         with outlines():
-            return create_model(f"{arch}-{plan}")
+            return create_model(f"{arch}-{plan}", **options)
 
     with outlines():
-        own: StridePlan = create_model(name).plan
+        own: StridePlan = create_model(name, **options).plan
     plans, facts = [], ARCHITECTURES[arch]
     if not own.stages:
         sides = [side // own.stem for side in inputs[0].shape[2:]]
@@ -323,11 +324,11 @@ def _named(name: str, inputs: tuple[Tensor, ...]) -> _Search:
         if not rest and stem in facts.stem:
             plans.append(StridePlan(stem, stages))
     if len(plans) > MANY:
-        plans = [plan for plan in plans if all(map(operator.ge, _totals(plan), _totals(own)))]
+        plans = [plan for plan in plans if all(map(operator.ge, totals(plan), totals(own)))]
     return arch, own, plans, build
 
 
-def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> _Search:
+def _derived(model: nn.Module, inputs: tuple[Tensor, ...]) -> Search:
     layout, name = find_layout(model, inputs), str(getattr(model, "name", type(model).__name__))
     own = layout.plan
     stem, stages = own.stem, own.stages
@@ -356,5 +357,6 @@ def _larger_patches(own: StridePlan, sides: Sequence[int]) -> list[StridePlan]:
     return [StridePlan(own.stem * times, ()) for times in fitting]
 
 
-def _totals(plan: StridePlan) -> list[int]:
+def totals(plan: StridePlan) -> list[int]:
+    """Image size over that of the map behind each place."""
     return list(itertools.accumulate(plan.places, operator.mul))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import redistill_lib as rd
-from redistill_lib.budget import Blocks, BudgetFit, Fit, _named, fit_to_budget
+from redistill_lib.budget import Blocks, BudgetFit, Fit, fit_to_budget, plans_of
 from redistill_lib.costs import Cost
 from redistill_lib.memory import RUNTIMES, Runtime
 from redistill_lib.memory.reuse import Runs
@@ -293,7 +293,7 @@ def test_plans_of_another_total_stride_are_refused(model: nn.Module | str, plan:
 @pytest.mark.parametrize("arch", ["mobilenetv2", "mobilenetv3_small", "resnet18", "resnet50", "unet"])
 def test_a_replayed_pass_is_the_pass(arch: str) -> None:
     inputs = rd.models.example_inputs(arch, 64)
-    runs, (_, own, plans, build) = Runs(), _named(arch, inputs)
+    runs, (_, own, plans, build) = Runs(), plans_of(arch, inputs)
     for plan in [own, *plans[:: max(1, len(plans) // 4)]]:
         network = build(plan)
         assert trace(network, *inputs, runs=runs) == trace(network, *inputs)
