@@ -1,18 +1,19 @@
 """At one peak of memory: pool or narrow, and what does a teacher add? Every arm within the same processor seconds.
 
-    python benchmarks/comparison.py                     `cluttered`: six hours of one core; finished runs are reused
+    python benchmarks/comparison.py                     `cluttered`: five hours of one core; finished runs are reused
     python benchmarks/comparison.py --data FOLDER       such as CIFAR-10 in parquet files; --limit takes part of it
     python benchmarks/comparison.py --data pairs        the built-in task that is short of capacity
-    python benchmarks/comparison.py --arms "naive,later + KD" --seeds 2 --seconds 60
+    python benchmarks/comparison.py --arms "naive;narrow, KD" --seeds 2 --seconds 60
 
 The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. Students need one peak (fp32, `fused`):
 
-- `4-11221` of the same width, pooled four times harder in its first layer: alone (`naive`), from the teacher's
-  weights, and taught by KD, RED, both, another method, and RED's block without its loss;
-- `2-21222` at half that width, which pools later (`later`): alone and taught.
+- `4-11221` of the same width, pooled four times harder in its first layer, as the paper does: alone (`naive`), from the
+  teacher's weights, and taught by KD, RED, both, another method, and RED's block without its loss;
+- `4-11212`, whose last stages pool later (`late`): alone, and taught by what the paper would take;
+- `2-21222` at half the width (`narrow`): alone and taught, without RED's blocks, which would double its peak.
 
-1. Every arm has three candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
-   their own; the best on validation is taken.
+1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of their
+   own; the best on validation is taken.
 2. Each seed trains a teacher of 12 epochs, and every arm. Who learns from it pays for it first, and for its share of
    the kept answers to 16 views of each image, which KD and RED read in the teacher's place.
 
@@ -27,7 +28,6 @@ import argparse
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,38 +36,41 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit 
 import redistill_lib as rd
 from redistill_lib import figures
 
-TEACHER, POOLED, LATER = "resnet18-1-21222", "resnet18-4-11221", "resnet18-2-21222"
+TEACHER, POOLED, LATE, NARROW = (f"resnet18-{plan}" for plan in ("1-21222", "4-11221", "4-11212", "2-21222"))
 VIEWS = 16
-RATES = (0.05, 0.1, 0.2)
-KD = ("kd(temperature=4.0)", "kd(temperature=2.0)", "kd(temperature=4.0, alpha=3.0)")
-RED = ("red(alpha=5.0)", "red(alpha=15.0)", "red(alpha=50.0)")
+KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
+RED = ("red(alpha=5.0)", "red(alpha=15.0)")
 BOTH = tuple(f"{red}+kd(temperature=4.0)" for red in RED)
+LOSS = tuple(f"{red.replace('red', 'red-loss')}+kd(temperature=4.0)" for red in RED)
 
 
 def arms(width: float) -> dict[str, list[rd.Arm]]:
-    """The ways to one peak, by name, the reference first; three candidates of each."""
+    """The ways to one peak, by name, the reference first; two candidates of each."""
 
-    def taught(model: str, methods: tuple[str, ...], its: float, **recipe: Any) -> list[rd.Arm]:
-        return [rd.Arm(model, each, its, recipe=rd.Recipe(views=VIEWS, **recipe)) for each in methods]
+    def taught(model: str, methods: tuple[str, ...], width: float = width, **recipe: Any) -> list[rd.Arm]:
+        return [rd.Arm(model, each, width, recipe=rd.Recipe(views=VIEWS, **recipe)) for each in methods]
 
-    def rated(arm: rd.Arm) -> list[rd.Arm]:
-        return [replace(arm, recipe=replace(arm.recipe, learning_rate=rate)) for rate in RATES]
+    def rated(model: str, width: float = width, methods: str | None = None, **recipe: Any) -> list[rd.Arm]:
+        rates = (0.05, 0.1) if recipe else (0.1, 0.2)
+        return [rd.Arm(model, methods, width, recipe=rd.Recipe(learning_rate=rate, **recipe)) for rate in rates]
 
     half = width / 2
     return {
-        "naive": rated(rd.Arm(POOLED, None, width)),
-        "from the teacher": rated(rd.Arm(POOLED, None, width, recipe=rd.Recipe(init="teacher"))),
-        "RED blocks": rated(rd.Arm(POOLED, "red-blocks", width)),
-        "KD": taught(POOLED, KD, width),
-        "RED": taught(POOLED, RED, width),
-        "RED blocks + KD": taught(POOLED, tuple(f"red-blocks+{kd}" for kd in KD), width),
-        "RED + KD": taught(POOLED, BOTH, width),
-        "KD, from the teacher": taught(POOLED, KD, width, init="teacher"),
-        "RED + KD, from the teacher": taught(POOLED, BOTH, width, init="teacher"),
-        "DIST": taught(POOLED, ("dist", "dist(alpha=0.3)", "dist(alpha=3.0)"), width),
-        "later": rated(rd.Arm(LATER, None, half)),
-        "later + KD": taught(LATER, KD, half),
-        "later + RED + KD": taught(LATER, BOTH, half),
+        "naive": rated(POOLED),
+        "from the teacher": rated(POOLED, init="teacher"),
+        "RED blocks": rated(POOLED, methods="red-blocks"),
+        "KD": taught(POOLED, KD),
+        "RED": taught(POOLED, RED),
+        "RED blocks + KD": taught(POOLED, tuple(f"red-blocks+{kd}" for kd in KD)),
+        "RED + KD": taught(POOLED, BOTH),
+        "DIST": taught(POOLED, ("dist", "dist(alpha=0.3)")),
+        "KD, from the teacher": taught(POOLED, KD, init="teacher"),
+        "RED + KD, from the teacher": taught(POOLED, BOTH, init="teacher"),
+        "late": rated(LATE),
+        "late, RED + KD, from the teacher": taught(LATE, BOTH, init="teacher"),
+        "narrow": rated(NARROW, half),
+        "narrow, KD": taught(NARROW, KD, half),
+        "narrow, RED loss + KD": taught(NARROW, LOSS, half),
     }
 
 
@@ -79,13 +82,13 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--arms", help="some of them, by name, with commas between")
+    parser.add_argument("--arms", help="some of them, by name, with semicolons between")
     parser.add_argument("--runs", default="runs/comparison")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
     every = arms(given.width)
-    names = [*every] if given.arms is None else [name.strip() for name in given.arms.split(",")]
+    names = [*every] if given.arms is None else [name.strip() for name in given.arms.split(";")]
     if unknown := [name for name in names if name not in every]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(every)}")
     data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
