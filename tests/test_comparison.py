@@ -85,17 +85,17 @@ def test_seconds_pay_for_the_teacher_and_for_a_shared_cache_first() -> None:
         "naive": arm(),
         "warm": arm(init="teacher"),
         "blocks": arm("red-blocks"),
-        "kd": arm("kd"),
+        "kd": arm("kd", views=2),
         "red": arm("red"),
     }
     costs = {"naive": EpochCost(2.0), "warm": EpochCost(2.0), "blocks": EpochCost(2.5)}
-    costs |= {"kd": EpochCost(3.0, answers=8.0), "red": EpochCost(4.0, answers=4.0)}
+    costs |= {"kd": EpochCost(3.0, answers=4.0), "red": EpochCost(3.0, answers=2.0)}
     found = planned(Budget(seconds=100, teacher_share=0.5), arms, costs, teacher_seconds=40.0, images=320)
     assert found["naive"] == Length(50, 0.0, 100.0)
     assert found["blocks"] == Length(40, 0.0, 100.0)  # a block without a loss learns nothing from a teacher
     assert found["warm"] == Length(40, 20.0, 80.0)
-    assert found["kd"] == Length(25, 24.0, 75.0)  # 20 for the teacher, and half of its answers' 8
-    assert found["red"] == Length(19, 22.0, 76.0)
+    assert found["kd"] == Length(25, 24.0, 75.0)  # 20 for the teacher, and half of its answers to two views, 8
+    assert found["red"] == Length(20, 20.0, 80.0)  # every epoch is another view, of which it makes half
     assert all(length.total <= 100 for length in found.values())
 
 

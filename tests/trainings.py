@@ -112,7 +112,7 @@ def equal(a: Run, b: Run) -> bool:
 def noted(run: Run) -> tuple[str, dict[str, Any]]:
     """The history and the metrics without seconds."""
     metrics = {name: value for name, value in run.metrics.items() if name != "seconds"}
-    return run.history().drop(columns="seconds").to_csv(), metrics
+    return run.history().drop(columns=["seconds", "processor_seconds"]).to_csv(), metrics
 
 
 class Stop:

@@ -26,7 +26,7 @@ from redistill_lib.runs import run_id, write_text
 from redistill_lib.source import code_identity
 from redistill_lib.train import RunOptions
 
-BATCHES, LAPS, PASSES = 8, 4, 3  # an epoch is timed on so many batches, as often as that, in turn with other arms
+BATCHES, LAPS, PASSES = 8, 3, 3  # an epoch is timed on so many batches, as often as that, in turn with other arms
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class EpochCost:
-    """Processor seconds of an epoch of an arm, and of making what a cache keeps of its teacher: 0 without."""
+    """Processor seconds of an epoch, and of making what a cache keeps of one view of all images; 0 without a cache."""
 
     epoch: float
     answers: float = 0.0
@@ -135,20 +135,21 @@ def lengths(
     readers = sum(costs[name].answers > 0 for name in arms)
     found = {}
     for name, arm in arms.items():
-        cost, before = costs[name], budget.teacher_share * teacher_seconds if arm.taught else 0.0
-        if cost.answers:
-            before += cost.answers / readers  # made once for all
+        epoch, before = costs[name].epoch, budget.teacher_share * teacher_seconds if arm.taught else 0.0
+        if share := costs[name].answers and costs[name].answers / readers:  # made once for all
+            before += share * (arm.recipe.views or 0)
+            epoch += share * (arm.recipe.views is None)
         if budget.seconds is not None:
-            epochs = int((budget.seconds - before) / cost.epoch + 1e-9)
+            epochs = int((budget.seconds - before) / epoch + 1e-9)
             if epochs < 1:
                 raise ValueError(
-                    f"{budget} are too few for {name}: its epochs take {cost.epoch:.1f} s each and it pays "
+                    f"{budget} are too few for {name}: its epochs take {epoch:.1f} s each and it pays "
                     f"{before:.1f} s for its teacher first; give more, or a teacher of fewer epochs"
                 )
         else:
             steps = arm.recipe.steps_per_epoch(images)
             epochs = budget.epochs or max(1, round((budget.steps or 0) / steps))
-        found[name] = Length(epochs, before, epochs * cost.epoch)
+        found[name] = Length(epochs, before, epochs * epoch)
     return found
 
 
@@ -176,22 +177,24 @@ def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions
     few = _first(data, BATCHES * arm.recipe.batch_size)
     times = len(data.train) / len(few.train)
     gpu = torch.accelerator.is_available() and not options.cpu
-    clock = time.perf_counter if gpu else time.process_time
+    clock, column = (time.perf_counter, "seconds") if gpu else (time.process_time, "processor_seconds")
     with TemporaryDirectory() as folder:
         cache = None if options.cache is None else f"{folder}/cache"
-        waits, answered, laps = [], False, list[float]()
+        waits, epochs, answered = list[float](), list[float](), False
         for seed in range(1 if cache is None else 2):  # the second finds what the first has put into the cache
             marks = [clock()]
             quiet = replace(options, runs_dir=f"{folder}/{seed}", cache=cache, progress=False, name=None)
             quiet = replace(quiet, on_log=lambda *_, marks=marks: marks.append(clock()))
             with contextlib.redirect_stdout(None):
-                run = train_arm(arm, few, 2 + LAPS, seed, teacher, quiet)
-            first, *later = np.diff(marks).tolist()
-            waits.append(first)
-            laps += later[1:]
+                run = train_arm(arm, few, 1 + LAPS, seed, teacher, quiet)
+            laps, steps = np.diff(marks), run.history()[column].to_numpy()
+            waits.append(laps[0])
+            # An epoch's steps and validation grow with the images; what is written after it does not.
+            epochs += (steps * times + laps - steps)[1:].tolist()
             answered = "answers" in run.params
-        answers = max(0.0, waits[0] - waits[1]) * times if answered else 0.0
-        return EpochCost(statistics.median(laps) * times, answers)
+        views = min(arm.recipe.views or 1 + LAPS, 1 + LAPS)
+        answers = max(0.0, float(waits[0] - waits[1])) * times / views if answered else 0.0
+        return EpochCost(statistics.median(epochs), answers)
 
 
 def _first(data: DataSplits, images: int) -> DataSplits:

@@ -175,7 +175,7 @@ class Trainer:
 
     def _train(self, first: int, last: int, bar: Any) -> dict[str, float]:
         """Train steps `first` to `last` − 1 and return their row of the history."""
-        start, device = time.perf_counter(), self.accelerator.device
+        start, device = (time.perf_counter(), time.process_time()), self.accelerator.device
         rank, seed = self.accelerator.process_index, self.run.params["seed"]
         self.batches[:] = [self._images(step) for step in range(first, last)]
         sums: dict[str, Tensor] = {}
@@ -208,7 +208,7 @@ class Trainer:
         if self.average is not None:
             raw = self._scores(self.student, "validation")
             row |= {f"validation_{name}_raw": value for name, value in raw.items()}
-        row["seconds"] = time.perf_counter() - start
+        row |= {"seconds": time.perf_counter() - start[0], "processor_seconds": time.process_time() - start[1]}
         self.history.append(row)
         if self.task.better(row, self.best):
             self.best = row
