@@ -7,13 +7,13 @@
 
 The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. Students need one peak (fp32, `fused`):
 
-- `4-11221` of the same width, pooled four times harder in its first layer, as the paper does: alone (`naive`), from the
+- `4-11221` of the same width, pooled four times harder in its first layer, as in the paper: alone (`naive`), from the
   teacher's weights, and taught by KD, RED, both, another method, and RED's block without its loss;
 - `4-11212`, whose last stages pool later (`late`): alone, and taught by what the paper would take;
 - `2-21222` at half the width (`narrow`): alone and taught, without RED's blocks, which would double its peak.
 
-1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of their
-   own; the best on validation is taken.
+1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
+   their own; the best on validation is taken.
 2. Each seed trains a teacher of 12 epochs, and every arm. Who learns from it pays for it first, and for its share of
    the kept answers to 16 views of each image, which KD and RED read in the teacher's place.
 

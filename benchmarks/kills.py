@@ -108,7 +108,8 @@ def outcome(root: Path) -> dict[str, Any]:
     assert run.complete, run
     files = {path.name: path.read_bytes() for path in run.path.iterdir() if path.suffix in (".safetensors", ".png")}
     metrics = {name: value for name, value in run.metrics.items() if name != "seconds"}
-    return {"id": run.id, "metrics": metrics, "history": run.history().drop(columns="seconds").to_csv(), **files}
+    history = run.history().drop(columns=["seconds", "processor_seconds"]).to_csv()
+    return {"id": run.id, "metrics": metrics, "history": history, **files}
 
 
 def check(task: str, kills: int, root: Path, draw: random.Random, most: int = 4) -> Counter[str]:
