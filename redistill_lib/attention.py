@@ -81,7 +81,8 @@ def read_attention(model: torch.nn.Module, images: Tensor, blocks: Sequence[int]
         rows = [model.get_submodule(ref.layer).weights(x).float() for ref, x in found.items()]  # type: ignore[operator]
     weights = torch.stack(rows, 1).cpu()  # N×B×heads×tokens×tokens
     own = weights[..., model.prefix :, model.prefix :]
-    looked = (own / own.sum(-1, keepdim=True) * patch * _distances(*grid)).sum(-1).mean(-1)
+    share = own / own.sum(-1, keepdim=True).clamp_min(torch.finfo(own.dtype).tiny)  # 0 where all of it goes elsewhere
+    looked = (share * patch * _distances(*grid)).sum(-1).mean(-1)
     seen = weights[..., 0, model.prefix :].mean(2).unflatten(2, grid)
     return AttentionMaps(images.cpu().numpy(), chosen, seen.numpy(), looked.numpy(), depth)
 

@@ -77,6 +77,20 @@ def test_even_attention() -> None:
     assert f"{expected:.1f} px in block 0" in found.headline()
 
 
+def test_patches_that_look_at_the_class_token_alone_reach_nowhere() -> None:
+    model = rd.create_model("vit_pico-8", in_channels=1, image_size=24)
+    attention = model.blocks[0].attn
+
+    def weights(x: torch.Tensor) -> torch.Tensor:
+        shares = torch.zeros(len(x), 2, x.shape[1], x.shape[1])
+        shares[..., 0] = 1.0
+        return shares
+
+    attention.weights = weights
+    found = read_attention(model, IMAGES, [0])
+    assert (found.reach == 0).all() and (found.maps == 0).all()
+
+
 def test_red_blocks_are_passed_through() -> None:
     model = network()
     plain = read_attention(model, IMAGES).maps

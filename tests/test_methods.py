@@ -210,6 +210,8 @@ def test_dkd_needs_targets_that_fit() -> None:
     for targets in (torch.tensor([0, 1, 2]), torch.rand(3, 4)):
         with pytest.raises(ValueError, match="dkd needs targets B or B×4, not"):
             loss(DKD(), outputs, outputs, targets=targets)
+    with pytest.raises(ValueError, match="dkd needs a class from 0 to 3 for every image, not -100"):
+        loss(DKD(), outputs, outputs, targets=torch.tensor([1, -100]))  # which the cross-entropy passes over
     with pytest.raises(ValueError, match=r"dkd needs outputs B×classes, not \(2, 4, 3, 3\)"):
         loss(DKD(), *torch.rand(2, 2, 4, 3, 3), targets=torch.tensor([0, 1]))
 
@@ -365,6 +367,7 @@ def test_parse() -> None:
         ("", "'' is not a method; write its name"),
         ("red+", "'' is not a method"),
         ("red+red(alpha=1.0)", "names a method twice"),
+        ("red-blocks+kd+red", r"red-blocks\+red would build the same blocks twice; leave out red-blocks"),
         ("mse+kd(temperature=2, alpha=1, temperature=3)", r"'kd\(temperature=2, .* gives an option twice$"),
         ("red(1.0)", r"'red\(1.0\)' is not a method"),
         ("red(alpha=1.0", "is not a method"),

@@ -143,6 +143,8 @@ def test_refusals() -> None:
         ReviewKD().criterion(shapes(STUDENT[:1]), shapes(TEACHER[:1]), samples=0)
     with pytest.raises(ValueError, match=r"reviewkd needs equal shapes, not \(3, 3\) .* \(1, 1\) .*; choose maps"):
         ReviewKD().criterion(shapes(STUDENT[:2]), shapes([TEACHER[0], TEACHER[2]]), samples=0)
+    with pytest.raises(ValueError, match=r"from early to deep, but \(3, 6, 6\) comes behind \(3, 3, 3\)"):
+        ReviewKD().criterion(((3, 3, 3), (3, 6, 6)), ((4, 3, 3), (4, 6, 6)), samples=0)
     with pytest.raises(ValueError, match=r"reviewkd needs maps C×H×W or volumes C×D×H×W, not \(5,\)"):
         ReviewKD().criterion(((3, 6, 6), (5,)), ((4, 6, 6), (3,)), samples=0)
 

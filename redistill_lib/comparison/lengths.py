@@ -72,7 +72,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class EpochCost:
-    """Processor seconds of an epoch, and of making what a cache keeps of one view of all images; 0 without a cache."""
+    """Processor seconds of an epoch, and of making what a cache keeps of one view of all images; 0 without one."""
 
     epoch: float
     answers: float = 0.0

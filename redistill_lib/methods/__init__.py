@@ -103,6 +103,9 @@ def parse_methods(methods: str | Method | Sequence[str | Method]) -> tuple[Metho
     names = [method.name for method in made]
     if len(set(names)) < len(names):
         raise ValueError(f"{'+'.join(names)!r} names a method twice")
+    blocks = [method.name for method in made if isinstance(method, RED)]
+    if len(blocks) > 1 and "red-blocks" in blocks:
+        raise ValueError(f"{'+'.join(blocks)} would build the same blocks twice; leave out red-blocks")
     return tuple(made)
 
 

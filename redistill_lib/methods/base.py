@@ -333,4 +333,6 @@ def class_probabilities(batch: Batch, outputs: Tensor, method: str) -> Tensor:
         return targets
     if targets.is_floating_point() or targets.shape != outputs.shape[:1]:
         raise ValueError(f"{method} needs targets B or B×{classes}, not {targets.dtype} {tuple(targets.shape)}")
+    if ((targets < 0) | (targets >= classes)).any():  # such as −100, which the cross-entropy passes over
+        raise ValueError(f"{method} needs a class from 0 to {classes - 1} for every image, not {targets.min()}")
     return F.one_hot(targets.long(), classes).float()

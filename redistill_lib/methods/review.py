@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class ReviewKD(Weighted):
             check_same_size(self.name, ours, theirs)
         if len({len(shape) for shape in student}) > 1:
             raise ValueError(f"{self.name} needs maps alone or volumes alone, not {', '.join(map(str, student))}")
+        for earlier, later in pairwise(student):
+            if any(side > before for side, before in zip(later[1:], earlier[1:], strict=True)):
+                raise ValueError(f"{self.name} takes its taps from early to deep, but {later} comes behind {earlier}")
 
     def parts(self, student: Sequence[Shape], teacher: Sequence[Shape], samples: int) -> dict[str, nn.Module]:
         return {"review": Review(student, [shape[0] for shape in teacher], min(self.width, student[-1][0]))}
