@@ -712,6 +712,65 @@ def test_a_limited_set_is_not_cached(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+# ------------------------------------------------------------------------------------------------- solar cells
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package laid out as elpv-dataset: 40 photographs, whose grey levels are 6·number, and a table in columns."""
+    folder = tmp_path / "site" / "elpv_dataset" / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('it is read, not imported')")
+    rows = []
+    for number in range(40):
+        (folder / "images" / f"cell{number:04}.png").write_bytes(png(6 * number, (30, 30), "L"))
+        probability, kind = ("0.0", "0.3333333333333333", "0.6666666666666666", "1.0")[number % 4], ("mono", "poly")
+        rows.append(f"images/cell{number:04}.png  {probability:18}  {kind[number // 20]}\n")
+    (folder / "labels.csv").write_text("".join(rows))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_cell_counts_as_defective_from_a_probability_of_two_thirds(cells: Path) -> None:
+    data = load_data("elpv", image_size=30)
+    assert (data.classes, data.in_channels) == (("functional", "defective"), 1)
+    assert data.to_frame().to_numpy().tolist() == [[14, 2, 4]] * 2
+    numbers = []
+    for split in (data.train, data.validation, data.test):
+        numbers += [int(image[0, 0, 0]) // 6 for image, _ in split]
+        assert [number % 4 // 2 for number in numbers[-len(split) :]] == split.labels.tolist()
+    assert sorted(numbers) == list(range(40))
+    assert same(data, load_data(**json.loads(json.dumps(data.params))))
+
+
+def test_cells_are_128_pixels_wide_unless_asked_otherwise_and_are_kept(cells: Path) -> None:
+    (cells.parents[2] / "elpv").mkdir()  # a folder of that name does not take the name
+    data = load_data("elpv")
+    assert data.image_size == 128 and data.params["name"] == "elpv"
+    assert [path.name[:5] for path in (cells.parents[2] / "data" / "cache").glob("*.safetensors")] == ["elpv-"]
+    assert same(data, load_data("elpv"))
+
+
+def test_the_kind_of_cell_can_be_asked_for_instead(cells: Path) -> None:
+    data = load_data("elpv", image_size=30, label_column="type", cache_dir=None)
+    assert data.classes == ("mono", "poly")
+    assert all(int(image[0, 0, 0]) // 120 == label for image, label in data.train)
+
+
+def test_without_its_package_elpv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match=r"of their own: pip install elpv-dataset \(91 MB, CC BY"):
+        load_data("elpv")
+
+
+@pytest.mark.parametrize("missing", ["labels.csv", "images/cell0007.png"])
+def test_a_package_that_lacks_a_file_names_it(cells: Path, missing: str) -> None:
+    (cells / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing} of the package elpv-dataset cannot be .*; uninstall"):
+        load_data("elpv")
+
+
 # ------------------------------------------------------------------------------------------------------ errors
 
 

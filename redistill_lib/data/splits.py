@@ -14,14 +14,15 @@ from torch import Tensor
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import LazyImages, Parts, TensorImages, read_splits
-from redistill_lib.data.sources import Source, find_images
+from redistill_lib.data.sources import BUILT_IN, Source, find_images
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
-KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of the built-in sets
+KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of what is made here
+ELPV_SIZE = 128  # of 300: smaller images keep less of the cracks
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -96,6 +97,8 @@ def load_data(
     DataSplits('cluttered': 60 train · 20 validation · 20 test; 10 classes; 1×40×40 uint8; ...)
     """
     name = str(os.fspath(check_type("name", name, str, os.PathLike)))
+    if name == "elpv" and image_size is None:
+        image_size = ELPV_SIZE
     request = _Request(name, image_size, validation, test, seed, limit)
     kind = KINDS.get(name, Source)
     if kind is not Source:
@@ -134,7 +137,7 @@ def load_data(
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
     same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
     changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
-    folder = kind is Source and os.path.isdir(name)  # which is the same one from wherever it is named
+    folder = name not in BUILT_IN and os.path.isdir(name)  # which is the same one from wherever it is named
     params = {**asdict(request), "name": os.path.abspath(name) if folder else name, "image_size": size, **changed}
     facts: Any = {"num_classes": len(classes), "in_channels": channels, "image_size": size, "classes": classes}
     return DataSplits(**splits, **facts, name=name, origin=origin, params=params)
