@@ -34,7 +34,7 @@ HUB_NAMES = {  # that people type, and where the hub keeps them
     "celeba": "hf:flwrlabs/celeba",
     "imagenet": "hf:ILSVRC/imagenet-1k",
 }
-BUILT_IN = ("cluttered", "digits", "elpv")  # names that are neither the hub's nor a folder's
+BUILT_IN = ("cluttered", "pairs", "digits", "elpv")  # names that are neither the hub's nor a folder's
 _SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?![a-z])", re.IGNORECASE)
 
 

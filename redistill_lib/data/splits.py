@@ -14,6 +14,7 @@ from torch import Tensor
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import LazyImages, Parts, TensorImages, read_splits
+from redistill_lib.data.pairs import Pairs, compose_pairs
 from redistill_lib.data.sources import BUILT_IN, Source, find_images
 
 if TYPE_CHECKING:
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
-KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of what is made here
+# Options of what is made here, and how some of them are composed of digits
+KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter, "pairs": Pairs}
+COMPOSED: dict[Any, Any] = {Clutter: compose, Pairs: compose_pairs}
 ELPV_SIZE = 128  # of 300: smaller images keep less of the cracks
 
 
@@ -83,14 +86,17 @@ def load_data(
     """Load a data set by name as train, validation and test.
 
     Args:
-        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or images
-        image_size: to which the square at an image's centre is resized; None keeps it (digits 32, cluttered 40)
+        name: ``cluttered``, ``pairs``, ``digits``, ``elpv``, ``hf:<repository>[:<configuration>]``, or a folder of
+            parquet files or images
+        image_size: to which the square at an image's centre is resized; None keeps it (digits and pairs 32, cluttered
+            40; elpv is resized to 128)
         validation, test: fractions of train to hold out, stratified by class, where the source has no such split
         seed: of the data; it is not the seed of a training
         limit: at most this many images per split, stratified; each class keeps one where the limit allows it
-        options: the fields of `Clutter` for ``cluttered``, of `Source` for what is not built in
+        options: the fields of `Clutter` for ``cluttered``, of `Pairs` for ``pairs``, of `Source` for what is read
 
-    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included.
+    ``cluttered`` and ``pairs`` divide the 1,797 *source* digits first and compose each split from its own, fragments
+    included. ``elpv`` reads the package elpv-dataset, an extra of this one.
     Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
 
     >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
@@ -103,7 +109,7 @@ def load_data(
     kind = KINDS.get(name, Source)
     if kind is not Source:
         options.pop("cache_dir", None)
-    if name == "cluttered" and image_size is not None and options.setdefault("canvas", image_size) != image_size:
+    if kind in COMPOSED and image_size is not None and options.setdefault("canvas", image_size) != image_size:
         raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
     known = [option.name for option in fields(kind)]
     if unknown := [option for option in options if option not in known]:
@@ -116,15 +122,16 @@ def load_data(
         parts = pool.parts
     else:
         side = getattr(settings, "digit_size", request.image_size or 32)
-        pool, classes = TensorImages(*read_digits(side)), tuple("0123456789")
+        pool = TensorImages(*read_digits(side))
+        classes = tuple(f"{n:02}" for n in range(100)) if kind is Pairs else tuple("0123456789")
         parts = {"train": ("the digits", range(len(pool)))}
     chosen, origin = _divide(pool.labels, parts, request)
     splits: dict[str, Any] = {split: pool.take(rows) for split, rows in chosen.items()}
-    if isinstance(settings, Clutter):
+    if kind in COMPOSED:
         origin = f"each split composed from its own digits, {origin}"
         for stream, (split, digits) in enumerate(splits.items(), start=10):
             count, generator = getattr(settings, f"{split}_size"), _generator(request.seed, stream)
-            splits[split] = TensorImages(*compose(digits.images, digits.labels, count, settings, generator))
+            splits[split] = TensorImages(*COMPOSED[kind](digits.images, digits.labels, count, settings, generator))
     splits = {s: its.take(_spread(its.labels, request.limit, request.seed, each=1)) for s, its in splits.items()}
     if isinstance(settings, Source):
         count = sum(map(len, splits.values()))
