@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from redistill_lib.data import Clutter, LazyImages, TensorImages, as_batch, images, load_data, splits
+from redistill_lib.data import Clutter, LazyImages, Pairs, TensorImages, as_batch, images, load_data, splits
 from redistill_lib.data.clutter import compose, read_digits
+from redistill_lib.data.pairs import compose_pairs
 
 SMALL = {"train_size": 200, "validation_size": 40, "test_size": 60}
 COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -150,6 +151,46 @@ def test_noise_has_the_strength_it_is_given() -> None:
     assert float(images.float().mean()) == pytest.approx(127.5, abs=0.5)  # fixed point rounds down
 
 
+def test_pairs_are_a_bright_and_a_dark_digit_of_their_own_split() -> None:
+    data = load_data("pairs", noise=0, canvas=8, digit_size=8, **SMALL)
+    sources = load_data("digits", image_size=8)
+    assert data.classes[37] == "37" and (data.num_classes, data.image_size) == (100, 8)
+    for split in splits.SPLITS:
+        made, own = getattr(data, split), getattr(sources, split)
+        digits = own.images.numpy().astype(int)
+        possible = {}
+        for bright, ten in zip(digits, own.labels.tolist(), strict=True):
+            images = 128 + bright // 2 - digits // 2
+            possible |= {
+                image.tobytes(): 10 * ten + one for image, one in zip(images, own.labels.tolist(), strict=True)
+            }
+        for image, label in made:
+            assert possible[image.numpy().astype(int).tobytes()] == label
+
+
+def test_pairs_composed_again_by_hand() -> None:
+    greys = np.array([[90, 200], [31, 255], [2, 140]])  # of the left and the right column of each digit
+    digits = torch.tensor(greys, dtype=torch.uint8).view(3, 1, 1, 2).expand(3, 1, 2, 2)
+    options = Pairs(canvas=3, digit_size=2, noise=0)
+    images, labels = compose_pairs(digits, torch.tensor([4, 7, 0]), 6, options, torch.Generator().manual_seed(1))
+    random = torch.Generator().manual_seed(1)
+    bright = [int(k) for _ in range(2) for k in torch.randperm(3, generator=random)]
+    dark = [(k + 1 + int(more)) % 3 for k, more in zip(bright, torch.randint(2, (6,), generator=random), strict=True)]
+    expected = np.full((6, 3, 3), 128)
+    for sign, chosen in ((1, bright), (-1, dark)):
+        top, left = torch.randint(2, (2, 6), generator=random).tolist()
+        for image, k, y, x in zip(expected, chosen, top, left, strict=True):
+            image[y : y + 2, x : x + 2] += sign * (greys[k] // 2)
+    assert images[:, 0].tolist() == expected.tolist()
+    assert labels.tolist() == [10 * (4, 7, 0)[b] + (4, 7, 0)[d] for b, d in zip(bright, dark, strict=True)]
+
+
+def test_pairs_bytes_are_the_same_on_every_machine() -> None:
+    data = load_data("pairs", **SMALL)
+    assert data.fingerprint() == "223be7dc"
+    assert not torch.equal(data.train.images, load_data("pairs", seed=1, **SMALL).train.images)
+
+
 @pytest.mark.parametrize("name", ["cluttered", "digits"])
 def test_limit_keeps_the_classes_balanced(name: str) -> None:
     data = load_data(name, limit=30)
@@ -158,7 +199,12 @@ def test_limit_keeps_the_classes_balanced(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"name": "cluttered", "image_size": 48, "noise": 0.2, "limit": 20}, {"name": "digits"}]
+    "arguments",
+    [
+        {"name": "cluttered", "image_size": 48, "noise": 0.2, "limit": 20},
+        {"name": "pairs", "image_size": 48, "noise": 0.2, **SMALL},
+        {"name": "digits"},
+    ],
 )
 def test_params_load_the_same_images_again(arguments: dict) -> None:
     data = load_data(**arguments)
@@ -712,6 +758,65 @@ def test_a_limited_set_is_not_cached(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+# ------------------------------------------------------------------------------------------------- solar cells
+
+
+@pytest.fixture
+def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package laid out as elpv-dataset: 40 photographs, whose grey levels are 6·number, and a table in columns."""
+    folder = tmp_path / "site" / "elpv_dataset" / "data"
+    (folder / "images").mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text("raise RuntimeError('it is read, not imported')")
+    rows = []
+    for number in range(40):
+        (folder / "images" / f"cell{number:04}.png").write_bytes(png(6 * number, (30, 30), "L"))
+        probability, kind = ("0.0", "0.3333333333333333", "0.6666666666666666", "1.0")[number % 4], ("mono", "poly")
+        rows.append(f"images/cell{number:04}.png  {probability:18}  {kind[number // 20]}\n")
+    (folder / "labels.csv").write_text("".join(rows))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_a_cell_counts_as_defective_from_a_probability_of_two_thirds(cells: Path) -> None:
+    data = load_data("elpv", image_size=30)
+    assert (data.classes, data.in_channels) == (("functional", "defective"), 1)
+    assert data.to_frame().to_numpy().tolist() == [[14, 2, 4]] * 2
+    numbers = []
+    for split in (data.train, data.validation, data.test):
+        numbers += [int(image[0, 0, 0]) // 6 for image, _ in split]
+        assert [number % 4 // 2 for number in numbers[-len(split) :]] == split.labels.tolist()
+    assert sorted(numbers) == list(range(40))
+    assert same(data, load_data(**json.loads(json.dumps(data.params))))
+
+
+def test_cells_are_128_pixels_wide_unless_asked_otherwise_and_are_kept(cells: Path) -> None:
+    (cells.parents[2] / "elpv").mkdir()  # a folder of that name does not take the name
+    data = load_data("elpv")
+    assert data.image_size == 128 and data.params["name"] == "elpv"
+    assert [path.name[:5] for path in (cells.parents[2] / "data" / "cache").glob("*.safetensors")] == ["elpv-"]
+    assert same(data, load_data("elpv"))
+
+
+def test_the_kind_of_cell_can_be_asked_for_instead(cells: Path) -> None:
+    data = load_data("elpv", image_size=30, label_column="type", cache_dir=None)
+    assert data.classes == ("mono", "poly")
+    assert all(int(image[0, 0, 0]) // 120 == label for image, label in data.train)
+
+
+def test_without_its_package_elpv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(FileNotFoundError, match=r"of their own: pip install elpv-dataset \(91 MB, CC BY"):
+        load_data("elpv")
+
+
+@pytest.mark.parametrize("missing", ["labels.csv", "images/cell0007.png"])
+def test_a_package_that_lacks_a_file_names_it(cells: Path, missing: str) -> None:
+    (cells / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing} of the package elpv-dataset cannot be .*; uninstall"):
+        load_data("elpv")
+
+
 # ------------------------------------------------------------------------------------------------------ errors
 
 
@@ -738,6 +843,16 @@ def test_a_limited_set_is_not_cached(tmp_path: Path) -> None:
         ({"distractors": -1}, "distractors=-1 is not a whole number of 0 or more"),
         ({"noise": 2}, "noise is 2"),
         ({"train_size": 0}, "train_size=0 is not a whole number"),
+        ({"name": "pair"}, "give cluttered, pairs, digits, elpv, hf:<repository> .*; did you mean 'pairs'"),
+        ({"name": "ELPV"}, "Unknown data set 'ELPV'.*; did you mean 'elpv'"),
+        (
+            {"name": "pairs", "distractors": 1},
+            "'pairs' has no option 'distractors'; it has canvas, digit_size, noise",
+        ),
+        ({"name": "pairs", "image_size": 20}, r"digit_size is 28 and canvas \(image_size\) 20 px"),
+        ({"name": "pairs", "image_size": 40, "canvas": 48}, "canvas=48 and image_size=40 differ"),
+        ({"name": "pairs", "noise": -0.1}, "pairs: noise is -0.1; it is a fraction of full scale"),
+        ({"name": "pairs", "test_size": 0}, "pairs: test_size=0 is not a whole number of 1 or more"),
     ],
 )
 def test_a_wrong_argument_is_refused(arguments: dict, message: str) -> None:

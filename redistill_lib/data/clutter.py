@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,15 +39,20 @@ class Clutter:
     test_size: int = 2000
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        for name in vars(self).keys() - {"noise"}:
-            whole(f"cluttered: {name}", getattr(self, name), least=int(name != "distractors"))
+        check_parts("cluttered", self)
         if not self.fragment_size <= self.digit_size <= self.canvas:
             sizes = f"{self.fragment_size}, digit_size {self.digit_size} and canvas (image_size) {self.canvas} px."
             rule = "fragments are cut from digits, which have to fit the canvas"
             raise ValueError(f"cluttered: {rule}, but fragment_size is {sizes}")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"cluttered: noise is {self.noise}; it is a fraction of full scale, from 0 to 1.")
+
+
+def check_parts(name: str, parts: Any) -> None:
+    """ValueError unless sizes and numbers are whole, and the noise from 0 to 1."""
+    check_fields(parts)
+    for part in vars(parts).keys() - {"noise"}:
+        whole(f"{name}: {part}", getattr(parts, part), least=int(part != "distractors"))
+    if not 0 <= parts.noise <= 1:
+        raise ValueError(f"{name}: noise is {parts.noise}; it is a fraction of full scale, from 0 to 1.")
 
 
 def read_digits(size: int) -> tuple[Tensor, Tensor]:
@@ -75,27 +81,41 @@ def compose(
     """
     n, side, piece, canvas = len(digits), clutter.digit_size, clutter.fragment_size, clutter.canvas
     draw = partial(torch.randint, generator=generator)
-    chosen = torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-count // n))])[:count]
+    chosen = take_turns(n, count, generator)
     images = torch.zeros(count, canvas * canvas, dtype=torch.uint8)
-    _paste(images, digits[chosen, 0], draw(canvas - side + 1, (2, count)), canvas)
+    paste(images, digits[chosen, 0], draw(canvas - side + 1, (2, count)), canvas)
     for _ in range(clutter.distractors):
         other = (chosen + 1 + draw(max(n - 1, 1), (count,))) % n
         top, left = draw(side - piece + 1, (2, count))
         pieces = digits[:, 0].unfold(1, piece, 1).unfold(2, piece, 1)[other, top, left]
-        _paste(images, pieces, draw(canvas - piece + 1, (2, count)), canvas)
-    if clutter.noise:  # the centred sum of four random bytes: nearly Gaussian, and exact in integers
-        total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
-        for _ in range(4):
-            total += draw(256, images.shape, dtype=torch.uint8)
-        deviation = math.sqrt(4 * (256**2 - 1) / 12)
-        scale = round(clutter.noise * 255 / deviation * 2**16)  # fixed point: no rounding differs between machines
-        images = (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)
+        paste(images, pieces, draw(canvas - piece + 1, (2, count)), canvas)
+    images = add_noise(images, clutter.noise, generator)
     return images.view(count, 1, canvas, canvas), labels[chosen]
 
 
-def _paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> None:
+def paste(images: Tensor, patches: Tensor, corners: Tensor, canvas: int) -> None:
     """Squares into images (N×canvas², uint8) with their upper left at ``corners`` (2×N: y, x)."""
     step = torch.arange(patches.shape[-1])
     square = (step[:, None] * canvas + step).flatten()
     index = (corners[0] * canvas + corners[1])[:, None] + square
     images.scatter_(1, index, torch.maximum(images.gather(1, index), patches.flatten(1)))
+
+
+def take_turns(n: int, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of the numbers 0 … n − 1 in random order, each equally often (±1), int64."""
+    return torch.cat([torch.randperm(n, generator=generator) for _ in range(-(-count // n))])[:count]
+
+
+def add_noise(images: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """uint8 images with noise of that standard deviation, a fraction of full scale; nothing is drawn for 0.
+
+    It is the centred sum of four random bytes: nearly Gaussian, and exact in integers.
+    """
+    if not noise:
+        return images
+    total = torch.full(images.shape, -2 * 255, dtype=torch.int16)
+    for _ in range(4):
+        total += torch.randint(256, images.shape, dtype=torch.uint8, generator=generator)
+    deviation = math.sqrt(4 * (256**2 - 1) / 12)
+    scale = round(noise * 255 / deviation * 2**16)  # fixed point: no rounding differs between machines
+    return (images + ((total.to(torch.int32) * scale) >> 16)).clamp_(0, 255).to(torch.uint8)

@@ -1,7 +1,8 @@
-"""Where images that are not built in come from: the Hugging Face hub, parquet files, a folder of images."""
+"""Where images that are not made here come from: the hub, parquet files, a folder of images, an installed package."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import warnings
@@ -33,6 +34,7 @@ HUB_NAMES = {  # that people type, and where the hub keeps them
     "celeba": "hf:flwrlabs/celeba",
     "imagenet": "hf:ILSVRC/imagenet-1k",
 }
+BUILT_IN = ("cluttered", "pairs", "digits", "elpv")  # names that are neither the hub's nor a folder's
 _SPLIT = re.compile(r"(train|validation|validate|valid|val|dev|test)(?:ing|s)?(?![a-z])", re.IGNORECASE)
 
 
@@ -96,6 +98,8 @@ def find_images(name: str, source: Source) -> tuple[LazyImages, tuple[str, ...]]
 
 def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
     """The table of each split, with encoded images or their paths, and a fingerprint."""
+    if name == "elpv":
+        return _from_elpv()
     if name.startswith("hf:"):
         return _from_hub(name)
     folder = Path(os.path.expanduser(name))
@@ -109,8 +113,8 @@ def _find_tables(name: str, source: Source) -> tuple[dict[str, Any], str]:
         raise FileNotFoundError(f"There is no folder {name}; see data/README.md for where each data set goes.")
     if name.lower() in HUB_NAMES:
         raise ValueError(f"Unknown data set '{name}'; it is on the Hugging Face hub, as '{HUB_NAMES[name.lower()]}'.")
-    known = "cluttered, digits, hf:<repository> or the path of an existing folder"
-    meant = hint(name, ["cluttered", "digits", *HUB_NAMES]) or "."
+    known = f"{', '.join(BUILT_IN)}, hf:<repository> or the path of an existing folder"
+    meant = hint(name, [*BUILT_IN, *HUB_NAMES]) or "."
     raise ValueError(f"Unknown data set '{name}'; give {known}{meant}")
 
 
@@ -144,6 +148,35 @@ def _from_hub(name: str) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{name} could not be loaded from the Hugging Face hub: {detail} {advice}") from error
     tables = {split: found[key] for split, (key,) in _by_split([str(key) for key in found], name).items()}
     return tables, fingerprint([(split, table._fingerprint) for split, table in tables.items()])
+
+
+def _from_elpv() -> tuple[dict[str, Any], str]:
+    """The solar cells of the package elpv-dataset, which is not imported: its files are read.
+
+    ``label`` is the more probable of functional and defective (probability 2/3 or 1); ``type`` is mono or poly.
+    """
+    import datasets
+    import pandas as pd
+
+    install = "pip install elpv-dataset (91 MB, CC BY-NC-SA 4.0: not for commercial use)"
+    found = importlib.util.find_spec("elpv_dataset")
+    if found is None or not found.submodule_search_locations:
+        raise FileNotFoundError(f"The images of elpv come in a package of their own: {install}.")
+    folder = Path(found.submodule_search_locations[0]) / "data"
+    try:
+        names = ["image", "probability", "type"]
+        cells = pd.read_csv(folder / "labels.csv", sep=r"\s+", names=names)
+        paths = [folder / path for path in cells["image"]]
+        stamp = _stamp([folder / "labels.csv", *paths], folder)
+    except OSError as error:
+        missing = f"{error.filename} of the package elpv-dataset cannot be read ({error.strerror})"
+        raise FileNotFoundError(f"{missing}; uninstall it, then {install}.") from error
+    kinds = {"label": datasets.ClassLabel(names=["functional", "defective"]), "type": datasets.Value("string")}
+    features = datasets.Features(image=datasets.Image(decode=False), **kinds)
+    images = [{"path": str(path), "bytes": None} for path in paths]
+    labels = (cells["probability"] >= 0.5).astype(int)
+    columns = {"image": images, "label": labels.tolist(), "type": cells["type"].tolist()}
+    return {"train": datasets.Dataset.from_dict(columns, features)}, stamp
 
 
 def _stamp(paths: Iterable[Path], root: Path) -> str:

@@ -14,14 +14,18 @@ from torch import Tensor
 from redistill_lib.checks import check_fields, check_type, hint, whole
 from redistill_lib.data.clutter import Clutter, compose, read_digits
 from redistill_lib.data.images import LazyImages, Parts, TensorImages, read_splits
-from redistill_lib.data.sources import Source, find_images
+from redistill_lib.data.pairs import Pairs, compose_pairs
+from redistill_lib.data.sources import BUILT_IN, Source, find_images
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("train", "validation", "test")
 Split = TensorImages | LazyImages
-KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter}  # options of the built-in sets
+# Options of what is made here, and how some of them are composed of digits
+KINDS: dict[str, Any] = {"digits": make_dataclass("Digits", ()), "cluttered": Clutter, "pairs": Pairs}
+COMPOSED: dict[Any, Any] = {Clutter: compose, Pairs: compose_pairs}
+ELPV_SIZE = 128  # of 300: smaller images keep less of the cracks
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -82,25 +86,30 @@ def load_data(
     """Load a data set by name as train, validation and test.
 
     Args:
-        name: ``cluttered``, ``digits``, ``hf:<repository>[:<configuration>]``, or a folder of parquet files or images
-        image_size: to which the square at an image's centre is resized; None keeps it (digits 32, cluttered 40)
+        name: ``cluttered``, ``pairs``, ``digits``, ``elpv``, ``hf:<repository>[:<configuration>]``, or a folder of
+            parquet files or images
+        image_size: to which the square at an image's centre is resized; None keeps it (digits and pairs 32, cluttered
+            40; elpv is resized to 128)
         validation, test: fractions of train to hold out, stratified by class, where the source has no such split
         seed: of the data; it is not the seed of a training
         limit: at most this many images per split, stratified; each class keeps one where the limit allows it
-        options: the fields of `Clutter` for ``cluttered``, of `Source` for what is not built in
+        options: the fields of `Clutter` for ``cluttered``, of `Pairs` for ``pairs``, of `Source` for what is read
 
-    ``cluttered`` divides the 1,797 *source* digits first and composes each split from its own, fragments included.
+    ``cluttered`` and ``pairs`` divide the 1,797 *source* digits first and compose each split from its own, fragments
+    included. ``elpv`` reads the package elpv-dataset, an extra of this one.
     Raises ValueError or FileNotFoundError, saying what to change, before any decoding where it can.
 
     >>> load_data("cluttered", train_size=60, validation_size=20, test_size=20)  # doctest: +ELLIPSIS
     DataSplits('cluttered': 60 train · 20 validation · 20 test; 10 classes; 1×40×40 uint8; ...)
     """
     name = str(os.fspath(check_type("name", name, str, os.PathLike)))
+    if name == "elpv" and image_size is None:
+        image_size = ELPV_SIZE
     request = _Request(name, image_size, validation, test, seed, limit)
     kind = KINDS.get(name, Source)
     if kind is not Source:
         options.pop("cache_dir", None)
-    if name == "cluttered" and image_size is not None and options.setdefault("canvas", image_size) != image_size:
+    if kind in COMPOSED and image_size is not None and options.setdefault("canvas", image_size) != image_size:
         raise ValueError(f"canvas={options['canvas']} and image_size={image_size} differ; give one of them.")
     known = [option.name for option in fields(kind)]
     if unknown := [option for option in options if option not in known]:
@@ -113,15 +122,16 @@ def load_data(
         parts = pool.parts
     else:
         side = getattr(settings, "digit_size", request.image_size or 32)
-        pool, classes = TensorImages(*read_digits(side)), tuple("0123456789")
+        pool = TensorImages(*read_digits(side))
+        classes = tuple(f"{n:02}" for n in range(100)) if kind is Pairs else tuple("0123456789")
         parts = {"train": ("the digits", range(len(pool)))}
     chosen, origin = _divide(pool.labels, parts, request)
     splits: dict[str, Any] = {split: pool.take(rows) for split, rows in chosen.items()}
-    if isinstance(settings, Clutter):
+    if kind in COMPOSED:
         origin = f"each split composed from its own digits, {origin}"
         for stream, (split, digits) in enumerate(splits.items(), start=10):
             count, generator = getattr(settings, f"{split}_size"), _generator(request.seed, stream)
-            splits[split] = TensorImages(*compose(digits.images, digits.labels, count, settings, generator))
+            splits[split] = TensorImages(*COMPOSED[kind](digits.images, digits.labels, count, settings, generator))
     splits = {s: its.take(_spread(its.labels, request.limit, request.seed, each=1)) for s, its in splits.items()}
     if isinstance(settings, Source):
         count = sum(map(len, splits.values()))
@@ -134,7 +144,7 @@ def load_data(
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
     same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
     changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
-    folder = kind is Source and os.path.isdir(name)  # which is the same one from wherever it is named
+    folder = name not in BUILT_IN and os.path.isdir(name)  # which is the same one from wherever it is named
     params = {**asdict(request), "name": os.path.abspath(name) if folder else name, "image_size": size, **changed}
     facts: Any = {"num_classes": len(classes), "in_channels": channels, "image_size": size, "classes": classes}
     return DataSplits(**splits, **facts, name=name, origin=origin, params=params)
