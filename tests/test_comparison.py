@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 from trainings import digits, options, quick_looks  # noqa: F401
 
 from redistill_lib import figures
@@ -95,8 +99,17 @@ def test_seconds_pay_for_the_teacher_and_for_a_shared_cache_first() -> None:
     assert found["blocks"] == Length(40, 0.0, 100.0)  # a block without a loss learns nothing from a teacher
     assert found["warm"] == Length(40, 20.0, 80.0)
     assert found["kd"] == Length(25, 24.0, 75.0)  # 20 for the teacher, and half of its answers to two views, 8
-    assert found["red"] == Length(20, 20.0, 80.0)  # every epoch is another view, of which it makes half
+    assert found["red"] == Length(20, 40.0, 60.0)  # every epoch is another view, of which it makes half: 1 each
     assert all(length.total <= 100 for length in found.values())
+
+
+def test_kept_answers_are_paid_by_those_who_read_the_same_and_only_the_views_that_are_seen() -> None:
+    arms = {"kd": arm("kd", views=2), "dist": arm("dist", views=2), "red": arm("red(alpha=1.0)", views=16)}
+    costs = dict.fromkeys(("kd", "dist"), EpochCost(3.0, 4.0, "outputs")) | {"red": EpochCost(3.0, 6.0, "maps")}
+    found = planned(Budget(seconds=34), arms, costs, teacher_seconds=0.0, images=320)
+    assert found["kd"] == found["dist"] == Length(10, 4.0, 30.0)  # half of two views of 4 s
+    assert found["red"] == Length(3, 18.0, 9.0)  # all of three views: 27 s, and a fourth epoch would make it 36
+    assert planned(Budget(epochs=2), arms, costs, 0.0, images=320)["red"] == Length(2, 12.0, 6.0)
 
 
 def test_epochs_and_steps_are_the_same_for_all() -> None:
@@ -110,7 +123,7 @@ def test_epochs_and_steps_are_the_same_for_all() -> None:
 
 def test_too_few_seconds_are_said_before_anything_is_trained(tmp_path: Path, trained: list[str]) -> None:
     teacher, arms = Arm(USUAL, width=0.125, recipe=Recipe(epochs=4, batch_size=32)), {"naive": arm(), "kd": arm("kd")}
-    with pytest.raises(ValueError, match=r"10 seconds are too few for kd: .* pays 8\.0 s for its teacher first"):
+    with pytest.raises(ValueError, match=r"10 seconds are too few for kd: .* pays 8 s for its teacher first"):
         compare(teacher, arms, digits(), budget=Budget(seconds=10), seeds=1, options=options(tmp_path))
     assert not trained
 
@@ -136,6 +149,60 @@ def test_costs_are_kept_and_later_arms_are_scaled(tmp_path: Path, monkeypatch: p
     assert len(asked) == 9
 
 
+def test_two_calls_at_once_measure_once_and_go_on_with_the_same_lengths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count(1.0)
+
+    def measure(*_: Any) -> EpochCost:
+        time.sleep(0.05)
+        return EpochCost(next(seconds))
+
+    monkeypatch.setattr(lengths, "_measure", measure)
+    given = {"naive": arm()}, nn.Flatten(), digits(), options(tmp_path)
+    with ThreadPoolExecutor(2) as both:
+        found = [both.submit(measure_epochs, *given) for _ in range(2)]
+    assert [each.result() for each in found] == [{"naive": EpochCost(2.0)}] * 2  # the middle of 1, 2 and 3
+
+
+def test_costs_that_other_code_has_measured_are_taken_where_its_runs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lasts(seconds: float, code: str, **changes: Any) -> EpochCost:
+        monkeypatch.setattr(lengths, "_measure", lambda *_: EpochCost(seconds))
+        monkeypatch.setattr(lengths, "code_identity", lambda: code)
+        return measure_epochs({"naive": arm()}, nn.Flatten(), digits(), options(tmp_path, **changes))["naive"]
+
+    assert [lasts(2.0, "0000"), lasts(3.0, "1111"), lasts(4.0, "1111")] == [*map(EpochCost, (2.0, 3.0, 3.0))]
+    assert lasts(4.0, "2222", reuse=True) == EpochCost(2.0)  # the oldest, as of runs
+    assert lasts(4.0, "1111", reuse=True) == EpochCost(3.0)
+
+
+@pytest.mark.parametrize("text", ["{]", '{"epoch": 3}', '{"epoch": [null]}'])
+def test_damaged_costs_are_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "epoch_costs.json").write_text(text)
+    with pytest.raises(ValueError, match=r"epoch_costs\.json is cut short .* put a copy back, or delete it"):
+        measure_epochs({"naive": arm()}, nn.Flatten(), digits(), options(tmp_path))
+
+
+def test_costs_that_cannot_be_kept_are_not_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lengths, "_measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot be kept in .*; give another runs_dir"):
+        measure_epochs({"naive": arm()}, nn.Flatten(), digits(), options(tmp_path / "file" / "runs"))
+
+
+def test_what_cannot_be_measured_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    data = digits()
+    lonely = replace(data, validation=data.validation.take(torch.tensor([0])), params={})
+    arms = {"naive": arm(), "steep": arm(learning_rate=1e12)}
+    with pytest.raises(
+        FloatingPointError, match=r"^steep: the loss 'task' is"
+    ):  # and one image is enough to validate
+        measure_epochs(arms, nn.Flatten(), lonely, options(tmp_path))
+
+
 def test_an_epoch_is_measured_by_training_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(lengths, "PASSES", 1)
@@ -146,8 +213,11 @@ def test_an_epoch_is_measured_by_training_it(tmp_path: Path, monkeypatch: pytest
         found = measure_epochs(arms, teacher, data, opts)
     assert found["naive"].epoch > 0 and found["naive"].answers == 0
     assert found["kd"].answers >= 0 and found["at"].answers == 0
+    assert [cost.reads for cost in found.values()] == ["", "network.output crop", ""]
     assert found["at"].epoch > found["naive"].epoch  # it asks the teacher
-    assert not (tmp_path / "cache").exists() and [p.name for p in tmp_path.iterdir()] == ["epoch_costs.json"]
+    assert not (tmp_path / "cache").exists() and [p.name for p in tmp_path.glob("[!.]*")] == [
+        "epoch_costs.json"
+    ]  # and a lock
 
 
 # ---------------------------------------------------------------------------------------------------- what is trained

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -95,3 +96,16 @@ def check_classifier(name: str, width: float) -> None:
         raise ValueError(f"{arch} is no classifier; there are {', '.join(list_models('classifier'))}")
     with outlines():
         create_model(name, width=width)
+
+
+@contextlib.contextmanager
+def named(who: str) -> Iterator[None]:
+    """While open, an error says whose it is."""
+    try:
+        yield
+    except (ValueError, FloatingPointError) as error:
+        kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+        raise kind(f"{who}: {error}") from error
+    except Exception as error:
+        error.add_note(f"This is of {who}.")
+        raise

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import statistics
+import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from redistill_lib.checks import check_above_zero, check_fields
-from redistill_lib.comparison.arms import Arm
+from redistill_lib.comparison.arms import Arm, named
 from redistill_lib.comparison.trials import one_thread, train_arm
-from redistill_lib.data import DataSplits
-from redistill_lib.identity import structure
+from redistill_lib.data import DataSplits, TensorImages
+from redistill_lib.identity import object_identity, structure
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import run_id, write_text
 from redistill_lib.source import code_identity
@@ -31,11 +35,11 @@ BATCHES, LAPS, PASSES = 8, 3, 3  # an epoch is timed on so many batches, as ofte
 
 @dataclass(frozen=True)
 class Budget:
-    """What every arm may spend: processor `seconds` of one thread, or `epochs`, or `steps`.
+    """What every arm may spend: processor `seconds` of one thread, or `epochs`, or `steps`, to whole epochs.
 
-    Of seconds, an arm that learns from a teacher pays `teacher_share` of that teacher's training first, and its part
-    of making what a cache keeps of it. Where an arm has several candidates, each gets `trial_share` of the budget on
-    a seed of its own.
+    Of seconds, an arm that learns from a teacher pays `teacher_share` of that teacher's training first, and for what
+    a cache keeps of it, together with the arms that read the same. Where an arm has several candidates, each gets
+    `trial_share` of the budget on a seed of its own.
 
     >>> Budget(seconds=240)
     Budget(seconds=240.0, epochs=None, steps=None, teacher_share=1.0, trial_share=1.0)
@@ -66,16 +70,24 @@ class Budget:
 
     def __str__(self) -> str:
         if self.seconds is not None:
-            return f"{self.seconds:,.0f} seconds"
-        return f"{self.epochs:,} epochs" if self.steps is None else f"{self.steps:,} steps"
+            return f"{self.seconds:,.0f} seconds" if self.seconds >= 10 else f"{self.seconds:.2g} seconds"
+        word, count = ("epoch", self.epochs) if self.steps is None else ("step", self.steps)
+        return f"{count:,} {word}{'s' * (count != 1)}"
 
 
 @dataclass(frozen=True)
 class EpochCost:
-    """Processor seconds of an epoch, and of making what a cache keeps of one view of all images; 0 without one."""
+    """Processor seconds of an epoch, and of making what a cache keeps of one view of all images; 0 without one.
+
+    `reads` says what that is: arms of the same find what another has made.
+    """
 
     epoch: float
     answers: float = 0.0
+    reads: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -97,29 +109,33 @@ def measure_epochs(
     """What an epoch of each arm costs, on the first batches of `data`, by the training itself, under `teacher`.
 
     Seconds are the processor's, on one thread; on a GPU those of the clock. They are kept in ``epoch_costs.json`` of
-    the run store, so that the lengths that follow from them, and so the runs, stay the same in every later call. Arms
-    that are measured later are scaled by what the first arm costs then and has cost before.
+    the run store, so that the lengths that follow from them, and so the runs, stay the same in every later call; with
+    `reuse`, those that other code of this library has measured too. Arms that are measured later are scaled by what
+    an arm costs then and has cost before. Of several processes one measures, and the others wait.
     """
     file = Path(options.runs_dir) / "epoch_costs.json"
-    known: dict[str, list[float]] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     keys = {name: _key(arm, teacher, data, options) for name, arm in arms.items()}
-    if missing := {key: arms[name] for name, key in keys.items() if key not in known}:
-        first = next(iter(arms))
-        wanted = {keys[first]: arms[first], **missing}
-        found: dict[str, list[EpochCost]] = {key: [] for key in wanted}
-        with progress_bar(PASSES * len(wanted), "what an epoch costs", options.progress) as bar, one_thread():
-            for _ in range(PASSES):
-                for key, arm in wanted.items():
-                    found[key].append(_measure(arm, teacher, data, options))
-                    bar.update()
-        middle = {
-            key: [statistics.median(cost.epoch for cost in costs), statistics.median(cost.answers for cost in costs)]
-            for key, costs in found.items()
-        }
-        scale = known[keys[first]][0] / middle[keys[first]][0] if keys[first] in known else 1.0
-        known |= {key: [scale * value for value in middle[key]] for key in missing}
-        write_text(file, json.dumps(known, indent=1))
-    return {name: EpochCost(*known[key]) for name, key in keys.items()}
+    known = _kept(file, keys, options)
+    if known.keys() < {*keys.values()}:
+        with _alone(file.parent):
+            known = _kept(file, keys, options)
+            missing = {key: name for name, key in keys.items() if key not in known}
+            yardstick = [(key, name) for name, key in keys.items() if missing and key in known][:1]
+            wanted = dict(yardstick) | missing
+            found: dict[str, list[EpochCost]] = {key: [] for key in wanted}
+            with progress_bar(PASSES * len(wanted), "what an epoch costs", options.progress) as bar, one_thread():
+                for _ in range(PASSES):
+                    for key, name in wanted.items():
+                        with named(name):
+                            found[key].append(_measure(arms[name], teacher, data, options))
+                        bar.update()
+            middle = {key: statistics.median(cost.epoch for cost in costs) for key, costs in found.items()}
+            scale = next((known[key].epoch / middle[key] for key, _ in yardstick), 1.0)
+            for key in missing:
+                answers = statistics.median(cost.answers for cost in found[key])
+                known[key] = EpochCost(scale * middle[key], scale * answers, found[key][0].reads)
+            write_text(file, json.dumps(_read(file) | {key: astuple(known[key]) for key in missing}, indent=1))
+    return {name: known[key] for name, key in keys.items()}
 
 
 def lengths(
@@ -132,25 +148,66 @@ def lengths(
     >>> lengths(Budget(seconds=70), arms, costs, teacher_seconds=10.0, images=6000)["kd"]
     Length(epochs=20, beforehand=10.0, seconds=60.0)
     """
-    readers = sum(costs[name].answers > 0 for name in arms)
+    readers = Counter(costs[name].reads for name in arms if costs[name].answers)
     found = {}
     for name, arm in arms.items():
-        epoch, before = costs[name].epoch, budget.teacher_share * teacher_seconds if arm.taught else 0.0
-        if share := costs[name].answers and costs[name].answers / readers:  # made once for all
-            before += share * (arm.recipe.views or 0)
-            epoch += share * (arm.recipe.views is None)
+        cost, views = costs[name], arm.recipe.views or math.inf  # left out, each epoch reads another
+        before = budget.teacher_share * teacher_seconds if arm.taught else 0.0
+        share = cost.answers and cost.answers / readers[cost.reads]  # made once for all
         if budget.seconds is not None:
-            epochs = int((budget.seconds - before) / epoch + 1e-9)
+            left = budget.seconds - before
+            epochs = int(left / (cost.epoch + share) + 1e-9)
             if epochs < 1:
                 raise ValueError(
-                    f"{budget} are too few for {name}: its epochs take {epoch:.1f} s each and it pays "
-                    f"{before:.1f} s for its teacher first; give more, or a teacher of fewer epochs"
+                    f"{budget} are too few for {name}: its epochs take {cost.epoch:.3g} s each and it pays "
+                    f"{before + share:.3g} s for its teacher first; give more, or a teacher of fewer epochs"
                 )
+            if epochs > views:
+                epochs = int((left - share * views) / cost.epoch + 1e-9)
         else:
             steps = arm.recipe.steps_per_epoch(images)
             epochs = budget.epochs or max(1, round((budget.steps or 0) / steps))
-        found[name] = Length(epochs, before, epochs * epoch)
+        found[name] = Length(epochs, before + share * min(views, epochs), epochs * cost.epoch)
     return found
+
+
+def _read(file: Path) -> dict[str, list[Any]]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else {}
+
+
+def _kept(file: Path, keys: Mapping[str, str], options: RunOptions) -> dict[str, EpochCost]:
+    """What is known of these keys."""
+    try:
+        known = {key: EpochCost(*values) for key, values in _read(file).items()}
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file} is cut short or not what this library wrote ({error}); put a copy back, or delete it to measure "
+            "again, after which arms may train for other lengths"
+        ) from None
+    if options.reuse:  # by other code, the oldest, as of runs
+        by_any = {key.rpartition("-")[0]: cost for key, cost in reversed(known.items())}
+        known = {key: cost for key in keys.values() if (cost := by_any.get(key.rpartition("-")[0]))} | known
+    return {key: known[key] for key in keys.values() if key in known}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Measure while no other process does, whose lengths would be others."""
+    lock = FileLock(folder / ".epoch_costs.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            told = f"waiting for another process to measure epochs; if none does, delete {lock.lock_file}"
+            print(told, file=sys.stderr)
+            lock.acquire()
+    except OSError as error:
+        raise OSError(f"what epochs cost cannot be kept in {folder}: {error}; give another runs_dir") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 #: Of a recipe, what changes no epoch's length.
@@ -165,11 +222,13 @@ def _key(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) ->
     model = arm.model if isinstance(arm.model, str) else structure(arm.model)
     recipe = {name: value for name, value in asdict(arm.recipe).items() if name not in _TIMELESS}
     methods: list[Any] = [*arm.method_list]
-    told: dict[str, Any] = {"methods": [repr(replace(each, alpha=float(each.alpha > 0))) for each in methods]}
-    told |= {"model": model, "width": arm.width, "image_size": arm.image_size, "recipe": recipe}
+    methods = [object_identity(replace(each, alpha=float(each.alpha > 0))) for each in methods]
+    told: dict[str, Any] = {"methods": methods, "taps": object_identity(arm.taps), "recipe": recipe}
+    told |= {"model": model, "width": arm.width, "image_size": arm.image_size}
     told |= {"teacher": structure(teacher)} if arm.needs_teacher else {}
-    told |= {"taps": repr(arm.taps), "cached": options.cache is not None, "precision": options.mixed_precision}
+    told |= {"cached": options.cache is not None, "precision": options.mixed_precision}
     told |= {"images": len(data.train), "validation": len(data.validation), "classes": data.num_classes}
+    told |= {"decoded": isinstance(data.train, TensorImages)}
     return run_id("epoch", {**told, "shape": [data.in_channels, data.image_size]}, code_identity())
 
 
@@ -180,7 +239,7 @@ def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions
     clock, column = (time.perf_counter, "seconds") if gpu else (time.process_time, "processor_seconds")
     with TemporaryDirectory() as folder:
         cache = None if options.cache is None else f"{folder}/cache"
-        waits, epochs, answered = list[float](), list[float](), False
+        waits, epochs, reads = list[float](), list[float](), ""
         for seed in range(1 if cache is None else 2):  # the second finds what the first has put into the cache
             marks = [clock()]
             quiet = replace(options, runs_dir=f"{folder}/{seed}", cache=cache, progress=False, name=None)
@@ -191,14 +250,17 @@ def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions
             waits.append(laps[0])
             # An epoch's steps and validation grow with the images; what is written after it does not.
             epochs += (steps * times + laps - steps)[1:].tolist()
-            answered = "answers" in run.params
+            if "answers" in run.params:
+                kept = {path.name.rpartition("-")[0] for path in Path(folder).glob("cache/teacher-*/*/")}
+                reads = " ".join([*sorted(kept), arm.recipe.augmentation])
         views = min(arm.recipe.views or 1 + LAPS, 1 + LAPS)
-        answers = max(0.0, float(waits[0] - waits[1])) * times / views if answered else 0.0
-        return EpochCost(statistics.median(epochs), answers)
+        answers = max(0.0, float(waits[0] - waits[1])) * times / views if reads else 0.0
+        return EpochCost(statistics.median(epochs), answers, reads)
 
 
 def _first(data: DataSplits, images: int) -> DataSplits:
     """The first of the training images, and as large a share of those for validation, which stand for test too."""
     count = min(images, len(data.train))
-    held = data.validation.take(torch.arange(max(2, round(len(data.validation) * count / len(data.train)))))
+    share = max(2, round(len(data.validation) * count / len(data.train)))
+    held = data.validation.take(torch.arange(min(share, len(data.validation))))
     return replace(data, train=data.train.take(torch.arange(count)), validation=held, test=held, params={})
