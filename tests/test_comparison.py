@@ -28,7 +28,7 @@ from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model
 from redistill_lib.results import crossed_interval
 from redistill_lib.runs import Run, load_runs
-from redistill_lib.train import Recipe
+from redistill_lib.train import Recipe, trainer
 
 POOLED, USUAL = "resnet18-4-11221", "resnet18-1-21222"
 SHORT = Recipe(epochs=1, batch_size=32)
@@ -126,6 +126,22 @@ def test_too_few_seconds_are_said_before_anything_is_trained(tmp_path: Path, tra
     with pytest.raises(ValueError, match=r"10 seconds are too few for kd: .* pays 8 s for its teacher first"):
         compare(teacher, arms, digits(), budget=Budget(seconds=10), seeds=1, options=options(tmp_path))
     assert not trained
+
+
+def test_a_budget_that_suffices_for_the_trials_alone_is_told_before_them(tmp_path: Path, trained: list[str]) -> None:
+    arms = {"naive": [arm(), arm(learning_rate=0.01)]}
+    with pytest.raises(ValueError, match=r"1\.5 seconds are too few for naive, candidate 0"):
+        compare(TEACHER, arms, digits(), budget=Budget(seconds=1.5, trial_share=4.0), options=options(tmp_path))
+    assert not trained
+
+
+def test_without_a_budget_it_is_as_long_as_the_first_arm(tmp_path: Path) -> None:
+    by_steps = Arm(POOLED, width=0.125, recipe=Recipe(steps=6, batch_size=32))
+    found = compare(TEACHER, {"naive": by_steps}, digits(), seeds=1, options=options(tmp_path))
+    assert found.budget == Budget(steps=6) and found.runs["epochs"].tolist() == [
+        1,
+        2,
+    ]  # the teacher's, of three steps
 
 
 def test_costs_are_kept_and_later_arms_are_scaled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,6 +340,78 @@ def test_other_processes_train_to_the_same_bits(tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+class Here(Executor):
+    """Trains at once, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.given: list[Any] = []
+
+    def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        self.given.append(args)
+        future: Future[Any] = Future()
+        try:
+            future.set_result(task(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_other_processes_load_the_data_where_that_gives_the_same(tmp_path: Path) -> None:
+    whole = digits()
+    part = replace(whole, train=whole.train.take(torch.arange(64)))
+    runs = []
+    for data in (whole, part):
+        pool = Here()
+        common: dict[str, Any] = {"budget": Budget(epochs=1), "seeds": 1, "options": options(tmp_path)}
+        runs += [compare(TEACHER, {"naive": arm()}, data, **common, executor=pool).runs["run"].tolist()]
+        assert isinstance(pool.given[0][1], str) == (data is whole)
+    assert set(runs[0]).isdisjoint(runs[1])
+
+
+def test_what_fails_is_named_and_what_is_finished_stays(
+    tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = runner.try_arm
+
+    def failing(each: Arm, data: Any, epochs: int, seed: int, *rest: Any) -> Any:
+        if seed == 1 and each.methods:
+            raise FloatingPointError("the loss is NaN")
+        return true(each, data, epochs, seed, *rest)
+
+    monkeypatch.setattr(runner, "try_arm", failing)
+    common: dict[str, Any] = {"budget": Budget(epochs=1), "seeds": 2, "options": options(tmp_path)}
+    for pool in (None, Here()):
+        with pytest.raises(FloatingPointError, match=r"^kd, seed 1: the loss is NaN"):
+            compare(TEACHER, {"naive": arm(), "kd": arm("kd")}, digits(), **common, executor=pool)
+    assert len(trained) == 5
+
+
+def test_a_network_that_cannot_be_profiled_is_compared_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError("an operator of one's own")
+
+    for module in (trials, trainer):
+        monkeypatch.setattr(module, "profile_memory", unknown)
+    found = compare(TEACHER, {"naive": arm()}, digits(), budget=Budget(epochs=1), seeds=1, options=options(tmp_path))
+    assert found.table[["peak (KiB)", "mult-adds (M)"]].isna().all(axis=None)
+    assert found.headline().startswith("Within 1 epoch each, naive reaches")
+    assert "nan" not in str(figures.comparison(found).layout)
+
+
+def test_a_given_teacher_of_other_classes_has_no_accuracy_here(tmp_path: Path) -> None:
+    arms = {"naive": arm(), "red": arm("red(alpha=1.0)")}
+    common: dict[str, Any] = {"budget": Budget(epochs=1), "seeds": 1, "options": options(tmp_path)}
+    other = create_model(USUAL, num_classes=7, in_channels=1, width=0.125)
+    found = compare(other, arms, digits(), **common)
+    assert "teacher" not in found.right and found.table["recovered"].isna().all()
+    figures.comparison(found)
+    before = torch.get_rng_state()
+    compare(TEACHER, arms, digits(), **common)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_one_that_fails_calls_off_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(Executor):
         """Runs the first, and holds the others back."""
@@ -378,6 +466,22 @@ def test_a_trained_teacher_costs_nothing_and_a_second_seed_no_new_answers(tmp_pa
         ({"naive": []}, {}, "each an Arm or a list of candidates"),
         ({"naive": ["kd"]}, {}, "a candidate of naive"),
         ({"naive": arm(), "kd": [arm("kd"), arm("kd(alpha=2.0)")]}, {}, "naive 1, kd 2; give 2 each"),
+        ({"naive": "resnet18"}, {}, "naive='resnet18' is not an Arm or a list"),
+        ({"naive": None}, {}, "naive=None is not an Arm or a list"),
+        ({1: arm(), "1": arm("kd")}, {}, "an arm's name=1 is not text"),
+        ({"naive": arm()}, {"budget": 60}, "budget=60 is not a Budget"),
+        ({"naive": arm()}, {"executor": "spawn"}, "executor='spawn' is not an Executor"),
+        ({"naive": arm()}, {"executor": ThreadPoolExecutor(1)}, "threads would share one state of random numbers"),
+        (
+            {"naive": arm()},
+            {"executor": ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))},
+            "processes that are forked hang",
+        ),
+        ({"naive": arm()}, {"teacher": USUAL}, "is no run; Arm\\('resnet18-1-21222'\\) is trained first"),
+        ({"naive": arm()}, {"teacher": replace(TEACHER, image_size=8)}, "leave out its image_size"),
+        ({"naive": arm()}, {"teacher": create_model(USUAL)}, "the teacher does not take images of 1×16×16"),
+        ({"naive": arm()}, {"teacher": arm("kd")}, "the teacher learns from labels alone"),
+        ({"naive": arm()}, {"seeds": [2**63]}, "is more than the 9223372036854775807 it can be"),
         ({"naive": arm()}, {"seeds": 0}, "seeds=0 is not a whole number of 1 or more"),
         ({"naive": arm()}, {"seeds": [1, 1]}, "each once"),
         ({"naive": arm()}, {"seeds": [100]}, "not 100, under which candidates are tried"),
@@ -387,9 +491,7 @@ def test_what_cannot_be_compared_is_refused_first(
     arms: Any, more: dict[str, Any], said: str, tmp_path: Path, trained: list[str]
 ) -> None:
     with pytest.raises(ValueError, match=said):
-        compare(TEACHER, arms, digits(), options=options(tmp_path), **more)
-    with pytest.raises(ValueError, match="the teacher learns from labels alone"):
-        compare(arm("kd"), {"naive": arm()}, digits(), options=options(tmp_path))
+        compare(**{"teacher": TEACHER, "arms": arms, "data": digits(), "options": options(tmp_path), **more})
     assert not trained and not [*tmp_path.iterdir()]
 
 
@@ -453,7 +555,7 @@ def test_the_headline_says_who_cannot_be_told_apart(found: Comparison) -> None:
     told = found.headline()
     best, second = table["arm"][0], table["arm"][1]
     assert {best, second} == {"pools later", "pools later + KD"}
-    assert told.startswith("At 18.8 KiB and 120 seconds each") and f"3 seeds cannot tell it from {second}" in told
+    assert told.startswith("Within 18.8 KiB and 120 seconds each") and f"3 seeds cannot tell it from {second}" in told
     assert "points above naive" in told and "RED" not in told
 
 

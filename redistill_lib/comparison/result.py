@@ -91,9 +91,10 @@ class Comparison:
         table = self.table
         best, reached = table["arm"][0], f"{table['accuracy'][0]:.1f} %"
         rivals = [arm for arm in table["arm"][1:] if not self.difference(best, arm).decided]
-        peak = format_size(int(table["peak (KiB)"].max() * 1024))
+        peak = table["peak (KiB)"].max() * 1024
+        memory = "" if math.isnan(peak) else f"{format_size(int(peak))} and "
         gap = self.difference(best, self.reference)
-        told = f"At {peak} and {self.budget} each, {best} reaches {reached}"
+        told = f"Within {memory}{self.budget} each, {best} reaches {reached}"
         if best != self.reference:
             spread = "" if math.isnan(gap.half) else f" ± {number(gap.half, 1)}"
             told += f", {number(gap.value, 1)}{spread} points above {self.reference}"

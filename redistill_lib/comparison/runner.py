@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from redistill_lib.checks import check_type, whole
-from redistill_lib.comparison.arms import Arm
+from redistill_lib.comparison.arms import Arm, named
 from redistill_lib.comparison.lengths import Budget, EpochCost, Length, lengths, measure_epochs
 from redistill_lib.comparison.result import Comparison
 from redistill_lib.comparison.trials import Trial, right_about, try_arm
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.models import create_model
+from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.models.saved import load_model
+from redistill_lib.network import answer
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import Run
-from redistill_lib.train import Recipe, RunOptions
-from redistill_lib.train.setup import TeacherLike
+from redistill_lib.train import RunOptions
+from redistill_lib.train.setup import TeacherLike, open_teacher
 
 TRIAL_SEED = 100  # of the trials that choose a candidate, and of their teacher
 COLUMNS = ("test_accuracy", "validation_accuracy", "best_epoch", "parameters", "peak_bytes")  # of a run's metrics
@@ -48,45 +51,55 @@ def compare(
             that seed; or one that is trained already, a run or a network, which teaches all and costs nothing.
         arms: by name; several candidates, as many for each arm, are tried on a seed of their own, and the best on
             validation is taken. The first arm is the reference.
-        budget: what each arm may spend; left out, the epochs of the first arm's recipe.
+        budget: what each arm may spend; left out, the epochs or steps of the first arm's recipe.
         options: where the runs are kept and found again. With `cache`, arms that can read a teacher's kept answers.
         executor: anything of `concurrent.futures` that runs several trainings at a time, each in a process of its
-            own; left out, they run here one after another.
+            own that is spawned, not forked; left out, they run here one after another.
 
     In every arm the loss is the cross-entropy plus each method's alpha times its loss, and one thread trains. What
-    was trained before is found, so that a call that was killed goes on. Test images are read when all is chosen.
+    was trained before is found, so that a call that was killed goes on, or one of which an arm failed. Test images
+    are read when all is chosen. ValueError, before anything is trained, for what cannot be compared.
 
     >>> arms = {"naive": Arm("resnet18-4-11221"), "kd": Arm("resnet18-4-11221", "kd")}
     >>> compare(Arm("resnet18-1-21222"), arms, "digits", budget=Budget(seconds=60))                # doctest: +SKIP
     """
     options = check_type("options", options, RunOptions, None) or RunOptions()
-    splits = data if isinstance(data, DataSplits) else load_data(data)
     candidates, chosen_seeds = _candidates(arms), _seeds(seeds)
-    reference = next(iter(candidates))
-    budget = budget or Budget(epochs=candidates[reference][0].recipe.epochs or Recipe.LENGTH[1])
+    reference, first = next(iter(candidates.items()))
+    length = (
+        {"steps": first[0].recipe.steps} if first[0].recipe.epochs is None else {"epochs": first[0].recipe.epochs}
+    )
+    budget = check_type("budget", budget, Budget, None) or Budget(**length)
+    check_executor(executor)
+    splits = data if isinstance(data, DataSplits) else load_data(data)
     ring = _Ring(teacher, splits, options, executor)
-    every = {f"{name}, candidate {k}": arm for name, tried in candidates.items() for k, arm in enumerate(tried)}
+    labels = {name: [f"{name}, candidate {k}" for k in range(len(tried))] for name, tried in candidates.items()}
+    labels = labels if len(first) > 1 else {name: [name] for name in candidates}
+    every = {label: arm for name in labels for label, arm in zip(labels[name], candidates[name], strict=True)}
     ring.measure(every)
+    for its in zip(*labels.values(), strict=True):  # so that too small a budget is told before anything is trained
+        ring.plan({label: every[label] for label in its}, budget)
 
-    tried = {label: arm for label, arm in every.items() if len(candidates[label.rpartition(", ")[0]]) > 1}
-    trials = pd.DataFrame(ring.train(tried, budget.share(budget.trial_share), [TRIAL_SEED]).rows)
-    best = {name: f"{name}, candidate 0" for name in candidates}
-    for name in {label.rpartition(", ")[0] for label in tried}:
-        its = trials[trials["arm"].str.rpartition(", ")[0] == name]
-        best[name] = str(its.loc[its["validation_accuracy"].idxmax(), "arm"])
-    chosen = {name: every[label] for name, label in best.items()}
+    trials, best = pd.DataFrame(), {name: its[0] for name, its in labels.items()}
+    if len(first) > 1:
+        trials = pd.DataFrame(ring.train(every, budget.share(budget.trial_share), [TRIAL_SEED]).rows)
+        reached = trials.set_index("arm")["validation_accuracy"]
+        best = {name: str(reached[its].idxmax()) for name, its in labels.items()}  # the first of equals
     ring.costs |= {name: ring.costs[label] for name, label in best.items()}
-    found = ring.train(chosen, budget, chosen_seeds, teachers=True)
+    found = ring.train({name: every[label] for name, label in best.items()}, budget, chosen_seeds, teachers=True)
     curves = pd.concat(found.curves, ignore_index=True)
     right = {name: np.stack(runs) for name, runs in found.right.items()}
-    if "teacher" not in right:
+    if ring.rated:
         right["teacher"] = right_about(ring.network, splits)[None]
     return Comparison(pd.DataFrame(found.rows), trials, curves, right, budget, reference, splits.name)
 
 
 def _candidates(arms: Any) -> dict[str, list[Arm]]:
     given = check_type("arms", arms, Mapping)
-    found = {str(name): [arm] if isinstance(arm, Arm) else list(arm) for name, arm in given.items()}
+    found: dict[str, list[Arm]] = {}
+    for name, arm in given.items():
+        tried = check_type(check_type("an arm's name", name, str), arm, Arm, list, tuple)
+        found[name] = [tried] if isinstance(tried, Arm) else [*tried]
     if not found or not all(found.values()) or "teacher" in found:
         raise ValueError("arms are one or more by name, none of them 'teacher', each an Arm or a list of candidates")
     for name, tried in found.items():
@@ -100,10 +113,23 @@ def _candidates(arms: Any) -> dict[str, list[Arm]]:
 
 def _seeds(seeds: Any) -> list[int]:
     given = range(whole("seeds", seeds)) if not isinstance(seeds, Iterable) else seeds
-    found = [whole("a seed", seed, 0) for seed in given]
+    found = [whole("a seed", seed, 0, 2**63 - 1) for seed in given]
     if not found or TRIAL_SEED in found or len(set(found)) < len(found):
         raise ValueError(f"seeds are one or more, each once, and not {TRIAL_SEED}, under which candidates are tried")
     return found
+
+
+def check_executor(executor: Any) -> None:
+    """Refuse what would train several at a time in one process, or hang."""
+    check_type("executor", executor, Executor, None)
+    if isinstance(executor, ThreadPoolExecutor):
+        raise ValueError("threads would share one state of random numbers; give an executor of processes, or none")
+    context = getattr(executor, "_mp_context", None)  # of the standard library's pool
+    if context is not None and context.get_start_method() == "fork":
+        raise ValueError(
+            "processes that are forked hang once torch has run: "
+            "ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'))"
+        )
 
 
 class _Job(NamedTuple):
@@ -130,7 +156,7 @@ class _Found:
         told["taught"] = arm.taught
         spent = {"epochs": length.epochs, "seconds": length.total, "for_the_teacher": length.beforehand}
         costs = {"multiply_adds": trial.multiply_adds, "latency": trial.latency, "run": trial.run.id}
-        self.rows.append(told | spent | {column: metrics.get(column) for column in COLUMNS} | costs)
+        self.rows.append(told | spent | {column: metrics.get(column, math.nan) for column in COLUMNS} | costs)
         after = length.beforehand + cost.epoch * trial.history["epoch"]
         curve = {"arm": job.name, "seed": job.seed, "seconds": after}
         self.curves.append(pd.DataFrame(curve | {"accuracy": 100 * trial.history["validation_accuracy"]}))
@@ -141,17 +167,32 @@ class _Ring:
     """Where the arms of one comparison meet: their teacher, data, costs and processes."""
 
     def __init__(self, teacher: Any, data: DataSplits, options: RunOptions, executor: Executor | None):
-        self.data, self.options, self.executor = data, replace(options, cpu=options.cpu, on_log=None), executor
+        self.data, self.options, self.executor = data, replace(options, on_log=None), executor
         self.teacher = check_type("teacher", teacher, Arm, Run, str, Path, nn.Module)
         self.costs: dict[str, EpochCost] = {}
+        size = data.in_channels, data.image_size, data.image_size
+        self.rated = False  # whether it is there already, and answers with the classes of the data
         if isinstance(self.teacher, Arm):
             if self.teacher.needs_teacher:
                 raise ValueError("the teacher learns from labels alone; leave out its methods, and init='teacher'")
-            shape = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+            if self.teacher.image_size is not None:
+                raise ValueError("the teacher sees the images that its students see; leave out its image_size")
             model = self.teacher.model
-            self.network = create_model(model, **shape, width=self.teacher.width) if isinstance(model, str) else model
+            shape: dict[str, Any] = {"num_classes": data.num_classes, "in_channels": data.in_channels}
+            if isinstance(model, str):
+                sized = ARCHITECTURES[model.partition("-")[0]].sized
+                shape |= {"width": self.teacher.width} | ({"image_size": data.image_size} if sized else {})
+            with torch.random.fork_rng(devices=[]):
+                self.network = create_model(model, **shape) if isinstance(model, str) else model
         else:
-            self.network = self.teacher if isinstance(self.teacher, nn.Module) else load_model(self.teacher)
+            if isinstance(self.teacher, str) and self.teacher.partition("-")[0] in ARCHITECTURES:
+                raise ValueError(f"teacher={self.teacher!r} is no run; Arm({self.teacher!r}) is trained first")
+            self.network, run = open_teacher(self.teacher, data, "classifier")
+            self.teacher = run or self.network
+            self.rated = answer(self.network, (torch.zeros(2, *size),), "teacher").shape[-1:] == (data.num_classes,)
+        self.given: Any = data  # to other processes: how they load it, where that is enough
+        if executor is not None and data.params and load_data(**data.params).fingerprint() == data.fingerprint():
+            self.given = json.dumps(data.params)
 
     @property
     def teacher_epochs(self) -> int:
@@ -162,23 +203,27 @@ class _Ring:
         per_epoch = recipe.steps_per_epoch(images)
         return max(1, round(recipe.total_steps(per_epoch) / per_epoch))
 
+    @property
+    def teacher_seconds(self) -> float:
+        return self.teacher_epochs * self.costs["teacher"].epoch if self.teacher_epochs else 0.0
+
     def measure(self, arms: Mapping[str, Arm]) -> None:
         own = {"teacher": self.teacher} if isinstance(self.teacher, Arm) else {}
         self.costs |= measure_epochs({**own, **arms}, self.network, self.data, self.options)
 
+    def plan(self, arms: Mapping[str, Arm], budget: Budget) -> dict[str, Length]:
+        return lengths(budget, arms, self.costs, self.teacher_seconds, len(self.data.train))
+
     def train(self, arms: Mapping[str, Arm], budget: Budget, seeds: Sequence[int], teachers: bool = False) -> _Found:
         """Every arm under every seed; with `teachers` their own trainings are among what is found."""
         found = _Found()
-        if not arms:
-            return found
-        seconds = self.teacher_epochs * self.costs["teacher"].epoch if self.teacher_epochs else 0.0
-        planned = lengths(budget, arms, self.costs, seconds, len(self.data.train))
+        planned = self.plan(arms, budget)
         count = len(seeds) * (len(arms) + bool(self.teacher_epochs))
         given: Any = self.teacher
         with progress_bar(count, f"{count} trainings on {self.data.name}", self.options.progress) as bar:
-            theirs: dict[int, TeacherLike] = dict.fromkeys(seeds, self.network)
+            theirs: dict[int, TeacherLike] = dict.fromkeys(seeds, given)
             if self.teacher_epochs:
-                length = Length(self.teacher_epochs, 0.0, seconds)
+                length = Length(self.teacher_epochs, 0.0, self.teacher_seconds)
                 own = [_Job("teacher", given, length, seed, None) for seed in seeds]
                 for job, trial in self._all(own, bar):
                     run, model = trial.run, given.model
@@ -193,22 +238,22 @@ class _Ring:
     def _all(self, jobs: Sequence[_Job], bar: Any) -> list[tuple[_Job, Trial]]:
         """The jobs, in their order, and what came of each."""
         options = replace(self.options, progress=False)
-        remote = self.executor is not None and self.data.params
-        data: Any = json.dumps(self.data.params) if remote else self.data
-        tasks = [(job.arm, data, job.length.epochs, job.seed, job.teacher, options) for job in jobs]
+        tasks = [(job.arm, self.given, job.length.epochs, job.seed, job.teacher, options) for job in jobs]
         if self.executor is None:
             done = []
-            for task in tasks:
-                done.append(try_arm(*task))
+            for job, task in zip(jobs, tasks, strict=True):
+                with named(f"{job.name}, seed {job.seed}"):
+                    done.append(try_arm(*task))
                 bar.update()
             return [*zip(jobs, done, strict=True)]
-        futures = [self.executor.submit(try_arm, *task) for task in tasks]
+        futures = {self.executor.submit(try_arm, *task): job for job, task in zip(jobs, tasks, strict=True)}
         try:
             for future in as_completed(futures):
-                future.result()
+                with named(f"{futures[future].name}, seed {futures[future].seed}"):
+                    future.result()
                 bar.update()
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
-        return [(job, future.result()) for job, future in zip(jobs, futures, strict=True)]
+        return [(job, future.result()) for future, job in futures.items()]

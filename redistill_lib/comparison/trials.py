@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from redistill_lib.comparison.arms import Arm
-from redistill_lib.data import DataSplits, LazyImages, TensorImages, as_batch, load_data, to_float
+from redistill_lib.data import DataSplits, LazyImages, TensorImages, load_data, to_float
 from redistill_lib.data.splits import SPLITS, Split
 from redistill_lib.distill import Objective
 from redistill_lib.memory import profile_memory
@@ -41,7 +41,7 @@ class Trial:
     run: Run
     history: pd.DataFrame
     right: NDArray[np.bool_]
-    multiply_adds: int  # for one image, blocks included
+    multiply_adds: float  # for one image, blocks included; NaN where they cannot be counted
     latency: float  # seconds for one image, on one thread of the machine that trained it
 
 
@@ -74,8 +74,10 @@ def try_arm(
         run = train_arm(arm, splits, epochs, seed, teacher, options)
         model = load_model(run, None if isinstance(arm.model, str) else arm.model)
         image = torch.zeros(1, splits.in_channels, splits.image_size, splits.image_size)
-        flops = profile_memory(model, image).flops
-        return Trial(run, run.history(), right_about(model, splits), flops // 2, _latency(model, image))
+        adds = math.nan
+        with contextlib.suppress(Exception):  # as a run is kept whose network cannot be profiled
+            adds = profile_memory(model, image).flops // 2
+        return Trial(run, run.history(), right_about(model, splits), adds, _latency(model, image))
 
 
 @functools.lru_cache(2)
@@ -98,7 +100,7 @@ def resized(data: DataSplits, side: int | None) -> DataSplits:
     return replace(data, **splits, image_size=side, params={**data.params, "resized": side})
 
 
-@contextmanager
+@contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -110,7 +112,7 @@ def one_thread() -> Iterator[None]:
 
 def right_about(model: nn.Module, data: DataSplits) -> NDArray[np.bool_]:
     with evaluating(model):
-        batches = DataLoader(data.test, batch_size=256, collate_fn=as_batch)
+        batches = map(data.test.__getitems__, torch.arange(len(data.test)).split(256))
         found = [output_of(model(to_float(images))).argmax(1) == labels for images, labels in batches]
     return torch.cat(found).numpy()
 

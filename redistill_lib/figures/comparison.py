@@ -47,7 +47,8 @@ def comparison(result: Comparison) -> go.Figure:
         point = {"x": [row["accuracy"]], "y": [k], "mode": "markers", "marker": look.mark, "error_x": spread}
         figure.add_scatter(**point, hovertemplate=mean + "<extra></extra>")
         above = f"{number(row['above'], 1)}" + ("" if math.isnan(row["±"]) else f" ± {number(row['±'], 1)}")
-        cells = f"<b>{row['accuracy']:.1f} %</b>", above, f"{row['epochs']:,}", f"{row['mult-adds (M)']:.1f} M"
+        adds = "" if math.isnan(row["mult-adds (M)"]) else f"{row['mult-adds (M)']:.1f} M"
+        cells = f"<b>{row['accuracy']:.1f} %</b>", above, f"{row['epochs']:,}", adds
         for column, text in enumerate(cells):
             text = "" if arm == result.reference and column == 1 else text
             figure.add_annotation(x=_PLACES[column], xref="paper", xanchor="left", y=k, text=text)

@@ -124,7 +124,7 @@ class Lesson:
             told = reprlib.repr(teacher)
             raise TypeError(f"teacher is a run, its folder, a network or a list of at least one of these, not {told}")
         for k, each in enumerate(teachers):
-            teachers[k] = _open_teacher(each, setup.data, kind)
+            teachers[k] = open_teacher(each, setup.data, kind)
         lesson = cls(teachers, methods, taps, objective)
         if methods is not None and not lesson.all_methods:
             raise ValueError("methods names none, so the teacher would teach nothing; name one, such as 'red'")
@@ -228,7 +228,7 @@ def _take_weights(student: nn.Module, lesson: Lesson | None) -> None:
     student.load_state_dict(theirs)
 
 
-def _open_teacher(given: TeacherLike, data: DataSplits, kind: str) -> tuple[nn.Module, Run | None]:
+def open_teacher(given: TeacherLike, data: DataSplits, kind: str) -> tuple[nn.Module, Run | None]:
     """A teacher's network in float32 and its run, which is of the same `kind`; a warning where its images differ."""
     if isinstance(given, nn.Module):
         return _copied(given, "teacher").float(), None
