@@ -28,7 +28,7 @@ from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model
 from redistill_lib.results import crossed_interval
 from redistill_lib.runs import Run, load_runs
-from redistill_lib.train import Recipe, trainer
+from redistill_lib.train import Recipe, RunOptions, trainer
 
 POOLED, USUAL = "resnet18-4-11221", "resnet18-1-21222"
 SHORT = Recipe(epochs=1, batch_size=32)
@@ -482,6 +482,7 @@ def test_a_trained_teacher_costs_nothing_and_a_second_seed_no_new_answers(tmp_pa
         ({"naive": arm()}, {"teacher": create_model(USUAL)}, "the teacher does not take images of 1×16×16"),
         ({"naive": arm()}, {"teacher": arm("kd")}, "the teacher learns from labels alone"),
         ({"naive": arm()}, {"seeds": [2**63]}, "is more than the 9223372036854775807 it can be"),
+        ({"naive": arm()}, {"options": RunOptions(on_log=print)}, "on_log watches one training"),
         ({"naive": arm()}, {"seeds": 0}, "seeds=0 is not a whole number of 1 or more"),
         ({"naive": arm()}, {"seeds": [1, 1]}, "each once"),
         ({"naive": arm()}, {"seeds": [100]}, "not 100, under which candidates are tried"),
@@ -550,6 +551,27 @@ def test_a_comparison_is_kept_and_read_again(found: Comparison, tmp_path: Path) 
         Comparison.load(folder)
 
 
+def test_names_are_kept_as_they_are(found: Comparison, tmp_path: Path) -> None:
+    other = {"naive": "None", "RED": "007", "pools later": 'x, "y"', "pools later + KD": ""}
+    tables = [frame.assign(arm=frame["arm"].replace(other)) for frame in (found.runs, found.curves)]
+    right = {other.get(name, name): known for name, known in found.right.items()}
+    named = replace(found, runs=tables[0], curves=tables[1], right=right, reference="None")
+    again = Comparison.load(named.save(tmp_path))
+    assert set(again.table["arm"]) == set(other.values()) and again.headline() == named.headline()
+    assert again.curves["arm"].tolist() == tables[1]["arm"].tolist()
+    with pytest.raises(ValueError, match=r"there is no arm 'none'; there are teacher, None, .* did you mean 'None'"):
+        again.difference("none", "007")
+
+
+def test_of_one_seed_the_headline_gives_no_interval(found: Comparison) -> None:
+    one = replace(
+        found, runs=found.runs.query("seed == 0"), right={name: known[:1] for name, known in found.right.items()}
+    )
+    assert one.headline().endswith("points above naive; one seed") and "±" not in one.headline()
+    text = str(figures.comparison(one).layout.title.text)
+    assert "One run of each, which says nothing of other seeds" in " ".join(text.replace("<br>", " ").split())
+
+
 def test_the_headline_says_who_cannot_be_told_apart(found: Comparison) -> None:
     table = found.table
     told = found.headline()
@@ -564,6 +586,7 @@ def test_marks_stand_where_the_table_says(found: Comparison) -> None:
     table = found.table
     means = [trace for trace in drawn.data if trace.error_x.array is not None]
     assert [trace.x[0] for trace in means] == table["accuracy"].tolist()
+    assert all(each.xshift in (12, 84, 182, 248) for each in drawn.layout.annotations if each.xref == "paper")
     assert [trace.error_x.array[0] for trace in means] == pytest.approx((table["high"] - table["accuracy"]).tolist())
     symbols = {arm: trace.marker.symbol for arm, trace in zip(table["arm"], means, strict=True)}
     assert symbols == {arm: "diamond" if found.taught(arm) else "circle-open" for arm in found.arms}
@@ -572,6 +595,28 @@ def test_marks_stand_where_the_table_says(found: Comparison) -> None:
     texts = [note.text for note in drawn.layout.annotations]
     assert sum("±" in text for text in texts) == 3  # not of the reference
     assert found.headline().partition(" reaches")[0][:20] in drawn.layout.title.text
+
+
+def test_many_arms_of_strange_names(found: Comparison) -> None:
+    long = "<b>&x; the very long name of an arm that is a reference, learning rate 0.1"
+    names = [long, *(f"arm {k}" for k in range(19))]
+    one, curve = found.runs.query("arm == 'RED'"), found.curves.query("arm == 'RED'")
+    runs = [one.assign(arm=name, model=f"net {k % 10}") for k, name in enumerate(names)]
+    curves = [curve.assign(arm=name, accuracy=[60.0 + k, 99.0, 60.0 + k] * 3) for k, name in enumerate(names)]
+    right = dict.fromkeys(names, found.right["naive"]) | {"teacher": found.right["naive"][:, ::-1]}
+    many = replace(found, runs=pd.concat(runs), curves=pd.concat(curves), right=right, reference=long)
+    drawn = figures.comparison(many)
+    shown = [trace.name for trace in drawn.data if trace.name and trace.name.startswith(("net", "other"))]
+    assert shown == [*(f"net {k} ×0.25" for k in range(7)), "other networks"]
+    colors = [trace.marker.color for trace in drawn.data if trace.name in shown]
+    assert len(set(colors)) == 8
+    assert "above reference" in str(drawn.layout.annotations) and "<b>&x;" not in str(drawn.to_dict())
+    assert max(text.count("<br>") for text in drawn.layout.yaxis.ticktext) == 1
+    curves_drawn = figures.comparison_curves(many)
+    low, high = curves_drawn.layout.yaxis.range
+    places = sorted(note.y for note in curves_drawn.layout.annotations)
+    assert low <= places[0] and places[-1] <= high and high > 99  # nothing is cut off
+    assert min(np.diff(places)) * curves_drawn.layout.height / (high - low) > 18  # pixels
 
 
 def test_curves_begin_when_the_teacher_is_paid_and_names_do_not_overlap(found: Comparison) -> None:

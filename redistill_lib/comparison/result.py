@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from redistill_lib.checks import hint
 from redistill_lib.comparison.lengths import Budget
 from redistill_lib.memory import format_size
 from redistill_lib.results import Estimate, crossed_interval, listed, number
 from redistill_lib.runs import damaged, write_text
 
 _TABLES, _TOLD = ("runs", "trials", "curves"), ("reference", "name")
+_NAMES = "arm", "model", "methods", "init", "run"  # columns of text, even where it says "None" or "007"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,12 +57,18 @@ class Comparison:
         return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())
 
     def accuracy(self, arm: str) -> Estimate:
-        """Its mean test accuracy, and the 95 % interval for other seeds and other test images."""
-        return crossed_interval(100.0 * self.right[arm])
+        """Its mean test accuracy, and the 95 % interval for other seeds and other test images; of one seed, for
+        other test images alone."""
+        return crossed_interval(100.0 * self._right(arm))
 
     def difference(self, a: str, b: str) -> Estimate:
         """By how many points `a` is above `b`: of one seed, one teacher and one test image each."""
-        return crossed_interval(100.0 * (self.right[a].astype(float) - self.right[b]))
+        return crossed_interval(100.0 * (self._right(a).astype(float) - self._right(b)))
+
+    def _right(self, arm: str) -> NDArray[np.bool_]:
+        if arm not in self.right:
+            raise ValueError(f"there is no arm {arm!r}; there are {listed(self.right)}{hint(arm, self.right)}")
+        return self.right[arm]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -69,11 +77,8 @@ class Comparison:
         best = self.accuracy("teacher").value if "teacher" in self.right else math.nan
         base = self.accuracy(self.reference).value
         for arm in sorted(self.arms, key=lambda arm: -self.accuracy(arm).value):
-            mean, over, runs = (
-                self.accuracy(arm),
-                self.difference(arm, self.reference),
-                self.runs.query("arm == @arm"),
-            )
+            mean, over = self.accuracy(arm), self.difference(arm, self.reference)
+            runs = self.runs[self.runs["arm"] == arm]
             first = runs.iloc[0]
             row = {"arm": arm, "accuracy": mean.value, "low": mean.low, "high": mean.high, "above": over.value}
             row["±"] = over.half if arm != self.reference else math.nan
@@ -96,7 +101,7 @@ class Comparison:
         gap = self.difference(best, self.reference)
         told = f"Within {memory}{self.budget} each, {best} reaches {reached}"
         if best != self.reference:
-            spread = "" if math.isnan(gap.half) else f" ± {number(gap.half, 1)}"
+            spread = "" if self.seeds == 1 or math.isnan(gap.half) else f" ± {number(gap.half, 1)}"
             told += f", {number(gap.value, 1)}{spread} points above {self.reference}"
         if self.seeds == 1:
             return f"{told}; one seed"
@@ -139,7 +144,8 @@ class Comparison:
 
 
 def _table(file: Path) -> pd.DataFrame:
-    """What a CSV holds; nothing, where no arm had several candidates to try."""
+    """What a CSV holds, names as they are; nothing, where no arm had several candidates to try."""
     with contextlib.suppress(pd.errors.EmptyDataError):
-        return pd.read_csv(file)
+        empty = {column: [""] for column in pd.read_csv(file, nrows=0) if column not in _NAMES}
+        return pd.read_csv(file, dtype=dict.fromkeys(_NAMES, str), keep_default_na=False, na_values=empty)
     return pd.DataFrame()

@@ -64,6 +64,8 @@ def compare(
     >>> compare(Arm("resnet18-1-21222"), arms, "digits", budget=Budget(seconds=60))                # doctest: +SKIP
     """
     options = check_type("options", options, RunOptions, None) or RunOptions()
+    if options.on_log is not None:
+        raise ValueError("on_log watches one training, and these are many; leave it out")
     candidates, chosen_seeds = _candidates(arms), _seeds(seeds)
     reference, first = next(iter(candidates.items()))
     length = (
@@ -167,7 +169,7 @@ class _Ring:
     """Where the arms of one comparison meet: their teacher, data, costs and processes."""
 
     def __init__(self, teacher: Any, data: DataSplits, options: RunOptions, executor: Executor | None):
-        self.data, self.options, self.executor = data, replace(options, on_log=None), executor
+        self.data, self.options, self.executor = data, options, executor
         self.teacher = check_type("teacher", teacher, Arm, Run, str, Path, nn.Module)
         self.costs: dict[str, EpochCost] = {}
         size = data.in_channels, data.image_size, data.image_size

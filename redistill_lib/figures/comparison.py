@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
+from html import escape
 from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
@@ -15,7 +17,8 @@ from redistill_lib.results import number
 #: A colour for each network, in the order of the arms; they differ in lightness too.
 _NETWORKS = ("#CC4C00", "#0072B2", "#E6B03C", "#117733", "#AA4499", "#56B4E9", "#332288")
 _MARKS = {False: ("circle-open", "learns alone"), True: ("diamond", "taught")}
-_PLACES = 1.03, 1.24, 1.53, 1.72  # where the columns beside the plot stand, in widths of it
+_OTHERS, _OTHER = "other networks", "#8A8F96"  # than the first that there are colours for
+_PLACES = 12, 84, 182, 248  # where the columns beside the plot stand, in pixels
 
 
 class _Look(NamedTuple):
@@ -35,8 +38,9 @@ def comparison(result: Comparison) -> go.Figure:
     the difference to the reference, in pairs, and what the arm takes.
     """
     table, looks, figure = result.table, _looks(result), go.Figure()
+    beside: dict[str, Any] = {"x": 1, "xref": "paper", "xanchor": "left"}
     for k, row in table.iterrows():
-        arm, look, runs = row["arm"], looks[row["arm"]], 100 * result.right[row["arm"]].mean(1)
+        arm, look, runs = escape(row["arm"]), looks[row["arm"]], 100 * result.right[row["arm"]].mean(1)
         dots = {"color": faint(look.color, 0.4), "size": 6}
         one = f"<b>{arm}</b>, one run: %{{x:.1f}} %<extra></extra>"
         figure.add_scatter(x=runs, y=[k] * len(runs), mode="markers", marker=dots, hovertemplate=one)
@@ -50,26 +54,30 @@ def comparison(result: Comparison) -> go.Figure:
         adds = "" if math.isnan(row["mult-adds (M)"]) else f"{row['mult-adds (M)']:.1f} M"
         cells = f"<b>{row['accuracy']:.1f} %</b>", above, f"{row['epochs']:,}", adds
         for column, text in enumerate(cells):
-            text = "" if arm == result.reference and column == 1 else text
-            figure.add_annotation(x=_PLACES[column], xref="paper", xanchor="left", y=k, text=text)
-    for column, head in enumerate(("accuracy", f"above {result.reference}", "epochs", "mult-adds")):
-        place = {"x": _PLACES[column], "xref": "paper", "xanchor": "left", "y": 1, "yref": "paper"}
-        figure.add_annotation(**place, yanchor="bottom", text=muted(head))
+            text = "" if row["arm"] == result.reference and column == 1 else text
+            figure.add_annotation(**beside, xshift=_PLACES[column], y=k, text=text)
+    reference = result.reference if len(result.reference) <= 8 else "reference"
+    for column, head in enumerate(("accuracy", f"above {escape(reference)}", "epochs", "mult-adds")):
+        place = beside | {"xshift": _PLACES[column], "y": 1, "yref": "paper", "yanchor": "bottom"}
+        figure.add_annotation(**place, text=muted(head))
     figure.update_traces(showlegend=False)
     _explain(figure, looks)
     if "teacher" in result.right:
         best = result.accuracy("teacher").value
         line, text = {"color": INK, "width": 2, "dash": "dash"}, f"teacher {best:.1f} %"
-        figure.add_vline(best, line=line, annotation_text=text, annotation_position="bottom left")
-    name_rows(figure, [f"<b>{arm}</b>" for arm in table["arm"]])
+        side = "left" if best > (table["low"].min() + table["high"].max()) / 2 else "right"
+        figure.add_vline(best, line=line, annotation_text=text, annotation_position=f"bottom {side}")
+    lines = [textwrap.wrap(arm, 26, max_lines=2, placeholder=" …") for arm in table["arm"]]
+    name_rows(figure, ["<br>".join(f"<b>{escape(line)}</b>" for line in name) for name in lines])
     figure.update_xaxes(title="test accuracy (%)")
-    runs = (
-        "One run of each" if result.seeds == 1 else f"{result.seeds} seeds each; line: 95 % interval for other seeds "
-    )
-    runs += "" if result.seeds == 1 else "and other test images; small dots: single runs"
-    note = f"Data: {result.name}. {runs}. Above {result.reference}: in pairs of one teacher, with a 95 % interval."
-    margins = 190, 30, 330, 56
-    figure = finish(figure, result.headline(), note, plot=20 + 36 * len(table), margins=margins, legend=True)
+    if result.seeds == 1:
+        told = "One run of each, which says nothing of other seeds; line and ±: 95 % interval for other test images"
+    else:
+        told = f"{result.seeds} seeds each; line: 95 % interval for other seeds and other test images; dots: runs. "
+        told += f"Above {escape(result.reference)}: in pairs of one teacher, with a 95 % interval"
+    note, margins = f"Data: {escape(result.name)}. {told}.", (190, 30, 330, 56)
+    title = escape(result.headline(), quote=False)
+    figure = finish(figure, title, note, plot=20 + 36 * len(table), margins=margins, legend=True)
     return figure.update_layout(legend={"x": 0.02, "xref": "container"})
 
 
@@ -80,40 +88,46 @@ def comparison_curves(result: Comparison) -> go.Figure:
     ends = {arm: means[means["arm"] == arm].iloc[-1] for arm in looks}
     reached = {arm: float(end["accuracy"]) for arm, end in ends.items()}
     low, high = min(reached.values()), max(reached.values())
-    bottom = max(0.0, low - 2 * (high - low) - 5)
-    places = _apart(reached, (high - bottom) / 16)
+    bottom, top = max(0.0, low - 2 * (high - low) - 5), float(means.loc[means["arm"].isin(looks), "accuracy"].max())
+    top, plot = top + (top - bottom) / 16, max(360, 22 * len(looks))
+    places = _apart(reached, 21 / plot * (top - bottom), bottom)
     for arm, look in looks.items():
         curve = means[means["arm"] == arm]
         line = {"color": look.color, "width": 2.5, "dash": "solid" if result.taught(arm) else "dot"}
-        told = {"hovertemplate": f"<b>{arm}</b>: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>", "showlegend": False}
+        told = {
+            "hovertemplate": f"<b>{escape(arm)}</b>: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>",
+            "showlegend": False,
+        }
         figure.add_scatter(x=curve["seconds"], y=curve["accuracy"], mode="lines", line=line, **told)
         figure.add_scatter(x=[ends[arm]["seconds"]], y=[reached[arm]], mode="markers", marker=look.mark, **told)
-        text = f'<span style="color:{look.color}"><b>{arm}</b> {reached[arm]:.1f} %</span>'
+        name = escape(arm if len(arm) <= 28 else f"{arm[:27]}…")
+        text = f'<span style="color:{look.color}"><b>{name}</b> {reached[arm]:.1f} %</span>'
         figure.add_annotation(x=1.02, xref="paper", xanchor="left", y=places[arm], text=text, showarrow=False)
     longest = max(end["seconds"] for end in ends.values())
     figure.update_xaxes(title="processor seconds, the teacher's share included", range=[0, 1.02 * longest])
-    figure.update_yaxes(title="validation accuracy (%)", range=[bottom, high + (high - bottom) / 16])
+    figure.update_yaxes(title="validation accuracy (%)", range=[bottom, top])
     best = max(reached, key=reached.__getitem__)
-    found = f"On validation {best} comes furthest within {result.budget}: {reached[best]:.1f} %"
+    found = f"On validation {escape(best, False)} ends highest within {result.budget}: {reached[best]:.1f} %"
     note = (
         "Mean of the seeds, after the last epoch. Solid: taught, begins once the teacher is paid for; dotted: alone."
     )
-    return finish(figure, found, note, plot=360, margins=(64, 8, 270, 56))
+    return finish(figure, found, note, plot=plot, margins=(64, 8, 270, 56))
 
 
-def _apart(values: Mapping[str, float], least: float) -> dict[str, float]:
-    """Where to write beside these values so that no two lines of text lie on each other."""
+def _apart(values: Mapping[str, float], least: float, bottom: float) -> dict[str, float]:
+    """Where to write beside these values so that no two lines of text lie on each other, nor below the plot."""
     found: dict[str, float] = {}
     above = math.inf
     for name in sorted(values, key=lambda name: -values[name]):
         above = found[name] = min(values[name], above - least)
-    return found
+    return {name: max(place, bottom + k * least) for k, (name, place) in enumerate(reversed(found.items()))}
 
 
 def _looks(result: Comparison) -> dict[str, _Look]:
     networks = {arm: result.network(arm) for arm in result.arms}
-    colors = {name: _NETWORKS[k % len(_NETWORKS)] for k, name in enumerate(dict.fromkeys(networks.values()))}
-    return {arm: _Look(name, colors[name], _MARKS[result.taught(arm)][0]) for arm, name in networks.items()}
+    colors = dict(zip(dict.fromkeys(networks.values()), _NETWORKS, strict=False))
+    found = {arm: (name, colors[name]) if name in colors else (_OTHERS, _OTHER) for arm, name in networks.items()}
+    return {arm: _Look(*look, _MARKS[result.taught(arm)][0]) for arm, look in found.items()}
 
 
 def _explain(figure: go.Figure, looks: dict[str, _Look]) -> None:
