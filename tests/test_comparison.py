@@ -412,6 +412,20 @@ def test_a_given_teacher_of_other_classes_has_no_accuracy_here(tmp_path: Path) -
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_networks_of_one_class_are_told_apart(tmp_path: Path) -> None:
+    def own(channels: int) -> Arm:
+        layers = nn.Conv2d(1, channels, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        return Arm(nn.Sequential(*layers, nn.Linear(channels, 10)), recipe=Recipe(epochs=1, init="scratch"))
+
+    arms = {"small": own(4), "large": own(8), "small again": own(4), "built in": arm()}
+    found = compare(TEACHER, arms, digits(), budget=Budget(epochs=1), seeds=1, options=options(tmp_path))
+    names = ["Sequential 1", "Sequential 2", "Sequential 1", f"{POOLED} ×0.125"]
+    for each in (found, Comparison.load(found.save(tmp_path / "kept"))):
+        assert [each.network(name) for name in arms] == names
+    right = found.right
+    assert np.array_equal(right["small"], right["small again"])
+
+
 def test_one_that_fails_calls_off_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(Executor):
         """Runs the first, and holds the others back."""

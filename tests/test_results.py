@@ -11,6 +11,7 @@ from scipy import stats
 
 from redistill_lib.results import (
     Estimate,
+    crossed_interval,
     difference,
     interval,
     paired_difference,
@@ -54,6 +55,31 @@ def test_too_few_or_equal_values_are_no_trouble() -> None:
     assert difference([2.0, 2.0], [1.0, 1.0]).decided
     assert difference([2.0, 2.0, 2.0], A).high == pytest.approx(2 - interval(A).low)
     assert interval([0.1, 0.1 + 1e-17, 0.1 + 2e-17]).half < 1e-12
+
+
+def test_a_crossed_interval_by_hand() -> None:
+    """Means of runs are 2, 4 and 6, of images 1, 4 and 7: a variance of 4/3 + 9/3."""
+    found = crossed_interval(np.add.outer([-2.0, 0.0, 2.0], [1.0, 4.0, 7.0]))
+    freedom = (13 / 3) ** 2 / ((4 / 3) ** 2 / 2 + 3**2 / 2)  # 3.48: Satterthwaite, of two and two
+    assert found.value == 4
+    assert found.half == pytest.approx(stats.t.ppf(0.975, freedom) * (13 / 3) ** 0.5)
+    agreeing = crossed_interval([[2.0] * 50, [4.0] * 50, [6.0] * 50])
+    assert agreeing.half == pytest.approx(4.3027 * (4 / 3) ** 0.5, 1e-4)  # Student's 97.5 % for two degrees
+
+
+@pytest.mark.parametrize(("runs", "images", "both"), [(1.0, 0.0, 0.1), (0.0, 1.0, 0.1), (0.1, 1.0, 1.0)])
+def test_a_crossed_interval_holds_the_true_mean_for_other_runs_and_images(
+    runs: float, images: float, both: float
+) -> None:
+    draws = np.random.default_rng(0)
+    held = 0
+    for _ in range(600):
+        parts = [
+            scale * draws.normal(size=size) for scale, size in ((runs, (3, 1)), (images, (1, 100)), (both, (3, 100)))
+        ]
+        found = crossed_interval(sum(parts))
+        held += found.low <= 0 <= found.high
+    assert 0.93 < held / 600 < 0.99  # of 95 %, whose spread over 600 draws is 0.9 %; a residual counts twice
 
 
 def test_runs_of_the_same_seeds_are_paired() -> None:

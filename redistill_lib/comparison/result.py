@@ -20,7 +20,7 @@ from redistill_lib.results import Estimate, crossed_interval, listed, number
 from redistill_lib.runs import damaged, write_text
 
 _TABLES, _TOLD = ("runs", "trials", "curves"), ("reference", "name")
-_NAMES = "arm", "model", "methods", "init", "run"  # columns of text, even where it says "None" or "007"
+_NAMES = "arm", "model", "structure", "methods", "init", "run"  # columns of text, even where it says "None" or "007"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,10 +48,15 @@ class Comparison:
         return int(self.runs["seed"].nunique())
 
     def network(self, arm: str) -> str:
-        """An arm's network in words: its name, width and images, where those are not the usual ones."""
+        """An arm's network in words: its name, width and images, where those are not the usual ones. Networks of your
+        own that are of one class but built otherwise are numbered."""
         row = self.runs[self.runs["arm"] == arm].iloc[0]
+        built = [*dict.fromkeys(self.runs.loc[self.runs["model"] == row["model"]].get("structure", ()))]
+        which = f" {built.index(row['structure']) + 1}" if len(built) > 1 else ""
         width = "" if row["width"] == 1 else f" ×{row['width']:g}"
-        return f"{row['model']}{width}" + ("" if pd.isna(row["image_size"]) else f" at {row['image_size']:.0f} px")
+        return f"{row['model']}{which}{width}" + (
+            "" if pd.isna(row["image_size"]) else f" at {row['image_size']:.0f} px"
+        )
 
     def taught(self, arm: str) -> bool:
         return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())
@@ -92,7 +97,10 @@ class Comparison:
         return self.table
 
     def headline(self) -> str:
-        """Who is best at this budget, by how much, and who cannot be told from it."""
+        """Who is best at this budget, by how much, and who cannot be told from it.
+
+        Each pair is told apart by its own 95 % interval: of 20 rivals that are as good, one looks worse by chance.
+        """
         table = self.table
         best, reached = table["arm"][0], f"{table['accuracy'][0]:.1f} %"
         rivals = [arm for arm in table["arm"][1:] if not self.difference(best, arm).decided]

@@ -153,7 +153,9 @@ class _Found:
     def keep(self, job: _Job, trial: Trial, cost: EpochCost) -> None:
         arm, length, metrics = job.arm, job.length, trial.run.metrics
         methods = "+".join(method.name for method in arm.method_list)
-        student = {"model": trial.run.params["model"]["name"], "width": arm.width, "image_size": arm.image_size}
+        model = trial.run.params["model"]
+        student = {"model": model["name"], "structure": model.get("structure", ""), "width": arm.width}
+        student |= {"image_size": arm.image_size}
         told = {"arm": job.name, "seed": job.seed, **student, "methods": methods, "init": arm.recipe.init}
         told["taught"] = arm.taught
         spent = {"epochs": length.epochs, "seconds": length.total, "for_the_teacher": length.beforehand}
@@ -192,7 +194,7 @@ class _Ring:
             self.network, run = open_teacher(self.teacher, data, "classifier")
             self.teacher = run or self.network
             self.rated = answer(self.network, (torch.zeros(2, *size),), "teacher").shape[-1:] == (data.num_classes,)
-        self.given: Any = data  # to other processes: how they load it, where that is enough
+        self.given: DataSplits | str = data  # to other processes: how they load it, where that gives the same images
         if executor is not None and data.params and load_data(**data.params).fingerprint() == data.fingerprint():
             self.given = json.dumps(data.params)
 
