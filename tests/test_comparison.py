@@ -453,7 +453,9 @@ def test_one_that_fails_calls_off_the_others(tmp_path: Path, monkeypatch: pytest
     assert [future.cancelled() for future in pool.futures] == [False, True, True]
 
 
-def test_a_trained_teacher_costs_nothing_and_a_second_seed_no_new_answers(tmp_path: Path) -> None:
+def test_a_trained_teacher_costs_nothing_and_a_second_seed_no_new_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opts = options(tmp_path / "runs", cache=tmp_path / "cache")
     teacher = trials.train_arm(TEACHER, digits(), 1, 9, None, opts)
     arms = {"naive": arm(views=1), "kd": arm("kd", views=1)}
@@ -467,6 +469,10 @@ def test_a_trained_teacher_costs_nothing_and_a_second_seed_no_new_answers(tmp_pa
     found = call(2)
     assert "teacher" in found.right and found.right["teacher"].shape == (1, len(digits().test))
     assert set((tmp_path / "cache").rglob("*.npy")) == made.keys()
+    assert Run.load(opts.runs_dir / found.runs["run"][1]).environment["teacher_runs"] == [teacher.id]
+    monkeypatch.chdir(opts.runs_dir)
+    again = compare(teacher.id, arms, digits(), budget=Budget(seconds=6), seeds=1, options=opts)  # its folder
+    assert again.runs["run"].tolist() == found.runs["run"].tolist()[:2]
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

@@ -68,10 +68,8 @@ def compare(
         raise ValueError("on_log watches one training, and these are many; leave it out")
     candidates, chosen_seeds = _candidates(arms), _seeds(seeds)
     reference, first = next(iter(candidates.items()))
-    length = (
-        {"steps": first[0].recipe.steps} if first[0].recipe.epochs is None else {"epochs": first[0].recipe.epochs}
-    )
-    budget = check_type("budget", budget, Budget, None) or Budget(**length)
+    usual = Budget(epochs=first[0].recipe.epochs, steps=first[0].recipe.steps)
+    budget = check_type("budget", budget, Budget, None) or usual
     check_executor(executor)
     splits = data if isinstance(data, DataSplits) else load_data(data)
     ring = _Ring(teacher, splits, options, executor)
@@ -189,7 +187,8 @@ class _Ring:
             with torch.random.fork_rng(devices=[]):
                 self.network = create_model(model, **shape) if isinstance(model, str) else model
         else:
-            if isinstance(self.teacher, str) and self.teacher.partition("-")[0] in ARCHITECTURES:
+            named_so = isinstance(self.teacher, str) and self.teacher.partition("-")[0] in ARCHITECTURES
+            if named_so and not Path(self.teacher).exists():
                 raise ValueError(f"teacher={self.teacher!r} is no run; Arm({self.teacher!r}) is trained first")
             self.network, run = open_teacher(self.teacher, data, "classifier")
             self.teacher = run or self.network
