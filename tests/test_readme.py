@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 import redistill_lib as rd
+from redistill_lib.comparison import lengths, runner
 from redistill_lib.train import setup
 
 README = Path(__file__).parents[1] / "README.md"
@@ -50,6 +51,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         setup, "load_data", lambda name, **kw: real_load("hub" if str(name).startswith("hf:") else name, **kw)
     )
 
+    def measured(arms: Any, *_: Any) -> dict[str, lengths.EpochCost]:
+        return dict.fromkeys(arms, lengths.EpochCost(20.0))  # so that the budget is a few epochs
+
+    monkeypatch.setattr(runner, "measure_epochs", measured)
     original = diffusers.UNet2DModel.from_pretrained.__func__
 
     def pretrained(cls: type, source: Any, **kwargs: Any) -> Any:
