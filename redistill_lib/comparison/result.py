@@ -54,9 +54,8 @@ class Comparison:
         built = [*dict.fromkeys(self.runs.loc[self.runs["model"] == row["model"]].get("structure", ()))]
         which = f" {built.index(row['structure']) + 1}" if len(built) > 1 else ""
         width = "" if row["width"] == 1 else f" ×{row['width']:g}"
-        return f"{row['model']}{which}{width}" + (
-            "" if pd.isna(row["image_size"]) else f" at {row['image_size']:.0f} px"
-        )
+        size = "" if pd.isna(row["image_size"]) else f" at {row['image_size']:.0f} px"
+        return f"{row['model']}{which}{width}{size}"
 
     def taught(self, arm: str) -> bool:
         return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())
