@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -122,8 +123,11 @@ def run_grids(
 def _in_turn(points: Iterable[tuple[Any, ...]], options: Mapping[str, bool]) -> list[NotebookResult]:
     results: list[NotebookResult] = []
     for source, given, folder, name in points:
-        results.append(run_notebook(source, given, folder, name=name, **options))
-        if results[-1].interrupted:
+        result = run_notebook(source, given, folder, name=name, **options)
+        results.append(result)
+        if not options.get("progress"):  # off a terminal, where no bar shows the cells
+            print(f"{result.name}: {result.status} after {result.seconds:.0f} s", file=sys.stderr)
+        if result.interrupted:
             break
     return results
 

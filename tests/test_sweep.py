@@ -271,9 +271,12 @@ def test_what_is_no_path_is_refused_before_any_kernel(
 
 
 def test_one_notebook_alone_is_a_list_of_one(
-    make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]
+    make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [r.name for r in sweep.run_notebooks(str(make_notebook("a")), output_dir=tmp_path, html=False)] == ["a"]
+    assert "a: ok after 0 s" in capsys.readouterr().err  # a line each, off a terminal
+    sweep.run_notebooks(str(make_notebook("a")), output_dir=tmp_path, html=False, progress=True)
+    assert "after" not in capsys.readouterr().err
 
 
 def test_earlier_status_and_page_are_gone_when_a_run_starts(
