@@ -10,7 +10,7 @@ The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. S
 - `4-11221` of the same width, pooled four times harder in its first layer, as in the paper: alone (`naive`), from the
   teacher's weights, and taught by KD, RED, both, another method, and RED's block without its loss;
 - `4-11212`, whose last stages pool later (`late`): alone, and taught by what the paper would take;
-- `2-21222` at half the width (`narrow`): alone and taught, without RED's blocks, which would double its peak.
+- `2-21122` at half the width (`narrow`): alone and taught, without RED's blocks, which would double its peak.
 
 1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
    their own; the best on validation is taken.
@@ -36,7 +36,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit 
 import redistill_lib as rd
 from redistill_lib import figures
 
-TEACHER, POOLED, LATE, NARROW = (f"resnet18-{plan}" for plan in ("1-21222", "4-11221", "4-11212", "2-21222"))
+TEACHER, POOLED, LATE, NARROW = (f"resnet18-{plan}" for plan in ("1-21222", "4-11221", "4-11212", "2-21122"))
 VIEWS = 16
 KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
