@@ -72,25 +72,25 @@ def compare(
     budget = check_type("budget", budget, Budget, None) or usual
     check_executor(executor)
     splits = data if isinstance(data, DataSplits) else load_data(data)
-    ring = _Ring(teacher, splits, options, executor)
+    setting = _Setting(teacher, splits, options, executor)
     labels = {name: [f"{name}, candidate {k}" for k in range(len(tried))] for name, tried in candidates.items()}
     labels = labels if len(first) > 1 else {name: [name] for name in candidates}
     every = {label: arm for name in labels for label, arm in zip(labels[name], candidates[name], strict=True)}
-    ring.measure(every)
+    setting.measure(every)
     for its in zip(*labels.values(), strict=True):  # so that too small a budget is told before anything is trained
-        ring.plan({label: every[label] for label in its}, budget)
+        setting.plan({label: every[label] for label in its}, budget)
 
     trials, best = pd.DataFrame(), {name: its[0] for name, its in labels.items()}
     if len(first) > 1:
-        trials = pd.DataFrame(ring.train(every, budget.share(budget.trial_share), [TRIAL_SEED]).rows)
+        trials = pd.DataFrame(setting.train(every, budget.share(budget.trial_share), [TRIAL_SEED]).rows)
         reached = trials.set_index("arm")["validation_accuracy"]
         best = {name: str(reached[its].idxmax()) for name, its in labels.items()}  # the first of equals
-    ring.costs |= {name: ring.costs[label] for name, label in best.items()}
-    found = ring.train({name: every[label] for name, label in best.items()}, budget, chosen_seeds, teachers=True)
+    setting.costs |= {name: setting.costs[label] for name, label in best.items()}
+    found = setting.train({name: every[label] for name, label in best.items()}, budget, chosen_seeds, teachers=True)
     curves = pd.concat(found.curves, ignore_index=True)
     right = {name: np.stack(runs) for name, runs in found.right.items()}
-    if ring.rated:
-        right["teacher"] = right_about(ring.network, splits)[None]
+    if setting.rated:
+        right["teacher"] = right_about(setting.network, splits)[None]
     return Comparison(pd.DataFrame(found.rows), trials, curves, right, budget, reference, splits.name)
 
 
@@ -165,7 +165,7 @@ class _Found:
         self.right.setdefault(job.name, []).append(trial.right)
 
 
-class _Ring:
+class _Setting:
     """Where the arms of one comparison meet: their teacher, data, costs and processes."""
 
     def __init__(self, teacher: Any, data: DataSplits, options: RunOptions, executor: Executor | None):

@@ -1,4 +1,4 @@
-"""The two data sets that need no network: handwritten digits, and the same digits small among clutter.
+"""Data sets that need no network: handwritten digits, and the same digits small among clutter.
 
 In ``cluttered`` aggressive pooling costs accuracy: strokes are one or two pixels wide, the digit may be anywhere, and
 fragments of others lie around it. All random numbers are integers, so a seed gives the same bytes on any machine.
