@@ -1,16 +1,20 @@
 """At one peak of memory: pool or narrow, and what does a teacher add? Every arm within the same processor seconds.
 
-    python benchmarks/comparison.py                     `cluttered`: five hours of one core; finished runs are reused
+    python benchmarks/comparison.py                     `cluttered`: six hours of one core; finished runs are reused
     python benchmarks/comparison.py --data FOLDER       such as CIFAR-10 in parquet files; --limit takes part of it
     python benchmarks/comparison.py --data pairs        the built-in task that is short of capacity
-    python benchmarks/comparison.py --arms "naive;narrow, KD" --seeds 2 --seconds 60
+    python benchmarks/comparison.py --teacher mobilenetv2 --factor 8 --arms "naive;RED;narrow" --seeds 2 --seconds 60
 
-The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. Students need one peak (fp32, `fused`):
+The teacher is ResNet-18 `1-21222` at a quarter of its width, or what --teacher and --width say. Students need one
+peak (fp32, `fused`) or less: that of the paper's student, which pools `--factor` times harder in its first layer:
 
-- `4-11221` of the same width, pooled four times harder in its first layer, as in the paper: alone (`naive`), from the
-  teacher's weights, and taught by KD, RED, both, another method, and RED's block without its loss;
-- `4-11212`, whose last stages pool later (`late`): alone, and taught by what the paper would take;
-- `2-21122` at half the width (`narrow`): alone and taught, without RED's blocks, which would double its peak.
+- that student: alone (`naive`), from the teacher's weights, and taught by RED's loss, KD, both and neither, each with
+  RED's blocks and without;
+- of the ways that `rd.arms_at_peak` finds, the one with most multiply-adds that is as wide (`late`: its last stages
+  pool later), that is narrower (`narrow`), and that sees smaller images (`small`); the first two taught, too.
+
+`--extra` takes, in place of these, what RED is made of, all of the paper's student: other kernels and distances,
+spatial means (STAGE), taps at outputs alone and at narrow places; and another method.
 
 1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
    their own; the best on validation is taken.
@@ -18,7 +22,7 @@ The teacher is ResNet-18 `1-21222` at a quarter of its width, or at `--width`. S
    the kept answers to 16 views of each image, which KD and RED read in the teacher's place.
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
-trainings at a time. Writes benchmarks/results/<data>/: what `Comparison.load` reads, with a row per run in runs.csv,
+trainings at a time. Writes benchmarks/results/<name>/: what `Comparison.load` reads, with a row per run in runs.csv,
 and two figures (they need Chrome or Chromium), and prints the table.
 """
 
@@ -27,51 +31,113 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit only at one thread count
 
+import torch
+
 import redistill_lib as rd
 from redistill_lib import figures
+from redistill_lib.comparison.peaks import Way
 
-TEACHER, POOLED, LATE, NARROW = (f"resnet18-{plan}" for plan in ("1-21222", "4-11221", "4-11212", "2-21122"))
 VIEWS = 16
 KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
-BOTH = tuple(f"{red}+kd(temperature=4.0)" for red in RED)
-LOSS = tuple(f"{red.replace('red', 'red-loss')}+kd(temperature=4.0)" for red in RED)
+LOSS = tuple(red.replace("red", "red-loss") for red in RED)
+SIZES = 1, 7 / 8, 3 / 4  # of the images, as shares of their side
+
+Arms = dict[str, list[rd.Arm]]
 
 
-def arms(width: float) -> dict[str, list[rd.Arm]]:
-    """The ways to one peak, by name, the reference first; two candidates of each."""
+def taught(model: str, methods: tuple[str, ...], width: float, taps: Any = None, **recipe: Any) -> list[rd.Arm]:
+    """Two candidates that differ in the weights of their methods."""
+    return [rd.Arm(model, each, width, recipe=rd.Recipe(views=VIEWS, **recipe), taps=taps) for each in methods]
 
-    def taught(model: str, methods: tuple[str, ...], width: float = width, **recipe: Any) -> list[rd.Arm]:
-        return [rd.Arm(model, each, width, recipe=rd.Recipe(views=VIEWS, **recipe)) for each in methods]
 
-    def rated(model: str, width: float = width, methods: str | None = None, **recipe: Any) -> list[rd.Arm]:
-        rates = (0.05, 0.1) if recipe else (0.1, 0.2)
-        return [rd.Arm(model, methods, width, recipe=rd.Recipe(learning_rate=rate, **recipe)) for rate in rates]
+def rated(
+    model: str, width: float, methods: str | None = None, image_size: int | None = None, **recipe: Any
+) -> list[rd.Arm]:
+    """Two candidates that differ in their learning rate, smaller for one that starts from other weights."""
+    rates = (0.05, 0.1) if recipe else (0.1, 0.2)
+    recipes = [rd.Recipe(learning_rate=rate, **recipe) for rate in rates]
+    return [rd.Arm(model, methods, width, image_size, each) for each in recipes]
 
-    half = width / 2
-    return {
-        "naive": rated(POOLED),
-        "from the teacher": rated(POOLED, init="teacher"),
-        "RED blocks": rated(POOLED, methods="red-blocks"),
-        "KD": taught(POOLED, KD),
-        "RED": taught(POOLED, RED),
-        "RED blocks + KD": taught(POOLED, tuple(f"red-blocks+{kd}" for kd in KD)),
-        "RED + KD": taught(POOLED, BOTH),
-        "DIST": taught(POOLED, ("dist", "dist(alpha=0.3)")),
-        "KD, from the teacher": taught(POOLED, KD, init="teacher"),
-        "RED + KD, from the teacher": taught(POOLED, BOTH, init="teacher"),
-        "late": rated(LATE),
-        "late, RED + KD, from the teacher": taught(LATE, BOTH, init="teacher"),
-        "narrow": rated(NARROW, half),
-        "narrow, KD": taught(NARROW, KD, half),
-        "narrow, RED loss + KD": taught(NARROW, LOSS, half),
+
+def main_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
+    """The ways to the student's peak, by name, the reference first."""
+    width = teacher.width
+    arms = {
+        "naive": rated(student, width),
+        "from the teacher": rated(student, width, init="teacher"),
+        "RED loss": taught(student, LOSS, width),
+        "KD": taught(student, KD, width),
+        "RED loss + KD": taught(student, added(LOSS, KD[0]), width),
+        "RED blocks": rated(student, width, "red-blocks"),
+        "RED": taught(student, RED, width),
+        "RED blocks + KD": taught(student, added(KD, "red-blocks"), width),
+        "RED + KD": taught(student, added(RED, KD[0]), width),
+        "RED + KD, from the teacher": taught(student, added(RED, KD[0]), width, init="teacher"),
     }
+    side, architecture = example.shape[-1], student.partition("-")[0]
+    sizes = [round(share * side) for share in SIZES]
+    peak = rd.profile_memory(made(student, width, example), example, convention="fused").peak_bytes
+    found = rd.arms_at_peak(str(teacher.model), peak, example, width=width, image_sizes=sizes)
+
+    def largest(which: Callable[[Way], bool]) -> Way | None:  # ways come with most multiply-adds first
+        own = "naive", student.partition("-")[2]
+        return next((way for way in found.fits if which(way) and way.plan not in own), None)
+
+    if late := largest(lambda way: way.width == width and way.image_size == side):
+        name = f"{architecture}-{late.plan}"
+        arms["late"] = rated(name, width)
+        fits = late.published is not None and late.published.peak_bytes <= peak
+        methods = added(RED, KD[0]) if fits else KD
+        arms[f"late, {'RED + ' * fits}KD, from the teacher"] = taught(name, methods, width, init="teacher")
+    if narrow := largest(lambda way: way.width < width and way.image_size == side):
+        name = f"{architecture}-{narrow.plan}"
+        arms["narrow"] = rated(name, narrow.width)
+        arms["narrow, KD"] = taught(name, KD, narrow.width)
+    if small := largest(lambda way: way.image_size < side):
+        arms["small"] = rated(f"{architecture}-{small.plan}", small.width, image_size=small.image_size)
+    return arms
+
+
+def extra_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
+    """What RED is made of: one thing changed in each, of the paper's student."""
+    width = teacher.width
+    of = made(student, width, example), made(str(teacher.model), width, example)
+    outputs = [tap for tap in rd.match_taps(*of, example) if tap.side == "output"]
+    arms = {
+        "RED": taught(student, RED, width),
+        "RED, 1×1 kernel": taught(student, changed("kernel_size=1"), width),
+        "RED, 5×5 kernel": taught(student, changed("kernel_size=5"), width),
+        "RED, MSE": taught(student, changed("distance='mse'"), width),
+        "STAGE": taught(student, tuple(red.replace("red", "stage") for red in RED), width),
+        "DIST": taught(student, ("dist", "dist(alpha=0.3)"), width),
+        "RED, output taps": taught(student, RED, width, outputs),
+        "naive": rated(student, width),
+    }
+    narrow = rd.match_taps(*of, example, narrow=True)
+    if narrow != rd.match_taps(*of, example):
+        arms["RED, narrow taps"] = taught(student, RED, width, narrow)
+    return arms
+
+
+def added(methods: tuple[str, ...], other: str) -> tuple[str, ...]:
+    return tuple(f"{method}+{other}" for method in methods)
+
+
+def changed(option: str) -> tuple[str, ...]:
+    return tuple(red.replace("red(", f"red({option}, ") for red in RED)
+
+
+def made(name: str, width: float, example: torch.Tensor) -> torch.nn.Module:
+    sized = {"image_size": example.shape[-1]} if name.startswith(("vit", "deit")) else {}
+    return rd.create_model(name, width=width, in_channels=example.shape[1], **sized)
 
 
 def main() -> None:
@@ -79,26 +145,35 @@ def main() -> None:
     parser.add_argument("--data", default="cluttered")
     parser.add_argument("--limit", type=int, help="images of each split")
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--teacher", default="resnet18-1-21222")
     parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--factor", type=int, default=4)
+    parser.add_argument("--extra", action="store_true", help="what RED is made of")
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", help="some of them, by name, with semicolons between")
+    parser.add_argument("--list", action="store_true", help="say which arms there are, and stop")
     parser.add_argument("--runs", default="runs/comparison")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--name", help="of the folder that is written; left out, that of the data")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
-    every = arms(given.width)
+    data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
+    example = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
+    teacher = rd.Arm(given.teacher, width=given.width)
+    every = (extra_arms if given.extra else main_arms)(teacher, rd.student_name(given.teacher, given.factor), example)
     names = [*every] if given.arms is None else [name.strip() for name in given.arms.split(";")]
     if unknown := [name for name in names if name not in every]:
-        parser.error(f"there is no arm {unknown[0]!r}; there are {', '.join(every)}")
-    data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
+        parser.error(f"there is no arm {unknown[0]!r}; there are {'; '.join(every)}")
+    if given.list:
+        print("\n".join(f"{name}: {every[name][0].model} ×{every[name][0].width:g}" for name in names))
+        return
     options = rd.RunOptions(given.runs, cpu=True, cache=f"{given.runs}/cache", cache_limit="20GB")
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         budget = rd.Budget(seconds=given.seconds, trial_share=0.5)
         common: dict[str, Any] = {"seeds": given.seeds, "options": options, "executor": pool}
-        chosen = {name: every[name] for name in names}
-        found = rd.compare(rd.Arm(TEACHER, width=given.width), chosen, data, budget=budget, **common)
-    folder = found.save(given.output / Path(given.data).name)
+        found = rd.compare(teacher, {name: every[name] for name in names}, data, budget=budget, **common)
+    folder = found.save(given.output / (given.name or Path(given.data).name))
     print(found.headline())
     print(found.table.round(2).to_string(index=False))
     figures.comparison(found).write_image(folder / "comparison.png", scale=2)
