@@ -627,9 +627,9 @@ def test_many_arms_of_strange_names(found: Comparison) -> None:
     many = replace(found, runs=pd.concat(runs), curves=pd.concat(curves), right=right, reference=long)
     drawn = figures.comparison(many)
     shown = [trace.name for trace in drawn.data if trace.name and trace.name.startswith(("net", "other"))]
-    assert shown == [*(f"net {k} ×0.25" for k in range(7)), "other networks"]
+    assert shown == [*(f"net {k} ×0.25" for k in range(8)), "other networks"]
     colors = [trace.marker.color for trace in drawn.data if trace.name in shown]
-    assert len(set(colors)) == 8
+    assert len(set(colors)) == 9
     assert "above reference" in str(drawn.layout.annotations) and "<b>&x;" not in str(drawn.to_dict())
     assert max(text.count("<br>") for text in drawn.layout.yaxis.ticktext) == 1
     curves_drawn = figures.comparison_curves(many)
@@ -637,6 +637,39 @@ def test_many_arms_of_strange_names(found: Comparison) -> None:
     places = sorted(note.y for note in curves_drawn.layout.annotations)
     assert low <= places[0] and places[-1] <= high and high > 99  # nothing is cut off
     assert min(np.diff(places)) * curves_drawn.layout.height / (high - low) > 18  # pixels
+
+
+def test_a_colour_says_the_way_in_every_figure(found: Comparison) -> None:
+    assert {arm: found.way(arm) for arm in ("naive", "pools later")} == {
+        "naive": "as wide",
+        "pools later": "narrower",
+    }
+    runs = found.runs.assign(image_size=np.where(found.runs["arm"] == "RED", 32.0, np.nan))
+    assert replace(found, runs=runs).way("RED") == "smaller images"
+    rows = found.runs["arm"] != "RED"  # without that arm, and in another order
+    fewer = {name: known for name, known in reversed(found.right.items()) if name != "RED"}
+    other = replace(found, runs=found.runs[rows], curves=found.curves[found.curves["arm"] != "RED"], right=fewer)
+    looks = [
+        {trace.name: trace.marker.color for trace in figures.comparison(each).data if trace.name}
+        for each in (found, other)
+    ]
+    assert looks[0] == looks[1]
+
+
+def test_several_comparisons_in_one_figure(found: Comparison) -> None:
+    drawn = figures.comparisons({"digits": found, "pairs": found}, ["RED", "pools later"])
+    gaps = [found.difference(arm, "naive") for arm in ("RED", "pools later")]
+    assert [trace.x[0] for trace in drawn.data] == [gap.value for gap in gaps] * 2
+    assert [trace.error_x.array[0] for trace in drawn.data] == pytest.approx([gap.half for gap in gaps] * 2)
+    heights = [trace.y[0] for trace in drawn.data]
+    assert heights == sorted(set(heights)) and len(drawn.layout.yaxis.ticktext) == 2
+    assert "pools later on digits and pairs" in drawn.layout.title.text.replace("<br>", " ")
+    assert "18.8 KiB, 120 seconds, 3 seeds" in drawn.layout.yaxis.ticktext[0]
+    assert len(figures.comparisons({"digits": found}).data) == 3
+    with pytest.raises(ValueError, match="no comparison has an arm 'KD'; there are RED, pools later"):
+        figures.comparisons({"digits": found}, ["KD"])
+    with pytest.raises(ValueError, match="one reference"):
+        figures.comparisons({"a": found, "b": replace(found, reference="RED")})
 
 
 def test_curves_begin_when_the_teacher_is_paid_and_names_do_not_overlap(found: Comparison) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -56,6 +57,14 @@ class Comparison:
         width = "" if row["width"] == 1 else f" ×{row['width']:g}"
         size = "" if pd.isna(row["image_size"]) else f" at {row['image_size']:.0f} px"
         return f"{row['model']}{which}{width}{size}"
+
+    def way(self, arm: str) -> Literal["as wide", "narrower", "smaller images"]:
+        """How its network comes to its peak, as against the widest of the arms."""
+        row = self.runs[self.runs["arm"] == arm].iloc[0]
+        if not pd.isna(row["image_size"]):
+            return "smaller images"
+        widest = self.runs.loc[self.runs["arm"].isin(self.arms), "width"].max()
+        return "narrower" if row["width"] < widest else "as wide"
 
     def taught(self, arm: str) -> bool:
         return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())

@@ -1,7 +1,7 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
 from redistill_lib.figures.attention import attention_maps, attention_reach
-from redistill_lib.figures.comparison import comparison, comparison_curves
+from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
 from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
@@ -16,6 +16,7 @@ __all__ = [
     "attention_reach",
     "comparison",
     "comparison_curves",
+    "comparisons",
     "curves",
     "denoising_curves",
     "feature_maps",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -12,10 +12,15 @@ import plotly.graph_objects as go
 
 from redistill_lib.comparison import Comparison
 from redistill_lib.figures.theme import INK, faint, finish, muted, name_rows
-from redistill_lib.results import number
+from redistill_lib.memory import format_size
+from redistill_lib.results import listed, number
 
-#: A colour for each network, in the order of the arms; they differ in lightness too.
-_NETWORKS = ("#CC4C00", "#0072B2", "#E6B03C", "#117733", "#AA4499", "#56B4E9", "#332288")
+#: A colour for each network, whose hue says the way to the peak, in every figure; they differ in lightness too.
+_HUES = {
+    "as wide": ("#CC4C00", "#E6B03C", "#AA4499"),
+    "narrower": ("#0072B2", "#56B4E9", "#332288"),
+    "smaller images": ("#117733", "#44AA99"),
+}
 _MARKS = {False: ("circle-open", "learns alone"), True: ("diamond", "taught")}
 _OTHERS, _OTHER = "other networks", "#8A8F96"  # than the first that there are colours for
 _PLACES = 12, 84, 182, 248  # where the columns beside the plot stand, in pixels
@@ -50,7 +55,7 @@ def comparison(result: Comparison) -> go.Figure:
         spread = {"array": [row["high"] - row["accuracy"]], "color": look.color, "thickness": 1.5, "width": 4}
         point = {"x": [row["accuracy"]], "y": [k], "mode": "markers", "marker": look.mark, "error_x": spread}
         figure.add_scatter(**point, hovertemplate=mean + "<extra></extra>")
-        above = f"{number(row['above'], 1)}" + ("" if math.isnan(row["±"]) else f" ± {number(row['±'], 1)}")
+        above = _points(row["above"], row["±"])
         adds = "" if math.isnan(row["mult-adds (M)"]) else f"{row['mult-adds (M)']:.1f} M"
         cells = f"<b>{row['accuracy']:.1f} %</b>", above, f"{row['epochs']:,}", adds
         for column, text in enumerate(cells):
@@ -114,6 +119,59 @@ def comparison_curves(result: Comparison) -> go.Figure:
     return finish(figure, found, note, plot=plot, margins=(64, 8, 270, 56))
 
 
+def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = None) -> go.Figure:
+    """By how many points arms are above the reference, for each of several comparisons: by data, by factor, …
+
+    A mark is the mean, a line its 95 % interval, colours and marks as in `comparison`. `arms`: left out, all.
+    ValueError where the comparisons have other references, or none has such an arm.
+    """
+    references = {result.reference for result in results.values()}
+    every = dict.fromkeys(arm for result in results.values() for arm in result.arms if arm != result.reference)
+    names = [*every] if arms is None else [*arms]
+    if len(references) != 1 or not names:
+        raise ValueError(f"comparisons are one or more with one reference and further arms, not {listed(references)}")
+    if unknown := [arm for arm in names if arm not in every]:
+        raise ValueError(f"no comparison has an arm {unknown[0]!r}; there are {listed(every)}")
+    figure, rows, places = go.Figure(), list[str](), list[float]()
+    y = 0.0
+    for data, result in results.items():
+        looks, present = _looks(result), [arm for arm in names if arm in result.arms]
+        peak = format_size(int(result.runs.loc[result.runs["arm"] == result.reference, "peak_bytes"].max()))
+        seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
+        rows.append(f"<b>{escape(data)}</b><br>{muted(f'{peak}, {result.budget}, {seeds}')}")
+        places.append(y + (len(present) - 1) / 2)
+        for arm in present:
+            gap, look = result.difference(arm, result.reference), looks[arm]
+            spread = {"array": [gap.half], "color": look.color, "thickness": 1.5, "width": 4}
+            points = _points(gap.value, gap.half)
+            told = f"<b>{escape(arm)}</b> on {escape(data)}: {points} points, {result.accuracy(arm).value:.1f} %<br>"
+            figure.add_scatter(
+                x=[gap.value], y=[y], mode="markers", marker=look.mark, error_x=spread, showlegend=False,
+                hovertemplate=f"{told}{escape(look.network)}<extra></extra>",
+            )  # fmt: skip
+            figure.add_annotation(
+                x=1, xref="paper", xanchor="left", xshift=12, y=y, text=f"{escape(arm)} {muted(points)}",
+                showarrow=False,
+            )  # fmt: skip
+            y += 1
+        y += 0.8
+    figure.update_yaxes(tickvals=places, ticktext=rows, range=[y - 1.3, -0.5], showgrid=False, ticksuffix="  ")
+    figure.add_vline(0, line={"color": INK, "width": 1.5})
+    reference = references.pop()
+    figure.update_xaxes(title=f"test accuracy, points above {escape(reference)}")
+    best: dict[str, list[str]] = {}
+    for data, result in results.items():
+        best.setdefault(next(arm for arm in result.table["arm"] if arm in (*names, reference)), []).append(data)
+    told = "; ".join(f"{arm} on {listed(data)}" for arm, data in best.items())
+    note = "In pairs of one teacher and one test image; lines: 95 % interval for other seeds and other test images."
+    title = escape(f"Most accurate at one peak, in equal seconds: {told}", quote=False)
+    return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))
+
+
+def _points(value: float, half: float) -> str:
+    return number(value, 1) + ("" if math.isnan(half) else f" ± {number(half, 1)}")
+
+
 def _apart(values: Mapping[str, float], least: float, bottom: float) -> dict[str, float]:
     """Where to write beside these values so that no two lines of text lie on each other, nor below the plot."""
     found: dict[str, float] = {}
@@ -125,9 +183,12 @@ def _apart(values: Mapping[str, float], least: float, bottom: float) -> dict[str
 
 def _looks(result: Comparison) -> dict[str, _Look]:
     networks = {arm: result.network(arm) for arm in result.arms}
-    colors = dict(zip(dict.fromkeys(networks.values()), _NETWORKS, strict=False))
-    found = {arm: (name, colors[name]) if name in colors else (_OTHERS, _OTHER) for arm, name in networks.items()}
-    return {arm: _Look(*look, _MARKS[result.taught(arm)][0]) for arm, look in found.items()}
+    colors = dict[str, str]()
+    for arm, network in networks.items():
+        hues = (*_HUES[result.way(arm)], *(color for hue in _HUES.values() for color in hue))
+        colors.setdefault(network, next((color for color in hues if color not in colors.values()), _OTHER))
+    names = {network: _OTHERS if color == _OTHER else network for network, color in colors.items()}
+    return {arm: _Look(names[n], colors[n], _MARKS[result.taught(arm)][0]) for arm, n in networks.items()}
 
 
 def _explain(figure: go.Figure, looks: dict[str, _Look]) -> None:
