@@ -151,7 +151,10 @@ def test_a_candidate_without_an_accuracy_on_validation_is_not_taken(tmp_path: Pa
 def test_a_repeated_call_gives_the_same_table_and_reads_no_test_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms = {"naive": [arm(), arm(learning_rate=0.01)], "small": [replace(arm(), image_size=12), arm()]}
+    arms = {
+        "naive": [arm(), arm(learning_rate=0.01)],
+        "small": [replace(arm(), image_size=12), arm(learning_rate=STEEP)],
+    }
     looked: list[int] = []
     true = trials.right_about
 
@@ -167,7 +170,12 @@ def test_a_repeated_call_gives_the_same_table_and_reads_no_test_image(
     for name in ("runs", "trials", "curves", "table"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(first, name))
     assert all(np.array_equal(again.right[name], right) for name, right in first.right.items())
-    assert "test_accuracy" not in first.trials
+    assert "test_accuracy" not in first.trials and first.trials["error"][3]
+    teacher = Run.load(tmp_path / first.runs["run"][0])
+    fixed = [call(tmp_path, {"naive": arm()}, 2, teacher) for _ in range(2)]
+    assert len(looked) == 6 and all(
+        each.right["teacher"].tolist() == [first.right["teacher"][0].tolist()] for each in fixed
+    )
 
 
 def test_a_look_is_of_these_test_images_alone_and_taken_anew_where_it_is_damaged(tmp_path: Path) -> None:
