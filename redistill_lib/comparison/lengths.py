@@ -25,6 +25,7 @@ from redistill_lib.comparison.arms import Arm, named
 from redistill_lib.comparison.trials import one_thread, train_arm
 from redistill_lib.data import DataSplits, TensorImages
 from redistill_lib.identity import object_identity, structure
+from redistill_lib.methods import Method
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import run_id, write_text
 from redistill_lib.source import code_identity
@@ -221,8 +222,7 @@ def _key(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) ->
     """What decides how long an epoch takes."""
     model = arm.model if isinstance(arm.model, str) else structure(arm.model)
     recipe = {name: value for name, value in asdict(arm.recipe).items() if name not in _TIMELESS}
-    methods: list[Any] = [*arm.method_list]
-    methods = [object_identity(replace(each, alpha=float(each.alpha > 0))) for each in methods]
+    methods = [object_identity(_weighing_one(each)) for each in arm.method_list]
     told: dict[str, Any] = {"methods": methods, "taps": object_identity(arm.taps), "recipe": recipe}
     told |= {"model": model, "width": arm.width, "image_size": arm.image_size}
     told |= {"teacher": structure(teacher)} if arm.needs_teacher else {}
@@ -230,6 +230,20 @@ def _key(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) ->
     told |= {"images": len(data.train), "validation": len(data.validation), "classes": data.num_classes}
     told |= {"decoded": isinstance(data.train, TensorImages)}
     return run_id("epoch", {**told, "shape": [data.in_channels, data.image_size]}, code_identity())
+
+
+def _weighing_one(method: Method) -> Method:
+    """The method at a weight of 1, or of 0 if that is its own."""
+    with contextlib.suppress(TypeError, ValueError):  # of one of the user's, whose weight is no field
+        return replace(method, alpha=float(method.alpha > 0))
+    return method
+
+
+def _tame(arm: Arm) -> Arm:
+    """The arm, whose epochs take as long, where neither its rate nor its weights are so large that it diverges."""
+    methods = None if arm.methods is None else [_weighing_one(each) for each in arm.method_list]
+    taps = arm.taps and [replace(tap, method=tap.method and _weighing_one(tap.method)) for tap in arm.taps]
+    return replace(arm, methods=methods, taps=taps, recipe=replace(arm.recipe, learning_rate=1e-9))
 
 
 def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) -> EpochCost:
@@ -245,7 +259,7 @@ def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions
             quiet = replace(options, runs_dir=f"{folder}/{seed}", cache=cache, progress=False, name=None)
             quiet = replace(quiet, on_log=lambda *_, marks=marks: marks.append(clock()))
             with contextlib.redirect_stdout(None):
-                run = train_arm(arm, few, 1 + LAPS, seed, teacher, quiet)
+                run = train_arm(_tame(arm), few, 1 + LAPS, seed, teacher, quiet)
             laps, steps = np.diff(marks), run.history()[column].to_numpy()
             waits.append(laps[0])
             # An epoch's steps and validation grow with the images; what is written after it does not.

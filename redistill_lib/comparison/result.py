@@ -16,17 +16,20 @@ from numpy.typing import NDArray
 
 from redistill_lib.checks import hint
 from redistill_lib.comparison.lengths import Budget
+from redistill_lib.comparison.trials import packed, unpacked
 from redistill_lib.memory import format_size
 from redistill_lib.results import Estimate, crossed_interval, listed, number
 from redistill_lib.runs import damaged, write_text
 
 _TABLES, _TOLD = ("runs", "trials", "curves"), ("reference", "name")
-_NAMES = "arm", "model", "structure", "methods", "init", "run"  # columns of text, even where it says "None" or "007"
+#: Columns of text, even where it says "None" or "007".
+_NAMES = "arm", "model", "structure", "methods", "init", "run", "error"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """What `compare` found. `runs` has a row per run, `trials` one per candidate, `curves` one per epoch of a run.
+    """What `compare` found. `runs` has a row per run, `trials` one per candidate, with the `error` of those that
+    diverged, `curves` one per epoch of a run.
 
     `right` says of each arm, run by run, which test images it knows: seeds × images. Accuracies are in %, seconds the
     processor's. `reference` is the arm that the others are measured by.
@@ -134,7 +137,7 @@ class Comparison:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _TABLES:
             write_text(folder / f"{name}.csv", getattr(self, name).to_csv(index=False))
-        bits = {arm: [np.packbits(run).tobytes().hex() for run in runs] for arm, runs in self.right.items()}
+        bits = {arm: [packed(run) for run in runs] for arm, runs in self.right.items()}
         images = {arm: runs.shape[1] for arm, runs in self.right.items()}
         told = {"budget": asdict(self.budget), "reference": self.reference, "name": self.name, "images": images}
         write_text(folder / "comparison.json", json.dumps({**told, "right": bits}, indent=1))
@@ -147,11 +150,10 @@ class Comparison:
         try:
             told = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
             tables = {name: _table(folder / f"{name}.csv") for name in _TABLES}
-            bits = {
-                arm: np.stack([np.frombuffer(bytes.fromhex(run), np.uint8) for run in runs])
+            right = {
+                arm: np.stack([unpacked(run, told["images"][arm]) for run in runs])
                 for arm, runs in told["right"].items()
             }
-            right = {arm: np.unpackbits(rows, 1, told["images"][arm]).astype(bool) for arm, rows in bits.items()}
             return cls(**tables, right=right, budget=Budget(**told["budget"]), **{k: told[k] for k in _TOLD})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{folder} holds no comparison: {error.filename} is missing") from None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from redistill_lib.checks import check_type, whole
 from redistill_lib.comparison.arms import Arm, named
 from redistill_lib.comparison.lengths import Budget, EpochCost, Length, lengths, measure_epochs
 from redistill_lib.comparison.result import Comparison
-from redistill_lib.comparison.trials import Trial, right_about, try_arm
+from redistill_lib.comparison.trials import Trial, look_at, right_about, try_arm
 from redistill_lib.data import DataSplits, load_data
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import answer
 from redistill_lib.progress import progress_bar
+from redistill_lib.results import listed
 from redistill_lib.runs import Run
 from redistill_lib.train import RunOptions
 from redistill_lib.train.setup import TeacherLike, open_teacher
@@ -57,8 +59,10 @@ def compare(
             own that is spawned, not forked; left out, they run here one after another.
 
     In every arm the loss is the cross-entropy plus each method's alpha times its loss, and one thread trains. What
-    was trained before is found, so that a call that was killed goes on, or one of which an arm failed. Test images
-    are read when all is chosen. ValueError, before anything is trained, for what cannot be compared.
+    was trained before is found, so that a call that was killed goes on, or one of which an arm failed. Candidates
+    are chosen by validation images alone; one that diverges stays in `trials` and is not taken. ValueError, before
+    anything is trained, for what cannot be compared; FloatingPointError, when all else is trained, for an arm of
+    which every candidate diverges, or what is chosen under one of the seeds.
 
     >>> arms = {"naive": Arm("resnet18-4-11221"), "kd": Arm("resnet18-4-11221", "kd")}
     >>> compare(Arm("resnet18-1-21222"), arms, "digits", budget=Budget(seconds=60))                # doctest: +SKIP
@@ -80,17 +84,25 @@ def compare(
     for its in zip(*labels.values(), strict=True):  # so that too small a budget is told before anything is trained
         setting.plan({label: every[label] for label in its}, budget)
 
-    trials, best = pd.DataFrame(), {name: its[0] for name, its in labels.items()}
+    trials, failed = pd.DataFrame(), list[_Failed]()
+    best, lost = {name: its[0] for name, its in labels.items()}, set[str]()
     if len(first) > 1:
-        trials = pd.DataFrame(setting.train(every, budget.share(budget.trial_share), [TRIAL_SEED]).rows)
-        reached = trials.set_index("arm")["validation_accuracy"]
-        best = {name: str(reached[its].idxmax()) for name, its in labels.items()}  # the first of equals
+        tried = setting.train(every, budget.share(budget.trial_share), [TRIAL_SEED], chosen=False)
+        trials = pd.DataFrame(tried.rows)
+        reached = trials.set_index("arm")["validation_accuracy"].dropna()
+        left = {name: [label for label in its if label in reached] for name, its in labels.items()}
+        best |= {name: str(reached[its].idxmax()) for name, its in left.items() if its}  # the first of equals
+        lost = {name for name, its in left.items() if not its}
+        missed = ["teacher", *(label for name in lost for label in labels[name])]
+        failed = [failure for failure in tried.failed if lost and failure.name in missed]
     setting.costs |= {name: setting.costs[label] for name, label in best.items()}
-    found = setting.train({name: every[label] for name, label in best.items()}, budget, chosen_seeds, teachers=True)
+    found = setting.train({name: every[label] for name, label in best.items()}, budget, chosen_seeds, lost=lost)
+    if failed := [*failed, *found.failed]:
+        raise _told(failed)
     curves = pd.concat(found.curves, ignore_index=True)
     right = {name: np.stack(runs) for name, runs in found.right.items()}
     if setting.rated:
-        right["teacher"] = right_about(setting.network, splits)[None]
+        right["teacher"] = setting.rate()[None]
     return Comparison(pd.DataFrame(found.rows), trials, curves, right, budget, reference, splits.name)
 
 
@@ -140,29 +152,58 @@ class _Job(NamedTuple):
     teacher: TeacherLike | None
 
 
+class _Failed(NamedTuple):
+    name: str
+    seed: int
+    reason: str
+
+
+def _told(failed: Sequence[_Failed]) -> FloatingPointError:
+    (name, seed, reason), *others = failed
+    also = [f"{other.name}, seed {other.seed}" for other in others]
+    more = f"; {listed(also)} diverged too" if also else ""
+    return FloatingPointError(
+        f"{name}, seed {seed}: {reason}{more}; what else could be trained is kept, so mend this and call again"
+    )
+
+
 class _Found:
-    """Rows of runs, curves, and which test images each arm knows."""
+    """Rows of runs, curves, which test images each arm knows, and what diverged."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.curves: list[pd.DataFrame] = []
         self.right: dict[str, list[NDArray[np.bool_]]] = {}
+        self.failed: list[_Failed] = []
 
     def keep(self, job: _Job, trial: Trial, cost: EpochCost) -> None:
-        arm, length, metrics = job.arm, job.length, trial.run.metrics
-        methods = "+".join(method.name for method in arm.method_list)
-        model = trial.run.params["model"]
-        student = {"model": model["name"], "structure": model.get("structure", ""), "width": arm.width}
-        student |= {"image_size": arm.image_size}
-        told = {"arm": job.name, "seed": job.seed, **student, "methods": methods, "init": arm.recipe.init}
-        told["taught"] = arm.taught
-        spent = {"epochs": length.epochs, "seconds": length.total, "for_the_teacher": length.beforehand}
-        costs = {"multiply_adds": trial.multiply_adds, "latency": trial.latency, "run": trial.run.id}
-        self.rows.append(told | spent | {column: metrics.get(column, math.nan) for column in COLUMNS} | costs)
-        after = length.beforehand + cost.epoch * trial.history["epoch"]
+        look, run, history = trial.look, trial.run, trial.history
+        # Test images are no part of choosing.
+        metrics = {name: run.metrics.get(name, math.nan) for name in (COLUMNS if look else COLUMNS[1:])}
+        row = _row(job, run.params["model"]) | metrics
+        if look is None:
+            self.rows.append(row | {"run": run.id, "error": ""})
+            return
+        self.rows.append(row | {"multiply_adds": look.multiply_adds, "latency": look.latency, "run": run.id})
+        after = job.length.beforehand + cost.epoch * history["epoch"]
         curve = {"arm": job.name, "seed": job.seed, "seconds": after}
-        self.curves.append(pd.DataFrame(curve | {"accuracy": 100 * trial.history["validation_accuracy"]}))
-        self.right.setdefault(job.name, []).append(trial.right)
+        self.curves.append(pd.DataFrame(curve | {"accuracy": 100 * history["validation_accuracy"]}))
+        self.right.setdefault(job.name, []).append(look.right)
+
+    def lose(self, job: _Job, reason: str) -> None:
+        """A row without results."""
+        model = job.arm.model if isinstance(job.arm.model, str) else type(job.arm.model).__name__
+        row = _row(job, {"name": model}) | dict.fromkeys(COLUMNS[1:], math.nan)
+        self.rows.append(row | {"run": "", "error": reason})
+
+
+def _row(job: _Job, model: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a training beforehand."""
+    arm, length = job.arm, job.length
+    student = {"model": model["name"], "structure": model.get("structure", ""), "width": arm.width}
+    student |= {"image_size": arm.image_size, "methods": "+".join(method.name for method in arm.method_list)}
+    told = {"arm": job.name, "seed": job.seed, **student, "init": arm.recipe.init, "taught": arm.taught}
+    return told | {"epochs": length.epochs, "seconds": length.total, "for_the_teacher": length.beforehand}
 
 
 class _Setting:
@@ -217,10 +258,27 @@ class _Setting:
     def plan(self, arms: Mapping[str, Arm], budget: Budget) -> dict[str, Length]:
         return lengths(budget, arms, self.costs, self.teacher_seconds, len(self.data.train))
 
-    def train(self, arms: Mapping[str, Arm], budget: Budget, seeds: Sequence[int], teachers: bool = False) -> _Found:
-        """Every arm under every seed; with `teachers` their own trainings are among what is found."""
-        found = _Found()
-        planned = self.plan(arms, budget)
+    def rate(self) -> NDArray[np.bool_]:
+        """About which test images a teacher is right that is there already."""
+        if isinstance(self.teacher, Run):
+            return look_at(self.teacher, lambda: self.network, self.data).right
+        return right_about(self.network, self.data)
+
+    def train(
+        self,
+        arms: Mapping[str, Arm],
+        budget: Budget,
+        seeds: Sequence[int],
+        *,
+        chosen: bool = True,
+        lost: Collection[str] = (),
+    ) -> _Found:
+        """Every arm under every seed; of candidates not `chosen` yet, no test image is read.
+
+        Those that are `lost` are not trained, and the others as long as with them.
+        """
+        found, planned = _Found(), self.plan(arms, budget)
+        arms = {name: arm for name, arm in arms.items() if name not in lost}
         count = len(seeds) * (len(arms) + bool(self.teacher_epochs))
         given: Any = self.teacher
         with progress_bar(count, f"{count} trainings on {self.data.name}", self.options.progress) as bar:
@@ -228,35 +286,52 @@ class _Setting:
             if self.teacher_epochs:
                 length = Length(self.teacher_epochs, 0.0, self.teacher_seconds)
                 own = [_Job("teacher", given, length, seed, None) for seed in seeds]
-                for job, trial in self._all(own, bar):
+                for job, trial in self._all(own, bar, chosen):
+                    if isinstance(trial, FloatingPointError):
+                        found.failed.append(_Failed("teacher", job.seed, str(trial)))
+                        del theirs[job.seed]
+                        continue
                     run, model = trial.run, given.model
                     theirs[job.seed] = run if isinstance(model, str) else load_model(run, model)
-                    if teachers:
+                    if chosen:
                         found.keep(job, trial, self.costs["teacher"])
-            jobs = [_Job(name, arm, planned[name], k, theirs[k]) for k in seeds for name, arm in arms.items()]
-            for job, trial in self._all(jobs, bar):
-                found.keep(job, trial, self.costs[job.name])
+            jobs = [_Job(name, arm, planned[name], k, theirs.get(k)) for k in seeds for name, arm in arms.items()]
+            orphans = [job for job in jobs if job.arm.needs_teacher and job.teacher is None]
+            for job in orphans:
+                found.lose(job, "its teacher diverged")
+            for job, trial in self._all([job for job in jobs if job not in orphans], bar, chosen):
+                if isinstance(trial, FloatingPointError):
+                    found.failed.append(_Failed(job.name, job.seed, str(trial)))
+                    found.lose(job, str(trial))
+                else:
+                    found.keep(job, trial, self.costs[job.name])
         return found
 
-    def _all(self, jobs: Sequence[_Job], bar: Any) -> list[tuple[_Job, Trial]]:
-        """The jobs, in their order, and what came of each."""
+    def _all(self, jobs: Sequence[_Job], bar: Any, chosen: bool) -> list[tuple[_Job, Trial | FloatingPointError]]:
+        """The jobs, in their order, and what came of each; one that diverges stops no other."""
         options = replace(self.options, progress=False)
-        tasks = [(job.arm, self.given, job.length.epochs, job.seed, job.teacher, options) for job in jobs]
+        tasks = [(job.arm, self.given, job.length.epochs, job.seed, job.teacher, options, chosen) for job in jobs]
         if self.executor is None:
             done = []
             for job, task in zip(jobs, tasks, strict=True):
-                with named(f"{job.name}, seed {job.seed}"):
-                    done.append(try_arm(*task))
+                done.append(_outcome(job, partial(try_arm, *task)))
                 bar.update()
             return [*zip(jobs, done, strict=True)]
         futures = {self.executor.submit(try_arm, *task): job for job, task in zip(jobs, tasks, strict=True)}
         try:
             for future in as_completed(futures):
-                with named(f"{futures[future].name}, seed {futures[future].seed}"):
-                    future.result()
+                _outcome(futures[future], future.result)
                 bar.update()
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
-        return [(job, future.result()) for future, job in futures.items()]
+        return [(job, _outcome(job, future.result)) for future, job in futures.items()]
+
+
+def _outcome(job: _Job, training: Callable[[], Trial]) -> Trial | FloatingPointError:
+    with named(f"{job.name}, seed {job.seed}"):
+        try:
+            return training()
+        except FloatingPointError as error:
+            return error
