@@ -89,7 +89,7 @@ def test_bad_usage_is_one_sentence(
     message: str,
 ) -> None:
     make_notebook("a")
-    monkeypatch.setattr(sweep, "_execute", lambda *_: pytest.fail("a kernel would have started"))
+    monkeypatch.setattr(sweep.notebook, "_execute", lambda *_: pytest.fail("a kernel would have started"))
     arguments = [f"notebooks/{word}" if word.endswith(".ipynb") else word for word in arguments]
     assert main(arguments) == 2
     captured = capsys.readouterr()
@@ -128,7 +128,7 @@ def test_sweep(
 ) -> None:
     make_notebook("a")
     Path("grid.yaml").write_text("{notebook: notebooks/a.ipynb, grid: {LR: [1, 2]}}")
-    monkeypatch.setattr(sweep, "_execute", lambda *_: None)
+    monkeypatch.setattr(sweep.notebook, "_execute", lambda *_: None)
     assert main(["sweep", "grid.yaml", "--no-html"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines[1:]] == [["a-LR=1", "ok"], ["a-LR=2", "ok"]]

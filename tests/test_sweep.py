@@ -40,7 +40,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     def execute(notebook: Path, folder: Path, progress: bool, png: bool) -> None:
         executed.append(notebook)
 
-    monkeypatch.setattr(sweep, "_execute", execute)
+    monkeypatch.setattr(sweep.notebook, "_execute", execute)
     return executed
 
 
@@ -223,7 +223,7 @@ def test_dead_kernels_and_interrupts(
             raise outcome
 
     monkeypatch.setattr(papermill, "execute_notebook", execute)
-    assert sweep._execute(Path("a.ipynb"), Path(), progress=False) == error
+    assert sweep.notebook._execute(Path("a.ipynb"), Path(), progress=False) == error
 
 
 def test_output_folder_must_be_another(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
@@ -290,7 +290,7 @@ def test_earlier_status_and_page_are_gone_when_a_run_starts(
     def killed(notebook: Path, folder: Path, progress: bool, png: bool) -> None:
         raise SystemExit
 
-    monkeypatch.setattr(sweep, "_execute", killed)
+    monkeypatch.setattr(sweep.notebook, "_execute", killed)
     with pytest.raises(SystemExit):
         sweep.run_notebook(path, output_dir=output)
     assert [file.name for file in output.iterdir()] == ["a.ipynb"]
@@ -324,7 +324,7 @@ def test_grid_runs_every_point(make_notebook: MakeNotebook, tmp_path: Path, no_k
 def test_interrupt_ends_a_grid(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_notebook("tour")
     (tmp_path / "g.yaml").write_text("{notebook: notebooks/tour.ipynb, grid: {LR: [1, 2]}}")
-    monkeypatch.setattr(sweep, "_execute", lambda *_: NotebookError(None, "KeyboardInterrupt", ""))
+    monkeypatch.setattr(sweep.notebook, "_execute", lambda *_: NotebookError(None, "KeyboardInterrupt", ""))
     assert [r.name for r in sweep.run_grids([tmp_path / "g.yaml"], tmp_path / "out", html=False)] == ["tour-LR=1"]
 
 
@@ -492,10 +492,10 @@ def test_images_are_asked_for_in_place_only(monkeypatch: pytest.MonkeyPatch) -> 
         seen.append(environment)
         raise RuntimeError
 
-    monkeypatch.setattr(sweep, "_kernel_manager", manager)
+    monkeypatch.setattr(sweep.notebook, "_kernel_manager", manager)
     for png in (False, True):
         with pytest.raises(RuntimeError):
-            sweep._execute(Path("a.ipynb"), Path(), progress=False, png=png)
+            sweep.notebook._execute(Path("a.ipynb"), Path(), progress=False, png=png)
     assert [e["PLOTLY_RENDERER"].endswith("+png") for e in seen] == [False, True]
     assert all(e["REDISTILL_BATCH"] == "1" for e in seen)
 
@@ -519,6 +519,6 @@ def test_links_between_pages_stay_among_pages(make_notebook: MakeNotebook) -> No
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_markdown_cell("[next](01_next.ipynb) [all](README.md)"))
     nbformat.write(notebook, path)
-    page = sweep._html(path)
+    page = sweep.notebook._html(path)
     assert 'href="01_next.html"' in page
     assert 'href="../index.html"' in page

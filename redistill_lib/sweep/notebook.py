@@ -1,23 +1,19 @@
-"""Run notebooks with papermill, alone or at every point of a grid; what can be checked is checked first. No torch."""
+"""Run one notebook with papermill; what can be checked is checked before a kernel starts."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import re
 import signal
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from redistill_lib.checks import as_path, as_paths
+from redistill_lib.checks import as_path
 from redistill_lib.parameters import check_parameters, with_parameters
 from redistill_lib.runs import write_text
 
@@ -74,7 +70,7 @@ def run_notebook(
     """
     path = as_path("path", path).resolve()
     given = check_parameters(path, parameters or {})
-    target = _output_folder(output_dir, path) / f"{name or path.stem}.ipynb"
+    target = output_folder(output_dir, path) / f"{name or path.stem}.ipynb"
     page, status = target.with_suffix(".html"), target.with_suffix(".json")
     page.unlink(missing_ok=True)
     status.unlink(missing_ok=True)
@@ -91,48 +87,7 @@ def run_notebook(
     return result
 
 
-def run_notebooks(
-    paths: Iterable[str | Path],
-    parameters: Mapping[str, Any] | None = None,
-    output_dir: str | Path = "runs/notebooks",
-    **options: bool,
-) -> list[NotebookResult]:
-    """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
-    given, points = parameters or {}, []
-    for source in as_paths("notebooks", paths):
-        check_parameters(source, given)
-        points.append((source, given, _output_folder(output_dir, source), _point_name(source, given)))
-    stems = [source.stem for source, *_ in points]
-    if len(set(stems)) < len(stems):
-        twin = max(stems, key=stems.count)
-        raise ValueError(f"several notebooks are named {twin}: run them into different output folders")
-    return _in_turn(points, options)
-
-
-def run_grids(
-    paths: Iterable[str | Path], output_dir: str | Path = "runs/sweeps", **options: bool
-) -> list[NotebookResult]:
-    """`run_notebook` for every point of every sweep file into `output_dir/<file>/`, all checked beforehand."""
-    folder, points = as_path("output_dir", output_dir), []
-    for path in as_paths("grids", paths):
-        notebook, grid = read_grid(path)
-        points += [(notebook, point, folder / path.stem, name) for name, point in grid.items()]
-    return _in_turn(points, options)
-
-
-def _in_turn(points: Iterable[tuple[Any, ...]], options: Mapping[str, bool]) -> list[NotebookResult]:
-    results: list[NotebookResult] = []
-    for source, given, folder, name in points:
-        result = run_notebook(source, given, folder, name=name, **options)
-        results.append(result)
-        if not options.get("progress"):  # off a terminal, where no bar shows the cells
-            print(f"{result.name}: {result.status} after {result.seconds:.0f} s", file=sys.stderr)
-        if result.interrupted:
-            break
-    return results
-
-
-def _output_folder(output_dir: str | Path, source: Path) -> Path:
+def output_folder(output_dir: str | Path, source: Path) -> Path:
     folder = as_path("output_dir", output_dir).resolve()
     if folder == source.resolve().parent:
         raise ValueError(f"the output folder {output_dir} holds {source.name} itself: choose another folder")
@@ -202,37 +157,3 @@ def _html(notebook: Path) -> str:
     body, _ = HTMLExporter(template_name="lab").from_filename(str(notebook))
     pages = re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', str(body))  # the neighbours are pages here, too
     return pages.replace('href="README.md"', 'href="../index.html"')
-
-
-def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """A sweep file's notebook (relative to it) and its points, name → parameters.
-
-    There is one point for each combination of values in `grid`; `parameters` (optional) are the same at all.
-    """
-    path = as_path("path", path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no sweep file at {path}")
-    try:
-        text = yaml.safe_load(path.read_bytes())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    known = ("notebook", "grid", "parameters")
-    if not isinstance(text, dict) or not {"notebook", "grid"} <= text.keys() <= set(known):
-        raise ValueError(f"{path} must be a mapping of {', '.join(known)} (the last one optional) and nothing else")
-    grid, fixed = text["grid"], text.get("parameters") or {}
-    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
-        raise ValueError(f"{path}: grid must map each parameter to a list of values")
-    notebook = (path.parent / as_path(f"{path}: notebook", text["notebook"])).resolve()
-    points: dict[str, dict[str, Any]] = {}
-    for values in itertools.product(*grid.values()):
-        point = dict(zip(grid, values, strict=True))
-        name = _point_name(notebook, point)
-        if name in points:
-            raise ValueError(f"{path}: two points of the grid are both named {name}")
-        points[name] = check_parameters(notebook, fixed | point)
-    return notebook, points
-
-
-def _point_name(notebook: Path, given: Mapping[str, Any]) -> str:
-    """``04_distill_student-FACTOR=8``: what was given is in the name, so that no run hides another."""
-    return re.sub(r"[^\w.=+-]+", "_", "-".join([notebook.stem, *(f"{key}={value}" for key, value in given.items())]))
