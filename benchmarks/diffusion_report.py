@@ -130,7 +130,7 @@ def dots(scores: Scores) -> go.Figure:
             figure.add_scatter(x=[mean.value], y=[k], mode="markers", marker=mark, error_x=spread, **place)
         for arm, dash in (("teacher", "dash"), (REAL, "dot")):
             line = {"color": INK, "width": 1.5, "dash": dash}
-            figure.add_vline(scores.mean(arm, judge).value, line=line, layer="between", **place)
+            figure.add_vline(scores.mean(arm, judge).value, line=line, layer="below", **place)
         above = {"x": 0.5, "xref": "x domain", "y": 1, "yref": "y domain", "yanchor": "bottom"}
         figure.add_annotation(text=f"<b>{judge}</b>", **above, **place)
         figure.update_xaxes(title="KID", nticks=4, **place)
