@@ -24,7 +24,7 @@ spatial means (STAGE), taps at outputs alone and at narrow places; and another m
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
 trainings at a time. Writes benchmarks/results/<name>/: what `Comparison.load` reads, with a row per run in runs.csv,
-and two figures (they need Chrome or Chromium), and prints the table.
+and two figures (they need Chrome or Chromium), prints the table, and draws results/comparisons.png of all.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ import torch
 
 import redistill_lib as rd
 from redistill_lib import figures
+from redistill_lib.comparison import Comparison
 from redistill_lib.comparison.peaks import Way
 
 VIEWS = 16
 KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
 LOSS = tuple(red.replace("red", "red-loss") for red in RED)
+WAYS = "from the teacher", "RED + KD, from the teacher", "late", "narrow", "small"  # of comparisons.png
 SIZES = 1, 7 / 8, 3 / 4  # of the images, as shares of their side
 
 Arms = dict[str, list[rd.Arm]]
@@ -176,11 +179,16 @@ def main() -> None:
         budget = rd.Budget(seconds=given.seconds, teacher_share=given.teacher_share, trial_share=0.5)
         common: dict[str, Any] = {"seeds": given.seeds, "options": options, "executor": pool}
         found = rd.compare(teacher, {name: every[name] for name in names}, data, budget=budget, **common)
-    folder = found.save(given.output / (given.name or Path(given.data).name))
+    found = replace(found, name=given.name or Path(given.data).name)
+    folder = found.save(given.output / found.name)
     print(found.headline())
     print(found.table.round(2).to_string(index=False))
     figures.comparison(found).write_image(folder / "comparison.png", scale=2)
     figures.comparison_curves(found).write_image(folder / "curves.png", scale=2)
+    kept = sorted(file.parent for file in given.output.glob("*/comparison.json"))
+    every = {folder.name: Comparison.load(folder) for folder in kept}
+    every = {name: each for name, each in every.items() if each.reference == "naive"}
+    figures.comparisons(every, WAYS).write_image(given.output / "comparisons.png", scale=2)
 
 
 if __name__ == "__main__":
