@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from redistill_lib.checks import as_path, as_paths
-from redistill_lib.parameters import check_parameters
+from redistill_lib.parameters import notebook_parameters
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
-from redistill_lib.sweep.spec import point_name, read_grid
+from redistill_lib.sweep.spec import notebook_point, read_sweep
 
 
 def run_notebooks(
@@ -22,8 +22,7 @@ def run_notebooks(
     """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
     given, points = parameters or {}, []
     for source in as_paths("notebooks", paths):
-        check_parameters(source, given)
-        points.append((source, given, output_folder(output_dir, source), point_name(source, given)))
+        points.append((source, given, output_folder(output_dir, source), notebook_point(source, given).name))
     stems = [source.stem for source, *_ in points]
     if len(set(stems)) < len(stems):
         twin = max(stems, key=stems.count)
@@ -37,8 +36,12 @@ def run_grids(
     """`run_notebook` for every point of every sweep file into `output_dir/<file>/`, all checked beforehand."""
     folder, points = as_path("output_dir", output_dir), []
     for path in as_paths("grids", paths):
-        notebook, grid = read_grid(path)
-        points += [(notebook, point, folder / path.stem, name) for name, point in grid.items()]
+        for point in read_sweep(path).points:
+            for notebook in point.notebooks:
+                known = notebook_parameters(notebook)
+                given = {name: value for name, value in point.parameters.items() if name in known}
+                name = point.name if len(point.notebooks) == 1 else f"{point.name}-{notebook.stem}"
+                points.append((notebook, given, folder / path.stem, name))
     return _in_turn(points, options)
 
 
