@@ -290,9 +290,6 @@ def test_tables_agree_with_the_runs_and_differences_are_paired(tmp_path: Path) -
     assert found.difference("kd", "naive") == crossed_interval(by_hand)
     table = found.to_frame().set_index("arm")
     assert table.loc["kd", "above"] == pytest.approx(by_hand.mean()) and table["above"]["naive"] == 0
-    teacher, naive, kd = (found.accuracy(name).value for name in ("teacher", "naive", "kd"))
-    if teacher > naive:
-        assert table.loc["kd", "recovered"] == pytest.approx(100 * (kd - naive) / (teacher - naive))
     curve = found.curves.query("arm == 'kd' and seed == 0")
     assert curve["seconds"].tolist() == [5.0, 8.0]  # 2 s for the teacher's epoch, then 3 s each
     assert "2 epochs each" in found.headline() and repr(found) == f"Comparison({found.headline()})"
@@ -674,6 +671,17 @@ def test_what_a_step_of_training_holds(tmp_path: Path, monkeypatch: pytest.Monke
     assert naive > 3 * weights  # those, their gradients and their momentum
     assert wide > 1.9 * naive and taught > naive
     assert lengths._memory(arm(), *given) == naive
+
+
+def test_what_is_recovered_of_a_gap_that_is_there(found: Comparison) -> None:
+    teacher, naive, red = (found.accuracy(name).value for name in ("teacher", "naive", "RED"))
+    table = found.table.set_index("arm")
+    assert table.loc["RED", "recovered"] == pytest.approx(100 * (red - naive) / (teacher - naive))
+    alike = replace(found, right={**found.right, "teacher": found.right["naive"][:, ::-1]})
+    assert alike.table["recovered"].isna().all()
+    assert (
+        replace(found, right={**found.right, "teacher": found.right["teacher"][:1]}).table["recovered"].notna().all()
+    )
 
 
 def test_a_colour_says_the_way_in_every_figure(found: Comparison) -> None:

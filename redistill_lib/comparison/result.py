@@ -90,24 +90,28 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """A row per arm, the best first.
 
-        `recovered` is the share of the gap between reference and teacher, in %; ``training (MiB)`` what a step of
-        training holds at once, weights and all, NaN in a comparison that did not measure it.
+        `recovered` is the share of the gap between reference and teacher, in %, NaN where there may be none;
+        ``training (MiB)`` what a step of training holds at once, weights and all, NaN where that was not measured.
         """
         rows = []
-        best = self.accuracy("teacher").value if "teacher" in self.right else math.nan
-        base = self.accuracy(self.reference).value
+        gap = self._gap()
         for arm in sorted(self.arms, key=lambda arm: -self.accuracy(arm).value):
             mean, over = self.accuracy(arm), self.difference(arm, self.reference)
             runs = self.runs[self.runs["arm"] == arm]
             first = runs.iloc[0]
             row = {"arm": arm, "accuracy": mean.value, "low": mean.low, "high": mean.high, "above": over.value}
             row["±"] = over.half if arm != self.reference else math.nan
-            row["recovered"] = 100 * (mean.value - base) / (best - base) if best > base else math.nan
+            row["recovered"] = 100 * over.value / gap
             row |= {name: first[name] for name in ("epochs", "seconds", "for_the_teacher", "parameters")}
             row |= {"peak (KiB)": first["peak_bytes"] / 1024, "mult-adds (M)": first["multiply_adds"] / 1e6}
             row |= {"latency (ms)": 1000 * runs["latency"].median()}
             rows.append(row | {"training (MiB)": (first.get("training_bytes") or math.nan) / 2**20})
         return pd.DataFrame(rows)
+
+    def _gap(self) -> float:
+        """By how many points the teacher is above the reference; NaN where that is not told from 0."""
+        over = self.difference("teacher", self.reference) if "teacher" in self.right else None
+        return over.value if over and over.decided and over.value > 0 else math.nan
 
     def to_frame(self) -> pd.DataFrame:
         return self.table
