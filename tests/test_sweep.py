@@ -260,8 +260,6 @@ def test_what_is_no_path_is_refused_before_any_kernel(
         lambda: sweep.run_notebook(path, output_dir=wrong),
         lambda: sweep.run_notebooks([path, wrong]),
         lambda: sweep.run_notebooks([path], output_dir=wrong),
-        lambda: sweep.run_grids(wrong),
-        lambda: sweep.run_grids([], output_dir=wrong),
     ]
     for call in calls:
         with pytest.raises(ValueError, match=r"^\w+=.* (is not text or a path|holds a null character)") as error:
@@ -304,30 +302,6 @@ def test_errors_say_where() -> None:
 # grids
 
 
-def test_grid_runs_every_point(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
-    make_notebook("tour")
-    grid = tmp_path / "sizes.yaml"
-    grid.write_text(
-        "notebook: notebooks/tour.ipynb\nparameters: {EPOCHS: 9}\ngrid: {LR: [1, 0.5], PLAN: [4-11221, a/b]}\n"
-    )
-    results = sweep.run_grids([grid], tmp_path / "out", html=False)
-    assert {r.name: r.parameters for r in results} == {
-        "tour-LR=1-PLAN=4-11221": {"EPOCHS": 9, "LR": 1.0, "PLAN": "4-11221"},
-        "tour-LR=1-PLAN=a_b": {"EPOCHS": 9, "LR": 1.0, "PLAN": "a/b"},
-        "tour-LR=0.5-PLAN=4-11221": {"EPOCHS": 9, "LR": 0.5, "PLAN": "4-11221"},
-        "tour-LR=0.5-PLAN=a_b": {"EPOCHS": 9, "LR": 0.5, "PLAN": "a/b"},
-    }
-    assert [path.parent for path in no_kernel] == [tmp_path / "out" / "sizes"] * 4
-    assert len(list((tmp_path / "out" / "sizes").glob("*.json"))) == 4
-
-
-def test_interrupt_ends_a_grid(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_notebook("tour")
-    (tmp_path / "g.yaml").write_text("{notebook: notebooks/tour.ipynb, grid: {LR: [1, 2]}}")
-    monkeypatch.setattr(sweep.notebook, "_execute", lambda *_: NotebookError(None, "KeyboardInterrupt", ""))
-    assert [r.name for r in sweep.run_grids([tmp_path / "g.yaml"], tmp_path / "out", html=False)] == ["tour-LR=1"]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -348,7 +322,7 @@ def test_bad_grids(
     grid = tmp_path / "g.yaml"
     grid.write_text(text)
     with pytest.raises(ValueError, match=r"LR|g\.yaml") as error:
-        sweep.run_grids([grid], tmp_path / "out")
+        sweep.read_grid(grid)
     assert message in str(error.value)
     assert no_kernel == []
 

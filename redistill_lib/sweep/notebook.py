@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ def run_notebook(
     html: bool = True,
     png: bool = False,
     progress: bool = False,
+    timeout: float | None = None,
+    on_cell: Callable[[int, int], None] | None = None,
 ) -> NotebookResult:
     """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +48,37 @@ def read_grid(path: str | Path) -> tuple[Path, dict[str, dict[str, Any]]]:
 def point_name(notebook: Path, given: Mapping[str, Any]) -> str:
     """``04_distill_student-FACTOR=8``: what was given is in the name, so that no run hides another."""
     return re.sub(r"[^\w.=+-]+", "_", "-".join([notebook.stem, *(f"{key}={value}" for key, value in given.items())]))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One set of parameters for the notebooks of a sweep, run in turn."""
+
+    name: str
+    notebooks: tuple[Path, ...]
+    parameters: Mapping[str, Any]
+    key: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file, read."""
+
+    name: str
+    file: Path
+    notebooks: tuple[Path, ...]
+    points: tuple[Point, ...]
+    text: str
+
+
+def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
+    """The file's points; `overrides` are the same at all."""
+    path = as_path("path", path)
+    notebook, grid = read_grid(path)
+    cells = notebook.read_text()
+    points = []
+    for name, values in grid.items():
+        given = check_parameters(notebook, {**values, **(overrides or {})})
+        key = hashlib.sha256(f"{given} {cells}".encode()).hexdigest()[:16]
+        points.append(Point(name, (notebook,), given, key))
+    return Sweep(path.stem, path.resolve(), (notebook,), tuple(points), path.read_text())

@@ -1,0 +1,169 @@
+"""Faults of sweeps for real, with counts: the command in a process of its own, whose workers run no kernels."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+MakeNotebook = Callable[..., Path]
+
+SCRIPT = r"""
+import os, signal, sys, time
+from pathlib import Path
+from redistill_lib.sweep import worker
+from redistill_lib.sweep.notebook import NotebookError, NotebookResult
+
+def sleep(path, parameters, folder, *, name, html, timeout, on_cell):
+    with open("executions", "a") as file:
+        file.write(f"{name} {os.getpid()} {os.environ['OMP_NUM_THREADS']}\n")
+    error, killed = None, Path("killed")
+    try:
+        if name == os.environ.get("KILLED") and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while Path("hold").exists():
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        error = NotebookError(None, "KeyboardInterrupt", "")
+    file = folder / f"{name}.ipynb"
+    file.write_text('{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+    return NotebookResult(name, "interrupted" if error else "ok", 0.1, error, parameters, file, None)
+
+worker.run_notebook = sleep
+if __name__ == "__main__":
+    from redistill_lib.cli import main
+    sys.exit(main())
+"""
+ONCE = {f"tour-LR={rate}": 1 for rate in (1.0, 2.0, 3.0, 4.0)}
+
+
+class Command:
+    """`redistill sweep` of four points in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        (folder / "script.py").write_text(SCRIPT)
+        (folder / "s.yaml").write_text("notebook: notebooks/tour.ipynb\ngrid: {LR: [1.0, 2.0, 3.0, 4.0]}\n")
+        self.started: list[subprocess.Popen[str]] = []
+
+    def start(self, *words: str, **environment: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "script.py", "sweep", "s.yaml", "--no-html", *words]
+        path = {"PYTHONPATH": str(Path(__file__).parents[1])}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=self.folder, env=os.environ | path | environment, **pipes)
+        self.started.append(process)
+        return process
+
+    @property
+    def executions(self) -> list[list[str]]:
+        """Name, process and threads of each."""
+        file = self.folder / "executions"
+        return [line.split() for line in file.read_text().splitlines()] if file.exists() else []
+
+    @property
+    def counts(self) -> dict[str, int]:
+        ran = [name for name, *_ in self.executions]
+        return {name: ran.count(name) for name in sorted(ran)}
+
+    @property
+    def statuses(self) -> list[str]:
+        found = [json.loads(file.read_text()) for file in sorted(self.folder.glob("runs/sweeps/s/points/*.json"))]
+        return [status["status"] for status in found]
+
+    def hold(self, until: Callable[[], bool]) -> None:
+        """Keep points from ending once that is so."""
+        deadline = time.monotonic() + 120
+        while not until():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (self.folder / "hold").touch()
+
+    def left_behind(self) -> list[int]:
+        """Workers that are still there some seconds after."""
+        workers = {int(pid) for _, pid, _ in self.executions}
+        deadline = time.monotonic() + 30
+        while (left := [pid for pid in workers if psutil.pid_exists(pid)]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
+
+
+@pytest.fixture
+def command(make_notebook: MakeNotebook, tmp_path: Path) -> Iterator[Command]:
+    make_notebook("tour")
+    found = Command(tmp_path)
+    yield found
+    (tmp_path / "hold").unlink(missing_ok=True)
+    for process in found.started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_a_killed_worker_costs_its_point_an_attempt(command: Command) -> None:
+    done = command.start("--jobs", "2", KILLED="tour-LR=2.0")
+    out, err = done.communicate(timeout=200)
+    assert done.returncode == 0
+    assert command.counts == ONCE | {"tour-LR=2.0": 2}
+    assert "tour-LR=2.0: its worker process was killed; it is tried again" in err
+    assert command.statuses == ["ok"] * 4
+    assert out.startswith("s, 4 points: 4 ok (0 before); ")
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert {int(threads) for *_, threads in command.executions} == {min(share, int(os.environ["OMP_NUM_THREADS"]))}
+    assert command.left_behind() == []
+
+
+def test_a_killed_sweep_goes_on_where_it_was(command: Command) -> None:
+    (command.folder / "hold").touch()
+    sweep = command.start()
+    command.hold(lambda: len(command.executions) == 1)
+    (command.folder / "hold").unlink()
+    command.hold(lambda: "ok" in command.statuses)
+    sweep.kill()
+    assert command.left_behind() == []
+    done, running = command.statuses.count("ok"), command.counts
+    (command.folder / "hold").unlink()
+    again = command.start()
+    _, told = again.communicate(timeout=200)
+    assert again.returncode == 0
+    assert told.startswith(f"s: {done} of 4 points are done\n")
+    assert command.statuses == ["ok"] * 4
+    # all once, but the one that ran when the sweep was killed
+    assert sum(command.counts.values()) == sum(running.values()) + 4 - done
+    assert [name for name, count in command.counts.items() if count > 1] == list(running)[done:]
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_end_it_in_order(command: Command, number: str, code: int) -> None:
+    sweep = command.start("--index", "runs/index.html", "--jobs", "2")
+    command.hold(lambda: "ok" in command.statuses)
+    command.hold(lambda: "running" in command.statuses)
+    sweep.send_signal(getattr(signal, number))
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == code
+    assert command.left_behind() == []
+    assert set(command.statuses) == {"ok", "interrupted"}
+    assert (command.folder / "runs" / "index.html").exists()
+    table = pd.read_csv(command.folder / "runs" / "sweeps" / "s" / "table.csv")
+    assert len(table) == command.statuses.count("ok")
+    assert f"{command.statuses.count('ok')} ok (0 before), {command.statuses.count('interrupted')} not" in out
+
+
+def test_two_sweeps_at_once_share_the_points(command: Command) -> None:
+    both = [command.start(), command.start()]
+    for sweep in both:
+        sweep.communicate(timeout=200)
+    assert [sweep.returncode for sweep in both] == [0, 0]
+    assert command.counts == ONCE
+    assert command.statuses == ["ok"] * 4
+    assert len(pd.read_csv(command.folder / "runs" / "sweeps" / "s" / "table.csv")) == 4
