@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import statistics
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -58,6 +59,8 @@ def dask(address: str | None) -> Iterator[Executor | None]:
         from distributed import Client
     except ImportError:
         raise ImportError('--scheduler needs Dask: pip install "redistill-lab[dask]"') from None
+    # Of a scheduler that is gone it would log a traceback; what there is to say is said here.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:

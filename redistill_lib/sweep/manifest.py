@@ -48,7 +48,7 @@ class PointStatus:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     versions: dict[str, str] = field(default_factory=dict)
-    cell: str = ""  # while it runs: "7/20"
+    cell: str = ""  # while it runs: "7/20 student = derive_student(…"
     error: str | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)  # what its notebooks recorded
     bytes: int = 0  # of its files

@@ -62,7 +62,7 @@ def run_notebook(
     png: bool = False,
     progress: bool = False,
     timeout: float | None = None,
-    on_cell: Callable[[int, int], None] | None = None,
+    on_cell: Callable[..., None] | None = None,
 ) -> NotebookResult:
     """Execute a copy of the notebook in its own folder; `output_dir` gets <name>.ipynb, .html and .json.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
+from redistill_lib.progress import is_live
 from redistill_lib.sweep.manifest import PointStatus
 
 CELL_SECONDS = 15.0  # between two lines about cells of one point
@@ -42,7 +43,7 @@ class Progress:
         self._note = ""
         self._bars: list[Any] = []
         self.file: TextIO = sys.stderr
-        self.live = self.file.isatty()
+        self.live = self.file.isatty() or is_live()
 
     @property
     def left(self) -> float | None:
@@ -107,8 +108,11 @@ class Progress:
         if not self.live:
             return
         from tqdm import tqdm
+        from tqdm.notebook import tqdm_notebook
 
         with contextlib.suppress(OSError, ValueError):
+            if not self._bars and is_live():
+                self._bars = [tqdm_notebook(total=self.total, leave=False)]
             if not self._bars:
                 shape: dict[str, Any] = {"file": self.file, "leave": False, "dynamic_ncols": True}
                 self._bars = [tqdm(total=self.total, bar_format="{desc} |{bar}| {postfix}", **shape)]

@@ -284,8 +284,7 @@ class _Run:
                 self._submit(self.waiting.popleft())
             self._wait(0.5)
             if self.ending:
-                for future in [f for f in self.running if f.cancel()]:
-                    self._drop(future)
+                self._take_back()
             if time.monotonic() - self._looked > 1.0:
                 self._looked = time.monotonic()
                 self._look()
@@ -310,6 +309,14 @@ class _Run:
         for future in [future for future in self.running if future in over]:  # in the order of the sweep
             self._collect(future)
 
+    def _take_back(self) -> None:
+        """Points that wait in the executor. Not all executors know which have begun: those that said so have."""
+        for future, point in [*self.running.items()]:
+            status = read_status(self.folder, point.name)
+            begun = status is not None and status.session == self.session and status.status == "running"
+            if not begun and future.cancel():
+                self._drop(future)
+
     def _drop(self, future: Future[PointStatus]) -> Point:
         point = self.running.pop(future)
         self.progress.forget(point.name)
@@ -320,6 +327,9 @@ class _Run:
         try:
             status = future.result()
         except (BrokenExecutor, CancelledError, KeyboardInterrupt) as error:
+            if self.apart and not self.signal and not isinstance(error, KeyboardInterrupt):
+                self.lost = _gone(error)  # and what becomes of the point, its worker may still record
+                return
             status = self._after_death(point, error)
         except OSError as error:
             ours = error.errno in FULL or not self.apart
@@ -346,8 +356,6 @@ class _Run:
 
     def _after_death(self, point: Point, error: BaseException) -> PointStatus:
         """What became of a point whose process is gone: it could not tell."""
-        if self.apart and not self.signal and isinstance(error, BrokenExecutor | CancelledError):
-            self.lost = _gone(error)
         status = read_status(self.folder, point.name)
         if status is None or status.session != self.session:
             status = PointStatus(point.name, point.key, "", self.session, plain(point.parameters), started=now())
@@ -391,11 +399,10 @@ class _Run:
         """Interrupt what runs, wait for it a little, end what is left, and record all."""
         stop = stop_file(self.folder, self.session)
         for grace in GRACE if self.running else ():
-            for future in [f for f in self.running if f.cancel()]:
-                self._drop(future)
             if self.apart:
                 with contextlib.suppress(OSError):
-                    stop.touch()
+                    stop.touch()  # and it stays, for points that begin although they were taken back
+            self._take_back()
             self.workers.interrupt()
             deadline, signals = time.monotonic() + grace, self.signals
             while self.running and time.monotonic() < deadline and self.signals == signals:
@@ -404,6 +411,4 @@ class _Run:
         for future, point in [*self.running.items()]:
             self._drop(future)
             self._settle(self._after_death(point, KeyboardInterrupt()))
-        with contextlib.suppress(OSError):
-            stop.unlink(missing_ok=True)
         self.progress.close()

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,8 @@ def run_point(task: Task) -> PointStatus:
     if threading.current_thread() is not threading.main_thread():
         return _run_apart(task)
     point, lease = task.point, claim(task.folder, task.point.name)
+    if stop_file(task.folder, task.session).exists():
+        return PointStatus(point.name, point.key, "interrupted", task.session)
     try:
         lease.acquire(blocking=False)
     except Timeout:
@@ -81,36 +84,39 @@ def _execute(task: Task, attempts: int) -> PointStatus:
     running = write_status(task.folder, PointStatus(point.name, point.key, "running", task.session, **facts))
     told = begun
 
-    def on_cell(number: int, count: int) -> None:
+    def on_cell(done: int, count: int, line: str = "") -> None:
         nonlocal told
         if time.monotonic() - told >= CELL_SECONDS:
-            told = time.monotonic()
+            told, cell = time.monotonic(), f"{done + 1}/{count} {line[:60]}".strip()
             with contextlib.suppress(OSError):
-                write_status(task.folder, replace(running, cell=f"{number}/{count}", seconds=told - begun))
+                write_status(task.folder, replace(running, cell=cell, seconds=told - begun))
 
     status, error, rows, size = "ok", None, list[dict[str, Any]](), 0
+    unwritable: OSError | None = None
     with _interruptible(task):
         try:
             for path in point.notebooks:
                 result = _run_notebook(task, path, begun, on_cell)
                 files = filter(None, (result.notebook, result.html))
                 size += sum(file.stat().st_size for file in files if file.exists())
-                if not result.ok:
-                    status, error = _outcome(result), str(result.error)
+                if not result.ok or (result.interrupted and path != point.notebooks[-1]):
+                    status, error = _outcome(result), str(result.error or "") or None
+                    unwritable = _unwritable(result)
                     break
                 rows += _rows(result.notebook)
         except KeyboardInterrupt:
             status = "interrupted"
-        except OSError:
-            raise  # the folder's, not a cell's: no other point could be recorded either
         except Exception as failure:
             status, error = "failed", f"{type(failure).__name__}: {failure}"
     seconds = round(time.monotonic() - begun, 2)
     done = replace(running, status=status, error=error, seconds=seconds, rows=rows, bytes=size)
-    return write_status(task.folder, done)
+    write_status(task.folder, done)
+    if unwritable:  # the folder, not a file of a cell's: no other point could be kept either
+        raise unwritable
+    return done
 
 
-def _run_notebook(task: Task, path: Path, begun: float, on_cell: Callable[[int, int], None]) -> NotebookResult:
+def _run_notebook(task: Task, path: Path, begun: float, on_cell: Callable[..., None]) -> NotebookResult:
     point = task.point
     alone = len(point.notebooks) == 1
     names = point.parameters if alone else notebook_parameters(path)
@@ -125,6 +131,14 @@ def _outcome(result: NotebookResult) -> str:
     if result.interrupted:
         return "interrupted"
     return "died" if result.error and result.error.ename == "DeadKernelError" else "failed"
+
+
+def _unwritable(result: NotebookResult) -> OSError | None:
+    """A full disk or a read-only folder, where it is no cell that says so."""
+    if result.error is None or result.error.cell is not None:
+        return None
+    told = re.match(r"\[Errno (\d+)\]", result.error.evalue)
+    return OSError(int(told[1]), os.strerror(int(told[1]))) if told else None
 
 
 def _rows(notebook: Path) -> list[dict[str, Any]]:
