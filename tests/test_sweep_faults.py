@@ -22,7 +22,8 @@ SCRIPT = r"""
 import os, signal, sys, time
 from pathlib import Path
 from redistill_lib.sweep import worker
-from redistill_lib.sweep.notebook import NotebookError, NotebookResult
+from redistill_lib.sweep.kernel import NotebookError
+from redistill_lib.sweep.notebook import NotebookResult
 
 def sleep(path, parameters, folder, *, name, html, timeout, on_cell):
     with open("executions", "a") as file:

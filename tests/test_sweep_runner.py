@@ -28,7 +28,8 @@ from redistill_lib.sweep import (
     worker,
 )
 from redistill_lib.sweep.arguments import shard
-from redistill_lib.sweep.notebook import NotebookError, NotebookResult
+from redistill_lib.sweep.kernel import NotebookError
+from redistill_lib.sweep.notebook import NotebookResult
 from redistill_lib.sweep.progress import Progress
 from redistill_lib.sweep.workers import Elsewhere
 

@@ -9,9 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "NotebookError": "notebook",
+    "NotebookError": "kernel",
+    "NotebookOptions": "kernel",
     "NotebookResult": "notebook",
     "run_notebook": "notebook",
+    "record": "rows",
+    "recorded": "rows",
     "SweepOptions": "runner",
     "SweepResult": "runner",
     "run_notebooks": "runner",
@@ -27,7 +30,9 @@ __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
     from redistill_lib.sweep import command, notebook, runner, spec
-    from redistill_lib.sweep.notebook import NotebookError, NotebookResult, run_notebook
+    from redistill_lib.sweep.kernel import NotebookError, NotebookOptions
+    from redistill_lib.sweep.notebook import NotebookResult, run_notebook
+    from redistill_lib.sweep.rows import record, recorded
     from redistill_lib.sweep.runner import SweepOptions, SweepResult, run_notebooks, run_sweep
     from redistill_lib.sweep.spec import Point, Sweep, read_grid, read_sweep
     from redistill_lib.sweep.table import summarise, sweep_table
