@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
+
+from redistill_lib.sweep import Point
+from redistill_lib.sweep.worker import Task, run_point, stop_file
 
 MakeNotebook = Callable[..., Path]
 
@@ -168,3 +172,23 @@ def test_two_sweeps_at_once_share_the_points(command: Command) -> None:
     assert command.counts == ONCE
     assert command.statuses == ["ok"] * 4
     assert len(pd.read_csv(command.folder / "runs" / "sweeps" / "s" / "table.csv")) == 4
+
+
+def test_outside_a_main_thread_a_point_has_a_process_of_its_own(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    """Two kernels. So it is on a Dask worker, which gets no signals."""
+    path = make_notebook("tour", "import time; open('begun', 'a').write('x'); time.sleep(60 * EPOCHS)")
+    points = [Point(f"tour-EPOCHS={n}", (path,), {"EPOCHS": n}, f"key {n}") for n in (0, 1)]
+    first, second = (Task(point, tmp_path, "session", html=False) for point in points)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(run_point, first).result().status == "ok"
+        running = threads.submit(run_point, second)
+        deadline = time.monotonic() + 100
+        while (path.parent / "begun").read_text() != "xx":
+            assert time.monotonic() < deadline and not running.done()
+            time.sleep(0.1)
+        stop_file(tmp_path, "session").touch()
+        assert running.result(timeout=60).status == "interrupted"
+        assert threads.submit(run_point, second).result().status == "interrupted"  # and begins no more
+    assert (path.parent / "begun").read_text() == "xx"
+    assert list((tmp_path / "claims").glob("*.lock")) == []
+    assert psutil.Process().children(recursive=True) == []
