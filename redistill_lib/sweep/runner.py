@@ -201,7 +201,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 def _told(folder: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
-    cure = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable, or give --output"
+    cure = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable, or give another --output,"
     cure = cure if error.errno in FULL else "mend that"
     return f"{folder} cannot be written ({reason}): {cure} and start again; what is done is kept"
 
