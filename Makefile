@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
-GRIDS  ?= $(sort $(wildcard sweeps/*.yaml))
+PAPER  := sweeps/stl10.yaml sweeps/imagenet.yaml
+GRIDS  ?= $(filter-out $(PAPER),$(sort $(wildcard sweeps/*.yaml)))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lab notebooks lint bench sweep clean
@@ -40,7 +41,7 @@ bench: $(READY) ## run each benchmark as its own command
 	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
 	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 
-sweep: $(READY) ## run the grids in sweeps/, or those named in GRIDS="sweeps/a.yaml …"
+sweep: $(READY) ## run the sweeps that take minutes, or those named in GRIDS="sweeps/a.yaml …"
 	$(BIN)/redistill sweep $(GRIDS) --index runs/index.html
 
 clean: ## remove caches and build leftovers; runs/, data/ and .venv stay

@@ -19,11 +19,12 @@ spatial means (STAGE), taps at outputs alone and at narrow places; and another m
 1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
    their own; the best on validation is taken.
 2. Each seed trains a teacher of 12 epochs, and every arm. Who learns from it pays for it first, and for its share of
-   the kept answers to 16 views of each image, which KD and RED read in the teacher's place.
+   the kept answers to 16 views of each image, which KD and RED read in the teacher's place. `--teacher-epochs 40
+   --teacher-share 0` asks what a better teacher adds that is there already.
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
 trainings at a time. Writes benchmarks/results/<name>/: what `Comparison.load` reads, with a row per run in runs.csv,
-and two figures (they need Chrome or Chromium), and prints the table.
+and two figures (they need Chrome or Chromium), prints the table, and draws results/comparisons.png of all.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,14 @@ import torch
 
 import redistill_lib as rd
 from redistill_lib import figures
+from redistill_lib.comparison import Comparison
 from redistill_lib.comparison.peaks import Way
 
 VIEWS = 16
 KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
 LOSS = tuple(red.replace("red", "red-loss") for red in RED)
+WAYS = "from the teacher", "RED + KD, from the teacher", "late", "narrow", "small"  # of comparisons.png
 SIZES = 1, 7 / 8, 3 / 4  # of the images, as shares of their side
 
 Arms = dict[str, list[rd.Arm]]
@@ -147,6 +151,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--teacher", default="resnet18-1-21222")
     parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--teacher-epochs", type=int, default=12)
+    parser.add_argument("--teacher-share", type=float, default=1.0, help="of its training that each taught arm pays")
     parser.add_argument("--factor", type=int, default=4)
     parser.add_argument("--extra", action="store_true", help="what RED is made of")
     parser.add_argument("--seconds", type=float, default=240.0)
@@ -160,7 +166,7 @@ def main() -> None:
     given = parser.parse_args()
     data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
     example = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
-    teacher = rd.Arm(given.teacher, width=given.width)
+    teacher = rd.Arm(given.teacher, width=given.width, recipe=rd.Recipe(epochs=given.teacher_epochs))
     every = (extra_arms if given.extra else main_arms)(teacher, rd.student_name(given.teacher, given.factor), example)
     names = [*every] if given.arms is None else [name.strip() for name in given.arms.split(";")]
     if unknown := [name for name in names if name not in every]:
@@ -170,14 +176,19 @@ def main() -> None:
         return
     options = rd.RunOptions(given.runs, cpu=True, cache=f"{given.runs}/cache", cache_limit="20GB")
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        budget = rd.Budget(seconds=given.seconds, trial_share=0.5)
+        budget = rd.Budget(seconds=given.seconds, teacher_share=given.teacher_share, trial_share=0.5)
         common: dict[str, Any] = {"seeds": given.seeds, "options": options, "executor": pool}
         found = rd.compare(teacher, {name: every[name] for name in names}, data, budget=budget, **common)
-    folder = found.save(given.output / (given.name or Path(given.data).name))
+    found = replace(found, name=given.name or Path(given.data).name)
+    folder = found.save(given.output / found.name)
     print(found.headline())
     print(found.table.round(2).to_string(index=False))
     figures.comparison(found).write_image(folder / "comparison.png", scale=2)
     figures.comparison_curves(found).write_image(folder / "curves.png", scale=2)
+    kept = sorted(file.parent for file in given.output.glob("*/comparison.json"))
+    every = {folder.name: Comparison.load(folder) for folder in kept}
+    every = {name: each for name, each in every.items() if each.reference == "naive"}
+    figures.comparisons(every, WAYS).write_image(given.output / "comparisons.png", scale=2)
 
 
 if __name__ == "__main__":

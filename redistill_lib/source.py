@@ -32,6 +32,8 @@ OBSERVING = (
     "network/resolution.py",
     "network/steps.py",
 )
+#: What starts notebooks and lists results: it changes nothing that a notebook computes or shows.
+QUEUING = ("cli.py", "progress.py", "report.py", "sweep/")
 
 
 @functools.cache
@@ -42,8 +44,23 @@ def code_identity() -> str:
     """
     root = Path(__file__).parent
     files = [file for room in DECIDING for file in (*root.glob(f"{room}.py"), *root.glob(f"{room}/**/*.py"))]
-    names = sorted({file.relative_to(root).as_posix() for file in files}.difference(OBSERVING))
-    told = [f"{name} {syntax(root / name)}" for name in names]
+    return _identity({file.relative_to(root).as_posix() for file in files}.difference(OBSERVING))
+
+
+@functools.cache
+def library_identity() -> str:
+    """Eight hex digits over what decides a notebook's figures and tables: code but for `QUEUING`, torch's release.
+
+    >>> len(library_identity())
+    8
+    """
+    root = Path(__file__).parent
+    names = {file.relative_to(root).as_posix() for file in root.rglob("*.py")}
+    return _identity({name for name in names if not name.startswith(QUEUING)})
+
+
+def _identity(names: Iterable[str]) -> str:
+    told = [f"{name} {syntax(Path(__file__).parent / name)}" for name in sorted(names)]
     release = ".".join(importlib.metadata.version("torch").split(".")[:2])
     return hashlib.sha256("\n".join([*told, f"torch {release}"]).encode()).hexdigest()[:8]
 

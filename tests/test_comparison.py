@@ -50,6 +50,7 @@ def given_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         return EpochCost(2.0 + len(arm.method_list))
 
     monkeypatch.setattr(lengths, "_measure", measure)
+    monkeypatch.setattr(lengths, "_memory", lambda *_: 0.0)
 
 
 @pytest.fixture
@@ -662,6 +663,17 @@ def test_many_arms_of_strange_names(found: Comparison) -> None:
     places = sorted(note.y for note in curves_drawn.layout.annotations)
     assert low <= places[0] and places[-1] <= high and high > 99  # nothing is cut off
     assert min(np.diff(places)) * curves_drawn.layout.height / (high - low) > 18  # pixels
+
+
+def test_what_a_step_of_training_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    given = create_model(USUAL, 10, 1, 0.125), digits(), RunOptions(tmp_path, progress=False, cpu=True)
+    naive, wide = (lengths._memory(each, *given) for each in (arm(), replace(arm(), width=0.25)))
+    taught = lengths._memory(arm("red"), *given)
+    weights = 4 * sum(p.numel() for p in create_model(POOLED, 10, 1, 0.125).parameters())
+    assert naive > 3 * weights  # those, their gradients and their momentum
+    assert wide > 1.9 * naive and taught > naive
+    assert lengths._memory(arm(), *given) == naive
 
 
 def test_a_colour_says_the_way_in_every_figure(found: Comparison) -> None:

@@ -56,6 +56,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolE
 def given_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an epoch costs, as if it had been measured."""
     monkeypatch.setattr(lengths, "_measure", lambda *_: EpochCost(2.0))
+    monkeypatch.setattr(lengths, "_memory", lambda *_: 0.0)
 
 
 def finished(root: Path) -> dict[Path, int]:

@@ -124,6 +124,7 @@ def test_done_points_are_not_run_again(
     [
         ("values", "LR 0.2 → 0.3 changed: tour-LR=0.2-SEED=0, tour-LR=0.2-SEED=1"),
         ("cells", "cells of tour changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
+        ("default", "a default or a module of your own changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
         ("code", "the library's code changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
     ],
 )
@@ -140,6 +141,9 @@ def test_changed_points_are_run_again_and_named(
     points = [replace(point, key=f"new {point.key}") for point in sweep.points]
     if change == "cells":
         make_notebook("tour", "1 + 1", parameters="LR = 0.1\nSEED = 0\nNOTE = ''")
+    if change == "code":
+        for file in (tmp_path / "rates" / "points").glob("*.json"):
+            file.write_text(json.dumps({**json.loads(file.read_text()), "versions": {"code": "another"}}))
     if change == "values":
         new = [replace(point, parameters={**point.parameters, "LR": 0.3}) for point in points[2:]]
         points = [*sweep.points[:2], *new]
@@ -437,13 +441,13 @@ def here(make_notebook: MakeNotebook, tmp_path: Path, notebooks: Notebooks, monk
 
 
 def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture[str]) -> None:
-    names = ["tour-LR=0.1", "tour-LR=0.2"]
+    names = ["tour-LR=0.1-EPOCHS=-2", "tour-LR=0.2-EPOCHS=-2"]
     notebooks.errors = {names[1]: [NotebookError(4, "ValueError", "no\nnever")]}
     words = ["sweep", "s.yaml", "-p", "EPOCHS", "-2"]
     assert main([*words, "--index", "runs/index.html"]) == 1
     *told, index = capsys.readouterr().out.splitlines()
     assert told == [
-        "tour-LR=0.2: failed, 0 s; In [4]: ValueError: no",
+        "tour-LR=0.2-EPOCHS=-2: failed, 0 s; In [4]: ValueError: no",
         f"s, 2 points: 1 ok (0 before), 1 not; {here / 'table.csv'}",
     ]
     assert Path(index).is_file()

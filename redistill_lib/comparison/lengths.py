@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import statistics
@@ -25,6 +26,7 @@ from redistill_lib.comparison.arms import Arm, named
 from redistill_lib.comparison.trials import one_thread, train_arm
 from redistill_lib.data import DataSplits, TensorImages
 from redistill_lib.identity import object_identity, structure
+from redistill_lib.memory.measure import most_allocated
 from redistill_lib.methods import Method
 from redistill_lib.progress import progress_bar
 from redistill_lib.runs import run_id, write_text
@@ -80,12 +82,14 @@ class Budget:
 class EpochCost:
     """Processor seconds of an epoch, and of making what a cache keeps of one view of all images; 0 without one.
 
-    `reads` says what that is: arms of the same find what another has made.
+    `reads` says what that is: arms of the same find what another has made. `memory` is the most bytes that a step of
+    training holds at once, of all that it allocates; 0 where that was not measured.
     """
 
     epoch: float
     answers: float = 0.0
     reads: str = ""
+    memory: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -134,7 +138,8 @@ def measure_epochs(
             scale = next((known[key].epoch / middle[key] for key, _ in yardstick), 1.0)
             for key in missing:
                 answers = statistics.median(cost.answers for cost in found[key])
-                known[key] = EpochCost(scale * middle[key], scale * answers, found[key][0].reads)
+                memory = _memory(arms[missing[key]], teacher, data, options)
+                known[key] = EpochCost(scale * middle[key], scale * answers, found[key][0].reads, memory)
             write_text(file, json.dumps(_read(file) | {key: astuple(known[key]) for key in missing}, indent=1))
     return {name: known[key] for name, key in keys.items()}
 
@@ -270,6 +275,21 @@ def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions
         views = min(arm.recipe.views or 1 + LAPS, 1 + LAPS)
         answers = max(0.0, float(waits[0] - waits[1])) * times / views if reads else 0.0
         return EpochCost(statistics.median(epochs), answers, reads)
+
+
+def _memory(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) -> float:
+    """The most bytes that training on one batch holds at once: weights, gradients, a teacher's maps and all else."""
+    one = _first(data, arm.recipe.batch_size)
+    with TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
+        cache = None if options.cache is None else f"{folder}/cache"
+        quiet = replace(options, runs_dir=folder, cache=cache, progress=False, name=None)
+        train = functools.partial(train_arm, _tame(arm), one, 1, 0, teacher, quiet)
+        if torch.cuda.is_available() and not options.cpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            train()
+            return float(torch.cuda.max_memory_allocated() - before)
+        return float(most_allocated(train) or 0)
 
 
 def _first(data: DataSplits, images: int) -> DataSplits:

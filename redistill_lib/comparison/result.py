@@ -88,7 +88,11 @@ class Comparison:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row per arm, the best first; `recovered` is the share of the gap between reference and teacher, in %."""
+        """A row per arm, the best first.
+
+        `recovered` is the share of the gap between reference and teacher, in %; ``training (MiB)`` what a step of
+        training holds at once, weights and all, NaN in a comparison that did not measure it.
+        """
         rows = []
         best = self.accuracy("teacher").value if "teacher" in self.right else math.nan
         base = self.accuracy(self.reference).value
@@ -101,7 +105,8 @@ class Comparison:
             row["recovered"] = 100 * (mean.value - base) / (best - base) if best > base else math.nan
             row |= {name: first[name] for name in ("epochs", "seconds", "for_the_teacher", "parameters")}
             row |= {"peak (KiB)": first["peak_bytes"] / 1024, "mult-adds (M)": first["multiply_adds"] / 1e6}
-            rows.append(row | {"latency (ms)": 1000 * runs["latency"].median()})
+            row |= {"latency (ms)": 1000 * runs["latency"].median()}
+            rows.append(row | {"training (MiB)": (first.get("training_bytes") or math.nan) / 2**20})
         return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:

@@ -184,7 +184,8 @@ class _Found:
         if look is None:
             self.rows.append(row | {"run": run.id, "error": ""})
             return
-        self.rows.append(row | {"multiply_adds": look.multiply_adds, "latency": look.latency, "run": run.id})
+        costs = {"training_bytes": cost.memory, "multiply_adds": look.multiply_adds, "latency": look.latency}
+        self.rows.append(row | costs | {"run": run.id})
         after = job.length.beforehand + cost.epoch * history["epoch"]
         curve = {"arm": job.name, "seed": job.seed, "seconds": after}
         self.curves.append(pd.DataFrame(curve | {"accuracy": 100 * history["validation_accuracy"]}))

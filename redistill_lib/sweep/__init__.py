@@ -21,7 +21,7 @@ _HOMES = {
     "run_sweep": "runner",
     "Point": "spec",
     "Sweep": "spec",
-    "read_grid": "spec",
+    "notebook_point": "spec",
     "read_sweep": "spec",
     "summarise": "table",
     "sweep_table": "table",
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from redistill_lib.sweep.notebook import NotebookResult, run_notebook
     from redistill_lib.sweep.rows import record, recorded
     from redistill_lib.sweep.runner import SweepOptions, SweepResult, run_notebooks, run_sweep
-    from redistill_lib.sweep.spec import Point, Sweep, read_grid, read_sweep
+    from redistill_lib.sweep.spec import Point, Sweep, notebook_point, read_sweep
     from redistill_lib.sweep.table import summarise, sweep_table
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,12 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nbformat
 from filelock import SoftFileLease
 
 from redistill_lib import __version__
 from redistill_lib.runs import canonical, write_text
-from redistill_lib.source import code_identity
+from redistill_lib.source import library_identity
+from redistill_lib.sweep.keys import digest_of, notebook_code
 from redistill_lib.sweep.spec import Point, Sweep
 
 #: Seconds without a sign of life after which a claim of another machine is taken for dead.
@@ -76,7 +75,7 @@ class PointStatus:
 def versions() -> dict[str, str]:
     """What ran: of torch the installed release, without importing it."""
     told = {"python": platform.python_version(), "torch": importlib.metadata.version("torch")}
-    return told | {"redistill_lib": __version__, "code": code_identity()}
+    return told | {"redistill_lib": __version__, "code": library_identity()}
 
 
 def now() -> str:
@@ -118,19 +117,19 @@ def sweep_folder(output_dir: Path, sweep: Sweep) -> Path:
     folder = output_dir.resolve() / sweep.name
     manifest = _read(folder)
     # A moved project, or the same share on another machine, has other paths and the same points.
-    same = manifest.get("file") == str(sweep.file) or (
+    same = manifest.get("file") == str(sweep.file.resolve()) or (
         manifest.get("text") == sweep.text and manifest.get("points") == _planned(sweep)
     )
     if manifest and not same:
         raise ValueError(
-            f"{folder} holds the sweep of {manifest.get('file')}, not of {sweep.file}: "
+            f"{folder} holds the sweep of {manifest.get('file')}, not of {sweep.file.resolve()}: "
             "give another --output, or rename one of the two files"
         )
     return folder
 
 
 def write_manifest(folder: Path, sweep: Sweep) -> None:
-    known = {"file": str(sweep.file), "text": sweep.text, "points": _planned(sweep)}
+    known = {"file": str(sweep.file.resolve()), "text": sweep.text, "points": _planned(sweep)}
     record = {"name": sweep.name, **known, "versions": versions()}
     record |= {"host": socket.gethostname(), "started": now()}
     write_text(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
@@ -158,10 +157,8 @@ def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cells_digest(notebook: Path) -> str:
-    """Eight hex digits over the code cells."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = json.dumps([cell.source for cell in cells if cell.cell_type == "code"])
-    return hashlib.sha256(code.encode()).hexdigest()[:8]
+    """Eight hex digits over the code cells that no parameter changes."""
+    return digest_of(notebook_code(notebook))[:8]
 
 
 @dataclass(frozen=True)
@@ -216,4 +213,7 @@ def _what_changed(point: Point, status: PointStatus, digests: Mapping[Path, str]
         shown = (f"{n} {before.get(n, 'by default')} → {given.get(n, 'by default')}" for n in differ)
         return ", ".join(shown)
     cells = [p.stem for p in point.notebooks if status.notebooks.get(p.stem) != digests[p]]
-    return f"cells of {', '.join(cells)}" if cells else "the library's code"
+    if cells:
+        return f"cells of {', '.join(cells)}"
+    other = status.versions.get("code") != library_identity()
+    return "the library's code" if other else "a default or a module of your own"

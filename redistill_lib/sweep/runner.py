@@ -28,7 +28,6 @@ import pandas as pd
 from filelock import SoftFileLease
 
 from redistill_lib.checks import as_path, as_paths, check_fields, check_type, is_number, whole
-from redistill_lib.parameters import check_parameters
 from redistill_lib.sweep.manifest import (
     Plan,
     PointStatus,
@@ -43,7 +42,7 @@ from redistill_lib.sweep.manifest import (
 )
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
 from redistill_lib.sweep.progress import Progress
-from redistill_lib.sweep.spec import Point, Sweep, point_name
+from redistill_lib.sweep.spec import Point, Sweep, notebook_point
 from redistill_lib.sweep.table import sweep_table, write_table
 from redistill_lib.sweep.worker import Task, stop_file
 from redistill_lib.sweep.workers import Elsewhere, Workers
@@ -117,8 +116,7 @@ def run_notebooks(
     """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
     given, points = parameters or {}, []
     for source in as_paths("notebooks", paths):
-        check_parameters(source, given)
-        points.append((source, given, output_folder(output_dir, source), point_name(source, given)))
+        points.append((source, given, output_folder(output_dir, source), notebook_point(source, given).name))
     stems = [source.stem for source, *_ in points]
     if len(set(stems)) < len(stems):
         twin = max(stems, key=stems.count)
@@ -201,8 +199,10 @@ def _writable(folder: Path) -> Iterator[None]:
 
 def _told(folder: Path, error: OSError) -> str:
     reason = error.strerror or str(error)
-    cure = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it writable, or give another --output,"
-    cure = cure if error.errno in FULL else "mend that"
+    cure = "mend that"
+    if error.errno in FULL:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "free some space" if full else "make it writable, or give another --output,"
     return f"{folder} cannot be written ({reason}): {cure} and start again; what is done is kept"
 
 
