@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -285,6 +286,20 @@ def test_whatever_is_raised_is_a_result(
     signals = kernel.Signals()
     signals.came += came
     assert kernel.execute(Path("a.ipynb"), Path(), OPTIONS, signals) == error
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_no_cell_runs_after_a_signal(make_notebook: MakeNotebook, delay: float) -> None:
+    path, signals = make_notebook("a", "print('never')"), kernel.Signals()
+    timer = threading.Timer(delay, signals.came.append, ["SIGTERM"])
+    begun = time.monotonic()
+    timer.start()
+    if not delay:
+        timer.join()
+    error = kernel.execute(path, path.parent, OPTIONS, signals)
+    assert error == NotebookError(None, "KeyboardInterrupt", "SIGTERM")
+    assert time.monotonic() - begun < kernel.GRACE
+    assert outputs(path) == ["", ""]
 
 
 @pytest.mark.parametrize(

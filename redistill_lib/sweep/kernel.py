@@ -183,16 +183,20 @@ class _Execution:
         """Interrupt the cell where there is a reason, and kill its kernel where that is not enough."""
         while True:
             await asyncio.sleep(TICK)
-            if self.look():
+            if self.look() and self.notebook is not None:
                 with contextlib.suppress(RuntimeError, OSError):  # the kernel has just died
                     await interrupt()
-            hurried = len(self.signals.came) >= (1 if self.stopped == "timeout" else 2)
-            if self.stopped and (hurried or time.monotonic() - self.stopped_at > GRACE):
+            if self.stopped and self.has_waited():
                 self.kill(grace=0.0)
             late = 1.0 if self.cell > self.saved_cell else SAVE
             if time.monotonic() - self.saved > late:
                 with contextlib.suppress(OSError):  # a full disk is told at the end, if it is full then
                     self.save()
+
+    def has_waited(self) -> bool:
+        """Whether a stopped kernel has had its time: none before its first cell, none after a second signal."""
+        hurried = self.notebook is None or len(self.signals.came) >= (1 if self.stopped == "timeout" else 2)
+        return hurried or time.monotonic() - self.stopped_at > GRACE
 
     def kill(self, grace: float) -> None:
         if self.kernel:
