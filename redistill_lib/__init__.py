@@ -40,6 +40,7 @@ _HOMES = {
     "evaluate": "train",
     "load_runs": "runs",
     "load_model": "models.saved",
+    "record": "sweep.rows",
     "profile_memory": "memory",
     "measure_memory": "memory",
     "memory_bounds": "memory",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from redistill_lib.red import RedBlock, alignment_loss
     from redistill_lib.runs import load_runs
     from redistill_lib.student import derive_student
+    from redistill_lib.sweep.rows import record
     from redistill_lib.train import (
         STL10,
         DiffusionRecipe,

@@ -1,11 +1,13 @@
 """The `redistill` command: run notebooks and sweeps, profile memory, list runs and models.
 
-Exit codes: 0 all well, 1 a notebook failed, nothing fits a budget, or it was interrupted, 2 the command was wrong.
+Exit codes: 0 all well, 1 a notebook failed or was interrupted, or nothing fits a budget, 2 the command was wrong,
+128 + the number of a signal that ended it (130 for Ctrl-C).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
 from redistill_lib.checks import hint
+from redistill_lib.sweep.arguments import add_arguments, parameters, with_negative_values
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,7 +36,7 @@ BLOCKS = ("none", "published", "in place", "narrow", "narrow in place")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one sentence on stderr, no traceback."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(with_negative_values(argv))
     try:
         return _COMMANDS[arguments.command](arguments) or 0
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("redistill: interrupted", file=sys.stderr)
-        return 1
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="execute notebooks, with other parameters if you like")
     run.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
-    run.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
     run.add_argument("--in-place", action="store_true", help="put the new outputs into the notebooks themselves")
 
-    sweep = commands.add_parser("sweep", help="execute a notebook at every point of a grid (see sweeps/README.md)")
-    sweep.add_argument("grids", nargs="+", type=Path, metavar="FILE")
+    sweep = commands.add_parser("sweep", help="execute notebooks at every point of a grid (see sweeps/README.md)")
+    add_arguments(sweep)
 
     for command, folder in ((run, "runs/notebooks"), (sweep, "runs/sweeps")):
+        command.add_argument("-p", "--parameter", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+        command.add_argument("--timeout", type=float, metavar="SECONDS", help="end a notebook that takes longer")
         command.add_argument("--output", type=Path, default=Path(folder), metavar="DIR", help=f"default {folder}")
         command.add_argument("--no-html", dest="html", action="store_false", help="leave no HTML pages")
         command.add_argument("--index", type=Path, metavar="FILE", help="write an overview page of all that ran")
@@ -129,28 +133,35 @@ def tensors(text: str) -> tuple[Any, ...]:
 
 def _run(arguments: argparse.Namespace) -> int:
     from redistill_lib.report import duration, refresh_outputs, write_index
-    from redistill_lib.sweep import run_grids, run_notebooks
+    from redistill_lib.sweep import run_notebooks
 
-    options = {"html": arguments.html, "progress": sys.stderr.isatty()}
-    if arguments.command == "sweep":
-        results = run_grids(arguments.grids, arguments.output, **options)
-    else:
-        parameters = dict(arguments.parameter)
-        names = [name for name, _ in arguments.parameter]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"parameter {twice[0]} is given more than once")
-        if arguments.in_place and parameters:
-            raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
-        options["png"] = arguments.in_place  # committed outputs are read where nothing runs
-        results = run_notebooks(arguments.notebooks, parameters, arguments.output, **options)
-        for source, result in zip(arguments.notebooks, results, strict=False):  # fewer results after Ctrl-C
-            if arguments.in_place and result.ok:
-                refresh_outputs(source, result.notebook)
+    given = parameters(arguments.parameter)
+    if arguments.in_place and given:
+        raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
+    options = {"html": arguments.html, "progress": sys.stderr.isatty(), "timeout": arguments.timeout}
+    options["png"] = arguments.in_place  # committed outputs are read where nothing runs
+    results = run_notebooks(arguments.notebooks, given, arguments.output, **options)
+    for source, result in zip(arguments.notebooks, results, strict=False):  # fewer results after Ctrl-C
+        if arguments.in_place and result.ok:
+            refresh_outputs(source, result.notebook)
     rows = [(r.name, r.status, duration(r.seconds), r.error or r.html or r.notebook) for r in results]
     print(_table(("notebook", "status", "time", "where"), rows))
     if arguments.index:
         print(write_index(arguments.index.parent, notebooks=[arguments.output], file=arguments.index))
     return 0 if all(result.ok for result in results) else 1
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from redistill_lib.sweep.command import run_command
+
+    code = run_command(arguments, parameters(arguments.parameter))
+    if arguments.index and not arguments.dry_run:
+        from redistill_lib.report import write_index
+
+        page = write_index(arguments.index.parent, notebooks=[arguments.output], file=arguments.index)
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            print(page, flush=True)
+    return code
 
 
 def _runs(arguments: argparse.Namespace) -> None:
@@ -383,4 +394,4 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-_COMMANDS = {"run": _run, "sweep": _run, "runs": _runs, "memory": _memory, "models": _models}
+_COMMANDS = {"run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "models": _models}

@@ -24,6 +24,7 @@ from PIL import Image
 
 from redistill_lib.runs import load_runs, write_text
 from redistill_lib.sweep import NotebookError
+from redistill_lib.sweep.manifest import planned_names
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
@@ -108,6 +109,8 @@ def write_index(
     file = Path(file).resolve() if file else root / "index.html"
     found = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
     executed = [p for p in sorted(found) if ".ipynb_checkpoints" not in p.parts and p.with_suffix(".json").is_file()]
+    plans = {folder: planned_names(folder) for folder in {path.parent for path in executed}}
+    executed = [path for path in executed if _planned(path.stem, plans[path.parent])]
     sections = [_notebook_section(executed, file.parent)]
     for kind, (runs, same) in run_tables(load_runs(root)).items():
         shared = f"; the same in all: {_pairs(same)}" if same else ""
@@ -117,6 +120,11 @@ def write_index(
     time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     write_text(file, _PAGE.substitute(sections="\n".join(sections), time=time))
     return file
+
+
+def _planned(name: str, points: set[str] | None) -> bool:
+    """Whether an executed notebook still belongs to the sweep of its folder, if that is one's."""
+    return points is None or any(name == point or name.startswith(f"{point}-") for point in points)
 
 
 def _notebook_section(notebooks: Sequence[Path], base: Path) -> str:

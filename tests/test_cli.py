@@ -73,12 +73,16 @@ def test_in_place(make_notebook: MakeNotebook, capsys: pytest.CaptureFixture[str
         (["run", "a.ipynb", "-p", "LR", "1", "-p", "LR", "2"], "parameter LR is given more than once"),
         (["run", "b.ipynb"], "no notebook at"),
         (["run", "a.ipynb", "--output", "notebooks"], "holds a.ipynb itself"),
+        (["run", "a.ipynb", "-p", "EPOCHS", "-1e-3"], "EPOCHS wants int, got '-1e-3'"),
+        (["sweep", "grid.yaml", "--jobs", "0"], "jobs=0 is not a whole number of 1 or more"),
+        (["sweep", "grid.yaml", "--jobs", "2", "--scheduler", "tcp://a:1"], "--scheduler has workers of its own"),
+        (["sweep", "grid.yaml", "-p", "LR", "1", "-p", "LR", "2"], "parameter LR is given more than once"),
         (["run", "a.ipynb", "--in-place", "-p", "LR", "1"], "--in-place executes notebooks at their defaults only"),
         (["sweep", "grid.yaml"], "no sweep file at"),
         (["runs", "nowhere"], "no folder nowhere"),
         (["runs", "no\0where"], "root='no\\x00where' holds a null character"),
         (["run", "a\0b"], "notebooks='a\\x00b' holds a null character"),
-        (["sweep", "a\0b"], "grids='a\\x00b' holds a null character"),
+        (["sweep", "a\0b"], "path='a\\x00b' holds a null character"),
     ],
 )
 def test_bad_usage_is_one_sentence(
@@ -111,8 +115,8 @@ def test_ctrl_c_outside_a_kernel(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "run_grids", press)
-    assert main(["sweep", "grid.yaml"]) == 1
+    monkeypatch.setattr(sweep.command, "run_command", press)
+    assert main(["sweep", "grid.yaml"]) == 130
     assert capsys.readouterr().err == "redistill: interrupted\n"
 
 
@@ -121,18 +125,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--version"])
     assert stop.value.code == 0
     assert capsys.readouterr().out == f"redistill {redistill_lib.__version__}\n"
-
-
-def test_sweep(
-    make_notebook: MakeNotebook, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make_notebook("a")
-    Path("grid.yaml").write_text("{notebook: notebooks/a.ipynb, grid: {LR: [1, 2]}}")
-    monkeypatch.setattr(sweep.notebook, "_execute", lambda *_: None)
-    assert main(["sweep", "grid.yaml", "--no-html"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[:2] for line in lines[1:]] == [["a-LR=1", "ok"], ["a-LR=2", "ok"]]
-    assert Path("runs/sweeps/grid/a-LR=2.json").is_file()
 
 
 def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

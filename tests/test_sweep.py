@@ -1,11 +1,10 @@
-"""The strict notebook runner and what it leaves. Four tests here and in test_cli.py start a kernel, no more."""
+"""Parameters, sweeps and what executed notebooks leave; no kernel starts here."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from PIL import Image, ImageChops
 
 from redistill_lib import report, sweep
 from redistill_lib.parameters import convert, notebook_parameters
-from redistill_lib.sweep import NotebookError
 
 MakeNotebook = Callable[..., Path]
 EXPECTED = {
@@ -42,16 +40,6 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     monkeypatch.setattr(sweep.notebook, "_execute", execute)
     return executed
-
-
-def code_outputs(path: Path) -> dict[str, str]:
-    """Source → printed text or repr of each code cell."""
-    notebook = nbformat.read(path, as_version=4)
-    return {
-        cell.source: "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
-        for cell in notebook.cells
-        if cell.cell_type == "code"
-    }
 
 
 # parameters
@@ -160,72 +148,6 @@ def test_unknown_parameter_lists_close_matches(make_notebook: MakeNotebook, no_k
 # execution
 
 
-def test_execution(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One kernel: types of parameters, working directory, environment, interpreter, figures on the page."""
-    bogus = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
-    bogus.parent.mkdir(parents=True)
-    bogus.write_text(json.dumps({"argv": ["/nowhere/python", "{connection_file}"], "display_name": "x"}))
-    monkeypatch.setenv("JUPYTER_PATH", str(bogus.parents[2]))
-    here, show = os.getcwd(), "(EPOCHS, LR, AMP, PLAN, SEEDS, SIZES, COLOUR, NOTE)"
-    figure = "import plotly.graph_objects as go; go.Figure(go.Scatter(y=[1, 4, 9]))"
-    where = "import os, sys; print(os.getcwd(), sys.executable, os.environ['REDISTILL_BATCH'])"
-    path = make_notebook("tour", show, where, figure)
-    source = path.read_bytes()
-
-    output = tmp_path / "runs" / "notebooks"
-    given = {"EPOCHS": "5", "AMP": "no", "SIZES": "32,", "COLOUR": 'it\'s "#000"'}
-    result = sweep.run_notebook(path, given, output)
-
-    assert (result.ok, result.error, result.name) == (True, None, "tour")
-    cells = code_outputs(output / "tour.ipynb")
-    assert cells[show] == """(5, 0.1, False, '4-11221', [0, 1], (32,), 'it\\'s "#000"', None)"""
-    assert cells[where].split() == [str(path.parent), sys.executable, "1"]
-    assert "plotly-graph-div" in (output / "tour.html").read_text()
-    assert path.read_bytes() == source
-    assert os.getcwd() == here
-    record = json.loads((output / "tour.json").read_text())
-    assert record["parameters"] == {"EPOCHS": 5, "AMP": False, "SIZES": [32], "COLOUR": 'it\'s "#000"'}
-    assert (record["status"], record["error"], record["html"]) == ("ok", None, "tour.html")
-    assert record["seconds"] == result.seconds > 0
-    assert sorted(file.name for file in output.iterdir()) == ["tour.html", "tour.ipynb", "tour.json"]
-
-
-def test_interrupt_keeps_what_was_done_and_ends_the_list(make_notebook: MakeNotebook, tmp_path: Path) -> None:
-    """One kernel: the notebook presses Ctrl-C on its runner."""
-    stop = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"
-    paths = [make_notebook("a", "print('kept')", stop, "print('never')"), make_notebook("b")]
-    results = sweep.run_notebooks(paths, output_dir=tmp_path / "out")
-    assert [(r.name, r.status, r.interrupted) for r in results] == [("a", "failed", True)]
-    assert results[0].error == NotebookError(3, "KeyboardInterrupt", "")
-    cells = code_outputs(tmp_path / "out" / "a.ipynb")
-    assert cells["print('kept')"] == "kept\n"
-    assert cells["print('never')"] == ""
-    assert "KeyboardInterrupt" in (tmp_path / "out" / "a.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("outcome", "pressed", "error"),
-    [
-        (RuntimeError("Kernel died"), False, NotebookError(None, "RuntimeError", "Kernel died")),
-        (RuntimeError("Kernel died"), True, NotebookError(None, "KeyboardInterrupt", "")),
-        (None, True, NotebookError(None, "KeyboardInterrupt", "")),  # a cell caught it and went on
-        (None, False, None),
-    ],
-)
-def test_dead_kernels_and_interrupts(
-    monkeypatch: pytest.MonkeyPatch, outcome: Exception | None, pressed: bool, error: NotebookError | None
-) -> None:
-    import papermill
-
-    def execute(*_: object, kernel_manager_class: Any, **__: object) -> None:
-        kernel_manager_class.interrupted = pressed
-        if outcome:
-            raise outcome
-
-    monkeypatch.setattr(papermill, "execute_notebook", execute)
-    assert sweep.notebook._execute(Path("a.ipynb"), Path(), progress=False) == error
-
-
 def test_output_folder_must_be_another(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
     path = make_notebook("a")
     with pytest.raises(ValueError, match=r"holds a\.ipynb itself"):
@@ -260,8 +182,6 @@ def test_what_is_no_path_is_refused_before_any_kernel(
         lambda: sweep.run_notebook(path, output_dir=wrong),
         lambda: sweep.run_notebooks([path, wrong]),
         lambda: sweep.run_notebooks([path], output_dir=wrong),
-        lambda: sweep.run_grids(wrong),
-        lambda: sweep.run_grids([], output_dir=wrong),
     ]
     for call in calls:
         with pytest.raises(ValueError, match=r"^\w+=.* (is not text or a path|holds a null character)") as error:
@@ -277,55 +197,6 @@ def test_one_notebook_alone_is_a_list_of_one(
     assert "a: ok after 0 s" in capsys.readouterr().err  # a line each, off a terminal
     sweep.run_notebooks(str(make_notebook("a")), output_dir=tmp_path, html=False, progress=True)
     assert "after" not in capsys.readouterr().err
-
-
-def test_earlier_status_and_page_are_gone_when_a_run_starts(
-    make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, output = make_notebook("a"), tmp_path / "out"
-    output.mkdir()
-    for stale in ("a.json", "a.html"):
-        (output / stale).write_text("stale")
-
-    def killed(notebook: Path, folder: Path, progress: bool, png: bool) -> None:
-        raise SystemExit
-
-    monkeypatch.setattr(sweep.notebook, "_execute", killed)
-    with pytest.raises(SystemExit):
-        sweep.run_notebook(path, output_dir=output)
-    assert [file.name for file in output.iterdir()] == ["a.ipynb"]
-
-
-def test_errors_say_where() -> None:
-    assert str(NotebookError(3, "ValueError", "no")) == "In [3]: ValueError: no"
-    assert str(NotebookError(None, "DeadKernelError", "")) == "kernel: DeadKernelError"
-
-
-# grids
-
-
-def test_grid_runs_every_point(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
-    make_notebook("tour")
-    grid = tmp_path / "sizes.yaml"
-    grid.write_text(
-        "notebook: notebooks/tour.ipynb\nparameters: {EPOCHS: 9}\ngrid: {LR: [1, 0.5], PLAN: [4-11221, 8-11121]}\n"
-    )
-    results = sweep.run_grids([grid], tmp_path / "out", html=False)
-    assert {r.name: r.parameters for r in results} == {
-        "tour-LR=1-PLAN=4-11221": {"EPOCHS": 9, "LR": 1.0, "PLAN": "4-11221"},
-        "tour-LR=1-PLAN=8-11121": {"EPOCHS": 9, "LR": 1.0, "PLAN": "8-11121"},
-        "tour-LR=0.5-PLAN=4-11221": {"EPOCHS": 9, "LR": 0.5, "PLAN": "4-11221"},
-        "tour-LR=0.5-PLAN=8-11121": {"EPOCHS": 9, "LR": 0.5, "PLAN": "8-11121"},
-    }
-    assert [path.parent for path in no_kernel] == [tmp_path / "out" / "sizes"] * 4
-    assert len(list((tmp_path / "out" / "sizes").glob("*.json"))) == 4
-
-
-def test_interrupt_ends_a_grid(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_notebook("tour")
-    (tmp_path / "g.yaml").write_text("{notebook: notebooks/tour.ipynb, grid: {LR: [1, 2]}}")
-    monkeypatch.setattr(sweep.notebook, "_execute", lambda *_: NotebookError(None, "KeyboardInterrupt", ""))
-    assert [r.name for r in sweep.run_grids([tmp_path / "g.yaml"], tmp_path / "out", html=False)] == ["tour-LR=1"]
 
 
 # committed outputs
@@ -455,21 +326,6 @@ def test_durations() -> None:
     assert [report.duration(s) for s in (4.21, 59.96, 75, 7260)] == ["4.2 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]
 
 
-def test_images_are_asked_for_in_place_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[dict[str, str]] = []
-
-    def manager(environment: dict[str, str]) -> Any:
-        seen.append(environment)
-        raise RuntimeError
-
-    monkeypatch.setattr(sweep.notebook, "_kernel_manager", manager)
-    for png in (False, True):
-        with pytest.raises(RuntimeError):
-            sweep.notebook._execute(Path("a.ipynb"), Path(), progress=False, png=png)
-    assert [e["PLOTLY_RENDERER"].endswith("+png") for e in seen] == [False, True]
-    assert all(e["REDISTILL_BATCH"] == "1" for e in seen)
-
-
 def test_what_is_given_is_in_the_name(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:
     path = make_notebook("tour", "1")
     for given in ({}, {"EPOCHS": 1}, {"PLAN": "8-11121"}):
@@ -479,13 +335,3 @@ def test_what_is_given_is_in_the_name(make_notebook: MakeNotebook, tmp_path: Pat
         "tour-EPOCHS=1",
         "tour-PLAN=8-11121",
     ]
-
-
-def test_links_between_pages_stay_among_pages(make_notebook: MakeNotebook) -> None:
-    path = make_notebook("tour")
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_markdown_cell("[next](01_next.ipynb) [all](README.md)"))
-    nbformat.write(notebook, path)
-    page = sweep.notebook._html(path)
-    assert 'href="01_next.html"' in page
-    assert 'href="../index.html"' in page

@@ -1,8 +1,46 @@
-"""Notebooks run with papermill, alone or at every point of a sweep. No torch."""
+"""Notebooks run with papermill, alone or at every point of a sweep, by any number of workers. No torch.
 
-from redistill_lib.sweep.notebook import NotebookError, NotebookResult, run_notebook
-from redistill_lib.sweep.runner import run_grids, run_notebooks
-from redistill_lib.sweep.spec import Point, Sweep, notebook_point, read_sweep
+Names are imported on first use: a command that runs nothing waits for none of it.
+"""
 
-__all__ = ["NotebookError", "NotebookResult", "Point", "Sweep", "notebook_point", "read_sweep"]
-__all__ += ["run_grids", "run_notebook", "run_notebooks"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOMES = {
+    "NotebookError": "kernel",
+    "NotebookOptions": "kernel",
+    "NotebookResult": "notebook",
+    "run_notebook": "notebook",
+    "record": "rows",
+    "recorded": "rows",
+    "SweepOptions": "runner",
+    "SweepResult": "runner",
+    "run_notebooks": "runner",
+    "run_sweep": "runner",
+    "Point": "spec",
+    "Sweep": "spec",
+    "notebook_point": "spec",
+    "read_sweep": "spec",
+    "summarise": "table",
+    "sweep_table": "table",
+}
+__all__ = [*_HOMES]
+
+if TYPE_CHECKING:
+    from redistill_lib.sweep import command, notebook, runner, spec
+    from redistill_lib.sweep.kernel import NotebookError, NotebookOptions
+    from redistill_lib.sweep.notebook import NotebookResult, run_notebook
+    from redistill_lib.sweep.rows import record, recorded
+    from redistill_lib.sweep.runner import SweepOptions, SweepResult, run_notebooks, run_sweep
+    from redistill_lib.sweep.spec import Point, Sweep, notebook_point, read_sweep
+    from redistill_lib.sweep.table import summarise, sweep_table
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in (*_HOMES.values(), "command"):
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""`redistill sweep`: what it does, and what it prints."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import statistics
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from pathlib import Path
+
+from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
+from redistill_lib.sweep.progress import spoken
+from redistill_lib.sweep.runner import SweepOptions, SweepResult, run_sweep, write_tables
+from redistill_lib.sweep.spec import Sweep, read_sweep
+
+
+def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """Run, list or tabulate the files of a command; returns its exit code."""
+    names = ("jobs", "shard", "failed", "force", "fail_fast", "timeout", "retries", "html")
+    options = SweepOptions(**{name: getattr(arguments, name) for name in names})
+    if arguments.scheduler and options.jobs > 1:
+        raise ValueError("--scheduler has workers of its own: leave out --jobs")
+    sweeps = [read_sweep(path, overrides or None) for path in arguments.grids]
+    stems = [sweep.name for sweep in sweeps]
+    if twin := [name for name in stems if stems.count(name) > 1]:
+        raise ValueError(f"several files are sweeps named {twin[0]}: run each with another --output")
+    folders = [sweep_folder(arguments.output, sweep) for sweep in sweeps]
+    if arguments.table:
+        for sweep in sweeps:
+            print(write_tables(arguments.output, sweep))
+        return 0
+    if arguments.dry_run:
+        for sweep, folder in zip(sweeps, folders, strict=True):
+            how = {"failed": options.failed, "force": options.force}
+            plan = make_plan(folder, sweep, shard=options.shard, **how)
+            print("\n".join(forecast(sweep, folder, plan, options.jobs)))
+        return 0
+    code = 0
+    with dask(arguments.scheduler) as executor:
+        for sweep in sweeps:
+            result = run_sweep(sweep, arguments.output, executor=executor, options=options)
+            code = max(code, result.exit_code)
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                print("\n".join(account(result, len(sweep.points))), flush=True)
+            if result.signal or result.problem:
+                break
+    return code
+
+
+@contextlib.contextmanager
+def dask(address: str | None) -> Iterator[Executor | None]:
+    """An executor of the cluster at that address."""
+    if address is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ImportError('--scheduler needs Dask: pip install "redistill-lab[dask]"') from None
+    # Of a scheduler that is gone it would log a traceback; what there is to say is said here.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise OSError(f"no Dask scheduler answers at {address} ({error}): start one with `dask scheduler`") from None
+    try:
+        yield client.get_executor(pure=False)
+    finally:
+        client.close(timeout=2)
+
+
+def account(result: SweepResult, total: int) -> list[str]:
+    """A line for each point that ran and did not end well, and one about all."""
+    bad = [status for status in result.statuses if not status.ok]
+    lines = [f"{s.name}: {s.status}, {spoken(s.seconds)}{f'; {_first(s.error)}' if s.error else ''}" for s in bad]
+    ok = len(result.statuses) - len(bad)
+    parts = [f"{ok} ok ({ok - sum(s.ok for s in result.statuses if s.name in result.ran)} before)"]
+    parts += [f"{len(bad)} not"] if bad else []
+    parts += [f"{len(result.left)} left"] if result.left else []
+    where = f"; {result.table}" if result.table else ""
+    return [*lines, f"{result.name}, {total} points: {', '.join(parts)}{where}"]
+
+
+def _first(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:
+    """What a call would run, and what it would take."""
+    done = {status.name for status in plan.done}
+    todo = {point.name for point in plan.todo}
+    lines = []
+    for point in sweep.points:
+        if point.name in done | todo:
+            lines.append(f"{'done' if point.name in done else 'to do':>7}  {point.name}")
+    lines += plan.told(len(sweep.points))
+    count, similar = len(plan.todo), earlier(sweep, folder)
+    if count and similar:
+        seconds = statistics.median(status.seconds for status in similar)
+        size = statistics.median(status.bytes for status in similar) * count
+        time = spoken(seconds * -(-count // jobs))
+        lines.append(f"{count} to do: about {time} and {size / 1e6:.3g} MB, as {len(similar)} earlier points took")
+    else:
+        lines.append(
+            f"{count} to do{'; no point of these notebooks has run, so nothing says how long' * bool(count)}"
+        )
+    return lines
+
+
+def earlier(sweep: Sweep, folder: Path) -> list[PointStatus]:
+    """Points of the same notebooks that are done: of this sweep, or where it has none, of those beside it."""
+    stems = {path.stem for path in sweep.notebooks}
+    for files in (folder.glob("points/*.json"), folder.parent.glob("*/points/*.json")):
+        found = [read_status(file.parents[1], file.stem) for file in files]
+        if same := [status for status in found if status and status.ok and set(status.notebooks) == stems]:
+            return same
+    return []

@@ -1,0 +1,140 @@
+"""What a sweep says while it runs: lines in a log, a live table on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from redistill_lib.progress import is_live
+from redistill_lib.sweep.manifest import PointStatus
+
+CELL_SECONDS = 15.0  # between two lines about cells of one point
+ROWS = 8  # of points that run now
+
+
+def spoken(seconds: float) -> str:
+    """A length of time as one says it in passing.
+
+    >>> spoken(51.3), spoken(840), spoken(7300)
+    ('51 s', '14 min', '2 h 2 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class Progress:
+    """Counts the points of one sweep and shows them.
+
+    `earlier` are the seconds of points that ran before, from which the time left is told until others have finished.
+    """
+
+    def __init__(self, name: str, total: int, done: int, *, jobs: int, earlier: Iterable[float] = ()):
+        self.name, self.total, self.jobs = name, total, max(jobs, 1)
+        self.counts = {"done": done, "failed": 0, "interrupted": 0}
+        self.earlier, self.lengths = [*earlier], list[float]()
+        self.running: dict[str, tuple[float, str]] = {}  # point → when it began, and its cell
+        self._told: dict[str, float] = {}
+        self._note = ""
+        self._bars: list[Any] = []
+        self.file: TextIO = sys.stderr
+        self.live = self.file.isatty() or is_live()
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the last point is done, by the median of those that are; None as long as none is."""
+        lengths = self.lengths or self.earlier
+        if not lengths:
+            return None
+        usual, now = statistics.median(lengths), time.monotonic()
+        begun = sum(min(now - since, usual) for since, _ in self.running.values())
+        return max((self.total - sum(self.counts.values())) * usual - begun, 0.0) / max(self.jobs, len(self.running))
+
+    def say(self, text: str) -> None:
+        """A line above the table, or in the log; a terminal that is gone stops nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            if self.live and self._bars:
+                self._bars[0].write(text, file=self.file)
+            else:
+                print(text, file=self.file, flush=True)
+
+    def note(self, text: str) -> None:
+        """Say what is waited for, once."""
+        if text and text != self._note:
+            self.say(text)
+        self._note = text
+
+    def started(self, name: str) -> None:
+        if name not in self.running:
+            self.running[name] = time.monotonic(), ""
+            if not self.live:
+                self.say(f"[{sum(self.counts.values())}/{self.total}] {name}: started")
+
+    def cell(self, name: str, cell: str) -> None:
+        if not cell or name not in self.running or self.running[name][1] == cell:
+            return
+        since, now = self.running[name][0], time.monotonic()
+        self.running[name] = since, cell
+        if not self.live and self.jobs == 1 and now - self._told.get(name, since) >= CELL_SECONDS:
+            self._told[name] = now
+            self.say(f"  {name}: cell {cell}, {spoken(now - since)}")
+
+    def forget(self, name: str) -> None:
+        """It did not run after all, or is tried again."""
+        self.running.pop(name, None)
+
+    def finished(self, status: PointStatus) -> None:
+        self.forget(status.name)
+        kind = "done" if status.ok else "interrupted" if status.status == "interrupted" else "failed"
+        self.counts[kind] += 1
+        if status.ok:
+            self.lengths.append(status.seconds)
+        told = f"{status.status}, {spoken(status.seconds)}"
+        if status.error and not status.ok:
+            told += f"; {status.error.strip().partition(chr(10))[0]}"
+        left, rest = self.left, self.total - sum(self.counts.values())
+        ahead = f"; about {spoken(left)} left" if left and rest else ""
+        if not (self.live and status.ok):
+            self.say(f"[{sum(self.counts.values())}/{self.total}] {status.name}: {told}{ahead}")
+        self.show()
+
+    def show(self) -> None:
+        """Draw the table again, on a terminal."""
+        if not self.live:
+            return
+        from tqdm import tqdm
+        from tqdm.notebook import tqdm_notebook
+
+        with contextlib.suppress(OSError, ValueError):
+            if not self._bars and is_live():
+                self._bars = [tqdm_notebook(total=self.total, leave=False)]
+            if not self._bars:
+                shape: dict[str, Any] = {"file": self.file, "leave": False, "dynamic_ncols": True}
+                self._bars = [tqdm(total=self.total, bar_format="{desc} |{bar}| {postfix}", **shape)]
+                below = range(1, min(self.jobs, ROWS) + 1)
+                self._bars += [tqdm(bar_format="{desc}", position=n, **shape) for n in below]
+            head, *rows = self._bars
+            head.n = sum(self.counts.values())
+            left = "" if self.left is None else f", about {spoken(self.left)} left"
+            counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count or kind == "done")
+            head.set_description_str(f"{self.name} {head.n}/{self.total}", refresh=False)
+            head.set_postfix_str(f"{counts}, {len(self.running)} running{left}", refresh=False)
+            lines = [
+                f"  {name}  {spoken(time.monotonic() - since)}{f'  cell {cell}' if cell else ''}"
+                for name, (since, cell) in sorted(self.running.items(), key=lambda item: item[1][0])
+            ]
+            for row, line in zip(rows, [*lines, *[""] * len(rows)], strict=False):
+                row.set_description_str(line, refresh=False)
+            for bar in self._bars:
+                bar.refresh()
+
+    def close(self) -> None:
+        for bar in reversed(self._bars):
+            with contextlib.suppress(OSError, ValueError):
+                bar.close()
+        self._bars = []
