@@ -276,7 +276,7 @@ def _without_images() -> str:
     import kaleido
 
     try:
-        kaleido.calc_fig_sync({"data": [], "layout": {}})
+        kaleido.Kaleido()  # looks for a browser, and starts none
     except Exception as error:
         reason = " ".join(str(error).split()).partition(". ")[0]
         return f"images of figures need Chrome or Chromium (Debian: apt-get install chromium): {reason}"
