@@ -36,14 +36,15 @@ def role_key(role: str) -> str:
 def label(role: str) -> str:
     """The role as a reader calls it.
 
-    >>> label("student"), label("red+kd"), label("red-blocks"), label("untrained")
-    ('naive student', 'RED + KD', 'RED blocks, no loss', 'untrained')
+    >>> label("student"), label("red+kd"), label("red-blocks"), label("RED blocks + kd")
+    ('naive student', 'RED + KD', 'RED blocks, no loss', 'RED blocks + KD')
     """
     key = role_key(role)
     if key in _LABELS:
         return _LABELS[key]
-    parts = key.split("+")
-    return " + ".join(_PARTS.get(part, part) for part in parts) if _PARTS.keys() & set(parts) else role
+    known = set(key.split("+")) <= _PARTS.keys()
+    parts = (part.strip() for part in (key if known else role).split("+"))
+    return " + ".join(_PARTS.get(part.lower(), part) for part in parts)
 
 
 def the(role: str) -> str:
