@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import nbformat
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: xdist already fills the cores
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, by all that is started too
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
 PARAMETERS = """\
 EPOCHS = 3  # the paper has EPOCHS = 300
