@@ -12,7 +12,7 @@ import nbformat
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: xdist already fills the cores
-signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, by all that is started too
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
 
 PARAMETERS = """\
