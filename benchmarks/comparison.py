@@ -51,7 +51,8 @@ VIEWS = 16
 KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
 LOSS = tuple(red.replace("red", "red-loss") for red in RED)
-WAYS = "from the teacher", "RED + KD, from the teacher", "late", "narrow", "small"  # of comparisons.png
+LATE = "late, RED + KD, from the teacher"
+WAYS = "from the teacher", "RED + KD, from the teacher", "late", LATE, "narrow", "small"  # of comparisons.png
 SIZES = 1, 7 / 8, 3 / 4  # of the images, as shares of their side
 
 Arms = dict[str, list[rd.Arm]]
@@ -172,7 +173,9 @@ def main() -> None:
     if unknown := [name for name in names if name not in every]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {'; '.join(every)}")
     if given.list:
-        print("\n".join(f"{name}: {every[name][0].model} ×{every[name][0].width:g}" for name in names))
+        for name in names:
+            arm = every[name][0]
+            print(f"{name}: {arm.model} ×{arm.width:g}" + f" at {arm.image_size} px" * bool(arm.image_size))
         return
     options = rd.RunOptions(given.runs, cpu=True, cache=f"{given.runs}/cache", cache_limit="20GB")
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:

@@ -159,12 +159,13 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
     figure.add_vline(0, line={"color": INK, "width": 1.5})
     reference = references.pop()
     figure.update_xaxes(title=f"test accuracy, points above {escape(reference)}")
-    best: dict[str, list[str]] = {}
+    leaders = list[str]()
     for data, result in results.items():
-        best.setdefault(next(arm for arm in result.table["arm"] if arm in (*names, reference)), []).append(data)
-    told = "; ".join(f"{arm} on {listed(data)}" for arm, data in best.items())
+        best, *others = (arm for arm in result.table["arm"] if arm in (*names, reference))
+        alike = [f"“{arm}”" for arm in others if not result.difference(best, arm).decided]
+        leaders.append(f"{best} on {data}" + f", not told from {listed(alike)}" * bool(alike))
     note = "In pairs of one teacher and one test image; lines: 95 % interval for other seeds and other test images."
-    title = escape(f"Most accurate at one peak, in equal seconds: {told}", quote=False)
+    title = escape(f"Most accurate at one peak, in equal seconds: {'; '.join(leaders)}", quote=False)
     return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))
 
 
