@@ -38,7 +38,7 @@ lint: $(READY) ## check style, formatting and types
 	$(BIN)/mypy redistill_lib
 
 bench: $(READY) ## run each benchmark as its own command
-	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do \
+	@set -e; for script in $(filter-out benchmarks/diffusion_report.py,$(sort $(wildcard benchmarks/*.py))); do \
 	  echo "$(BIN)/python $$script"; $(BIN)/python $$script; done
 
 sweep: $(READY) ## run the sweeps that take minutes, or those named in GRIDS="sweeps/a.yaml …"

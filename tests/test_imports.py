@@ -30,11 +30,11 @@ FLOORS = [
     {"student"},
     {"distill", "memory"},
     {"methods", "models", "network", "sweep"},
-    {"red", "data", "identity", "results", "runs", "plans", "parameters"},
+    {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
     {"checks", "progress", "source"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-TORCH_FREE = ["cli", "sweep", "report", "results", "runs", "source", "plans", "parameters"]
+TORCH_FREE = ["cli", "sweep", "report", "results", "runs", "source", "plans", "parameters", "executors"]
 SLOW_OR_OPTIONAL = {"plotly", "ipywidgets", "diffusers", "datasets", "accelerate"}
 
 

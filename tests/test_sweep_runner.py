@@ -21,9 +21,9 @@ from redistill_lib.sweep import (
     Sweep,
     SweepOptions,
     SweepResult,
+    loop,
     manifest,
     run_sweep,
-    runner,
     summarise,
     worker,
 )
@@ -343,7 +343,7 @@ def test_a_point_that_another_holds_is_waited_for(
 
         def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
             if len(notebooks.ran) == 2:
-                real_look = runner._Run._look
+                real_look = loop.Run._look
 
                 def look(self: Any) -> None:
                     real_look(self)
@@ -351,7 +351,7 @@ def test_a_point_that_another_holds_is_waited_for(
                         manifest.write_status(tmp_path / "rates", replace(status, status="failed", error="theirs"))
                         lease.release()
 
-                patch.setattr(runner._Run, "_look", look)
+                patch.setattr(loop.Run, "_look", look)
             return super().submit(fn, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -436,7 +436,7 @@ def here(make_notebook: MakeNotebook, tmp_path: Path, notebooks: Notebooks, monk
     make_notebook("tour")
     (tmp_path / "s.yaml").write_text("notebook: notebooks/tour.ipynb\ngrid: {LR: [0.1, 0.2]}\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "Workers", lambda jobs: Elsewhere(Inline()))
+    monkeypatch.setattr(loop, "Workers", lambda jobs: Elsewhere(Inline()))
     return tmp_path / "runs" / "sweeps" / "s"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from redistill_lib.comparison.lengths import Budget, EpochCost, Length, lengths,
 from redistill_lib.comparison.result import Comparison
 from redistill_lib.comparison.trials import Trial, look_at, right_about, try_arm
 from redistill_lib.data import DataSplits, load_data
+from redistill_lib.executors import check_executor
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import answer
@@ -129,19 +130,6 @@ def _seeds(seeds: Any) -> list[int]:
     if not found or TRIAL_SEED in found or len(set(found)) < len(found):
         raise ValueError(f"seeds are one or more, each once, and not {TRIAL_SEED}, under which candidates are tried")
     return found
-
-
-def check_executor(executor: Any) -> None:
-    """Refuse what would train several at a time in one process, or hang."""
-    check_type("executor", executor, Executor, None)
-    if isinstance(executor, ThreadPoolExecutor):
-        raise ValueError("threads would share one state of random numbers; give an executor of processes, or none")
-    context = getattr(executor, "_mp_context", None)  # of the standard library's pool
-    if context is not None and context.get_start_method() == "fork":
-        raise ValueError(
-            "processes that are forked hang once torch has run: "
-            "ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'))"
-        )
 
 
 class _Job(NamedTuple):

@@ -15,8 +15,8 @@ _HOMES = {
     "run_notebook": "notebook",
     "record": "rows",
     "recorded": "rows",
-    "SweepOptions": "runner",
-    "SweepResult": "runner",
+    "SweepOptions": "options",
+    "SweepResult": "options",
     "run_notebooks": "runner",
     "run_sweep": "runner",
     "Point": "spec",
@@ -29,11 +29,12 @@ _HOMES = {
 __all__ = [*_HOMES]
 
 if TYPE_CHECKING:
-    from redistill_lib.sweep import command, notebook, runner, spec
+    from redistill_lib.sweep import command, loop, notebook, runner, spec
     from redistill_lib.sweep.kernel import NotebookError, NotebookOptions
     from redistill_lib.sweep.notebook import NotebookResult, run_notebook
+    from redistill_lib.sweep.options import SweepOptions, SweepResult
     from redistill_lib.sweep.rows import record, recorded
-    from redistill_lib.sweep.runner import SweepOptions, SweepResult, run_notebooks, run_sweep
+    from redistill_lib.sweep.runner import run_notebooks, run_sweep
     from redistill_lib.sweep.spec import Point, Sweep, notebook_point, read_sweep
     from redistill_lib.sweep.table import summarise, sweep_table
 
@@ -41,6 +42,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in (*_HOMES.values(), "command"):
+    if name in (*_HOMES.values(), "command", "loop"):
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

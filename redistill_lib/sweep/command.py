@@ -11,8 +11,9 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
+from redistill_lib.sweep.options import SweepOptions, SweepResult
 from redistill_lib.sweep.progress import spoken
-from redistill_lib.sweep.runner import SweepOptions, SweepResult, run_sweep, write_tables
+from redistill_lib.sweep.runner import run_sweep, write_tables
 from redistill_lib.sweep.spec import Sweep, read_sweep
 
 
