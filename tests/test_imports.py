@@ -24,6 +24,7 @@ FLOORS = [
     {"cli"},
     {"explorers"},
     {"figures", "report"},
+    {"tradeoffs"},
     {"comparison"},
     {"train", "budget", "export"},
     {"attention", "costs", "diffusion", "maps", "quality"},

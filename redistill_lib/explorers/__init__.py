@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from redistill_lib.explorers.pairs import Drawn, Networks
+    from redistill_lib.tradeoffs import Tradeoffs
 
-__all__ = ["feature_map_explorer", "live_curves", "memory_explorer", "sampling_trajectories", "stride_plan"]
+__all__ = [
+    "feature_map_explorer",
+    "live_curves",
+    "memory_explorer",
+    "sampling_trajectories",
+    "stride_plan",
+    "tradeoff_explorer",
+]
 
 
 def stride_plan(
@@ -107,6 +115,30 @@ def sampling_trajectories(
     from redistill_lib.explorers.pairs import TrajectoryExplorer
 
     return TrajectoryExplorer(models, shape, n, steps, choices).view
+
+
+def tradeoff_explorer(
+    result: Tradeoffs,
+    data: str | None = None,
+    budget: int | str | None = None,
+    dtype: str = "fp32",
+    image: int = 0,
+) -> widgets.VBox | None:
+    """Move the budget: what does not fit turns grey, the best that does is named, with the call that makes it.
+
+    `result` is what `redistill_lib.tradeoffs.read_tradeoffs` gives. Click a point, or choose it, to see its training,
+    its memory step by step, and the map of test image `image` in it beside its teacher's, or their plans where no
+    weights are at hand. It opens with `data`, `budget` and `dtype`.
+
+    >>> from redistill_lib.tradeoffs import read_tradeoffs
+    >>> tradeoff_explorer(read_tradeoffs(), "cifar10", "16KB") is None
+    True
+    """
+    if not is_live():
+        return None
+    from redistill_lib.explorers.tradeoffs import TradeoffExplorer
+
+    return TradeoffExplorer(result, data, budget, dtype, image).view
 
 
 class LiveCurves:

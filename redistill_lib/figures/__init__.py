@@ -1,6 +1,7 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
 from redistill_lib.figures.attention import attention_maps, attention_reach
+from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
 from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
 from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
 from redistill_lib.figures.maps import feature_maps, tap_scores
@@ -8,6 +9,7 @@ from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
 from redistill_lib.figures.quality import quality_vs_memory
 from redistill_lib.figures.samples import images, sample_grids, trajectories, trajectory_step
+from redistill_lib.figures.tradeoffs import tradeoffs
 from redistill_lib.figures.training import accuracies, curves, denoising_curves
 
 __all__ = [
@@ -32,6 +34,9 @@ __all__ = [
     "sample_grids",
     "stride_plans",
     "tap_scores",
+    "tradeoff_choices",
+    "tradeoff_curves",
+    "tradeoffs",
     "trajectories",
     "trajectory_step",
 ]

@@ -1,0 +1,86 @@
+"""Where points and their names stand so that none lies on another, in pixels from the plot's lower left."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+Point = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def beside(points: Sequence[Point], reach: Sequence[float], step: float) -> list[float]:
+    """How far to the right each point moves: not at all where it is free, else the fewest steps to either side.
+
+    A point takes `step` around it, and a narrow strip as far as its interval reaches above and below. Those to the
+    left choose first.
+
+    >>> beside([(100, 50), (100, 60), (100, 200)], [0, 0, 0], 17)
+    [0.0, 17.0, 0.0]
+    """
+    moved, placed = [0.0] * len(points), list[tuple[float, float, float]]()
+    for k in sorted(range(len(points)), key=lambda k: points[k]):
+        x, y = points[k]
+        tries = itertools.chain([0.0], *([n * step, -n * step] for n in range(1, len(points) + 1)))
+        moved[k] = next(by for by in tries if not _meets((x + by, y, reach[k]), placed, step))
+        placed.append((x + moved[k], y, reach[k]))
+    return moved
+
+
+def _meets(point: tuple[float, float, float], others: Iterable[tuple[float, float, float]], step: float) -> bool:
+    x, y, half = point
+    return any(
+        abs(x - left) < step
+        and (abs(y - middle) < step or (abs(y - middle) < half + reach and abs(x - left) < step / 2))
+        for left, middle, reach in others
+    )
+
+
+_MANY = 14
+
+
+class Place(NamedTuple):
+    """Where a name stands beside its point: how far, which of its ends is there, and whether a line leads to it."""
+
+    right: float
+    above: float
+    anchor: str  # left, right or center
+    led: bool = False
+
+
+_NEAR = Place(14, 0, "left"), Place(-14, 0, "right"), Place(0, 19, "center"), Place(0, -19, "center")
+_FAR = tuple(
+    Place(sign * away, up, anchor, True)
+    for away in (30, 60, 100)
+    for up in (34, -34, 62, -62, 96, -96)
+    for sign, anchor in ((1, "left"), (-1, "right"))
+)
+
+
+def name_places(points: Sequence[Point], lengths: Sequence[float], width: float, height: float) -> list[Place | None]:
+    """For each point, where its name stands: close by, else at the end of a short line, else nowhere.
+
+    `lengths` are those of the names, `width` and `height` the plot's. No name lies on a point or another name; the
+    first points choose first. Of many points none has a line, as they would cross.
+
+    >>> [place.anchor for place in name_places([(50, 50), (70, 50)], [30, 30], 200, 100)]
+    ['right', 'left']
+    """
+    taken: list[Box] = [(x - 8, y - 8, x + 8, y + 8) for x, y in points]
+    found: list[Place | None] = []
+    for (x, y), length in zip(points, lengths, strict=True):
+        for place in (*_NEAR, *(_FAR if len(points) <= _MANY else ())):
+            left = x + place.right - {"left": 0.0, "right": length, "center": length / 2}[place.anchor]
+            box = (left, y + place.above - 8, left + length, y + place.above + 8)
+            if box[0] > 2 and box[2] < width - 2 and box[1] > 2 and box[3] < height and not _hits(box, taken):
+                taken.append(box)
+                found.append(place)
+                break
+        else:
+            found.append(None)
+    return found
+
+
+def _hits(box: Box, others: Iterable[Box]) -> bool:
+    return any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in others)

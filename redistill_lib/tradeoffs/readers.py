@@ -1,0 +1,247 @@
+"""Points from what is on disk: comparisons, tables of sweeps, run stores, scores of images, published numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from redistill_lib.checks import as_path
+from redistill_lib.comparison import Comparison
+from redistill_lib.models import student_name
+from redistill_lib.quality import compare_quality
+from redistill_lib.results import interval, label, role_key
+from redistill_lib.runs import Run, damaged, load_runs
+from redistill_lib.shipped import measured, published
+from redistill_lib.tradeoffs.result import ACCURACY, Tradeoffs
+
+Points = Iterator[tuple[dict[str, Any], pd.DataFrame]]  # each with its curves
+_NONE = pd.DataFrame(columns=["data", "name", "seed", "seconds", "accuracy"])
+_USUAL: dict[str, Any] = {
+    "metric": ACCURACY, "source": "measured", "init": "", "width": 1.0, "image_size": math.nan, "half": math.nan,
+    "multiply_adds": math.nan, "parameters": math.nan, "convention": "fused", "teacher": "", "run": "",
+}  # fmt: skip
+#: Parameters of a notebook that change nothing in a network, or over which means are made.
+_ASIDE = {"SEED", "SEEDS", "RUNS", "JOBS", "IMAGE"}
+_WANTED = (
+    "a sweep's folder (runs/sweeps/NAME, with its table.csv), a saved comparison (comparison.json), a run store "
+    "(folders with run.json), a table of scores (fid, kid, peak_bytes), or a folder of such"
+)
+
+
+def read_tradeoffs(
+    results: str | Path | None = None, *, runs: str | Path = "runs", published: bool = False
+) -> Tradeoffs:
+    """Networks with their peak and their score, from `results`.
+
+    `results` is a sweep's folder, a saved comparison, a run store, a table of scores, or a folder of these; left out,
+    all that comes with the package. A comparison's runs are looked for in the store `runs`, for their weights. With
+    `published` the authors' points are there too. Raises FileNotFoundError for what is not there, ValueError for a
+    folder or a file without results.
+
+    >>> found = read_tradeoffs()
+    >>> "cifar10" in found.panels, found.panel("cifar10").best("16KB")["name"]
+    (True, 'small')
+    """
+    folder = measured() if results is None else as_path("results", results)
+    if not folder.exists():
+        raise FileNotFoundError(f"results={str(results)!r} is not there; give {_WANTED}")
+    points = [*_read(folder, Path(as_path("runs", runs)))]
+    if not points:
+        raise ValueError(f"{folder} holds no results with a peak; give {_WANTED}")
+    if published:
+        points += _published()
+    return Tradeoffs.of([_USUAL | row for row, _ in points], [curves for _, curves in points])
+
+
+def _read(path: Path, runs: Path) -> Points:
+    if path.is_file():
+        yield from _table(path)
+    elif (path / "comparison.json").exists():
+        yield from of_comparison(Comparison.load(path), runs)
+    elif (path / "table.csv").exists():
+        yield from _table(path / "table.csv")
+    elif any(path.glob("*/run.json")):
+        yield from _store(path)
+    else:
+        for inner in sorted(path.iterdir()):
+            if inner.name[0] not in "._" and (inner.is_dir() or inner.suffix == ".csv"):
+                yield from _read(inner, runs)
+
+
+def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
+    """A point for each arm and the teacher. Intervals are for other seeds and other test images."""
+    firsts = found.runs.groupby("arm", sort=False).first()
+    teacher = firsts.loc["teacher"] if "teacher" in firsts.index else None
+    for arm, first in firsts.iterrows():
+        mean, folder = found.accuracy(str(arm)), runs / str(first["run"])
+        method = first["methods"] if isinstance(first["methods"], str) and first["methods"] else "student"
+        yield {
+            "name": arm, "data": found.name, "model": first["model"], "width": first["width"],
+            "method": "teacher" if arm == "teacher" else role_key(method), "image_size": first["image_size"],
+            "init": "teacher" if first["init"] == "teacher" else "", "score": mean.value, "half": mean.half,
+            "seeds": int((found.runs["arm"] == arm).sum()), "peak_bytes": first["peak_bytes"],
+            "multiply_adds": first["multiply_adds"], "parameters": first["parameters"],
+            "teacher": "" if teacher is None else f"{teacher['model']} ×{teacher['width']:g}",
+            "run": str(folder) if first["run"] and (folder / "run.json").exists() else "",
+        }, found.curves[found.curves["arm"] == arm].assign(data=found.name)  # fmt: skip
+
+
+def _table(file: Path) -> Points:
+    """A sweep's table, or one of scores; nothing of a table without a peak."""
+    try:
+        table = pd.read_csv(file)
+    except ValueError as error:
+        raise ValueError(damaged(file, error)) from None
+    if {"fid", "kid", "peak_bytes"} <= {*table.columns}:
+        yield from _scores(table, file)
+    elif {"peak (KiB)", "accuracy"} <= {*table.columns} or {"peak_bytes", "test_accuracy"} <= {*table.columns}:
+        yield from of_table(table, file.parent.name)
+
+
+def of_table(table: pd.DataFrame, name: str) -> Points:
+    """The rows of a sweep, their means over `SEED`; its parameters say which network each is.
+
+    Needed are ``accuracy`` and ``peak (KiB)`` of a comparison's table, or ``test_accuracy`` and ``peak_bytes`` of a
+    run's metrics. The network is ``model``, else the student of `TEACHER` at `FACTOR`; the method is that of ``arm``,
+    ``role`` or ``methods``, else `METHODS`. `name` is the sweep's, for a table that names no data.
+    """
+    groups = [column for column in table if column.isupper() and column not in _ASIDE]
+    groups += [column for column in ("arm", "role", "model", "methods", "init", "width") if column in table]
+    keys = _keys(table[groups])
+    seeds = next((column for column in ("SEED", "seed") if column in table), None)
+    for _, rows in table.groupby(keys, sort=False):
+        row = rows.iloc[0].dropna()
+        scores = (rows["accuracy"] if "accuracy" in rows else 100 * rows["test_accuracy"]).dropna().tolist()
+        if not scores:
+            continue
+        mean = interval(scores)
+        half = mean.half if len(scores) > 1 else row.get("high", math.nan) - row.get("accuracy", math.nan)
+        told = str(row.get("arm", row.get("role", row.get("methods", row.get("METHODS", "naive")))))
+        taught = (
+            role_key(told.replace(" + ", "+").replace(" ", "-"))
+            if "," not in told
+            else role_key(row.get("methods", ""))
+        )
+        model, wide = _model(row), float(row.get("width", row.get("WIDTH", 1.0)))
+        yield {
+            "name": told, "data": Path(str(row.get("DATA", name))).name, "model": model, "width": wide,
+            "method": taught or "student", "image_size": row.get("image_size", math.nan), "score": mean.value,
+            "init": "teacher" if row.get("init", row.get("INIT")) == "teacher" else "", "half": half,
+            "seeds": rows[seeds].nunique() if seeds else len(scores),
+            "peak_bytes": row["peak (KiB)"] * 1024 if "peak (KiB)" in row else row["peak_bytes"],
+            "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
+            "parameters": row.get("parameters", math.nan), "run": "",
+            "teacher": f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else "",
+        }, _NONE.copy()  # fmt: skip
+
+
+def _keys(frame: pd.DataFrame) -> pd.Series[str]:
+    """One text per row, of whatever is in it: equal for rows that are alike."""
+    return pd.Series([repr(row) for row in frame.to_numpy(object).tolist()], frame.index, dtype=str)
+
+
+def _model(row: Mapping[str, Any]) -> str:
+    for column in ("model", "MODEL", "STUDENT"):
+        if column in row:
+            return str(row[column])
+    with contextlib.suppress(ValueError):
+        return student_name(str(row.get("TEACHER", "")), int(row.get("FACTOR", 1)))
+    return f"{row.get('TEACHER', 'network')}-×{row.get('FACTOR', 1)}"  # of one's own
+
+
+def _scores(table: pd.DataFrame, file: Path) -> Points:
+    """FID and KID of each role, as `compare_quality` has them; lower is better."""
+    found, known = compare_quality(table), table.assign(role=table["role"].map(role_key)).groupby("role").first()
+    side = str(found.settings.get("image", "")).split("×")[-1]
+    teacher = known["model"].get("teacher") if "model" in known else None
+    for metric, (_, row) in itertools.product(("FID", "KID"), found.table.iterrows()):
+        first = known.loc[row["role"]].dropna()
+        yield {
+            "name": label(row["role"]), "data": first.get("data", file.stem), "metric": metric, "method": row["role"],
+            "model": first.get("model", "unet"), "image_size": float(side) if side.isdecimal() else math.nan,
+            "score": row[metric.lower()], "half": row[f"{metric.lower()}_error"], "seeds": row["n"],
+            "peak_bytes": row["peak"], "multiply_adds": first.get("multiply_adds", math.nan),
+            "parameters": row["parameters"], "teacher": f"{teacher} ×1" if teacher else "",
+        }, _NONE.copy()  # fmt: skip
+
+
+def _store(folder: Path) -> Points:
+    """The complete classifiers of a run store: means over seeds of runs that are alike in all else. Of the same run
+    by several versions of the library the newest counts."""
+    frame = load_runs(folder)
+    if "test_accuracy" not in frame or "peak_bytes" not in frame:
+        return
+    frame = frame[frame["status"].eq("complete")].dropna(subset=["test_accuracy", "peak_bytes"])
+    alike = [c for c in frame if c.startswith(("data.", "model.", "recipe."))]
+    alike += [c for c in ("methods", "terms", "distill_weight", "reduction", "mixed_precision") if c in frame]
+    keys = _keys(frame[alike])
+    newest = frame["path"].map(lambda path: (Path(path) / "run.json").stat().st_mtime)
+    order = newest.sort_values(ascending=False, kind="stable").index
+    kept = frame.loc[order].assign(key=keys).drop_duplicates(["key", "seed"]).sort_values("id")
+    records = {path: Run.load(path) for path in kept["path"]}
+    teachers = {name for run in records.values() for name in run.environment.get("teacher_runs", ())}
+    names = {run.params["model"].get("name") for run in records.values() if run.id in teachers}
+    for _, rows in kept.groupby("key", sort=False):
+        run = records[rows["path"].iloc[0]]
+        yield (
+            _of_runs(run, rows, run.id in teachers or run.params["model"].get("name") in names, folder),
+            _history({row.seed: records[row.path] for row in rows.itertuples()}),
+        )
+
+
+def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool, store: Path) -> dict[str, Any]:
+    params, model = run.params, run.params["model"]
+    taught = bool(params.get("teachers"))
+    mean = interval((100 * rows["test_accuracy"]).tolist())
+    look: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        look = dict(json.loads((run.path / "look.json").read_bytes()))
+    method = role_key(params.get("methods") or "student") if taught else "teacher" if teaches else "student"
+    teacher = run.environment.get("teacher_runs", [""])[0] if taught else ""
+    name = f"{label(method)} {run.plan or model.get('name')}"
+    recipe = params.get("recipe", {})
+    length = next((f", {recipe[unit]} {unit}" for unit in ("epochs", "steps") if recipe.get(unit)), "")
+    return {
+        "name": name + length, "data": params["data"].get("name", "own data"),
+        "model": str(model.get("name")), "method": method, "width": model.get("width") or 1.0,
+        "init": "teacher" if recipe.get("init") == "teacher" else "",
+        "score": mean.value, "half": mean.half, "seeds": len(rows), "peak_bytes": rows["peak_bytes"].iloc[0],
+        "multiply_adds": look.get("multiply_adds", math.nan), "parameters": rows["parameters"].iloc[0],
+        "teacher": str(store / teacher) if teacher else "", "run": str(run.path),
+    }  # fmt: skip
+
+
+def _history(runs: Mapping[Any, Run]) -> pd.DataFrame:
+    parts = []
+    for seed, run in runs.items():
+        rows = run.history()
+        took = next((column for column in ("processor_seconds", "seconds") if column in rows), None)
+        if took and "validation_accuracy" in rows:
+            accuracy = 100 * rows["validation_accuracy"]
+            parts.append(pd.DataFrame({"seed": seed, "seconds": rows[took].cumsum(), "accuracy": accuracy}))
+    data = str(next(iter(runs.values())).params["data"].get("name", "own data"))
+    return pd.concat(parts, ignore_index=True).assign(data=data) if parts else _NONE.copy()
+
+
+def _published() -> Points:
+    """The authors' accuracies with the peaks of their own estimate, each of one training."""
+    table = published("results").dropna(subset=["peak_mib_per_image"])
+    for row in table.itertuples():
+        model = str(row.teacher if row.method == "teacher" else row.student).replace(" ", "-", 1)
+        arch, _, plan = model.partition("-")
+        stem, *stages = plan.split(",")
+        method, _, detail = str(row.method).partition(", ")
+        yield {
+            "name": f"{label(method)} {arch}{', ' * bool(detail)}{detail} (published)", "data": row.dataset,
+            "source": "published", "model": f"{arch}-{stem}-{''.join(stages)}" if stages else model,
+            "method": role_key(method), "image_size": row.image_size, "score": row.top1, "seeds": 1,
+            "peak_bytes": row.peak_mib_per_image * 2**20, "parameters": row.model_size_mb * 2**20 / 4,
+            "convention": "paper", "teacher": f"{row.teacher} ×1",
+        }, _NONE.copy()  # fmt: skip

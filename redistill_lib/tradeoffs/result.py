@@ -1,0 +1,250 @@
+"""Networks by what they need and what they are good for: the front, and the best within a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from redistill_lib.checks import check_type, hint
+from redistill_lib.memory.sizes import parse_size
+from redistill_lib.models import list_models
+from redistill_lib.results import label, listed, number, pareto_front
+
+Dtype = Literal["fp32", "fp16", "int8"]
+#: Bytes of an activation, and so of a profile's peak, as a share of those in fp32, in which all are recorded.
+SHARE: dict[str, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.25}
+#: A row per network taught in one way, and its mean over seeds.
+COLUMNS = (
+    "name", "data", "metric", "source", "model", "method", "init", "width", "image_size", "score", "half", "seeds",
+    "peak_bytes", "multiply_adds", "parameters", "convention", "teacher", "run",
+)  # fmt: skip
+ACCURACY = "test accuracy (%)"
+BUILT_IN = ("cluttered", "digits", "pairs")
+_CURVES = ("data", "name", "seed", "seconds", "accuracy")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tradeoffs:
+    """Points of one or several panels; a panel is what can be compared: one metric on one data set.
+
+    `frame` has the columns `COLUMNS` and a row per point. ``score`` is a mean over ``seeds`` seeds and ``half`` half
+    of its 95 % interval, NaN where that is not known; ``metric`` says what it is, accuracies in %. ``peak_bytes`` are
+    of activations in fp32, one image, under ``convention``; ``multiply_adds`` for one image. ``source`` is
+    ``published`` for the authors' numbers, which stay out of front and budget wherever others are beside them.
+    ``method`` is a role such as ``red+kd``, ``init`` ``teacher`` for who starts from its weights, ``teacher`` the
+    teacher's model and width, ``run`` the folder of a run that has weights, or empty.
+
+    `curves` has ``data``, ``name``, ``seed``, ``seconds`` and ``accuracy`` (on validation, %), a row per epoch.
+    """
+
+    frame: pd.DataFrame
+    curves: pd.DataFrame
+
+    @classmethod
+    def of(cls, points: list[dict[str, Any]], curves: list[pd.DataFrame]) -> Tradeoffs:
+        """From rows that have some of `COLUMNS`; names that a panel has twice are told apart."""
+        frame = pd.DataFrame(points, columns=list(COLUMNS))
+        panel = ["data", "metric", "source", "name"]
+        plans = frame["model"].str.partition("-")[2]
+        wide, start = "×" + frame["width"].map("{:g}".format), frame["init"].replace("teacher", "from the teacher")
+        for detail in (plans, wide, start):
+            kinds = detail.groupby([frame[column] for column in panel], dropna=False).transform("nunique")
+            told = frame["name"].where(kinds == 1, frame["name"] + " " + detail)
+            frame["name"] = told.str.strip()
+        again = frame.groupby(["data", "metric", "name"]).cumcount()
+        frame["name"] = frame["name"].where(again == 0, frame["name"] + " (" + (again + 1).astype(str) + ")")
+        for part, name in zip(curves, frame["name"], strict=True):
+            part["name"] = name
+        found = [part for part in curves if len(part)]
+        joined = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(_CURVES))
+        return cls(frame, joined[list(_CURVES)])
+
+    @cached_property
+    def panels(self) -> tuple[str, ...]:
+        """What `panel` takes, those with own results first."""
+        own = self.frame.sort_values("source", key=lambda source: source == "published", kind="stable")
+        return tuple(dict.fromkeys(_panel(own)))
+
+    def panel(self, name: str) -> Tradeoffs:
+        """The points of one panel. ValueError for another name."""
+        if name not in self.panels:
+            raise ValueError(
+                f"there are no points of {name!r}; there are {listed(self.panels)}{hint(name, self.panels)}"
+            )
+        frame = self.frame[_panel(self.frame) == name].reset_index(drop=True)
+        own = self.curves["data"].isin(frame["data"]) & self.curves["name"].isin(frame["name"])
+        return replace(
+            self, frame=frame, curves=self.curves[own] if frame["metric"][0] == ACCURACY else self.curves[:0]
+        )
+
+    def shown(self, published: bool) -> Tradeoffs:
+        """Itself, or without the authors' points."""
+        return self if published else replace(self, frame=self.frame[self.frame["source"] != "published"])
+
+    @property
+    def own(self) -> pd.DataFrame:
+        """The rows that are ranked: measured ones, or the published ones where there are no others. ValueError for
+        points of several panels."""
+        if len(self.panels) != 1:
+            raise ValueError(f"{listed(self.panels)} cannot be compared: take one of them, result.panel(name)")
+        published = self.frame["source"] == "published"
+        return self.frame if published.all() else self.frame[~published]
+
+    @property
+    def lower(self) -> bool:
+        """Whether a smaller score is the better one, as of FID and KID."""
+        return bool(self.frame["metric"].iloc[0] != ACCURACY)
+
+    def front(self) -> pd.DataFrame:
+        """The rows that no other row of the panel beats in both peak and score, the smallest peak first."""
+        return pareto_front(self.own, "peak_bytes", "score", lower=self.lower)
+
+    def fits(self, budget: int | str, dtype: Dtype = "fp32") -> pd.Series[bool]:
+        """Which rows of `frame` need that much memory for activations, or less. An int8 activation takes a quarter
+        of the bytes; scores stay those in fp32."""
+        limit = parse_size(budget) / SHARE[check_type("dtype", dtype, Literal[get_args(Dtype)])]
+        return self.frame["peak_bytes"] <= limit
+
+    def budgets(self, dtype: Dtype = "fp32") -> list[int]:
+        """Sizes to try, powers of two and those half-way between: from where nothing fits to where all do."""
+        need = self.frame["peak_bytes"] * SHARE[dtype]
+        steps = (step for k in range(1, 50) for step in (2**k, 3 * 2 ** (k - 1)))
+        return [step for step in steps if need.min() / 1.5 < step < 2 * need.max()]
+
+    def middle_budget(self, dtype: Dtype = "fp32") -> int:
+        """The least of `budgets` in which half of the own points fit, or more."""
+        middle = float((self.own["peak_bytes"] * SHARE[dtype]).median())
+        return next(step for step in self.budgets(dtype) if step >= middle)
+
+    def best(self, budget: int | str, dtype: Dtype = "fp32") -> pd.Series[Any] | None:
+        """The row with the best score that fits; of equals the one with the smallest peak. None where none fits."""
+        own = self.own
+        fit = own[self.fits(budget, dtype)[own.index]].dropna(subset=["score"])
+        if fit.empty:
+            return None
+        return fit.sort_values(["score", "peak_bytes"], ascending=[self.lower, True], kind="stable").iloc[0]
+
+    def rivals(self, budget: int | str, dtype: Dtype = "fp32") -> list[str]:
+        """Those that fit and whose 95 % interval overlaps that of the best. Without an interval nothing is said."""
+        best, own = self.best(budget, dtype), self.own
+        if best is None or math.isnan(best["half"]):
+            return []
+        others = own[self.fits(budget, dtype)[own.index] & (own["name"] != best["name"])]
+        near = others[(others["score"] - best["score"]).abs() <= others["half"] + best["half"]]
+        return near.sort_values("score", ascending=self.lower)["name"].tolist()
+
+    def headline(self, budget: int | str | None = None, dtype: Dtype = "fp32") -> str:
+        """Who is best within the budget, and whose interval reaches into its own; without one, the front's ends."""
+        own, data, front = self.own, self.frame["data"].iloc[0], self.front()
+        if budget is None:
+            ends = [f"“{row['name']}” ({self.told(row)} in {size(row['peak_bytes'])})" for _, row in front.iterrows()]
+            if len(ends) == 1:
+                return f"On {data}, {ends[0]} beats all {len(own)} in peak and score"
+            return f"On {data}, {len(ends)} of {len(own)} are on the front, from {ends[0]} to {ends[-1]}"
+        within, best = f"{size(parse_size(budget))} ({dtype})", self.best(budget, dtype)
+        if best is None:
+            least = own.loc[own["peak_bytes"].idxmin()]
+            return (
+                f"Nothing fits {within} on {data}: “{least['name']}” needs {size(least['peak_bytes'] * SHARE[dtype])}"
+            )
+        near = [f"“{name}”" for name in self.rivals(budget, dtype)]
+        rivals = f"{len(near)} others" if len(near) > 3 else listed(near or ["none"])
+        close = f", and the interval{'s' * (len(near) > 1)} of {rivals} reach{'es' * (len(near) == 1)} into its own"
+        lost = len(own) - int(self.fits(budget, dtype)[own.index].sum())
+        end = f"{lost} of {len(own)} need{'s' * (lost == 1)} more" if lost else f"all {len(own)} fit"
+        return (
+            f"Within {within} “{best['name']}” does best on {data}: {self.told(best)}{close if near else ''}; {end}"
+        )
+
+    def told(self, row: Mapping[str, Any]) -> str:
+        """A row's score in words, with its interval."""
+        name = "" if row["metric"] == ACCURACY else f"{row['metric']} "
+        spread = "" if math.isnan(row["half"]) else f" ± {number(row['half'], digits(row))}"
+        return f"{name}{number(row['score'], digits(row))}{spread}{' %' if not name else ''}"
+
+    def row(self, name: str) -> pd.Series[Any]:
+        """The point of that name. ValueError where the panel has none."""
+        rows = self.frame[self.frame["name"] == name]
+        if rows.empty:
+            names = self.frame["name"]
+            raise ValueError(f"there is no point {name!r}; there are {listed(names)}{hint(name, names)}")
+        return rows.iloc[0]
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.frame
+
+    def __repr__(self) -> str:
+        text = self.headline() if len(self.panels) == 1 else f"{len(self.frame)} points of {listed(self.panels)}"
+        return f"Tradeoffs({text})"
+
+
+def digits(row: Mapping[str, Any]) -> int:
+    """Decimals that a score is told with: two of KID, whose values are small."""
+    return 2 if row["metric"] == "KID" else 1
+
+
+def role(row: Mapping[str, Any]) -> str:
+    """How a network was taught, as one word of the figures' palette.
+
+    >>> role({"method": "red+kd", "init": "teacher"}), role({"method": "student", "init": ""})
+    ('red+kd, from the teacher', 'student')
+    """
+    if row["init"] != "teacher":
+        return str(row["method"])
+    return "from the teacher" if row["method"] == "student" else f"{row['method']}, from the teacher"
+
+
+def lesson(row: Mapping[str, Any]) -> str:
+    """`role` as a reader calls it.
+
+    >>> lesson({"method": "red+kd", "init": "teacher"}), lesson({"method": "student", "init": ""})
+    ('RED + KD, from the teacher', 'naive student')
+    """
+    method, comma, start = role(row).partition(", ")
+    return method if method == "from the teacher" else label(method) + comma + start
+
+
+def size(nbytes: float) -> str:
+    """Bytes as a data sheet and `parse_size` have them, KB being 1,024.
+
+    >>> size(524288), size(1.5 * 2**20), size(4608)
+    ('512 KB', '1.5 MB', '4.5 KB')
+    """
+    return f"{nbytes / 2**20:.3g} MB" if nbytes >= 2**20 else f"{nbytes / 2**10:.4g} KB"
+
+
+def call(row: Mapping[str, Any]) -> str:
+    """Python that gives a point's network: reads its run where there is one, else trains it as it was taught."""
+    lines, known = ["import redistill_lib as rd", ""], row["model"].partition("-")[0] in list_models()
+    if row["run"]:
+        own = "" if known else ", network"
+        return "\n".join([*lines, f'model = rd.load_model("{row["run"]}"{own})'])
+    if row["model"].startswith("unet"):
+        return "redistill run notebooks/07_distill_diffusion.ipynb"
+    data = row["data"] if row["data"] in BUILT_IN else f"path/to/{row['data']}"
+    resized = "" if pd.isna(row["image_size"]) else f", image_size={row['image_size']:.0f}"
+    lines.append(f'data = rd.load_data("{data}"{resized})')
+    student, wide = _model(row["model"], row["width"], known)
+    if row["method"] in ("student", "teacher") and row["init"] != "teacher":
+        lines.append(f"run = rd.train_classifier({student}, data{wide})")
+    else:
+        name, _, width = str(row["teacher"] or "resnet18 ×1").partition(" ×")
+        teacher, twide = _model(name, width, known)
+        methods = "kd(alpha=0.0)" if row["method"] == "student" else row["method"]
+        recipe = ', rd.Recipe(init="teacher")' if row["init"] == "teacher" else ""
+        lines.append(f"teacher = rd.train_classifier({teacher}, data{twide})")
+        lines.append(f'run = rd.distill_classifier({student}, teacher, data{recipe}, methods="{methods}"{wide})')
+    return "\n".join([*lines, "model = rd.load_model(run)"])
+
+
+def _model(name: str, width: float | str, known: bool) -> tuple[str, str]:
+    return f'"{name}"' if known else "network", "" if float(width) == 1 or not known else f", width={float(width):g}"
+
+
+def _panel(frame: pd.DataFrame) -> pd.Series[str]:
+    return frame["data"] + frame["metric"].map(lambda metric: "" if metric == ACCURACY else f": {metric}")

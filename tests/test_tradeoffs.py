@@ -1,0 +1,313 @@
+"""Trade-offs: front, budget and words of points made by hand; what each reader makes of what lies on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import redistill_lib as rd
+from redistill_lib.comparison import Comparison
+from redistill_lib.results import interval
+from redistill_lib.shipped import measured
+from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs, size
+from redistill_lib.tradeoffs.details import image_of, maps_of, network_of, plans_of, profile_of
+from redistill_lib.tradeoffs.readers import _USUAL, of_table
+
+KB = 1024
+
+
+def made(*points: tuple[str, int, float, float], **more: Any) -> Tradeoffs:
+    """Points by name, peak in KB, score and half interval."""
+    usual = _USUAL | {"data": "cluttered", "model": "resnet18-4-11221", "method": "student", "seeds": 3}
+    rows = [usual | {"name": n, "peak_bytes": p * KB, "score": s, "half": h} | more for n, p, s, h in points]
+    return Tradeoffs.of(rows, [pd.DataFrame() for _ in rows])
+
+
+@pytest.fixture
+def four() -> Tradeoffs:
+    """b is beaten by a, which needs less and scores more; d beats all in score."""
+    return made(("a", 4, 80.0, 1.0), ("b", 8, 79.0, 1.5), ("c", 2, 70.0, 0.5), ("d", 16, 90.0, math.nan))
+
+
+def test_the_front_is_what_nothing_beats(four: Tradeoffs) -> None:
+    assert four.front()["name"].tolist() == ["c", "a", "d"]
+    drawn = made(("a", 4, 8.0, 1.0), ("b", 8, 7.0, 1.0), ("c", 16, 9.0, 1.0), metric="FID")
+    assert drawn.lower and drawn.front()["name"].tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("budget", "dtype", "best"),
+    [("8KB", "fp32", "a"), ("7.9KB", "fp32", "a"), ("3KB", "fp32", "c"), (2 * KB, "int8", "a"), ("4KB", "int8", "d"),
+     ("8KB", "fp16", "d"), ("1KB", "fp32", None)],
+)  # fmt: skip
+def test_the_best_within_a_budget(four: Tradeoffs, budget: int | str, dtype: Any, best: str | None) -> None:
+    """In int8 d needs 16 / 4 KB."""
+    found = four.best(budget, dtype)
+    assert (None if found is None else found["name"]) == best
+
+
+def test_of_equals_the_smaller_is_best() -> None:
+    assert made(("a", 8, 80.0, 1.0), ("b", 4, 80.0, 1.0)).best("8KB")["name"] == "b"  # type: ignore[index]
+
+
+def test_headlines(four: Tradeoffs) -> None:
+    assert four.headline("8KB") == (
+        "Within 8 KB (fp32) “a” does best on cluttered: 80.0 ± 1.0 %, and the interval of “b” reaches into its own; "
+        "1 of 4 needs more"
+    )
+    assert four.headline("4KB", "int8") == "Within 4 KB (int8) “d” does best on cluttered: 90.0 %; all 4 fit"
+    assert four.headline("1KB") == "Nothing fits 1 KB (fp32) on cluttered: “c” needs 2 KB"
+    front = "On cluttered, 3 of 4 are on the front, from “c” (70.0 ± 0.5 % in 2 KB) to “d” (90.0 % in 16 KB)"
+    assert four.headline() == front and repr(four) == f"Tradeoffs({front})"
+    assert made(("a", 8, 0.5, 0.01), metric="KID").headline("8KB") == (
+        "Within 8 KB (fp32) “a” does best on cluttered: KID 0.50 ± 0.01; all 1 fit"
+    )
+
+
+def test_an_interval_that_ends_below_is_no_rival(four: Tradeoffs) -> None:
+    """80 − 1 is above 70 + 0.5; 79 + 1.5 reaches it."""
+    assert four.rivals("8KB") == ["b"] and four.rivals("4KB") == []
+
+
+def test_budgets_go_from_nothing_to_all(four: Tradeoffs) -> None:
+    assert four.budgets() == [1.5 * KB, 2 * KB, 3 * KB, 4 * KB, 6 * KB, 8 * KB, 12 * KB, 16 * KB, 24 * KB]
+    assert four.middle_budget() == 6 * KB  # the median of 2, 4, 8 and 16
+    assert four.best(four.budgets()[0]) is None and four.fits(four.budgets()[-1]).all()
+
+
+def test_panels_are_never_mixed(four: Tradeoffs) -> None:
+    other = made(("e", 1, 99.0, 1.0), data="digits", source="published")
+    both = Tradeoffs(pd.concat([other.frame, four.frame], ignore_index=True), four.curves)
+    assert both.panels == ("cluttered", "digits")
+    assert both.panel("digits").headline("1KB").startswith("Within 1 KB (fp32) “e”")
+    with pytest.raises(ValueError, match="cluttered and digits cannot be compared"):
+        both.front()
+    with pytest.raises(ValueError, match=r"no points of 'digit'; .* did you mean 'digits'"):
+        both.panel("digit")
+    assert both.shown(False).panels == ("cluttered",)
+
+
+def test_published_points_are_not_ranked_beside_measured_ones() -> None:
+    rows = [made(("ours", 8, 80.0, 1.0)), made(("theirs", 4, 99.0, math.nan), source="published")]
+    both = Tradeoffs(pd.concat([part.frame for part in rows], ignore_index=True), rows[0].curves)
+    assert both.best("8KB")["name"] == "ours" and both.front()["name"].tolist() == ["ours"]  # type: ignore[index]
+    assert both.best("4KB") is None and "all 1 fit" in both.headline("8KB")
+
+
+def test_names_are_told_apart() -> None:
+    """By plan where that differs, by width where that does, and by number where nothing does."""
+    usual = _USUAL | {"data": "cluttered", "method": "kd", "seeds": 1, "peak_bytes": 1.0, "score": 1.0, "name": "KD"}
+    rows = [usual | {"model": f"resnet18-{plan}", "width": w} for plan, w in (("2-21122", 1.0), ("4-11221", 1.0))]
+    rows += [rows[1] | {"width": 0.5}, rows[1]]
+    found = Tradeoffs.of(rows, [pd.DataFrame() for _ in rows]).frame["name"].tolist()
+    assert found == ["KD 2-21122", "KD 4-11221 ×1", "KD 4-11221 ×0.5", "KD 4-11221 ×1 (2)"]
+
+
+def test_what_is_no_point_or_dtype_is_told(four: Tradeoffs) -> None:
+    with pytest.raises(ValueError, match="there is no point 'dd'"):
+        four.row("dd")
+    with pytest.raises(ValueError, match="dtype='int4' is not"):
+        four.best("8KB", "int4")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is not an amount of memory"):
+        four.best("much")
+
+
+def test_sizes_read_as_a_data_sheet() -> None:
+    assert [size(n) for n in (512 * KB, 1536, 3 * 2**19, 2**20)] == ["512 KB", "1.5 KB", "1.5 MB", "1 MB"]
+
+
+# ------------------------------------------------------------------------------------------------------- readers
+
+
+def test_a_comparison_keeps_its_own_numbers() -> None:
+    found, panel = Comparison.load(measured("cifar10")), read_tradeoffs(measured("cifar10"))
+    assert panel.panels == ("cifar10",)
+    table = found.table.set_index("arm")
+    for _, row in panel.frame[panel.frame["name"] != "teacher"].iterrows():
+        assert row["score"] == table["accuracy"][row["name"]]
+        assert row["half"] == pytest.approx(table["high"][row["name"]] - row["score"])
+        assert row["peak_bytes"] / KB == table["peak (KiB)"][row["name"]]
+    assert panel.row("teacher")["method"] == "teacher" and set(panel.frame["convention"]) == {"fused"}
+    assert lesson(panel.row("late, RED + KD, from the teacher")) == "RED + KD, from the teacher"
+    assert panel.curves["name"].nunique() == len(panel.frame) and not panel.frame["run"].any()
+
+
+def sweep() -> pd.DataFrame:
+    """A table of notebook 04's records at two factors and two seeds."""
+    usual = {
+        "TEACHER": "resnet18-1-21222",
+        "WIDTH": 0.25,
+        "DATA": "cluttered",
+        "parameters": 100,
+        "mult-adds (M)": 2.0,
+    }
+    rows = [
+        usual | {"FACTOR": factor, "SEED": seed, "JOBS": 1 + seed, "arm": arm, "point": f"p{factor}{seed}"}
+        | {"accuracy": score + seed, "high": score + seed + 0.3, "peak (KiB)": 75.0 / factor}
+        for factor in (2, 4) for seed in (0, 1) for arm, score in (("naive", 90.0), ("RED blocks + KD", 92.0))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_sweep_is_averaged_over_its_seeds(tmp_path: Path) -> None:
+    sweep().to_csv(tmp_path / "table.csv", index=False)
+    frame = read_tradeoffs(tmp_path).frame
+    names = ["naive 2-21221", "RED blocks + KD 2-21221", "naive 4-11221", "RED blocks + KD 4-11221"]
+    assert frame["name"].tolist() == names
+    assert frame["model"].tolist() == [rd.student_name("resnet18-1-21222", factor) for factor in (2, 2, 4, 4)]
+    row = frame.iloc[3]
+    assert (row["method"], row["score"], row["seeds"], row["width"]) == ("red-blocks+kd", 92.5, 2, 0.25)
+    assert row["half"] == interval([92.0, 93.0]).half and row["peak_bytes"] == 18.75 * KB
+    assert row["multiply_adds"] == 2e6 and row["teacher"] == "resnet18-1-21222 ×0.25"
+
+
+def test_one_seed_of_a_sweep_has_the_interval_of_its_row() -> None:
+    one = [row for row, _ in of_table(sweep()[lambda table: table["SEED"] == 0], "name")]
+    assert [row["half"] for row in one] == pytest.approx([0.3] * 4) and {row["seeds"] for row in one} == {1}
+
+
+def test_a_sweep_over_methods_without_arms(tmp_path: Path) -> None:
+    table = pd.DataFrame({"METHODS": ["red+kd", "none"], "MODEL": "my_net:make", "test_accuracy": [0.9, 0.8]})
+    table.assign(peak_bytes=4 * KB).to_csv(tmp_path / "table.csv", index=False)
+    frame = read_tradeoffs(tmp_path).frame
+    assert frame["method"].tolist() == ["red+kd", "student"] and frame["score"].tolist() == [90.0, 80.0]
+    assert set(frame["data"]) == {tmp_path.name} and set(frame["model"]) == {"my_net:make"}
+
+
+def test_scores_of_drawn_images_make_two_panels() -> None:
+    found = read_tradeoffs(measured("diffusion.csv"))
+    table = pd.read_csv(measured("diffusion.csv"))
+    assert found.panels == ("digits: FID", "digits: KID")
+    fid = found.panel("digits: FID").row("RED + MSE")
+    assert fid["score"] == pytest.approx(table.loc[table["role"] == "red+mse", "fid"].mean())
+    assert (fid["seeds"], fid["model"], fid["image_size"]) == (5, "unet-2-21", 16)
+
+
+def store(folder: Path, name: str, accuracy: float, seed: int, **params: Any) -> Path:
+    """A run as its record tells, without weights."""
+    path = folder / name
+    path.mkdir(parents=True)
+    model = {"name": "resnet18-4-11221", "width": 0.25, "in_channels": 1, "num_classes": 10}
+    data = {"name": "cluttered", "image_size": 40}
+    told = {"model": model, "data": data, "seed": seed, "recipe": {"epochs": 2}} | params
+    metrics = {"test_accuracy": accuracy, "peak_bytes": 19200, "parameters": 1000}
+    record = {"params": told, "status": "complete", "metrics": metrics, "version": "0.1.0", "code": "x"}
+    teachers = {"environment": {"teacher_runs": ["teacher"]}} if "teachers" in params else {}
+    (path / "run.json").write_text(json.dumps(record | teachers))
+    rows = {"epoch": [1, 2], "validation_accuracy": [0.5, accuracy], "processor_seconds": [2.0, 3.0], "seconds": 9.0}
+    pd.DataFrame(rows).to_csv(path / "history.csv", index=False)
+    return path
+
+
+def test_a_run_store(tmp_path: Path) -> None:
+    """Seeds make one point; the run that others name is their teacher; curves add up the seconds of their epochs."""
+    taught = {"methods": "kd+red", "teachers": [{"weights": "1"}]}
+    usual = {"name": "resnet18-1-21222", "width": 0.25, "in_channels": 1, "num_classes": 10}
+    store(tmp_path, "teacher", 0.95, 0, model=usual)
+    store(tmp_path, "a", 0.80, 0, **taught)
+    store(tmp_path, "b", 0.84, 1, **taught)
+    look = store(tmp_path, "c", 0.70, 0)
+    (look / "look.json").write_text('{"multiply_adds": 7.0}')
+    found = read_tradeoffs(tmp_path)
+    frame = found.frame.set_index("method")
+    assert sorted(frame.index) == ["red+kd", "student", "teacher"]
+    red = frame.loc["red+kd"]
+    assert red["score"] == pytest.approx(82.0) and red["seeds"] == 2
+    assert red["half"] == pytest.approx(interval([80.0, 84.0]).half)
+    assert red["teacher"] == str(tmp_path / "teacher") and red["run"] == str(tmp_path / "a")
+    assert frame.loc["student", "multiply_adds"] == 7.0 and math.isnan(frame.loc["teacher", "multiply_adds"])
+    curve = found.curves[(found.curves["name"] == red["name"]) & (found.curves["seed"] == 1)]
+    assert curve["seconds"].tolist() == [2.0, 5.0] and curve["accuracy"].tolist() == [50.0, 84.0]
+    assert plans_of(found.row(red["name"])) == (
+        {"teacher": "resnet18-1-21222", "red+kd": "resnet18-4-11221"}, 40,
+    )  # fmt: skip
+    assert call(red.to_dict() | {"method": "red+kd"}).endswith(f'model = rd.load_model("{tmp_path / "a"}")')
+
+
+def test_the_authors_points_on_request() -> None:
+    assert "stl10" not in read_tradeoffs().panels
+    theirs = read_tradeoffs(published=True).panel("stl10")
+    row = theirs.row("RED + KD resnext18 (published)")
+    assert (row["score"], row["peak_bytes"], row["convention"], row["seeds"]) == (84.11, 0.75 * 2**20, "paper", 1)
+    assert theirs.frame["name"].is_unique and (theirs.frame["source"] == "published").all()
+
+
+def test_what_holds_no_results_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="results='nowhere' is not there; give a sweep's folder"):
+        read_tradeoffs("nowhere")
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="holds no results with a peak"):
+        read_tradeoffs(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------- behind a point
+
+
+def test_every_point_of_ours_is_built_with_its_peak() -> None:
+    """Networks, blocks and images as recorded: the profile has the recorded peak, and in int8 a quarter."""
+    found = read_tradeoffs()
+    for name in ("late, RED + KD, from the teacher", "small", "narrow"):
+        row = found.panel("cifar10").row(name)
+        assert profile_of(row).peak_bytes == row["peak_bytes"] == 4 * profile_of(row, "int8").peak_bytes
+        assert profile_of(row).flops // 2 == row["multiply_adds"]
+        model, _ = network_of(row)
+        assert sum(weight.numel() for weight in model.parameters()) == row["parameters"]
+    drawn = found.panel("digits: FID").row("MSE")
+    assert profile_of(drawn).peak_bytes == drawn["peak_bytes"]
+
+
+def test_a_network_that_is_not_the_recorded_one_is_refused(four: Tradeoffs) -> None:
+    with pytest.raises(ValueError, match=r"built here it needs 75.0 KiB, not the recorded 4.0 KiB"):
+        profile_of(four.row("a"))
+    other = made(("a", 4, 80.0, 1.0), data="faces")
+    with pytest.raises(ValueError, match="the size of the images of faces is not kept"):
+        image_of(other.row("a"))
+    with pytest.raises(ValueError, match="weights of this network and its teacher are not at hand"):
+        maps_of(four.row("a"))
+    with pytest.raises(ValueError, match="do not say who taught it"):
+        network_of(made(("a", 4, 80.0, 1.0), method="red").row("a"))
+
+
+def test_loading_and_profiling_leave_random_numbers_alone() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    profile_of(read_tradeoffs().panel("cifar10").row("naive"))
+    assert torch.equal(torch.rand(2), wanted)
+
+
+@pytest.mark.parametrize("name", ["small", "naive", "from the teacher", "late, RED + KD, from the teacher", "narrow"])
+def test_the_call_makes_what_the_point_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Executed with trainings that only note what they are asked for, as the real ones would bind it."""
+    import inspect
+
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def noting(function: str) -> Any:
+        real = inspect.signature(getattr(rd, function))
+
+        def note(*given: Any, **named: Any) -> str:
+            asked.append((function, dict(real.bind(*given, **named).arguments)))
+            return function
+
+        return note
+
+    functions = ("load_data", "train_classifier", "distill_classifier", "load_model")
+    for function in functions:
+        monkeypatch.setattr(rd, function, noting(function))
+    row = read_tradeoffs().panel("cifar10").row(name)
+    exec(call(row), {})
+    made_, what = asked[-2]
+    assert what.get("model", what.get("student")) == row["model"] and what["width"] == row["width"]
+    assert (made_ == "distill_classifier") == bool(row["init"] or row["method"] != "student")
+    if made_ == "distill_classifier":
+        assert what["recipe"].init == "teacher"
+        assert what["methods"] == ("red+kd" if "RED" in name else "kd(alpha=0.0)")
+        assert asked[1][1]["model"] == "resnet18-1-21222" and asked[1][1]["width"] == 0.25
+    assert asked[0][1].get("image_size") == (24 if name == "small" else None)
