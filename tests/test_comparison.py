@@ -27,6 +27,7 @@ from redistill_lib.comparison.lengths import lengths as planned
 from redistill_lib.comparison.trials import resized
 from redistill_lib.data import load_data
 from redistill_lib.distill import Tap
+from redistill_lib.figures import theme
 from redistill_lib.methods import FitNet
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model
@@ -553,9 +554,16 @@ def found() -> Comparison:
     for name, (model, width, share) in arms.items():
         right[name] = draws.random((3, 3000)) < share
         taught = "RED" in name or "KD" in name
+        methods = {"RED": "red", "pools later + KD": "kd"}.get(name, "")
         for seed in range(3):
             row = {"arm": name, "seed": seed, "model": model, "width": width, "image_size": None, "taught": taught}
-            row |= {"epochs": 40, "seconds": 118.0, "for_the_teacher": 30.0 * taught, "parameters": 10**6}
+            row |= {
+                "methods": methods,
+                "epochs": 40,
+                "seconds": 118.0,
+                "for_the_teacher": 30.0 * taught,
+                "parameters": 10**6,
+            }
             rows.append(row | {"peak_bytes": 19200, "multiply_adds": 7_700_000, "latency": 0.002})
             curve = {
                 "arm": name,
@@ -700,6 +708,21 @@ def test_a_colour_says_the_way_in_every_figure(found: Comparison) -> None:
         for each in (found, other)
     ]
     assert looks[0] == looks[1]
+
+
+def test_of_one_network_colours_and_marks_are_the_methods(found: Comparison) -> None:
+    arms = ["naive", "RED", "from the teacher"]
+    row = found.runs[found.runs["arm"] == "naive"]
+    runs = pd.concat([found.runs[found.runs["arm"].isin(arms)], row.assign(arm="from the teacher")])
+    curves = found.curves[found.curves["arm"].isin(arms)]
+    right = {name: found.right.get(name, found.right["RED"]) for name in arms}
+    one = replace(found, runs=runs, curves=curves, right=right)
+    drawn = figures.comparison(one)
+    marks = [trace.marker for trace in drawn.data if trace.error_x.array is not None]
+    looks = {arm: (mark.color, mark.symbol) for arm, mark in zip(one.table["arm"], marks, strict=True)}
+    assert looks["RED"] == theme.look("red") and looks["naive"] == theme.look("student")
+    assert len(set(looks.values())) == 3 and not [trace for trace in drawn.data if trace.name]
+    assert f"all are {found.network('naive')}" in " ".join(drawn.layout.title.text.replace("<br>", " ").split())
 
 
 def test_several_comparisons_in_one_figure(found: Comparison) -> None:

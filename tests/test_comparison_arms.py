@@ -177,11 +177,11 @@ def test_only_what_sees_the_teachers_images_is_taught_and_only_what_fits_with_it
     too_much = [found.key(way) for way in found.fits if way.peak("published") > 19200]
     assert too_much == ["2-21122 ×0.125"]
     at_40 = [found.key(way) for way in found.fits if way.image_size == 40]
-    assert list(found.arms("kd")) == [f"{key}, kd" for key in at_40]
-    assert list(found.arms(["red", KD()])) == [f"{key}, red+kd" for key in at_40 if key not in too_much]
+    assert list(found.arms("kd")) == [f"{key} with kd" for key in at_40]
+    assert list(found.arms(["red", KD()])) == [f"{key} with red+kd" for key in at_40 if key not in too_much]
     assert all(arm.taught for arm in found.arms("kd").values())
     in_place = arms_at_peak(TEACHER, "19200B", X, width=0.25, image_sizes=[40], blocks="in place")
-    assert "2-21122 ×0.125, red" in in_place.arms("red")
+    assert "2-21122 ×0.125 with red" in in_place.arms("red")
 
 
 def test_an_arms_methods_are_read_once() -> None:

@@ -91,7 +91,7 @@ class ArmsAtPeak:
             if (made and smaller) or (red and not (way.published and way.peak(self.blocks) <= self.peak_bytes)):
                 continue
             arm = Arm(f"{self.architecture}-{way.plan}", made or None, way.width, way.image_size if smaller else None)
-            arms[", ".join([self.key(way), *["+".join(m.name for m in made)] * bool(made)])] = arm
+            arms[" with ".join([self.key(way), *["+".join(m.name for m in made)] * bool(made)])] = arm
         return arms
 
     def to_frame(self) -> pd.DataFrame:
@@ -160,7 +160,7 @@ def arms_at_peak(
     >>> import torch
     >>> found = arms_at_peak("resnet18-1-21222", "19200B", torch.zeros(1, 1, 40, 40), width=0.25)
     >>> list(found.arms("red"))
-    ['4-11212 ×0.25, red', '4-11221 ×0.25, red', '4-11122 ×0.125, red']
+    ['4-11212 ×0.25 with red', '4-11221 ×0.25 with red', '4-11122 ×0.125 with red']
     """
     check_type("blocks", blocks, Blocks)
     peak_bytes, runtime = parse_size(peak), runtime_of(convention)

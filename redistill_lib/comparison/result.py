@@ -69,6 +69,10 @@ class Comparison:
         widest = self.runs.loc[self.runs["arm"].isin(self.arms), "width"].max()
         return "narrower" if row["width"] < widest else "as wide"
 
+    def methods(self, arm: str) -> str:
+        """The names of its methods, added up, "red+kd" say; "" of an arm that has none."""
+        return str(self.runs.loc[self.runs["arm"] == arm, "methods"].iloc[0])
+
     def taught(self, arm: str) -> bool:
         return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())
 
