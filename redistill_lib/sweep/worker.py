@@ -255,7 +255,7 @@ def main() -> None:
         outcome = run_point(task)
     except OSError as error:
         outcome = error
-    with os.fdopen(answer, "wb") as file:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(answer, "wb") as file:  # who waited may be gone
         pickle.dump(outcome, file)
         file.flush()
     os._exit(0)  # the thread that reads stdin holds its lock
