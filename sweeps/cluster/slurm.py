@@ -3,8 +3,8 @@
     pip install "redistill-lab[dask]" dask-jobqueue
     python sweeps/cluster/slurm.py sweeps/strides.yaml --jobs 8 --cpus 4 --memory 8GB --walltime 08:00:00
 
-Run it on a login node, in a folder that all nodes share; what it does not know goes on to `redistill sweep`. A job that
-is killed, or ends by its time, costs its point an attempt. `--script` shows what is submitted, and stops.
+Run it on a login node, in a folder that all nodes share; what it does not know goes on to `redistill sweep`. A job
+that is killed, or ends by its time, costs its point an attempt. `--script` shows what is submitted, and stops.
 """
 
 from __future__ import annotations
