@@ -23,8 +23,9 @@ spatial means (STAGE), taps at outputs alone and at narrow places; and another m
    --teacher-share 0` asks what a better teacher adds that is there already.
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
-trainings at a time. Writes benchmarks/results/<name>/: what `Comparison.load` reads, with a row per run in runs.csv,
-and two figures (they need Chrome or Chromium), prints the table, and draws results/comparisons.png of all.
+trainings at a time. Writes redistill_lib/measured/<name>/: what `Comparison.load` reads, with a row per run in
+runs.csv; and benchmarks/results/<name>/: two figures (they need Chrome or Chromium); with --output all is there.
+Prints the table, and draws comparisons.png of all.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--runs", default="runs/comparison")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--name", help="of the folder that is written; left out, that of the data")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=rd.measured())
     given = parser.parse_args()
     data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
     example = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
@@ -183,7 +184,10 @@ def main() -> None:
         common: dict[str, Any] = {"seeds": given.seeds, "options": options, "executor": pool}
         found = rd.compare(teacher, {name: every[name] for name in names}, data, budget=budget, **common)
     found = replace(found, name=given.name or Path(given.data).name)
-    folder = found.save(given.output / found.name)
+    found.save(given.output / found.name)
+    pictures = Path(__file__).parent / "results" if given.output == rd.measured() else given.output
+    folder = pictures / found.name
+    folder.mkdir(parents=True, exist_ok=True)
     print(found.headline())
     print(found.table.round(2).to_string(index=False))
     figures.comparison(found).write_image(folder / "comparison.png", scale=2)
@@ -191,7 +195,7 @@ def main() -> None:
     kept = sorted(file.parent for file in given.output.glob("*/comparison.json"))
     every = {folder.name: Comparison.load(folder) for folder in kept}
     every = {name: each for name, each in every.items() if each.reference == "naive"}
-    figures.comparisons(every, WAYS).write_image(given.output / "comparisons.png", scale=2)
+    figures.comparisons(every, WAYS).write_image(pictures / "comparisons.png", scale=2)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/paper_memory.py               a quarter of a minute; nothing is trained, nothing is computed
 
 Peaks of activations in MiB, float32, one image, for the pairs of the paper. `published` and `paper` follow the
-authors' estimate: the first is the highest entry of their Figure 7 (data/published/footprints.csv; students are those
+authors' estimate: the first is the highest entry of their Figure 7 (`rd.published("footprints")`; students are those
 of that figure), the second ours by the same counting. `fused` is what a sane edge runtime holds: teacher, student,
 student with RED blocks as the authors run them, and with blocks that work in place. Weights are untrained: only their
 shapes count. Writes benchmarks/results/paper_memory.csv.
@@ -35,7 +35,7 @@ PAIRS = [  # teacher, factor, image size, the published figure's panel
 
 def published(panel: str) -> tuple[float, float]:
     """The highest entry of teacher and student in the authors' figure, in MiB."""
-    frame = pd.read_csv(ROOT / "data" / "published" / "footprints.csv")
+    frame = rd.published("footprints")
     peaks = frame[frame["panel"] == panel].groupby("role")["mib"].max()
     return float(peaks["teacher"]), float(peaks["student"])
 

@@ -39,6 +39,8 @@ _HOMES = {
     "distill_classifier": "train",
     "evaluate": "train",
     "load_runs": "runs",
+    "published": "shipped",
+    "measured": "shipped",
     "load_model": "models.saved",
     "record": "sweep.rows",
     "profile_memory": "memory",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss
     from redistill_lib.runs import load_runs
+    from redistill_lib.shipped import measured, published
     from redistill_lib.student import derive_student
     from redistill_lib.sweep.rows import record
     from redistill_lib.train import (

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -1116,25 +1115,6 @@ def test_tensors_of_other_types_are_refused() -> None:
         ValueError, match=r"images are uint8 N×C×H×W and labels int64 N, not torch\.float32 \(2, 4, 4\)"
     ):
         TensorImages(torch.zeros(2, 4, 4), torch.arange(2))
-
-
-# --------------------------------------------------------------------------------------------- published numbers
-
-PUBLISHED = Path(__file__).parents[1] / "data" / "published"
-
-
-def test_the_published_files_agree_where_they_overlap() -> None:
-    results, footprints, curves = (pd.read_csv(PUBLISHED / f"{n}.csv") for n in ("results", "footprints", "curves"))
-    peaks = footprints.groupby(["panel", "role"])["mib"].max()
-    for panel, model in (("imagenet-ResNet50", "resnet50"), ("stl10-ResNeXt18", "resnext18")):
-        for role in ("teacher", "student"):
-            rows = results[(results["model"] == model) & (results["method"] == role)]
-            assert rows["peak_mib_per_image"].tolist() == [peaks[panel, role]]
-    best = curves.groupby(["config", "date"])["test_acc"].max()
-    red = results[(results["student"] == "mobilenetv2-4-1221111") & (results["method"] == "red")]
-    assert red["top1"].tolist() == [pytest.approx(100 * best["mobilenetv2-red.yaml", "2024-03-22"])]
-    assert curves.groupby(["student", "config", "date"]).size().tolist() == [300] * 11
-    assert (footprints.groupby(["panel", "role"])["index"].max() + 1).min() == 10
 
 
 @pytest.mark.parametrize("lazy", [False, True])

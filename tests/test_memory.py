@@ -6,10 +6,8 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,7 @@ from redistill_lib.memory import format_size, parse_size
 from redistill_lib.memory.trace import trace
 
 MIB = 2**20
-PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "data" / "published" / "footprints.csv")
+PUBLISHED = rd.published("footprints")
 PAIRS = {
     "stl10-MobileNetV2": ("mobilenetv2-1-1222121", "mobilenetv2-8-1211111"),
     "stl10-MobileNetv3_Small": ("mobilenetv3_small-1-22121111211", "mobilenetv3_small-4-22111111111"),

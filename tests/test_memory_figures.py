@@ -7,7 +7,6 @@ import functools
 import itertools
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from test_figures import seen_by
 from torch import nn
 
+import redistill_lib as rd
 from redistill_lib.distill import match_taps
 from redistill_lib.figures import (
     memory_bars,
@@ -32,8 +32,6 @@ from redistill_lib.figures.memory_layers import layers_of, role_name
 from redistill_lib.memory import Profile, Row, format_size, memory_bounds, profile_memory
 from redistill_lib.models import create_model, student_name
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
-
-FOOTPRINTS = Path(__file__).parents[1] / "data" / "published" / "footprints.csv"
 
 
 def inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:
@@ -290,7 +288,7 @@ def test_what_red_blocks_need_is_hatched_on_top() -> None:
 
 
 def test_published_values_are_those_of_the_csv() -> None:
-    frame = pd.read_csv(FOOTPRINTS)
+    frame = rd.published("footprints")
     published = published_footprints(frame, "stl10-MobileNetV2")
     csv = frame[(frame["panel"] == "stl10-MobileNetV2") & (frame["role"] == "student")]
     assert published["student"] == csv.sort_values("index")["mib"].tolist()

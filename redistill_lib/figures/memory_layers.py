@@ -52,7 +52,7 @@ def layers_of(profile: Profile) -> dict[str, int]:
 def published_footprints(frame: pd.DataFrame, panel: str) -> dict[str, list[float]]:
     """The authors' values of one panel of their Figure 7: MiB per layer, by role.
 
-    `frame` is data/published/footprints.csv as pandas reads it. Raises ValueError for a panel that it lacks.
+    `frame` is `redistill_lib.published("footprints")`. Raises ValueError for a panel that it lacks.
 
     >>> row = {"panel": "p", "role": "teacher", "index": 0, "mib": 2.0}
     >>> published_footprints(pd.DataFrame([row, {**row, "index": 1, "mib": 4.0}]), "p")
