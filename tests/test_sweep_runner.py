@@ -124,7 +124,10 @@ def test_done_points_are_not_run_again(
     [
         ("values", "LR 0.2 → 0.3 changed: tour-LR=0.2-SEED=0, tour-LR=0.2-SEED=1"),
         ("cells", "cells of tour changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
-        ("default", "a default or a module of your own changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
+        (
+            "default",
+            "a default, a folder or a module of your own changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more",
+        ),
         ("code", "the library's code changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
     ],
 )
