@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from trainings import digits, options, quick_looks  # noqa: F401
@@ -292,6 +293,19 @@ def test_tables_agree_with_the_runs_and_differences_are_paired(tmp_path: Path) -
     assert found.difference("kd", "naive") == crossed_interval(by_hand)
     table = found.to_frame().set_index("arm")
     assert table.loc["kd", "above"] == pytest.approx(by_hand.mean()) and table["above"]["naive"] == 0
+    rows = found.by_seed.set_index(["arm", "seed"])
+    order = ["teacher", *found.table["arm"]]
+    assert [*rows.index] == [(name, seed) for name in order for seed in (0, 1)]
+    for (name, seed), row in rows.iterrows():
+        assert row["accuracy"] == pytest.approx(100 * store[row["run"]])
+        paired = 100 * (found.right[name][seed].astype(int) - found.right["naive"][seed])
+        assert row["above"] == pytest.approx(paired.mean())
+        images = len(paired)  # 95 % of Student's t over the images alone
+        half = scipy.stats.t.ppf(0.975, images - 1) * paired.std(ddof=1) / images**0.5
+        assert math.isnan(row["±"]) if name == "naive" else row["±"] == pytest.approx(half)
+    costs = ["parameters", "peak (KiB)", "mult-adds (M)"]
+    assert rows.loc[("kd", 1), costs].tolist() == table.loc["kd", costs].tolist()
+    assert len(rows.columns) <= 18  # with the two of the index 20, the most that pandas shows
     curve = found.curves.query("arm == 'kd' and seed == 0")
     assert curve["seconds"].tolist() == [5.0, 8.0]  # 2 s for the teacher's epoch, then 3 s each
     assert "2 epochs each" in found.headline() and repr(found) == f"Comparison({found.headline()})"

@@ -26,7 +26,7 @@ FLOORS = [
     {"figures", "report"},
     {"comparison"},
     {"train", "budget", "export"},
-    {"attention", "costs", "diffusion", "maps", "quality"},
+    {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
     {"distill", "memory"},
     {"methods", "models", "network", "shipped", "sweep"},

@@ -25,17 +25,21 @@ def run_notebooks(
     output_dir: str | Path = "runs/notebooks",
     **options: Any,
 ) -> list[NotebookResult]:
-    """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there."""
+    """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there.
+
+    Paths and ``module:function`` among `parameters` count from the working folder, where they are there.
+    """
     given, points = parameters or {}, []
     for source in as_paths("notebooks", paths):
-        points.append((source, given, output_folder(output_dir, source), notebook_point(source, given).name))
+        point = notebook_point(source, given)
+        points.append((source, {**given, **point.located}, output_folder(output_dir, source), point.name))
     stems = [source.stem for source, *_ in points]
     if len(set(stems)) < len(stems):
         twin = max(stems, key=stems.count)
         raise ValueError(f"several notebooks are named {twin}: run them into different output folders")
     results: list[NotebookResult] = []
-    for source, given, folder, name in points:
-        result = run_notebook(source, given, folder, name=name, **options)
+    for source, placed, folder, name in points:
+        result = run_notebook(source, placed, folder, name=name, **options)
         results.append(result)
         if not options.get("progress"):  # off a terminal, where no bar shows the cells
             print(f"{result.name}: {result.status} after {result.seconds:.0f} s", file=sys.stderr)
