@@ -52,8 +52,8 @@ VIEWS = 16
 KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
 LOSS = tuple(red.replace("red", "red-loss") for red in RED)
-LATE = "late, RED + KD, from the teacher"
-WAYS = "from the teacher", "RED + KD, from the teacher", "late", LATE, "narrow", "small"  # of comparisons.png
+LATE = "late with RED + KD from the teacher"
+WAYS = "from the teacher", "RED + KD from the teacher", "late", LATE, "narrow", "small"  # of comparisons.png
 SIZES = 1, 7 / 8, 3 / 4  # of the images, as shares of their side
 
 Arms = dict[str, list[rd.Arm]]
@@ -86,7 +86,7 @@ def main_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
         "RED": taught(student, RED, width),
         "RED blocks + KD": taught(student, added(KD, "red-blocks"), width),
         "RED + KD": taught(student, added(RED, KD[0]), width),
-        "RED + KD, from the teacher": taught(student, added(RED, KD[0]), width, init="teacher"),
+        "RED + KD from the teacher": taught(student, added(RED, KD[0]), width, init="teacher"),
     }
     side, architecture = example.shape[-1], student.partition("-")[0]
     sizes = [round(share * side) for share in SIZES]
@@ -102,11 +102,11 @@ def main_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
         arms["late"] = rated(name, width)
         fits = late.published is not None and late.published.peak_bytes <= peak
         methods = added(RED, KD[0]) if fits else KD
-        arms[f"late, {'RED + ' * fits}KD, from the teacher"] = taught(name, methods, width, init="teacher")
+        arms[f"late with {'RED + ' * fits}KD from the teacher"] = taught(name, methods, width, init="teacher")
     if narrow := largest(lambda way: way.width < width and way.image_size == side):
         name = f"{architecture}-{narrow.plan}"
         arms["narrow"] = rated(name, narrow.width)
-        arms["narrow, KD"] = taught(name, KD, narrow.width)
+        arms["narrow with KD"] = taught(name, KD, narrow.width)
     if small := largest(lambda way: way.image_size < side):
         arms["small"] = rated(f"{architecture}-{small.plan}", small.width, image_size=small.image_size)
     return arms
@@ -119,17 +119,17 @@ def extra_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
     outputs = [tap for tap in rd.match_taps(*of, example) if tap.side == "output"]
     arms = {
         "RED": taught(student, RED, width),
-        "RED, 1×1 kernel": taught(student, changed("kernel_size=1"), width),
-        "RED, 5×5 kernel": taught(student, changed("kernel_size=5"), width),
-        "RED, MSE": taught(student, changed("distance='mse'"), width),
+        "RED with 1×1 kernel": taught(student, changed("kernel_size=1"), width),
+        "RED with 5×5 kernel": taught(student, changed("kernel_size=5"), width),
+        "RED with MSE": taught(student, changed("distance='mse'"), width),
         "STAGE": taught(student, tuple(red.replace("red", "stage") for red in RED), width),
         "DIST": taught(student, ("dist", "dist(alpha=0.3)"), width),
-        "RED, output taps": taught(student, RED, width, outputs),
+        "RED at outputs": taught(student, RED, width, outputs),
         "naive": rated(student, width),
     }
     narrow = rd.match_taps(*of, example, narrow=True)
     if narrow != rd.match_taps(*of, example):
-        arms["RED, narrow taps"] = taught(student, RED, width, narrow)
+        arms["RED at narrow places"] = taught(student, RED, width, narrow)
     return arms
 
 

@@ -164,9 +164,9 @@ def arms(setting: Setting) -> dict[str, list[Arm]]:
     limit, evens = setting.peak(setting.student), range(2, 257, 2)
     found = {
         "naive": rated(),
-        "naive, from the teacher": rated(from_teacher=True),
+        "naive from the teacher": rated(from_teacher=True),
         "MSE": rated("mse"),
-        "MSE, from the teacher": rated("mse", from_teacher=True),
+        "MSE from the teacher": rated("mse", from_teacher=True),
         "RED": [Arm(setting.student, each) for each in red],
         "RED + MSE": [Arm(setting.student, f"{each}+mse") for each in red],
         "RED blocks": rated("red-blocks"),

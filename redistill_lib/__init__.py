@@ -42,6 +42,8 @@ _HOMES = {
     "published": "shipped",
     "measured": "shipped",
     "load_model": "models.saved",
+    "resolve_model": "own",
+    "student_of": "own",
     "record": "sweep.rows",
     "profile_memory": "memory",
     "measure_memory": "memory",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model
     from redistill_lib.network import find_resolutions, record_maps
+    from redistill_lib.own import resolve_model, student_of
     from redistill_lib.plans import StridePlan
     from redistill_lib.quality import score_images
     from redistill_lib.red import RedBlock, alignment_loss

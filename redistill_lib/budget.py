@@ -136,6 +136,7 @@ class BudgetFit:
         if fits:
             count = f"{len(fits)} plan{'s' * (len(fits) > 1)} worth a look"
             answer = f"{self.model} in {budget}: {plan} keeps most {words}, {peak} ({count})"
+            answer += _price(best.plain, needed)
         else:
             answer = f"no plan of {self.model} fits {budget} {words}: the nearest is {plan}, {peak}"
             if not any(self.fits_with(blocks) for blocks in lighter):
@@ -150,6 +151,14 @@ class BudgetFit:
             for plan, reason in [*reasons.items()][:1]:
                 answer += f"; {len(reasons)} {what}, such as {plan}: {reason}"
         return answer
+
+
+def _price(plain: Cost, taught: Cost) -> str:
+    """What blocks add to a network, where that is as much as half of it."""
+    adds, weights = taught.flops / max(1, plain.flops), taught.weight_bytes / max(1, plain.weight_bytes)
+    if max(adds, weights) < 1.5:
+        return ""
+    return f"; but the blocks make it {adds:.1f} times the multiply-adds and {weights:.1f} times the weights"
 
 
 def arenas(fit: Fit) -> dict[str, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import json
 import os
 import sys
@@ -189,6 +188,7 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 def _memory(arguments: argparse.Namespace) -> int:
     from redistill_lib.memory import memory_bounds, profile_memory
+    from redistill_lib.own import named_network
 
     if arguments.budget and arguments.html is not None:
         raise ValueError("--budget gives a table or JSON: leave out --html")
@@ -198,9 +198,9 @@ def _memory(arguments: argparse.Namespace) -> int:
         raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
     if arguments.budget and arguments.convention == "paper":
         raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
-    own, inputs = _own_network(arguments.model) if ":" in arguments.model else (None, None)
+    network, inputs = named_network(arguments.model)
     inputs = _inputs(arguments, inputs)
-    teacher, model, changes = _networks(arguments, own, inputs)
+    teacher, model, changes = _networks(arguments, network, inputs)
     how = {"dtype": arguments.dtype, "in_place_depthwise": arguments.in_place_depthwise}
     try:
         profile = profile_memory(model, *inputs, convention=arguments.convention, **how)
@@ -333,51 +333,24 @@ def _inputs(arguments: argparse.Namespace, own: tuple[Any, ...] | None) -> tuple
     return example_inputs("unet" if unet else "resnet18", (size[0], size[-1]), **given, device="meta")
 
 
-def _own_network(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
-    """What the user's function returns, on the meta device."""
-    from torch import Tensor, nn
-
-    module, _, function = name.partition(":")
-    if module.endswith(".py"):
-        module = module.removesuffix(".py").replace("/", ".")
-        raise ValueError(f"write the module, not its file: {module}:{function or 'function'}")
-    sys.path.insert(0, "")  # as `python -m` does, also for what the function imports
-    make = getattr(importlib.import_module(module), function, None)
-    try:
-        made = make() if callable(make) else None
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
-    model, *inputs = made if isinstance(made, tuple) else (made,)
-    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
-        inputs = [*inputs[0]]
-    if not isinstance(model, nn.Module) or not all(isinstance(x, Tensor) for x in inputs):
-        what = "returns an nn.Module, or (model, inputs) with tensors"
-        raise ValueError(f"module {module} has no function {function!r} that {what}")
-    return model.to("meta"), tuple(inputs) or None
-
-
 def _networks(
-    arguments: argparse.Namespace, own: nn.Module | None, inputs: tuple[Any, ...]
+    arguments: argparse.Namespace, network: str | nn.Module, inputs: tuple[Any, ...]
 ) -> tuple[nn.Module, nn.Module, tuple[Change, ...]]:
-    """Teacher, for a factor above 1 its student, and what changed in one's own; a built-in network has no weights."""
+    """Teacher, for a factor above 1 its student, and what changed in one's own; nothing has contents."""
     import torch
 
     from redistill_lib.models import create_model, student_name
     from redistill_lib.student import derive_student
 
-    name, factor = arguments.model, arguments.factor
-    if own is not None:
+    factor = arguments.factor
+    if not isinstance(network, str):
+        own = network.to("meta")
         return own, *((own, ()) if factor == 1 else derive_student(own, factor, example=inputs))
-    if name.endswith(".py"):
-        raise ValueError(f"write the module, not its file: {name.removesuffix('.py').replace('/', '.')}:function")
-    if "." in name.partition("-")[0]:
-        close = ":".join(name.rsplit(".", 1))
-        raise ValueError(f"{name} names no function; did you mean {close!r} (module:function)?")
     with torch.device("meta"):
-        teacher = create_model(name, in_channels=inputs[0].shape[1])
+        teacher = create_model(network, in_channels=inputs[0].shape[1])
         if factor == 1:
             return teacher, teacher, ()
-        return teacher, create_model(student_name(name, factor), in_channels=inputs[0].shape[1]), ()
+        return teacher, create_model(student_name(network, factor), in_channels=inputs[0].shape[1]), ()
 
 
 def _models(arguments: argparse.Namespace) -> None:

@@ -14,30 +14,32 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import stats
 
-_LABELS = {"teacher": "teacher", "student": "naive student", "red-blocks": "RED blocks, no loss"}
+_LABELS = {"teacher": "teacher", "student": "naive student"}
 _PARTS = {"red-blocks": "RED blocks", "red-loss": "RED loss", "ls-kd": "LS-KD", "fitnet": "FitNet"}
 _PARTS |= {"reviewkd": "ReviewKD", "deit": "DeiT", "locality": "locality guidance"}
 _CAPITALS = "red kd mse stage dkd crd dist mlld at nst sp vid pkt ft ab srd rkd cc"
 _PARTS |= {name: name.upper() for name in _CAPITALS.split()}
+_KEYS = {name.lower(): key for key, name in _PARTS.items()}
 
 
 def role_key(role: str) -> str:
     """One spelling per role: ``naive`` is the undistilled ``student``, and ``kd+red`` is ``red+kd``.
 
-    >>> role_key("KD+RED"), role_key("naive")
-    ('red+kd', 'student')
+    >>> role_key("KD+RED"), role_key("naive"), role_key("RED blocks")
+    ('red+kd', 'student', 'red-blocks')
     """
     role = role.strip().lower()
     if role in ("naive", "naive student", "none", "baseline"):
         return "student"
-    return "+".join(sorted((part.strip() for part in role.split("+")), key=lambda p: (not p.startswith("red"), p)))
+    parts = (_KEYS.get(part.strip(), part.strip()) for part in role.split("+"))
+    return "+".join(sorted(parts, key=lambda p: (not p.startswith("red"), p)))
 
 
 def label(role: str) -> str:
     """The role as a reader calls it.
 
     >>> label("student"), label("red+kd"), label("red-blocks"), label("RED blocks + kd")
-    ('naive student', 'RED + KD', 'RED blocks, no loss', 'RED blocks + KD')
+    ('naive student', 'RED + KD', 'RED blocks', 'RED blocks + KD')
     """
     key = role_key(role)
     if key in _LABELS:

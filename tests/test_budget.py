@@ -227,6 +227,16 @@ def test_a_plan_fits_with_its_blocks_as_networks_that_have_them_show() -> None:
         assert own[1].startswith(cost.peak_at)  # of an in-place block, the layer inside may be another
 
 
+@pytest.mark.parametrize(("name", "told"), [("mobilenetv2", True), ("resnet18", False)])
+def test_the_sentence_tells_what_costly_blocks_cost(name: str, told: bool) -> None:
+    fit = fit_to_budget(name, "4MB", X, dtypes="int8", plans="4-1212112" if told else "8-11221")
+    plain, red = fit.fits[0].plain, fit.fits[0].published
+    assert red is not None and (red.flops > 2 * plain.flops) == told
+    words = f"{red.flops / plain.flops:.1f} times the multiply-adds"
+    assert (words in str(fit)) == told and ("but the blocks" in str(fit)) == told
+    assert "but the blocks" not in str(fit_to_budget(name, "4MB", X, plans=fit.fits[0].plan, blocks="none"))
+
+
 def pyramid() -> nn.Module:
     """Its blocks hold three maps where it holds two."""
     layers = [nn.Sequential(nn.Conv2d(k, 16, 3, s, 1), nn.ReLU()) for k, s in ((3, 1), (16, 2), (16, 2), (16, 2))]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 from trainings import digits, options, quick_looks  # noqa: F401
@@ -27,6 +28,7 @@ from redistill_lib.comparison.lengths import lengths as planned
 from redistill_lib.comparison.trials import resized
 from redistill_lib.data import load_data
 from redistill_lib.distill import Tap
+from redistill_lib.figures import theme
 from redistill_lib.methods import FitNet
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import load_model
@@ -291,6 +293,19 @@ def test_tables_agree_with_the_runs_and_differences_are_paired(tmp_path: Path) -
     assert found.difference("kd", "naive") == crossed_interval(by_hand)
     table = found.to_frame().set_index("arm")
     assert table.loc["kd", "above"] == pytest.approx(by_hand.mean()) and table["above"]["naive"] == 0
+    rows = found.by_seed.set_index(["arm", "seed"])
+    order = ["teacher", *found.table["arm"]]
+    assert [*rows.index] == [(name, seed) for name in order for seed in (0, 1)]
+    for (name, seed), row in rows.iterrows():
+        assert row["accuracy"] == pytest.approx(100 * store[row["run"]])
+        paired = 100 * (found.right[name][seed].astype(int) - found.right["naive"][seed])
+        assert row["above"] == pytest.approx(paired.mean())
+        images = len(paired)  # 95 % of Student's t over the images alone
+        half = scipy.stats.t.ppf(0.975, images - 1) * paired.std(ddof=1) / images**0.5
+        assert math.isnan(row["±"]) if name == "naive" else row["±"] == pytest.approx(half)
+    costs = ["parameters", "peak (KiB)", "mult-adds (M)"]
+    assert rows.loc[("kd", 1), costs].tolist() == table.loc["kd", costs].tolist()
+    assert len(rows.columns) <= 18  # with the two of the index 20, the most that pandas shows
     curve = found.curves.query("arm == 'kd' and seed == 0")
     assert curve["seconds"].tolist() == [5.0, 8.0]  # 2 s for the teacher's epoch, then 3 s each
     assert "2 epochs each" in found.headline() and repr(found) == f"Comparison({found.headline()})"
@@ -553,9 +568,16 @@ def found() -> Comparison:
     for name, (model, width, share) in arms.items():
         right[name] = draws.random((3, 3000)) < share
         taught = "RED" in name or "KD" in name
+        methods = {"RED": "red", "pools later + KD": "kd"}.get(name, "")
         for seed in range(3):
             row = {"arm": name, "seed": seed, "model": model, "width": width, "image_size": None, "taught": taught}
-            row |= {"epochs": 40, "seconds": 118.0, "for_the_teacher": 30.0 * taught, "parameters": 10**6}
+            row |= {
+                "methods": methods,
+                "epochs": 40,
+                "seconds": 118.0,
+                "for_the_teacher": 30.0 * taught,
+                "parameters": 10**6,
+            }
             rows.append(row | {"peak_bytes": 19200, "multiply_adds": 7_700_000, "latency": 0.002})
             curve = {
                 "arm": name,
@@ -702,6 +724,21 @@ def test_a_colour_says_the_way_in_every_figure(found: Comparison) -> None:
     assert looks[0] == looks[1]
 
 
+def test_of_one_network_colours_and_marks_are_the_methods(found: Comparison) -> None:
+    arms = ["naive", "RED", "from the teacher"]
+    row = found.runs[found.runs["arm"] == "naive"]
+    runs = pd.concat([found.runs[found.runs["arm"].isin(arms)], row.assign(arm="from the teacher")])
+    curves = found.curves[found.curves["arm"].isin(arms)]
+    right = {name: found.right.get(name, found.right["RED"]) for name in arms}
+    one = replace(found, runs=runs, curves=curves, right=right)
+    drawn = figures.comparison(one)
+    marks = [trace.marker for trace in drawn.data if trace.error_x.array is not None]
+    looks = {arm: (mark.color, mark.symbol) for arm, mark in zip(one.table["arm"], marks, strict=True)}
+    assert looks["RED"] == theme.look("red") and looks["naive"] == theme.look("student")
+    assert len(set(looks.values())) == 3 and not [trace for trace in drawn.data if trace.name]
+    assert f"all are {found.network('naive')}" in " ".join(drawn.layout.title.text.replace("<br>", " ").split())
+
+
 def test_several_comparisons_in_one_figure(found: Comparison) -> None:
     drawn = figures.comparisons({"digits": found, "pairs": found}, ["RED", "pools later"])
     gaps = [found.difference(arm, "naive") for arm in ("RED", "pools later")]
@@ -709,12 +746,15 @@ def test_several_comparisons_in_one_figure(found: Comparison) -> None:
     assert [trace.error_x.array[0] for trace in drawn.data] == pytest.approx([gap.half for gap in gaps] * 2)
     heights = [trace.y[0] for trace in drawn.data]
     assert heights == sorted(set(heights)) and len(drawn.layout.yaxis.ticktext) == 2
-    assert "pools later on digits; pools later on pairs" in " ".join(
+    assert "on digits pools later; on pairs pools later" in " ".join(
         re.sub("<.*?>", " ", drawn.layout.title.text).split()
     )
     alike = {**found.right, "RED": found.right["pools later"][:, ::-1]}
     title = figures.comparisons({"digits": replace(found, right=alike)}, ["RED", "pools later"]).layout.title.text
     assert "not told from “" in " ".join(re.sub("<.*?>", " ", title).split())
+    level = dict.fromkeys(found.right, found.right["naive"]) | {"RED": found.right["naive"][:, ::-1]}
+    title = figures.comparisons({"digits": replace(found, right=level)}).layout.title.text
+    assert title.startswith("<b>Most accurate at one peak, in equal seconds: on digits no one</b>")
     assert "18.8 KiB, 120 seconds, 3 seeds" in drawn.layout.yaxis.ticktext[0]
     assert len(figures.comparisons({"digits": found}).data) == 3
     with pytest.raises(ValueError, match="no comparison has an arm 'KD'; there are RED, pools later"):

@@ -138,10 +138,37 @@ def test_patches_of_a_transformer() -> None:
         assert rd.profile_memory(network, torch.zeros(1, 3, *[way.image_size] * 2)).peak_bytes == way.plain.peak_bytes
 
 
+def test_a_network_of_ones_own_pools_in_other_places() -> None:
+    """Three maps of 16 channels, or of 8, and four plans, each profiled by itself."""
+    layers = [nn.Conv2d(1, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1)]
+    own = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    plans = {"1-22": own} | {p: rd.derive_student(own, plan=p, example=X)[0] for p in ("2-12", "2-21", "4-11")}
+    needs = {plan: rd.profile_memory(network, X) for plan, network in plans.items()}
+    peak = needs["2-12"].peak_bytes
+    assert needs["4-11"].peak_bytes <= needs["2-21"].peak_bytes <= peak < needs["1-22"].peak_bytes
+    ways = arms_at_peak(own, peak, X)
+    assert ways.teacher.plain.peak_bytes == needs["1-22"].peak_bytes and "1-22" not in ways.arms()
+    for way in ways.fits:
+        assert (way.plain.peak_bytes, way.plain.flops) == (needs[way.plan].peak_bytes, needs[way.plan].flops)
+    most = max((needs[plan].flops, plan) for plan in plans if needs[plan].peak_bytes <= peak)[1]
+    assert next(iter(ways.arms())) == ways.key(ways.fits[0]) == most
+    model: Any = ways.arms()[most].model
+    assert rd.profile_memory(model, X).peak_bytes == needs[most].peak_bytes
+    assert torch.equal(model[-1].weight, own[-1].weight)
+    for name, arm in ways.arms("red").items():
+        taught = next(way for way in ways.fits if f"{way.plan} with red" == name)
+        assert arm.taught and taught.published and taught.published.peak_bytes <= peak
+    whole = arms_at_peak(own, "1MB", X)
+    assert next(iter(whole.arms())) == "1-22" and "1-22, red" not in whole.arms("red")
+    assert f"from {ways.architecture}-1-22 (" in str(ways) and [*ways.to_frame().index] == [w.plan for w in ways.fits]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"teacher": nn.Flatten()}, "of a network of your own, fit_to_budget finds the plans"),
+        ({"teacher": nn.Flatten()}, "no convolution of this Flatten takes the image"),
+        ({"teacher": nn.Flatten(), "width": 0.25}, "leave them out with your own network"),
+        ({"teacher": 3}, "teacher=3 is not"),
         ({"teacher": "resnet19"}, "Unknown architecture"),
         ({"teacher": "unet"}, "unet is no classifier; there are mobilenetv2"),
         ({"peak": "lots"}, "not an amount of memory"),
@@ -177,11 +204,11 @@ def test_only_what_sees_the_teachers_images_is_taught_and_only_what_fits_with_it
     too_much = [found.key(way) for way in found.fits if way.peak("published") > 19200]
     assert too_much == ["2-21122 ×0.125"]
     at_40 = [found.key(way) for way in found.fits if way.image_size == 40]
-    assert list(found.arms("kd")) == [f"{key}, kd" for key in at_40]
-    assert list(found.arms(["red", KD()])) == [f"{key}, red+kd" for key in at_40 if key not in too_much]
+    assert list(found.arms("kd")) == [f"{key} with kd" for key in at_40]
+    assert list(found.arms(["red", KD()])) == [f"{key} with red+kd" for key in at_40 if key not in too_much]
     assert all(arm.taught for arm in found.arms("kd").values())
     in_place = arms_at_peak(TEACHER, "19200B", X, width=0.25, image_sizes=[40], blocks="in place")
-    assert "2-21122 ×0.125, red" in in_place.arms("red")
+    assert "2-21122 ×0.125 with red" in in_place.arms("red")
 
 
 def test_an_arms_methods_are_read_once() -> None:

@@ -84,7 +84,7 @@ def test_colours_stay_apart(blindness: str) -> None:
 
 @pytest.mark.parametrize("blindness", ["none", "protan", "deutan"])
 def test_every_method_has_its_own_look(blindness: str) -> None:
-    looks = {role: theme.look(role) for role in dict.fromkeys([*ROLES, "red+mse", *METHODS])}
+    looks = {role: theme.look(role) for role in dict.fromkeys([*ROLES, "red+mse", "red-loss+kd", *METHODS])}
     for (one, (tone, symbol)), (other, (tone2, symbol2)) in itertools.combinations(looks.items(), 2):
         if symbol == symbol2:
             assert np.linalg.norm(seen_by(tone, blindness) - seen_by(tone2, blindness)) > 18, (one, other)
@@ -107,7 +107,7 @@ def test_unknown_names_of_one_figure_have_different_colours() -> None:
     assert len({theme.color(name) for name in names}) < len(names)  # by themselves some are alike
     found = theme.colors(["teacher", *names])
     assert len(set(found.values())) == len(names) + 1 and found["teacher"] == theme.color("teacher")
-    assert theme.colors(["a", *"bcdefgh"])["h"] in theme._SPARE  # more names than colours
+    assert theme.colors(["a", *"bcdefgh"])["h"] in theme.SPARE  # more names than colours
 
 
 def test_roles_have_one_spelling_one_colour_and_a_name() -> None:
@@ -115,7 +115,7 @@ def test_roles_have_one_spelling_one_colour_and_a_name() -> None:
     assert theme.color("kd+red") == theme.color("RED+KD")
     assert theme.color("fitnet") == theme.color("fitnet") not in [theme.color(r) for r in (*ROLES, "red+mse")]
     assert [label(role) for role in ROLES] == [
-        "teacher", "naive student", "KD", "RED", "RED + KD", "RED blocks, no loss", "RED blocks + KD",
+        "teacher", "naive student", "KD", "RED", "RED + KD", "RED blocks", "RED blocks + KD",
     ]  # fmt: skip
     assert label("untrained") == "untrained"
 

@@ -27,7 +27,7 @@ FLOORS = [
     {"tradeoffs"},
     {"comparison"},
     {"train", "budget", "export"},
-    {"attention", "costs", "diffusion", "maps", "quality"},
+    {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
     {"distill", "memory"},
     {"methods", "models", "network", "shipped", "sweep"},

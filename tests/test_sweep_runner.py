@@ -124,7 +124,10 @@ def test_done_points_are_not_run_again(
     [
         ("values", "LR 0.2 → 0.3 changed: tour-LR=0.2-SEED=0, tour-LR=0.2-SEED=1"),
         ("cells", "cells of tour changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
-        ("default", "a default or a module of your own changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
+        (
+            "default",
+            "a default, a folder or a module of your own changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more",
+        ),
         ("code", "the library's code changed: tour-LR=0.1-SEED=0, tour-LR=0.1-SEED=1 and 2 more"),
     ],
 )
@@ -312,6 +315,7 @@ def test_table(sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: 
 
 def test_summary_over_seeds() -> None:
     runs = {"LR": [1.0] * 3 + [2.0], "SEED": [0, 1, 2, 0], "role": "red", "accuracy": [1.0, 2.0, 3.0, 5.0]}
+    runs |= {"run": ["a", "b", "c", "d"]}  # what is another under each seed keeps no two apart
     found = summarise(pd.DataFrame(runs | {"point": "p", "seconds": 4.0, "epoch": [1, 1, 1, 2]}), by=["epoch"])
     first = found[found["metric"] == "accuracy"].iloc[0]
     # of 1, 2, 3: standard error 1/√3, and 4.303 is the 97.5 % point of Student's t with two degrees of freedom

@@ -10,12 +10,13 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.budget import Blocks, Fit, arenas, plans_of, totals, uncollected
+from redistill_lib.budget import Blocks, Fit, arenas, fit_to_budget, plans_of, totals, uncollected
 from redistill_lib.checks import check_type, wholes
 from redistill_lib.comparison.arms import Arm, check_classifier
 from redistill_lib.costs import Cost, Followed, followed
@@ -30,6 +31,7 @@ from redistill_lib.network import Resolutions, asking, find_resolutions
 from redistill_lib.network.fakes import outlines
 from redistill_lib.plans import StridePlan
 from redistill_lib.progress import progress_bar
+from redistill_lib.student.derive import restrided
 
 LEAST_WIDTH = 0.125  # of create_model
 LEAST_SIDE = 8  # px; on smaller images there is little left to see
@@ -70,11 +72,20 @@ class ArmsAtPeak:
     closest: Way  # the way that needs the least memory of all that were counted
     blocks: Blocks = "published"  # those that have to fit too
     convention: str = "fused"
+    network: nn.Module | None = field(default=None, repr=False)  # of one's own
+    example: Tensor | None = field(default=None, repr=False)  # for it
 
     def key(self, way: Way) -> str:
-        """What a reader calls a way: "4-11221 ×0.25", "1-21222 ×0.25 at 15 px"."""
+        """What a reader calls a way: "4-11221 ×0.25", "1-21222 ×0.25 at 15 px"; "4-122" of a network of one's own."""
         size = f" at {way.image_size} px" if way.image_size != self.teacher.image_size else ""
-        return f"{way.plan} ×{way.width:g}{size}"
+        return way.plan if self.network is not None else f"{way.plan} ×{way.width:g}{size}"
+
+    def _model(self, way: Way) -> str | nn.Module:
+        if self.network is None or self.example is None:
+            return f"{self.architecture}-{way.plan}"
+        if way.plan == self.teacher.plan:
+            return self.network
+        return restrided(self.network, None, way.plan, (self.example,), "stride")[0]
 
     def arms(self, methods: str | Method | Sequence[str | Method] | None = None) -> dict[str, Arm]:
         """Each way as an arm that learns from labels alone, or from a teacher too.
@@ -90,8 +101,8 @@ class ArmsAtPeak:
             smaller = way.image_size != self.teacher.image_size
             if (made and smaller) or (red and not (way.published and way.peak(self.blocks) <= self.peak_bytes)):
                 continue
-            arm = Arm(f"{self.architecture}-{way.plan}", made or None, way.width, way.image_size if smaller else None)
-            arms[", ".join([self.key(way), *["+".join(m.name for m in made)] * bool(made)])] = arm
+            arm = Arm(self._model(way), made or None, way.width, way.image_size if smaller else None)
+            arms[" with ".join([self.key(way), *["+".join(m.name for m in made)] * bool(made)])] = arm
         return arms
 
     def to_frame(self) -> pd.DataFrame:
@@ -132,7 +143,7 @@ class ArmsAtPeak:
 
 
 def arms_at_peak(
-    teacher: str,
+    teacher: str | nn.Module,
     peak: int | str,
     example: Tensor,
     *,
@@ -153,6 +164,9 @@ def arms_at_peak(
     teacher's and its halves, sizes to the example's and, at the teacher's width, the largest smaller one on which
     its own plan fits.
 
+    Of a network of your own, ways are its own plan and of those of `fit_to_budget` the two that keep most, without
+    blocks and with them; what `derive_student` makes of it has its weights.
+
     All is counted in fp32, for ten classes and the example's channels, under a `convention` of `profile_memory` other
     than ``paper``. Plans are searched by halves, as pooling later never takes less live memory; of a runtime's arena
     that may not hold, so that what is found fits, but a better plan may be missed.
@@ -160,20 +174,22 @@ def arms_at_peak(
     >>> import torch
     >>> found = arms_at_peak("resnet18-1-21222", "19200B", torch.zeros(1, 1, 40, 40), width=0.25)
     >>> list(found.arms("red"))
-    ['4-11212 ×0.25, red', '4-11221 ×0.25, red', '4-11122 ×0.125, red']
+    ['4-11212 ×0.25 with red', '4-11221 ×0.25 with red', '4-11122 ×0.125 with red']
     """
     check_type("blocks", blocks, Blocks)
     peak_bytes, runtime = parse_size(peak), runtime_of(convention)
     if runtime is None:
         raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
-    if isinstance(teacher, nn.Module):
-        raise ValueError(
-            "arms_at_peak makes networks of other widths and takes a built-in name; of a network of your own, "
-            "fit_to_budget finds the plans that fit, and derive_student makes them"
-        )
-    check_classifier(teacher, width)
     if not isinstance(example, Tensor) or example.ndim != 4 or example.shape[2] != example.shape[3]:
         raise ValueError("example is images B×C×H×W as high as wide, such as torch.zeros(1, 3, 224, 224)")
+    check_type("teacher", teacher, str, nn.Module)
+    if isinstance(teacher, nn.Module):
+        if width != 1.0 or widths is not None or image_sizes is not None:
+            raise ValueError(
+                "width, widths and image_sizes are for built-in names; leave them out with your own network"
+            )
+        return _own_ways(teacher, peak_bytes, example, blocks, convention)
+    check_classifier(teacher, width)
     halves = itertools.takewhile(lambda w: w >= LEAST_WIDTH, (width / 2**k for k in itertools.count()))
     chosen = dict.fromkeys(halves if widths is None else check_type("widths", widths, Iterable))
     for each in chosen:
@@ -200,6 +216,26 @@ def arms_at_peak(
     fits = sorted(kept.values(), key=lambda way: (-way.plain.flops, way.peak("none"), way.plan))
     closest = min(search.counted.values(), key=lambda way: way.peak("none"))
     return ArmsAtPeak(own, search.architecture, peak_bytes, tuple(fits), closest, blocks, runtime.name)
+
+
+def _own_ways(
+    network: nn.Module, peak_bytes: int, example: Tensor, blocks: Blocks, convention: Convention
+) -> ArmsAtPeak:
+    how: dict[str, Any] = {"dtypes": "fp32", "blocks": blocks, "convention": convention}
+    found = fit_to_budget(network, peak_bytes, example[:1], **how)
+
+    def way(fit: Fit, why: str) -> Way:
+        return Way(fit.plan, fit.dtype, fit.plain, fit.published, fit.in_place, image_size=example.shape[-1], why=why)
+
+    own = replace(way(found.own[0], OWN), published=None, in_place=None)  # which nothing teaches
+    within = [own] if own.peak("none") <= peak_bytes else []
+    within += [way(fit, LATEST) for fit in found.fits_with("none")[:1]]
+    within += [way(fit, TAUGHT) for fit in found.fits_with(found.blocks)[:1]]
+    kept = {each.plan: each for each in reversed(within)}  # the first of a plan
+    fits = sorted(kept.values(), key=lambda way: (-way.plain.flops, way.peak("none"), way.plan))
+    closest = way(found.closest, LATEST)
+    ways = ArmsAtPeak(own, found.model, peak_bytes, tuple(fits), closest, blocks, found.convention)
+    return replace(ways, network=network, example=example)
 
 
 class _Search:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,10 @@ class Comparison:
         widest = self.runs.loc[self.runs["arm"].isin(self.arms), "width"].max()
         return "narrower" if row["width"] < widest else "as wide"
 
+    def methods(self, arm: str) -> str:
+        """The names of its methods, added up, "red+kd" say; "" of an arm that has none."""
+        return str(self.runs.loc[self.runs["arm"] == arm, "methods"].iloc[0])
+
     def taught(self, arm: str) -> bool:
         return bool(self.runs.loc[self.runs["arm"] == arm, "taught"].any())
 
@@ -102,10 +106,27 @@ class Comparison:
             row = {"arm": arm, "accuracy": mean.value, "low": mean.low, "high": mean.high, "above": over.value}
             row["±"] = over.half if arm != self.reference else math.nan
             row["recovered"] = 100 * over.value / gap
-            row |= {name: first[name] for name in ("epochs", "seconds", "for_the_teacher", "parameters")}
-            row |= {"peak (KiB)": first["peak_bytes"] / 1024, "mult-adds (M)": first["multiply_adds"] / 1e6}
-            row |= {"latency (ms)": 1000 * runs["latency"].median()}
-            rows.append(row | {"training (MiB)": (first.get("training_bytes") or math.nan) / 2**20})
+            row |= {name: first[name] for name in ("epochs", "seconds", "for_the_teacher")}
+            rows.append(row | _costs(first, runs["latency"].median()))
+        return pd.DataFrame(rows)
+
+    @property
+    def by_seed(self) -> pd.DataFrame:
+        """A row per run, for a table of many comparisons: a teacher's that was trained here, then the best arm's.
+
+        Units are those of `table`. `low` and `high`, and `±` of the difference to the reference's run of this seed,
+        are 95 % intervals for other test images.
+        """
+        rows = []
+        runs = {arm: its.reset_index(drop=True) for arm, its in self.runs.groupby("arm", sort=False)}
+        for arm in [*["teacher"] * ("teacher" in runs), *self.table["arm"]]:
+            for k, run in runs[arm].iterrows():
+                ours, theirs = (100.0 * self._right(name)[[k]] for name in (arm, self.reference))
+                one, over = crossed_interval(ours), crossed_interval(ours - theirs)
+                row = {name: run[name] for name in ("arm", "seed", "model", "methods", "width", "image_size", "init")}
+                row |= {"accuracy": one.value, "low": one.low, "high": one.high, "above": over.value}
+                row |= {"±": over.half if arm != self.reference else math.nan, "epochs": run["epochs"]}
+                rows.append(row | _costs(run, run["latency"]) | {"run": run["run"]})
         return pd.DataFrame(rows)
 
     def _gap(self) -> float:
@@ -168,6 +189,13 @@ class Comparison:
             raise FileNotFoundError(f"{folder} holds no comparison: {error.filename} is missing") from None
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(damaged(folder / "comparison.json", error)) from None
+
+
+def _costs(run: pd.Series[Any], latency: float) -> dict[str, float]:
+    """What a run's network takes, as a reader counts it."""
+    found = {"parameters": run["parameters"], "peak (KiB)": run["peak_bytes"] / 1024}
+    found |= {"mult-adds (M)": run["multiply_adds"] / 1e6, "latency (ms)": 1000 * latency}
+    return found | {"training (MiB)": (run.get("training_bytes") or math.nan) / 2**20}
 
 
 def _table(file: Path) -> pd.DataFrame:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from redistill_lib.comparison import Comparison
-from redistill_lib.figures.theme import INK, faint, finish, muted, name_rows
+from redistill_lib.figures import theme
+from redistill_lib.figures.theme import INK, SPARE, faint, finish, muted, name_rows
 from redistill_lib.memory import format_size
 from redistill_lib.results import listed, number
 
@@ -21,7 +22,7 @@ _HUES = {
     "narrower": ("#0072B2", "#56B4E9", "#332288"),
     "smaller images": ("#117733", "#44AA99"),
 }
-_MARKS = {False: ("circle-open", "learns alone"), True: ("diamond", "taught")}
+_MARKS = {False: ("circle-open", "without a teacher"), True: ("diamond", "with its teacher")}
 _OTHERS, _OTHER = "other networks", "#8A8F96"  # than the first that there are colours for
 _PLACES = 12, 84, 182, 248  # where the columns beside the plot stand, in pixels
 
@@ -39,8 +40,9 @@ class _Look(NamedTuple):
 def comparison(result: Comparison) -> go.Figure:
     """Test accuracy of each arm, the best above: a mark for the mean, a line for its 95 % interval, dots for runs.
 
-    The colour is the network; a filled diamond is taught by the teacher, an open circle learns alone. Beside them are
-    the difference to the reference, in pairs, and what the arm takes.
+    The colour is the network; a filled diamond takes its teacher's weights or lessons, an open circle none. Where all
+    have one network, colour and mark are the method's, as in other figures. Beside them are the difference to the
+    reference, in pairs, and what the arm takes.
     """
     table, looks, figure = result.table, _looks(result), go.Figure()
     beside: dict[str, Any] = {"x": 1, "xref": "paper", "xanchor": "left"}
@@ -71,7 +73,9 @@ def comparison(result: Comparison) -> go.Figure:
         best = result.accuracy("teacher").value
         line, text = {"color": INK, "width": 2, "dash": "dash"}, f"teacher {best:.1f} %"
         side = "left" if best > (table["low"].min() + table["high"].max()) / 2 else "right"
-        figure.add_vline(best, line=line, annotation_text=text, annotation_position=f"bottom {side}")
+        place = {"y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": {"left": "right", "right": "left"}[side]}
+        figure.add_vline(best, line=line)
+        figure.add_annotation(x=best, text=text, **place)
     lines = [textwrap.wrap(arm, 26, max_lines=2, placeholder=" …") for arm in table["arm"]]
     name_rows(figure, ["<br>".join(f"<b>{escape(line)}</b>" for line in name) for name in lines])
     figure.update_xaxes(title="test accuracy (%)")
@@ -80,14 +84,16 @@ def comparison(result: Comparison) -> go.Figure:
     else:
         told = f"{result.seeds} seeds each; line: 95 % interval for other seeds and other test images; dots: runs. "
         told += f"Above {escape(result.reference)}: in pairs of one teacher, with a 95 % interval"
-    note, margins = f"Data: {escape(result.name)}. {told}.", (190, 30, 330, 56)
+    networks = {look.network for look in looks.values()}
+    data = f"{escape(result.name)}; all are {networks.pop()}" if len(networks) == 1 else escape(result.name)
+    note, margins = f"Data: {data}. {told}.", (190, 30, 330, 56)
     title = escape(result.headline(), quote=False)
-    figure = finish(figure, title, note, plot=20 + 36 * len(table), margins=margins, legend=True)
+    figure = finish(figure, title, note, plot=20 + 36 * len(table), margins=margins, legend=bool(networks))
     return figure.update_layout(legend={"x": 0.02, "xref": "container"})
 
 
 def comparison_curves(result: Comparison) -> go.Figure:
-    """Validation accuracy over seconds spent, the mean of the seeds; taught arms begin when the teacher is paid."""
+    """Validation accuracy over seconds spent, the mean of the seeds; who needs a teacher begins when that is paid."""
     looks, figure = _looks(result), go.Figure()
     means = result.curves.groupby(["arm", "seconds"], as_index=False)["accuracy"].mean()
     ends = {arm: means[means["arm"] == arm].iloc[-1] for arm in looks}
@@ -109,13 +115,15 @@ def comparison_curves(result: Comparison) -> go.Figure:
         text = f'<span style="color:{look.color}"><b>{name}</b> {reached[arm]:.1f} %</span>'
         figure.add_annotation(x=1.02, xref="paper", xanchor="left", y=places[arm], text=text, showarrow=False)
     longest = max(end["seconds"] for end in ends.values())
-    figure.update_xaxes(title="processor seconds, the teacher's share included", range=[0, 1.02 * longest])
+    paid = result.runs["for_the_teacher"].max() > 0
+    axis = "processor seconds of training" + ", the teacher's share included" * bool(paid)
+    figure.update_xaxes(title=axis, range=[0, 1.02 * longest])
     figure.update_yaxes(title="validation accuracy (%)", range=[bottom, top])
     best = max(reached, key=reached.__getitem__)
     found = f"On validation {escape(best, False)} ends highest within {result.budget}: {reached[best]:.1f} %"
-    note = (
-        "Mean of the seeds, after the last epoch. Solid: taught, begins once the teacher is paid for; dotted: alone."
-    )
+    mean = "One run of each" if result.seeds == 1 else f"Mean of {result.seeds} seeds"
+    note = f"{mean}; the number is that of the last epoch. Solid: with a teacher"
+    note += ", from when it is paid for" * bool(paid) + "; dotted: without one."
     return finish(figure, found, note, plot=plot, margins=(64, 8, 270, 56))
 
 
@@ -163,7 +171,8 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
     for data, result in results.items():
         best, *others = (arm for arm in result.table["arm"] if arm in (*names, reference))
         alike = [f"“{arm}”" for arm in others if not result.difference(best, arm).decided]
-        leaders.append(f"{best} on {data}" + (f", not told from {listed(alike)}" if alike else ""))
+        told = f", not told from {listed(alike) if len(alike) < 3 else f'{len(alike)} others'}" if alike else ""
+        leaders.append(f"on {data} {best}{told}" if len(alike) < len(others) or not others else f"on {data} no one")
     note = "In pairs of one teacher and one test image; lines: 95 % interval for other seeds and other test images."
     title = escape(f"Most accurate at one peak, in equal seconds: {'; '.join(leaders)}", quote=False)
     return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))
@@ -183,17 +192,33 @@ def _apart(values: Mapping[str, float], least: float, bottom: float) -> dict[str
 
 
 def _looks(result: Comparison) -> dict[str, _Look]:
-    networks = {arm: result.network(arm) for arm in result.arms}
+    """By arm. The reference's network has the first colour of its hue, in any figure of any other arms."""
+    networks = {arm: result.network(arm) for arm in (result.reference, *result.arms)}
+    if len(set(networks.values())) == 1:
+        return _methods(result, networks)
     colors = dict[str, str]()
     for arm, network in networks.items():
         hues = (*_HUES[result.way(arm)], *(color for hue in _HUES.values() for color in hue))
         colors.setdefault(network, next((color for color in hues if color not in colors.values()), _OTHER))
     names = {network: _OTHERS if color == _OTHER else network for network, color in colors.items()}
-    return {arm: _Look(names[n], colors[n], _MARKS[result.taught(arm)][0]) for arm, n in networks.items()}
+    marks = {arm: _MARKS[result.taught(arm)][0] for arm in networks}
+    return {arm: _Look(names[networks[arm]], colors[networks[arm]], marks[arm]) for arm in result.arms}
+
+
+def _methods(result: Comparison, networks: Mapping[str, str]) -> dict[str, _Look]:
+    """Of arms that have one network: the looks of their methods, and others for those that differ otherwise."""
+    found = dict[str, tuple[str, str]]()
+    for arm in networks:
+        usual = theme.look(result.methods(arm) or "student")
+        others = ((tone, usual[1]) for tone in (*SPARE, _OTHER))
+        found[arm] = next((each for each in (usual, *others) if each not in found.values()), usual)
+    return {arm: _Look(networks[arm], *found[arm]) for arm in result.arms}
 
 
 def _explain(figure: go.Figure, looks: dict[str, _Look]) -> None:
-    """The legend: what colours and marks mean."""
+    """The legend: what colours and marks mean; none where all have one network, and the rows tell their methods."""
+    if len({look.network for look in looks.values()}) == 1:
+        return
     for network, color in {look.network: look.color for look in looks.values()}.items():
         mark = {"color": color, "size": 11, "symbol": "square"}
         figure.add_scatter(x=[None], y=[None], name=network, mode="markers", marker=mark)

@@ -31,9 +31,10 @@ _LOOKS = {
     "red+mse": ("#332288", "cross"),
     "red-blocks": ("#E6B03C", "hexagon"),
     "red-blocks+kd": ("#56B4E9", "pentagon"),
+    "red-loss+kd": ("#AA4499", "octagon"),
 }
 # Other methods share six colours; those of one marker stay apart for every eye.
-_GREEN, _TEAL, _OLIVE, _PURPLE, _BLUE, _BROWN = _SPARE = (
+_GREEN, _TEAL, _OLIVE, _PURPLE, _BLUE, _BROWN = SPARE = (
     "#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F",
 )  # fmt: skip
 for _symbol, _methods in {
@@ -71,7 +72,7 @@ def color(role: str) -> str:
 def look(role: str) -> tuple[str, str]:
     """The role's colour and marker; where it has none, a left triangle, which no method has."""
     key = role_key(role)
-    return _LOOKS.get(key) or (_SPARE[zlib.crc32(key.encode()) % len(_SPARE)], "triangle-left")
+    return _LOOKS.get(key) or (SPARE[zlib.crc32(key.encode()) % len(SPARE)], "triangle-left")
 
 
 def colors(roles: Iterable[str]) -> dict[str, str]:
@@ -80,8 +81,8 @@ def colors(roles: Iterable[str]) -> dict[str, str]:
     found = {role: color(role) for role, key in keys.items() if key in _LOOKS}
     for role in keys:
         if role not in found:
-            start = _SPARE.index(color(role))
-            order = (*_SPARE[start:], *_SPARE[:start])
+            start = SPARE.index(color(role))
+            order = (*SPARE[start:], *SPARE[:start])
             found[role] = next((tone for tone in order if tone not in found.values()), order[0])
     return found
 

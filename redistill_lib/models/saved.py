@@ -40,12 +40,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_model(
-    run: Run | str | Path, model: nn.Module | None = None, weights: Literal["best", "last"] = "best"
+    run: Run | str | Path, model: nn.Module | str | None = None, weights: Literal["best", "last"] = "best"
 ) -> nn.Module:
     """The trained network of a complete run, in eval mode, with its RED blocks; it expects images through `to_float`.
 
     Of a network of your own, pass a `model` without blocks, which is copied; where a method of your own has left
-    blocks, one that carries them, as `Distillation.graduate` gives it. `weights`: ``best`` (a classifier's best epoch
+    blocks, one that carries them, as `Distillation.graduate` gives it. Of a built-in one its name may stand there, as
+    `resolve_model` gives either. `weights`: ``best`` (a classifier's best epoch
     on validation, a denoiser's average) or ``last`` (after the last step).
 
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished run, damaged weights
@@ -64,7 +65,13 @@ def load_model(
             f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
             "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
         )
-    check_type("model", model, nn.Module, None)
+    check_type("model", model, nn.Module, str, None)
+    if isinstance(model, str):
+        with torch.device("meta"):
+            name = create_model(model).name
+        if name != spec.get("name"):
+            raise ValueError(f"run {run.id} trained {spec.get('name')}, not {name}")
+        model = None
     own = [block["class"] for block in run.blocks if "class" in block]
     if model is not None and not own and "weights" not in spec:
         raise ValueError(

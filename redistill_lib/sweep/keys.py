@@ -16,6 +16,10 @@ from typing import Any
 import nbformat
 
 from redistill_lib.source import Imports
+from redistill_lib.sweep.places import holds
+
+#: Parameters that say where trainings are kept and how many run at a time: they decide no result.
+IDLE = ("JOBS", "RUNS")
 
 
 def told(value: Any) -> str:
@@ -61,8 +65,7 @@ def _imports(source: str) -> Iterator[str]:
 
 def own_code(module: str, folder: Path) -> dict[str, str]:
     """A module of one's own and what it imports, by name: code, of others' a version; nothing if not in `folder`."""
-    top = folder / module.partition(".")[0]
-    if not (top.with_suffix(".py").is_file() or top.is_dir()):
+    if not holds(folder, module):
         return {}
     importlib.invalidate_caches()
     sys.path.insert(0, str(folder))

@@ -216,4 +216,4 @@ def _what_changed(point: Point, status: PointStatus, digests: Mapping[Path, str]
     if cells:
         return f"cells of {', '.join(cells)}"
     other = status.versions.get("code") != library_identity()
-    return "the library's code" if other else "a default or a module of your own"
+    return "the library's code" if other else "a default, a folder or a module of your own"

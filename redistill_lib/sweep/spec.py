@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from redistill_lib.checks import as_path, hint
 from redistill_lib.parameters import convert, notebook_parameters
 from redistill_lib.source import library_identity
-from redistill_lib.sweep.keys import digest_of, named_modules, notebook_code, own_code, told
+from redistill_lib.sweep.keys import IDLE, digest_of, named_modules, notebook_code, own_code, told
 from redistill_lib.sweep.names import point_names
+from redistill_lib.sweep.places import home_of, located
 from redistill_lib.sweep.ranges import MOST, read_range
 from redistill_lib.sweep.strict import Node, read_strict
 
@@ -23,15 +24,17 @@ class Point:
     """What is executed once, and what it is known by.
 
     `notebooks` are absolute and executed in this order, each with those of `parameters` that it has. `parameters` are
-    those given, as the types of the notebooks' defaults. `key` is 16 hex digits over all parameters (the defaults
-    too), the notebooks' other code cells, the library's code, and modules of one's own that a notebook imports or a
-    parameter names (``my_net:make``): while it stays, so does the result.
+    those given, as the types of the notebooks' defaults, and `located` the absolute form of those that name a path or
+    a module, with which the notebooks are executed. `key` is 16 hex digits over all parameters but `IDLE` ones (the
+    defaults too), the notebooks' other code cells, the library's code, and modules of one's own that a notebook
+    imports or a parameter names (``my_net:make``): while it stays, so does the result.
     """
 
     name: str  # of files; one of its kind in its sweep, the same whatever other points there are
     notebooks: tuple[Path, ...]
     parameters: Mapping[str, Any] = field(hash=False)
     key: str
+    located: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,9 @@ class Sweep:
 def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
     """The points of a sweep file; `overrides` replace a fixed parameter or default, or pin one that is swept.
 
-    FileNotFoundError, or ValueError with the line and the cure: nothing is left to be found out by a kernel.
+    A path or ``module:function`` in the file counts from the file's folder or, where that has none, from the working
+    folder, and one among the overrides from the working folder. FileNotFoundError, or ValueError with the line and
+    the cure: nothing is left to be found out by a kernel.
     """
     path = as_path("path", path)
     if not path.is_file():
@@ -67,19 +72,25 @@ def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     swept = {name for axis in axes for row in axis for name in row.values}
     before = sources.values(fixed)
     added = {name: value for name, value in pinned.items() if name not in swept}
-    changed = {name: value for name, value in added.items() if sources.values({**fixed, name: value}) != before}
+    decides = (name for name in added if name not in IDLE)
+    changed = {name: added[name] for name in decides if sources.values({**fixed, name: added[name]}) != before}
     combinations = _combinations(node, axes)
     combinations = _without(sections, sources, fixed | added, combinations, pinned)
 
     named = [row.values | changed for row in combinations]
     names = point_names(sources.paths, named)
-    points = [sources.point(name, fixed | added | row.values) for name, row in zip(names, combinations, strict=True)]
+    points = [
+        sources.point(name, fixed | added | row.values, path.parent, pinned)
+        for name, row in zip(names, combinations, strict=True)
+    ]
     _check_distinct(points, combinations)
     return Sweep(path.stem, path, sources.paths, tuple(points), text)
 
 
 def notebook_point(notebook: str | Path, parameters: Mapping[str, Any]) -> Point:
     """One notebook with what is given, all of which is in the name, so that no run hides another.
+
+    Paths and ``module:function`` count from the working folder.
 
     >>> point = notebook_point("notebooks/02_peak_memory.ipynb", {"FACTOR": "8", "BUDGET": "512KB"})
     >>> point.name, point.parameters, len(point.key)
@@ -97,7 +108,7 @@ class _Sources:
     paths: tuple[Path, ...]
     defaults: tuple[dict[str, Any], ...]
     code: str
-    modules: dict[str, str] = field(default_factory=dict)  # filled as points name them
+    modules: dict[Any, str] = field(default_factory=dict)  # filled as points name them
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> _Sources:
@@ -135,12 +146,33 @@ class _Sources:
             {name: told(given.get(name, default)) for name, default in defaults.items()} for defaults in self.defaults
         ]
 
-    def point(self, name: str, given: dict[str, Any]) -> Point:
-        named = named_modules(given.get(name, own) for defaults in self.defaults for name, own in defaults.items())
-        for module in set(named) - self.modules.keys():
-            self.modules[module] = digest_of(own_code(module, Path.cwd()))
-        decides = [self.code, self.values(given), [self.modules[module] for module in named]]
-        return Point(name, self.paths, given, digest_of(decides)[:16])
+    def point(
+        self, name: str, given: dict[str, Any], folder: Path | None = None, typed: Collection[str] = ()
+    ) -> Point:
+        """Where `folder` is the sweep file's, and `typed` are given on the command line."""
+        places, decides = dict[str, str](), dict(given)
+        for each, value in given.items():
+            beside = folder and each not in typed and located(each, value, folder)
+            if place := beside or located(each, value, Path.cwd()):
+                places[each] = place
+                decides[each] = value if beside else place  # as the same file means the same
+        values = [{n: text for n, text in own.items() if n not in IDLE} for own in self.values(decides)]
+        key = digest_of([self.code, values, self._modules(given | places)])
+        return Point(name, self.paths, given, key[:16], places)
+
+    def _modules(self, given: Mapping[str, Any]) -> list[str]:
+        """Digests of one's own modules that parameters name."""
+        found = {}
+        for name, own in (item for defaults in self.defaults for item in defaults.items()):
+            value = given.get(name, own)
+            home = home_of(value)
+            for module in named_modules([value]):
+                folders = (home,) if home else tuple(path.parent for path in self.paths)
+                if (module, folders) not in self.modules:
+                    code = [own_code(module, folder) for folder in folders]
+                    self.modules[module, folders] = digest_of(code)
+                found[module, folders] = self.modules[module, folders]
+        return sorted(found.values())
 
 
 @dataclass(frozen=True)

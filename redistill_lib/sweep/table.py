@@ -65,9 +65,9 @@ def write_table(folder: Path, table: pd.DataFrame) -> Path:
 def summarise(table: pd.DataFrame, over: str = "SEED", by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean and 95 % t-interval of each metric over the seeds, a row for each metric and group.
 
-    Groups are equal in all parameters (columns in capitals) but `over`, in recorded texts, such as a role, and in
-    `by`, for recorded numbers that are none to average, such as an epoch. ``low`` and ``high`` are NaN where ``n``
-    is 1. Raises ValueError where the table has no column `over`.
+    Groups are equal in all parameters (columns in capitals) but `over`, in recorded texts, such as a role (but `run`,
+    which is another under each seed), and in `by`, for recorded numbers that are none to average, such as an epoch.
+    ``low`` and ``high`` are NaN where ``n`` is 1. Raises ValueError where the table has no column `over`.
 
     >>> runs = pd.DataFrame({"SEED": [0, 1, 2], "FACTOR": 4, "accuracy": [1.0, 2.0, 3.0]})
     >>> summarise(runs).round(2)
@@ -77,7 +77,7 @@ def summarise(table: pd.DataFrame, over: str = "SEED", by: Sequence[str] = ()) -
     for name in (over, *by):
         if name not in table:
             raise ValueError(f"the table has no column {name}; it has {', '.join(map(str, table.columns))}")
-    rest = [name for name in table.columns if name not in (over, over.lower(), *ABOUT)]
+    rest = [name for name in table.columns if name not in (over, over.lower(), "run", *ABOUT)]
     number = {n for n in rest if pd.api.types.is_numeric_dtype(table[n]) and not pd.api.types.is_bool_dtype(table[n])}
     groups = [name for name in rest if name.isupper() or name in by or name not in number]
     metrics = [name for name in rest if name not in groups] + ["seconds"] * ("seconds" in table)

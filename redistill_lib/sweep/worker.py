@@ -120,7 +120,7 @@ def _run_notebook(task: Task, path: Path, begun: float, on_cell: Callable[..., N
     point = task.point
     alone = len(point.notebooks) == 1
     names = point.parameters if alone else notebook_parameters(path)
-    given = {name: value for name, value in point.parameters.items() if name in names}
+    given = {name: value for name, value in {**point.parameters, **point.located}.items() if name in names}
     left = None if task.timeout is None else max(task.timeout - (time.monotonic() - begun), 1.0)
     name = point.name if alone else f"{point.name}-{path.stem}"
     how: dict[str, Any] = {"html": task.html, "timeout": left, "on_cell": on_cell}
@@ -255,7 +255,7 @@ def main() -> None:
         outcome = run_point(task)
     except OSError as error:
         outcome = error
-    with os.fdopen(answer, "wb") as file:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(answer, "wb") as file:  # who waited may be gone
         pickle.dump(outcome, file)
         file.flush()
     os._exit(0)  # the thread that reads stdin holds its lock

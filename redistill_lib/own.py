@@ -1,0 +1,92 @@
+"""Networks as the command line and the notebooks take them: a built-in name, or a function that makes one's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.checks import check_type, whole
+from redistill_lib.models import place_names, student_name
+from redistill_lib.student import derive_student
+
+
+def resolve_model(name: str, *, seed: int = 0) -> str | nn.Module:
+    """What training, `Arm` and `student_of` take: a built-in name as it stands, or what one's own function returns.
+
+    `name` is that of `create_model`, or ``module:function`` for a function without arguments that returns an
+    ``nn.Module``, alone or as (model, inputs). It is called under `seed`, so that it gives the same weights in any
+    process. The module is found as Python finds it, in the working folder first; ``folder/module:function`` names
+    another folder. ValueError or ImportError where there is none.
+
+    >>> resolve_model("resnet18-4-11221"), resolve_model("torch.nn:Identity")
+    ('resnet18-4-11221', Identity())
+    """
+    check_type("name", name, str)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(whole("seed", seed, 0, 2**63 - 1))
+        return named_network(name)[0]
+
+
+def student_of(model: str | nn.Module, factor: int, example: Tensor) -> str | nn.Module:
+    """The student that pools ×`factor` in its stem: of a built-in name its name, of a network a network.
+
+    As `student_name` and `derive_student`; `example` is images B×C×H×W, of which only the shape counts.
+
+    >>> student_of("resnet18-1-21222", 4, torch.zeros(1, 3, 32, 32))
+    'resnet18-4-11221'
+    """
+    check_type("model", model, str, nn.Module)
+    if isinstance(model, str):
+        return student_name(model, factor)
+    return derive_student(model, factor, example=example)[0]
+
+
+def named_network(name: str) -> tuple[str | nn.Module, tuple[Any, ...] | None]:
+    """`resolve_model` with the inputs that one's own function gives beside its network."""
+    if ":" in name:
+        return _own_network(name)
+    if name.endswith(".py"):
+        raise ValueError(f"write the module, not its file: {name.removesuffix('.py').replace('/', '.')}:function")
+    if "." in name.partition("-")[0]:
+        close = ":".join(name.rsplit(".", 1))
+        raise ValueError(f"{name} names no function; did you mean {close!r} (module:function)?")
+    place_names(name)  # refuses what is no name
+    return name, None
+
+
+def _own_network(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
+    path, _, function = name.rpartition(":")
+    folder, _, module = path.rpartition("/")
+    if module.endswith(".py"):
+        module = path.removesuffix(".py").replace("/", ".")
+        raise ValueError(f"write the module, not its file: {module}:{function or 'function'}")
+    make = getattr(_imported(module, folder), function, None)
+    try:
+        made = make() if callable(make) else None
+    except TypeError as error:
+        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
+    model, *inputs = made if isinstance(made, tuple) else (made,)
+    if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
+        inputs = [*inputs[0]]
+    if not isinstance(model, nn.Module) or not all(isinstance(x, Tensor) for x in inputs):
+        what = "returns an nn.Module, or (model, inputs) with tensors"
+        raise ValueError(f"module {module} has no function {function!r} that {what}")
+    return model, tuple(inputs) or None
+
+
+def _imported(module: str, folder: str) -> Any:
+    """The module, from `folder` where one is named; it stays on the path, for what the function imports."""
+    place = os.path.abspath(folder) if folder else ""
+    if place not in sys.path:
+        sys.path.insert(0, place)  # as `python -m` does with the working folder
+    found = importlib.import_module(module)
+    origin = getattr(found, "__file__", None)
+    if folder and origin and Path(place).resolve() not in Path(origin).resolve().parents:
+        raise ValueError(f"{folder} has no module {module}, or another is loaded already, from {origin}")
+    return found
