@@ -99,6 +99,7 @@ def test_points_that_would_cover_each_other_stand_apart(everything: Tradeoffs) -
 def test_places_of_points_and_names() -> None:
     """The second point is 10 below the first: it steps aside by 17; one whose interval reaches so far, too."""
     assert beside([(100, 60), (100, 50), (100, 200)], [0, 0, 0], 17) == [17.0, 0.0, 0.0]
+    assert beside([(100, 50), (105, 55), (112, 60)], [0, 0, 0], 17) == [0.0, 17.0, 34.0], "in their order"
     assert beside([(100, 50), (100, 100)], [30, 30], 17) == [0.0, 17.0]
     assert beside([(100, 50), (100, 100)], [20, 20], 17) == [0.0, 0.0]
     assert [place and place.anchor for place in name_places([(50, 50)], [200], 120, 100)] == [None]
@@ -154,3 +155,11 @@ def test_names_are_escaped() -> None:
     figure = tradeoffs(made(("a<b>", 4, 80.0, 1.0), ("c", 8, 85.0, 1.0)), "4KB")
     assert "a&lt;b&gt;" in figure.layout.title.text
     assert "a&lt;b&gt;" in [text.text for text in figure.layout.annotations]
+
+
+def test_intervals_are_shown_whole_or_said_to_be_cut() -> None:
+    whole = tradeoffs(made(("a", 4, 80.0, 5.0), ("b", 8, 81.6, 5.0)))
+    low, high = whole.layout.yaxis.range
+    assert low < 75.0 and high > 86.6 and "cut at the edge" not in whole.layout.title.text
+    cut = tradeoffs(made(("a", 4, 80.0, 40.0), ("b", 8, 81.6, 5.0)))
+    assert "some cut at the edge" in cut.layout.title.text.replace("<br>", " ")

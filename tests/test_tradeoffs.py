@@ -19,7 +19,7 @@ from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs, siz
 from redistill_lib.tradeoffs.details import image_of, maps_of, network_of, plans_of, profile_of
 from redistill_lib.tradeoffs.readers import _USUAL, of_table
 
-KB = 1024
+KB, USUAL, LATE = 1024, "resnet18-1-21222", "late with RED + KD from the teacher"
 
 
 def made(*points: tuple[str, int, float, float], **more: Any) -> Tradeoffs:
@@ -134,7 +134,7 @@ def test_a_comparison_keeps_its_own_numbers() -> None:
         assert row["half"] == pytest.approx(table["high"][row["name"]] - row["score"])
         assert row["peak_bytes"] / KB == table["peak (KiB)"][row["name"]]
     assert panel.row("teacher")["method"] == "teacher" and set(panel.frame["convention"]) == {"fused"}
-    assert lesson(panel.row("late, RED + KD, from the teacher")) == "RED + KD, from the teacher"
+    assert lesson(panel.row(LATE)) == "RED + KD from the teacher"
     assert panel.curves["name"].nunique() == len(panel.frame) and not panel.frame["run"].any()
 
 
@@ -170,6 +170,40 @@ def test_a_sweep_is_averaged_over_its_seeds(tmp_path: Path) -> None:
 def test_one_seed_of_a_sweep_has_the_interval_of_its_row() -> None:
     one = [row for row, _ in of_table(sweep()[lambda table: table["SEED"] == 0], "name")]
     assert [row["half"] for row in one] == pytest.approx([0.3] * 4) and {row["seeds"] for row in one} == {1}
+
+
+def test_a_sweep_of_comparisons_is_what_they_found(tmp_path: Path) -> None:
+    """As `by_seed` writes it for each point: teacher and naive student come back in every one, and count once."""
+    found = Comparison.load(measured("cifar10"))
+    points, arms = [], ["teacher", "naive", "RED + KD from the teacher", "narrow"]
+    for method in ("kd(temperature=4.0)", "red(alpha=5.0)+kd(temperature=4.0)"):
+        rows = found.by_seed[found.by_seed["arm"].isin(arms)]
+        for seed, part in rows.groupby("seed"):
+            points.append(part.assign(SEED=seed, METHODS=method, FACTOR=4, TEACHER=USUAL, WIDTH=0.25, DATA="cifar10"))
+    pd.concat(points).to_csv(tmp_path / "table.csv", index=False)
+    frame = read_tradeoffs(tmp_path).frame.set_index("name")
+    assert sorted(frame.index) == sorted(["teacher", "naive", "RED + KD from the teacher", "narrow"])
+    for arm in arms:
+        assert frame.loc[arm, "score"] == pytest.approx(found.accuracy(arm).value) and frame.loc[arm, "seeds"] == 3
+    assert frame["method"].to_dict() == {
+        "teacher": "teacher", "naive": "student", "RED + KD from the teacher": "red+kd", "narrow": "student"
+    }  # fmt: skip
+    assert frame.loc["RED + KD from the teacher", "init"] == "teacher" and frame.loc["narrow", "width"] == 0.125
+
+
+def test_arms_named_by_their_methods_are_called_as_elsewhere() -> None:
+    table = sweep().assign(arm="red(alpha=5.0)+kd(temperature=4.0)", methods="red+kd", model="resnet18-4-11221")
+    [row, *_] = [row for row, _ in of_table(table, "name")]
+    assert (row["name"], row["method"]) == ("RED + KD", "red+kd")
+
+
+def test_runs_of_a_sweep_give_curves(tmp_path: Path) -> None:
+    path = store(tmp_path / "runs", "a", 0.8, 0)
+    table = sweep().iloc[:1].assign(run=path.name)
+    table.to_csv(tmp_path / "table.csv", index=False)
+    found = read_tradeoffs(tmp_path / "table.csv", runs=tmp_path / "runs")
+    assert found.frame["run"].tolist() == [str(path)] and found.curves["accuracy"].tolist() == [50.0, 80.0]
+    assert not read_tradeoffs(tmp_path / "table.csv", runs=tmp_path).frame["run"].any()
 
 
 def test_a_sweep_over_methods_without_arms(tmp_path: Path) -> None:
@@ -252,7 +286,7 @@ def test_what_holds_no_results_is_told(tmp_path: Path) -> None:
 def test_every_point_of_ours_is_built_with_its_peak() -> None:
     """Networks, blocks and images as recorded: the profile has the recorded peak, and in int8 a quarter."""
     found = read_tradeoffs()
-    for name in ("late, RED + KD, from the teacher", "small", "narrow"):
+    for name in (LATE, "small", "narrow"):
         row = found.panel("cifar10").row(name)
         assert profile_of(row).peak_bytes == row["peak_bytes"] == 4 * profile_of(row, "int8").peak_bytes
         assert profile_of(row).flops // 2 == row["multiply_adds"]
@@ -282,7 +316,7 @@ def test_loading_and_profiling_leave_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(2), wanted)
 
 
-@pytest.mark.parametrize("name", ["small", "naive", "from the teacher", "late, RED + KD, from the teacher", "narrow"])
+@pytest.mark.parametrize("name", ["small", "naive", "from the teacher", LATE, "narrow"])
 def test_the_call_makes_what_the_point_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Executed with trainings that only note what they are asked for, as the real ones would bind it."""
     import inspect

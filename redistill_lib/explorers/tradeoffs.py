@@ -24,7 +24,7 @@ class TradeoffExplorer(Explorer):
     """Profiles and maps are made once for each point that is chosen."""
 
     def __init__(self, result: Tradeoffs, data: str | None, budget: int | str | None, dtype: str, image: int):
-        self.result, self.opening, self.image = result, budget, image
+        self.result, self.first, self.opening, self.image = result, data, budget, image
         own = (result.frame["source"] == "published").all()
         self.data = dropdown("data", options(result.panels if own else result.shown(False).panels))
         self.budget, self.dtype, self.point = slider("budget"), dropdown("dtype"), dropdown("point")
@@ -33,8 +33,8 @@ class TradeoffExplorer(Explorer):
         both = (result.frame["source"] == "published").any() and not own
         self.published = dropdown("published", options([HIDDEN, SHOWN] if both else [SHOWN if own else HIDDEN]))
         self.published.disabled = not both
-        if data is not None:
-            self.data.value = data
+        if data is not None and result.panel(data).own["source"].eq("published").all():
+            self.published.value = SHOWN
         self.profile, self.maps = functools.cache(self._profile), functools.cache(self._maps)
         self.details = [(empty_figure(), widgets.HTML()) for _ in range(3)]
         self.shells = [widgets.VBox([figure]) for figure, _ in self.details]
@@ -55,7 +55,8 @@ class TradeoffExplorer(Explorer):
     def show(self) -> go.Figure:
         self.refusal = "Nothing can be compared here."
         shown = self.result.shown(self.published.value == SHOWN)
-        self.choose(self.data, options(shown.panels), shown.panels[0])
+        first = self.first if self.first in shown.panels else shown.panels[0]
+        self.choose(self.data, options(shown.panels), first)
         panel, dtype = shown.panel(self.data.value), self.dtype.value
         steps = panel.budgets(dtype)
         wanted = panel.middle_budget(dtype) if self.opening is None else parse_size(self.opening)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,19 +10,19 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def beside(points: Sequence[Point], reach: Sequence[float], step: float) -> list[float]:
-    """How far to the right each point moves: not at all where it is free, else the fewest steps to either side.
+    """How far to the right each point moves: not at all where it is free, else as few steps as it takes.
 
     A point takes `step` around it, and a narrow strip as far as its interval reaches above and below. Those to the
-    left choose first.
+    left choose first, so that none moves past one that is right of it.
 
     >>> beside([(100, 50), (100, 60), (100, 200)], [0, 0, 0], 17)
-    [0.0, 17.0, 0.0]
+    [0, 17, 0]
     """
     moved, placed = [0.0] * len(points), list[tuple[float, float, float]]()
     for k in sorted(range(len(points)), key=lambda k: points[k]):
         x, y = points[k]
-        tries = itertools.chain([0.0], *([n * step, -n * step] for n in range(1, len(points) + 1)))
-        moved[k] = next(by for by in tries if not _meets((x + by, y, reach[k]), placed, step))
+        steps = (n * step for n in range(len(points) + 1))
+        moved[k] = next((by for by in steps if not _meets((x + by, y, reach[k]), placed, step)), 0.0)
         placed.append((x + moved[k], y, reach[k]))
     return moved
 

@@ -22,6 +22,7 @@ _PLOT, _MARGINS = 430, (64, 14, 24, 56)
 _WIDE = PAGE - _MARGINS[0] - _MARGINS[2]  # pixels of the plot
 _BESIDE = 17  # pixels between points of about one peak
 _LARGEST = 40  # pixels across the largest bubble
+_LONG = 6  # times as far as the points lie apart, an interval is cut
 _FRONT = "Pareto front"
 # Further colours, for methods of one panel that have the same one elsewhere, where markers tell them apart.
 _MORE = (
@@ -92,7 +93,7 @@ def tones_of(frame: pd.DataFrame) -> dict[str, str]:
     """A colour for each way of teaching in the frame: that of other figures, unless another of them has it."""
     roles = dict.fromkeys(role(row) for _, row in frame.iterrows())
     found: dict[str, str] = {}
-    for name in sorted(roles, key=lambda name: ("," in name or name == "from the teacher", [*roles].index(name))):
+    for name in sorted(roles, key=lambda name: (name.endswith("from the teacher"), [*roles].index(name))):
         wanted = color(name)
         free = (tone for tone in (wanted, *_MORE) if tone not in found.values())
         found[name] = next(free, wanted)
@@ -201,10 +202,10 @@ def _x_range(need: pd.Series[float], limit: float | None) -> tuple[float, float]
 
 
 def y_range(frame: pd.DataFrame) -> tuple[float, float]:
-    """What holds all points, and their intervals as far as these are no longer than the points lie apart."""
+    """What holds all points and their intervals, unless these are far longer than the points lie apart."""
     score, half = frame["score"], frame["half"].fillna(0)
     spread = max(score.max() - score.min(), 0.02 * abs(score.mean()), 1e-9)
-    half = half.clip(upper=spread / 2)
+    half = half.clip(upper=_LONG * spread)
     return (score - half).min() - 0.07 * spread, (score + half).max() + 0.09 * spread
 
 
@@ -234,6 +235,9 @@ def _note(result: Tradeoffs, frame: pd.DataFrame, dtype: Dtype, limited: bool) -
     told = [f"Data: {escape(frame['data'].iloc[0])}, {many} seed{'s' * (seeds != [1])}"]
     told[0] += f"; peaks: {conventions}, KB = 1,024 bytes"
     told += ["Lines: 95 % intervals"] if own["half"].notna().any() else ["No intervals: one run each"]
+    low, high = y_range(frame)
+    if (frame["score"] + frame["half"] > high).any() or (frame["score"] - frame["half"] < low).any():
+        told[-1] += ", some cut at the edge"
     told += [f"Area: multiply-adds, {adds.min():.3g} to {adds.max():.3g} M"] if len(adds) else []
     told += ["Grey: needs more; ring: the best that fits"] if limited else []
     told += (

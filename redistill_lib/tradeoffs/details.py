@@ -11,18 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.data import load_data
+from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.distill import Distillation, match_taps
 from redistill_lib.maps import MapComparison, compare_maps
 from redistill_lib.memory import Profile, format_size, profile_memory
 from redistill_lib.models import create_model, example_inputs
 from redistill_lib.models.saved import load_model
 from redistill_lib.runs import Run
-from redistill_lib.tradeoffs.result import BUILT_IN, Dtype
+from redistill_lib.tradeoffs.result import Dtype
 from redistill_lib.train.recipe import DIGITS_UNET
 
 #: Channels and side of the images that our own results were made with, where a point does not say.
-IMAGES = {"cluttered": (1, 40), "pairs": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "imagenet": (3, 224)}
-IMAGES |= {"stl10": (3, 128)}
+IMAGES = {"cluttered": (1, 40), "pairs": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "elpv": (1, 96)}
+IMAGES |= {"imagenet": (3, 224), "stl10": (3, 128)}
 
 Row = Mapping[str, Any]
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from redistill_lib.quality import compare_quality
 from redistill_lib.results import interval, label, role_key
 from redistill_lib.runs import Run, damaged, load_runs
 from redistill_lib.shipped import measured, published
-from redistill_lib.tradeoffs.result import ACCURACY, Tradeoffs
+from redistill_lib.tradeoffs.result import ACCURACY, Tradeoffs, lesson
 
 Points = Iterator[tuple[dict[str, Any], pd.DataFrame]]  # each with its curves
 _NONE = pd.DataFrame(columns=["data", "name", "seed", "seconds", "accuracy"])
@@ -29,6 +30,8 @@ _USUAL: dict[str, Any] = {
 }  # fmt: skip
 #: Parameters of a notebook that change nothing in a network, or over which means are made.
 _ASIDE = {"SEED", "SEEDS", "RUNS", "JOBS", "IMAGE"}
+#: Of these a row says what came of them.
+_EXPLAINED = {"FACTOR", "METHODS", "MODEL", "STUDENT", "INIT", "WIDTH", "IMAGE_SIZE"}
 _WANTED = (
     "a sweep's folder (runs/sweeps/NAME, with its table.csv), a saved comparison (comparison.json), a run store "
     "(folders with run.json), a table of scores (fid, kid, peak_bytes), or a folder of such"
@@ -62,11 +65,11 @@ def read_tradeoffs(
 
 def _read(path: Path, runs: Path) -> Points:
     if path.is_file():
-        yield from _table(path)
+        yield from _table(path, runs)
     elif (path / "comparison.json").exists():
         yield from of_comparison(Comparison.load(path), runs)
     elif (path / "table.csv").exists():
-        yield from _table(path / "table.csv")
+        yield from _table(path / "table.csv", runs)
     elif any(path.glob("*/run.json")):
         yield from _store(path)
     else:
@@ -93,7 +96,7 @@ def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
         }, found.curves[found.curves["arm"] == arm].assign(data=found.name)  # fmt: skip
 
 
-def _table(file: Path) -> Points:
+def _table(file: Path, runs: Path) -> Points:
     """A sweep's table, or one of scores; nothing of a table without a peak."""
     try:
         table = pd.read_csv(file)
@@ -102,44 +105,60 @@ def _table(file: Path) -> Points:
     if {"fid", "kid", "peak_bytes"} <= {*table.columns}:
         yield from _scores(table, file)
     elif {"peak (KiB)", "accuracy"} <= {*table.columns} or {"peak_bytes", "test_accuracy"} <= {*table.columns}:
-        yield from of_table(table, file.parent.name)
+        yield from of_table(table, file.parent.name, runs)
 
 
-def of_table(table: pd.DataFrame, name: str) -> Points:
-    """The rows of a sweep, their means over `SEED`; its parameters say which network each is.
+def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs")) -> Points:
+    """The rows of a sweep, their means over `SEED`; its columns say which network each is.
 
     Needed are ``accuracy`` and ``peak (KiB)`` of a comparison's table, or ``test_accuracy`` and ``peak_bytes`` of a
-    run's metrics. The network is ``model``, else the student of `TEACHER` at `FACTOR`; the method is that of ``arm``,
-    ``role`` or ``methods``, else `METHODS`. `name` is the sweep's, for a table that names no data.
+    run's metrics. The network is ``model``, else the student of `TEACHER` at `FACTOR`; the method is ``methods``,
+    else that of ``arm``, ``role`` or `METHODS`. A ``run`` that several points found counts once; those in the store
+    `runs` have curves and weights. `name` is the sweep's, for a table that names no data.
     """
-    groups = [column for column in table if column.isupper() and column not in _ASIDE]
-    groups += [column for column in ("arm", "role", "model", "methods", "init", "width") if column in table]
-    keys = _keys(table[groups])
-    seeds = next((column for column in ("SEED", "seed") if column in table), None)
-    for _, rows in table.groupby(keys, sort=False):
-        row = rows.iloc[0].dropna()
+    told = ["arm", "role", "model", "methods", "init", "width", "image_size", "peak (KiB)", "parameters"]
+    explained = _EXPLAINED if "model" in table else set[str]()
+    groups = [column for column in table if column.isupper() and column not in _ASIDE | explained]
+    groups += [column for column in told if column in table]
+    if "run" in table:
+        table = table[table["run"].isna() | ~table.duplicated("run")]
+    for _, rows in table.groupby(_keys(table[groups]), sort=False):
         scores = (rows["accuracy"] if "accuracy" in rows else 100 * rows["test_accuracy"]).dropna().tolist()
-        if not scores:
-            continue
-        mean = interval(scores)
-        half = mean.half if len(scores) > 1 else row.get("high", math.nan) - row.get("accuracy", math.nan)
-        told = str(row.get("arm", row.get("role", row.get("methods", row.get("METHODS", "naive")))))
-        taught = (
-            role_key(told.replace(" + ", "+").replace(" ", "-"))
-            if "," not in told
-            else role_key(row.get("methods", ""))
-        )
-        model, wide = _model(row), float(row.get("width", row.get("WIDTH", 1.0)))
-        yield {
-            "name": told, "data": Path(str(row.get("DATA", name))).name, "model": model, "width": wide,
-            "method": taught or "student", "image_size": row.get("image_size", math.nan), "score": mean.value,
-            "init": "teacher" if row.get("init", row.get("INIT")) == "teacher" else "", "half": half,
-            "seeds": rows[seeds].nunique() if seeds else len(scores),
-            "peak_bytes": row["peak (KiB)"] * 1024 if "peak (KiB)" in row else row["peak_bytes"],
-            "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
-            "parameters": row.get("parameters", math.nan), "run": "",
-            "teacher": f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else "",
-        }, _NONE.copy()  # fmt: skip
+        if scores:
+            found = _found(rows, runs)
+            yield (
+                _of_rows(rows, scores, name) | {"run": str(next(iter(found.values())).path) if found else ""},
+                _history(found) if found else _NONE.copy(),
+            )
+
+
+def _found(rows: pd.DataFrame, runs: Path) -> dict[Any, Run]:
+    """The runs of a point that are in the store, by seed."""
+    if "run" not in rows:
+        return {}
+    seeds = rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index)
+    paths = {seed: runs / name for seed, name in zip(seeds, rows["run"].dropna().map(str), strict=False)}
+    return {seed: Run.load(path) for seed, path in paths.items() if (path / "run.json").exists()}
+
+
+def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, Any]:
+    row, mean = rows.iloc[0].dropna(), interval(scores)
+    arm = str(row.get("arm", row.get("role", row.get("METHODS", "naive"))))
+    method = row.get("methods", "") if "methods" in rows else re.sub(r"\(.*?\)", "", arm).replace(" + ", "+")
+    method = "teacher" if arm == "teacher" else role_key(str(method).replace(" ", "-") or "student")
+    init = row.get("init", row.get("INIT")) if arm != "teacher" else ""
+    wide = float(row.get("width", row.get("WIDTH", 1.0)))
+    peak = row["peak (KiB)"] * 1024 if "peak (KiB)" in row else row["peak_bytes"]
+    teacher = f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else ""
+    told = lesson({"method": method, "init": init}) if "(" in arm or "+" in arm else arm
+    return {
+        "name": told, "data": Path(str(row.get("DATA", name))).name, "model": _model(row), "width": wide,
+        "method": method, "init": "teacher" if init == "teacher" else "", "score": mean.value,
+        "image_size": row.get("image_size", row.get("IMAGE_SIZE", math.nan)), "seeds": len(scores),
+        "half": mean.half if len(scores) > 1 else row.get("high", math.nan) - row.get("accuracy", math.nan),
+        "peak_bytes": peak, "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
+        "parameters": row.get("parameters", math.nan), "teacher": teacher,
+    }  # fmt: skip
 
 
 def _keys(frame: pd.DataFrame) -> pd.Series[str]:

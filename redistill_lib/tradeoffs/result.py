@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from redistill_lib.checks import check_type, hint
+from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.memory.sizes import parse_size
 from redistill_lib.models import list_models
 from redistill_lib.results import label, listed, number, pareto_front
@@ -24,7 +25,6 @@ COLUMNS = (
     "peak_bytes", "multiply_adds", "parameters", "convention", "teacher", "run",
 )  # fmt: skip
 ACCURACY = "test accuracy (%)"
-BUILT_IN = ("cluttered", "digits", "pairs")
 _CURVES = ("data", "name", "seed", "seconds", "accuracy")
 
 
@@ -192,21 +192,24 @@ def role(row: Mapping[str, Any]) -> str:
     """How a network was taught, as one word of the figures' palette.
 
     >>> role({"method": "red+kd", "init": "teacher"}), role({"method": "student", "init": ""})
-    ('red+kd, from the teacher', 'student')
+    ('red+kd from the teacher', 'student')
     """
-    if row["init"] != "teacher":
-        return str(row["method"])
-    return "from the teacher" if row["method"] == "student" else f"{row['method']}, from the teacher"
+    return _taught(row, str(row["method"]))
 
 
 def lesson(row: Mapping[str, Any]) -> str:
     """`role` as a reader calls it.
 
     >>> lesson({"method": "red+kd", "init": "teacher"}), lesson({"method": "student", "init": ""})
-    ('RED + KD, from the teacher', 'naive student')
+    ('RED + KD from the teacher', 'naive student')
     """
-    method, comma, start = role(row).partition(", ")
-    return method if method == "from the teacher" else label(method) + comma + start
+    return _taught(row, label(row["method"]))
+
+
+def _taught(row: Mapping[str, Any], method: str) -> str:
+    if row["init"] != "teacher":
+        return method
+    return "from the teacher" if row["method"] == "student" else f"{method} from the teacher"
 
 
 def size(nbytes: float) -> str:
