@@ -66,6 +66,13 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 @each_notebook
+def test_what_it_reads_does_not_depend_on_where_it_lies(path: Path) -> None:
+    """Of paths only that of the run store, which a notebook writes, is relative."""
+    lines = [line for cell in cells(path, "code") for line in cell.source.splitlines()]
+    assert [line for line in lines if re.search(r"[\"']\.\.?/", line) and not line.startswith("RUNS = ")] == []
+
+
+@each_notebook
 def test_committed_outputs(path: Path) -> None:
     """Executed at its defaults from the source as it stands, without errors, widgets or the author's paths."""
     assert outputs_match_source(path), f"the source of {path.name} changed: make notebooks"

@@ -264,6 +264,20 @@ def test_a_run_store(tmp_path: Path) -> None:
     assert call(red.to_dict() | {"method": "red+kd"}).endswith(f'model = rd.load_model("{tmp_path / "a"}")')
 
 
+def test_runs_of_ones_own_networks_and_data_are_points_too(tmp_path: Path) -> None:
+    """Whose record tells neither names nor sizes."""
+    store(tmp_path, "a", 0.8, 0, model={"name": "Net", "structure": "1"}, data="0123")
+    found = read_tradeoffs(tmp_path)
+    row = found.frame.iloc[0]
+    assert (row["data"], row["model"], row["width"]) == ("own data", "Net", 1.0)
+    assert "load_model" in call(row) and call(row).endswith(", network)")
+    with pytest.raises(ValueError, match="the size of the images of own data is not kept"):
+        image_of(row)
+    store(tmp_path / "sized", "b", 0.8, 0, model={"name": "Net", "in_channels": 1}, teachers=[{"weights": "1"}])
+    with pytest.raises(ValueError, match="Net"):
+        profile_of(read_tradeoffs(tmp_path / "sized").frame.iloc[0])
+
+
 def test_the_authors_points_on_request() -> None:
     assert "stl10" not in read_tradeoffs().panels
     theirs = read_tradeoffs(published=True).panel("stl10")

@@ -177,7 +177,7 @@ def _add_names(figure: go.Figure, frame: pd.DataFrame, xs: tuple[float, float], 
     """Names beside the points where there is room, those that fit and are best first; others tell theirs on hover."""
     frame = frame.sort_values(["fits", "score"], ascending=[False, ys[0] > ys[1]])
     texts = frame["name"].str.replace(" (published)", "")
-    names = [name if len(name) <= 34 else f"{name[:33]}…" for name in texts]
+    names = [name if len(name) <= 38 else f"{name[:37]}…" for name in texts]
     spots = _spots(frame["x"], frame["score"], xs, ys)
     places = name_places(spots, [6.3 * len(name) for name in names], _WIDE, _PLOT)
     for name, place, (_, row) in zip(names, places, frame.iterrows(), strict=True):

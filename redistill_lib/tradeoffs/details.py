@@ -28,11 +28,17 @@ IMAGES |= {"imagenet": (3, 224), "stl10": (3, 128)}
 Row = Mapping[str, Any]
 
 
+def part_of(run: Run, name: str) -> dict[str, Any]:
+    """A part of what a run is of; empty where it is not told by names, as of data of one's own."""
+    part = run.params.get(name)
+    return part if isinstance(part, dict) else {}
+
+
 def image_of(row: Row) -> tuple[int, int]:
     """Channels and side of the images of a point. ValueError where they are not known."""
     if row["run"]:
-        params = Run.load(row["run"]).params
-        channels, side = params["model"].get("in_channels"), params["data"].get("image_size")
+        run = Run.load(row["run"])
+        channels, side = part_of(run, "model").get("in_channels"), part_of(run, "data").get("image_size")
         if channels and isinstance(side, int):
             return channels, side
     if row["data"] not in IMAGES:
@@ -92,7 +98,7 @@ def plans_of(row: Row) -> tuple[dict[str, str], int]:
     if not teacher:
         raise ValueError("these results do not say who taught it, so that there is no plan to compare with")
     if Path(teacher, "run.json").exists():
-        teacher = Run.load(teacher).params["model"]["name"]
+        teacher = str(part_of(Run.load(teacher), "model").get("name"))
     return {"teacher": teacher} | ({} if row["method"] == "teacher" else {row["method"]: row["model"]}), side
 
 

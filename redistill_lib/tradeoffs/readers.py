@@ -20,6 +20,7 @@ from redistill_lib.quality import compare_quality
 from redistill_lib.results import interval, label, role_key
 from redistill_lib.runs import Run, damaged, load_runs
 from redistill_lib.shipped import measured, published
+from redistill_lib.tradeoffs.details import part_of
 from redistill_lib.tradeoffs.result import ACCURACY, Tradeoffs, lesson
 
 Points = Iterator[tuple[dict[str, Any], pd.DataFrame]]  # each with its curves
@@ -206,17 +207,17 @@ def _store(folder: Path) -> Points:
     kept = frame.loc[order].assign(key=keys).drop_duplicates(["key", "seed"]).sort_values("id")
     records = {path: Run.load(path) for path in kept["path"]}
     teachers = {name for run in records.values() for name in run.environment.get("teacher_runs", ())}
-    names = {run.params["model"].get("name") for run in records.values() if run.id in teachers}
+    names = {part_of(run, "model").get("name") for run in records.values() if run.id in teachers}
     for _, rows in kept.groupby("key", sort=False):
         run = records[rows["path"].iloc[0]]
         yield (
-            _of_runs(run, rows, run.id in teachers or run.params["model"].get("name") in names, folder),
+            _of_runs(run, rows, run.id in teachers or part_of(run, "model").get("name") in names, folder),
             _history({row.seed: records[row.path] for row in rows.itertuples()}),
         )
 
 
 def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool, store: Path) -> dict[str, Any]:
-    params, model = run.params, run.params["model"]
+    params, model, recipe = run.params, part_of(run, "model"), part_of(run, "recipe")
     taught = bool(params.get("teachers"))
     mean = interval((100 * rows["test_accuracy"]).tolist())
     look: dict[str, Any] = {}
@@ -225,10 +226,9 @@ def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool, store: Path) -> dict[s
     method = role_key(params.get("methods") or "student") if taught else "teacher" if teaches else "student"
     teacher = run.environment.get("teacher_runs", [""])[0] if taught else ""
     name = f"{label(method)} {run.plan or model.get('name')}"
-    recipe = params.get("recipe", {})
     length = next((f", {recipe[unit]} {unit}" for unit in ("epochs", "steps") if recipe.get(unit)), "")
     return {
-        "name": name + length, "data": params["data"].get("name", "own data"),
+        "name": name + length, "data": part_of(run, "data").get("name") or "own data",
         "model": str(model.get("name")), "method": method, "width": model.get("width") or 1.0,
         "init": "teacher" if recipe.get("init") == "teacher" else "",
         "score": mean.value, "half": mean.half, "seeds": len(rows), "peak_bytes": rows["peak_bytes"].iloc[0],
@@ -245,7 +245,7 @@ def _history(runs: Mapping[Any, Run]) -> pd.DataFrame:
         if took and "validation_accuracy" in rows:
             accuracy = 100 * rows["validation_accuracy"]
             parts.append(pd.DataFrame({"seed": seed, "seconds": rows[took].cumsum(), "accuracy": accuracy}))
-    data = str(next(iter(runs.values())).params["data"].get("name", "own data"))
+    data = str(part_of(next(iter(runs.values())), "data").get("name") or "own data")
     return pd.concat(parts, ignore_index=True).assign(data=data) if parts else _NONE.copy()
 
 
