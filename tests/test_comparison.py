@@ -747,12 +747,15 @@ def test_several_comparisons_in_one_figure(found: Comparison) -> None:
     assert [trace.error_x.array[0] for trace in drawn.data] == pytest.approx([gap.half for gap in gaps] * 2)
     heights = [trace.y[0] for trace in drawn.data]
     assert heights == sorted(set(heights)) and len(drawn.layout.yaxis.ticktext) == 2
-    assert "pools later on digits; pools later on pairs" in " ".join(
+    assert "on digits pools later; on pairs pools later" in " ".join(
         re.sub("<.*?>", " ", drawn.layout.title.text).split()
     )
     alike = {**found.right, "RED": found.right["pools later"][:, ::-1]}
     title = figures.comparisons({"digits": replace(found, right=alike)}, ["RED", "pools later"]).layout.title.text
     assert "not told from “" in " ".join(re.sub("<.*?>", " ", title).split())
+    level = dict.fromkeys(found.right, found.right["naive"]) | {"RED": found.right["naive"][:, ::-1]}
+    title = figures.comparisons({"digits": replace(found, right=level)}).layout.title.text
+    assert title.startswith("<b>Most accurate at one peak, in equal seconds: on digits no one</b>")
     assert "18.8 KiB, 120 seconds, 3 seeds" in drawn.layout.yaxis.ticktext[0]
     assert len(figures.comparisons({"digits": found}).data) == 3
     with pytest.raises(ValueError, match="no comparison has an arm 'KD'; there are RED, pools later"):

@@ -156,7 +156,7 @@ def test_a_network_of_ones_own_pools_in_other_places() -> None:
     assert rd.profile_memory(model, X).peak_bytes == needs[most].peak_bytes
     assert torch.equal(model[-1].weight, own[-1].weight)
     for name, arm in ways.arms("red").items():
-        taught = next(way for way in ways.fits if f"{way.plan}, red" == name)
+        taught = next(way for way in ways.fits if f"{way.plan} with red" == name)
         assert arm.taught and taught.published and taught.published.peak_bytes <= peak
     whole = arms_at_peak(own, "1MB", X)
     assert next(iter(whole.arms())) == "1-22" and "1-22, red" not in whole.arms("red")

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 
 from redistill_lib import report, sweep
 from redistill_lib.parameters import convert, notebook_parameters
+from redistill_lib.sweep.manifest import claim
 
 MakeNotebook = Callable[..., Path]
 EXPECTED = {
@@ -168,6 +169,18 @@ def test_equal_names_would_overwrite_each_other(
     with pytest.raises(ValueError, match="several notebooks are named a:"):
         sweep.run_notebooks([path, twin], output_dir=tmp_path / "out")
     assert no_kernel == []
+
+
+def test_two_calls_never_write_the_same_files(
+    make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]
+) -> None:
+    first, second, out = make_notebook("a"), make_notebook("b"), tmp_path / "out"
+    other = claim(out, "b-EPOCHS=2")
+    other.acquire(blocking=False)
+    with pytest.raises(ValueError, match=r"another process executes b-EPOCHS=2 into .*out: wait for it, or"):
+        sweep.run_notebooks([first, second], {"EPOCHS": 2}, out)
+    assert no_kernel == [] and [file.name for file in (out / "claims").iterdir()] == ["b-EPOCHS=2.lock"]
+    other.release()
 
 
 @pytest.mark.parametrize("wrong", [4, None, b"a.ipynb", "a\0.ipynb"])

@@ -171,7 +171,8 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
     for data, result in results.items():
         best, *others = (arm for arm in result.table["arm"] if arm in (*names, reference))
         alike = [f"“{arm}”" for arm in others if not result.difference(best, arm).decided]
-        leaders.append(f"{best} on {data}" + (f", not told from {listed(alike)}" if alike else ""))
+        told = f", not told from {listed(alike) if len(alike) < 3 else f'{len(alike)} others'}" if alike else ""
+        leaders.append(f"on {data} {best}{told}" if len(alike) < len(others) or not others else f"on {data} no one")
     note = "In pairs of one teacher and one test image; lines: 95 % interval for other seeds and other test images."
     title = escape(f"Most accurate at one peak, in equal seconds: {'; '.join(leaders)}", quote=False)
     return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))

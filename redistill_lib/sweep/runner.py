@@ -9,10 +9,12 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from redistill_lib.checks import as_path, as_paths, check_type
 from redistill_lib.executors import check_executor
 from redistill_lib.sweep.loop import Run, listening, unwritable
-from redistill_lib.sweep.manifest import make_plan, sweep_folder, write_manifest
+from redistill_lib.sweep.manifest import claim, make_plan, sweep_folder, write_manifest
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
 from redistill_lib.sweep.options import SweepOptions, SweepResult
 from redistill_lib.sweep.spec import Sweep, notebook_point
@@ -27,7 +29,8 @@ def run_notebooks(
 ) -> list[NotebookResult]:
     """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there.
 
-    Paths and ``module:function`` among `parameters` count from the working folder, where they are there.
+    Paths and ``module:function`` among `parameters` count from the working folder, where they are there. ValueError
+    also where another process executes one of them into the same files.
     """
     given, points = parameters or {}, []
     for source in as_paths("notebooks", paths):
@@ -38,14 +41,38 @@ def run_notebooks(
         twin = max(stems, key=stems.count)
         raise ValueError(f"several notebooks are named {twin}: run them into different output folders")
     results: list[NotebookResult] = []
-    for source, placed, folder, name in points:
-        result = run_notebook(source, placed, folder, name=name, **options)
-        results.append(result)
-        if not options.get("progress"):  # off a terminal, where no bar shows the cells
-            print(f"{result.name}: {result.status} after {result.seconds:.0f} s", file=sys.stderr)
-        if result.interrupted:
-            break
+    with contextlib.ExitStack() as claims:
+        for _, _, folder, name in points:
+            claims.enter_context(_claimed(folder, name))
+        for source, placed, folder, name in points:
+            result = run_notebook(source, placed, folder, name=name, **options)
+            results.append(result)
+            if not options.get("progress"):  # off a terminal, where no bar shows the cells
+                print(f"{result.name}: {result.status} after {result.seconds:.0f} s", file=sys.stderr)
+            if result.interrupted:
+                break
     return results
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, name: str) -> Iterator[None]:
+    """While it lasts no other call writes the files of that name."""
+    try:
+        lease = claim(folder, name)
+        lease.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"another process executes {name} into {folder}: wait for it, or give another --output"
+        ) from None
+    except OSError:  # a folder that cannot be written is told by the notebook's result
+        yield
+        return
+    try:
+        yield
+    finally:
+        lease.release()
+        with contextlib.suppress(OSError):  # others are claimed
+            (folder / "claims").rmdir()
 
 
 def run_sweep(
