@@ -4,8 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
-PAPER  := sweeps/stl10.yaml sweeps/imagenet.yaml
-GRIDS  ?= $(filter-out $(PAPER),$(sort $(wildcard sweeps/*.yaml)))
+LONG   := sweeps/stl10.yaml sweeps/imagenet.yaml sweeps/tradeoffs.yaml
+GRIDS  ?= $(filter-out $(LONG),$(sort $(wildcard sweeps/*.yaml)))
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lab notebooks lint bench sweep clean

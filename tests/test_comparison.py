@@ -169,6 +169,7 @@ def test_costs_are_kept_and_later_arms_are_scaled(tmp_path: Path, monkeypatch: p
     }  # fmt: skip
     assert len(asked) == 3 + 3 * 2  # a weight and a learning rate take no time
     measure_epochs(both, teacher, data, options(tmp_path))
+    assert measure_epochs({"new": arm(init="scratch")}, teacher, data, options(tmp_path)) == {"new": first["naive"]}
     assert len(asked) == 9
 
 

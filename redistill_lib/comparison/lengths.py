@@ -227,6 +227,8 @@ def _key(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) ->
     """What decides how long an epoch takes."""
     model = arm.model if isinstance(arm.model, str) else structure(arm.model)
     recipe = {name: value for name, value in asdict(arm.recipe).items() if name not in _TIMELESS}
+    if isinstance(arm.model, str) and arm.recipe.init == "scratch":
+        recipe["init"] = "given"  # which is new under the seed, too
     methods = [object_identity(_weighing_one(each)) for each in arm.method_list]
     told: dict[str, Any] = {"methods": methods, "taps": object_identity(arm.taps), "recipe": recipe}
     told |= {"model": model, "width": arm.width, "image_size": arm.image_size}
