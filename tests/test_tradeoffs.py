@@ -17,7 +17,7 @@ from redistill_lib.results import interval
 from redistill_lib.shipped import measured
 from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs, size
 from redistill_lib.tradeoffs.details import image_of, maps_of, network_of, plans_of, profile_of
-from redistill_lib.tradeoffs.readers import _USUAL, of_table
+from redistill_lib.tradeoffs.readers import _USUAL, curves_of, of_table
 
 KB, USUAL, LATE = 1024, "resnet18-1-21222", "late with RED + KD from the teacher"
 
@@ -204,6 +204,18 @@ def test_runs_of_a_sweep_give_curves(tmp_path: Path) -> None:
     found = read_tradeoffs(tmp_path / "table.csv", runs=tmp_path / "runs")
     assert found.frame["run"].tolist() == [str(path)] and found.curves["accuracy"].tolist() == [50.0, 80.0]
     assert not read_tradeoffs(tmp_path / "table.csv", runs=tmp_path).frame["run"].any()
+    curves_of(table, tmp_path / "runs").to_csv(tmp_path / "curves.csv", index=False)
+    far = read_tradeoffs(tmp_path / "table.csv", runs="elsewhere")
+    assert far.panel("cluttered").curves["seconds"].tolist() == [2.0, 5.0] and not far.frame["run"].any()
+
+
+def test_weights_bring_their_teacher(tmp_path: Path) -> None:
+    path = store(tmp_path, "a", 0.8, 0, teachers=[{"weights": "1"}], methods="red")
+    table = sweep().iloc[:1].assign(run="a")
+    assert [row["teacher"] for row, _ in of_table(table, "name", tmp_path)] == [f"{USUAL} ×0.25"]
+    store(tmp_path, "teacher", 0.9, 0)
+    [row] = [row for row, _ in of_table(table, "name", tmp_path)]
+    assert (row["run"], row["teacher"]) == (str(path), str(tmp_path / "teacher"))
 
 
 def test_a_sweep_over_methods_without_arms(tmp_path: Path) -> None:

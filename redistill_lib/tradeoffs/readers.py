@@ -84,7 +84,7 @@ def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
     firsts = found.runs.groupby("arm", sort=False).first()
     teacher = firsts.loc["teacher"] if "teacher" in firsts.index else None
     for arm, first in firsts.iterrows():
-        mean, folder = found.accuracy(str(arm)), runs / str(first["run"])
+        mean, folder = found.accuracy(str(arm)), runs / str(first["run"] or "none")
         method = first["methods"] if isinstance(first["methods"], str) and first["methods"] else "student"
         yield {
             "name": arm, "data": found.name, "model": first["model"], "width": first["width"],
@@ -92,8 +92,7 @@ def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
             "init": "teacher" if first["init"] == "teacher" else "", "score": mean.value, "half": mean.half,
             "seeds": int((found.runs["arm"] == arm).sum()), "peak_bytes": first["peak_bytes"],
             "multiply_adds": first["multiply_adds"], "parameters": first["parameters"],
-            "teacher": "" if teacher is None else f"{teacher['model']} ×{teacher['width']:g}",
-            "run": str(folder) if first["run"] and (folder / "run.json").exists() else "",
+            **_weights(folder, "" if teacher is None else f"{teacher['model']} ×{teacher['width']:g}"),
         }, found.curves[found.curves["arm"] == arm].assign(data=found.name)  # fmt: skip
 
 
@@ -106,16 +105,18 @@ def _table(file: Path, runs: Path) -> Points:
     if {"fid", "kid", "peak_bytes"} <= {*table.columns}:
         yield from _scores(table, file)
     elif {"peak (KiB)", "accuracy"} <= {*table.columns} or {"peak_bytes", "test_accuracy"} <= {*table.columns}:
-        yield from of_table(table, file.parent.name, runs)
+        kept = file.with_name("curves.csv")
+        yield from of_table(table, file.parent.name, runs, pd.read_csv(kept) if kept.exists() else None)
 
 
-def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs")) -> Points:
+def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: pd.DataFrame | None = None) -> Points:
     """The rows of a sweep, their means over `SEED`; its columns say which network each is.
 
     Needed are ``accuracy`` and ``peak (KiB)`` of a comparison's table, or ``test_accuracy`` and ``peak_bytes`` of a
     run's metrics. The network is ``model``, else the student of `TEACHER` at `FACTOR`; the method is ``methods``,
     else that of ``arm``, ``role`` or `METHODS`. A ``run`` that several points found counts once; those in the store
-    `runs` have curves and weights. `name` is the sweep's, for a table that names no data.
+    `runs` have curves and weights. `name` is the sweep's, for a table that names no data; `curves` are what
+    `curves_of` found where the runs were, in a file ``curves.csv`` beside the table.
     """
     told = ["arm", "role", "model", "methods", "init", "width", "image_size", "peak (KiB)", "parameters"]
     explained = _EXPLAINED if "model" in table else set[str]()
@@ -126,19 +127,45 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs")) -> Point
     for _, rows in table.groupby(_keys(table[groups]), sort=False):
         scores = (rows["accuracy"] if "accuracy" in rows else 100 * rows["test_accuracy"]).dropna().tolist()
         if scores:
-            found = _found(rows, runs)
-            yield (
-                _of_rows(rows, scores, name) | {"run": str(next(iter(found.values())).path) if found else ""},
-                _history(found) if found else _NONE.copy(),
-            )
+            row, found = _of_rows(rows, scores, name), _found(rows, runs)
+            part = _history(found) if found else _NONE
+            if curves is not None and "run" in rows and not found:
+                seeds = rows[["run"]].assign(seed=rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index))
+                part = curves.merge(seeds, on="run")
+            folder = next((run.path for run in found.values()), Path("none"))
+            yield row | _weights(folder, row["teacher"]), part.assign(data=row["data"])
+
+
+def curves_of(table: pd.DataFrame, runs: str | Path) -> pd.DataFrame:
+    """The curves of a sweep's runs, to be kept as ``curves.csv`` beside its ``table.csv`` where the store is not.
+
+    Columns are ``run``, ``seconds`` and ``accuracy`` (on validation, %), a row per epoch; runs that are not in the
+    store `runs` are left out.
+    """
+    paths = {str(name): Path(runs) / str(name) for name in table["run"].dropna().unique()}
+    parts = [
+        _history({0: Run.load(path)}).assign(run=name) for name, path in paths.items() if (path / "run.json").exists()
+    ]
+    kept = ["run", "seconds", "accuracy"]
+    return pd.concat(parts, ignore_index=True)[kept] if parts else pd.DataFrame(columns=kept)
+
+
+def _weights(folder: Path, teacher: str) -> dict[str, str]:
+    """The folder of a run that is there, and that of its teacher; else what else is known of the teacher."""
+    if not (folder / "run.json").exists():
+        return {"run": "", "teacher": teacher}
+    theirs = [folder.parent / name for name in Run.load(folder).environment.get("teacher_runs", ())]
+    found = [str(path) for path in theirs if (path / "run.json").exists()]
+    return {"run": str(folder), "teacher": next(iter(found), teacher)}
 
 
 def _found(rows: pd.DataFrame, runs: Path) -> dict[Any, Run]:
     """The runs of a point that are in the store, by seed."""
     if "run" not in rows:
         return {}
+    rows = rows.dropna(subset=["run"])
     seeds = rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index)
-    paths = {seed: runs / name for seed, name in zip(seeds, rows["run"].dropna().map(str), strict=False)}
+    paths = {seed: runs / name for seed, name in zip(seeds, rows["run"].map(str), strict=True)}
     return {seed: Run.load(path) for seed, path in paths.items() if (path / "run.json").exists()}
 
 
