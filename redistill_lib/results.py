@@ -168,6 +168,26 @@ def _estimate(value: float, test: Callable[..., Any], *samples: Any) -> Estimate
     return Estimate(value, float(low), float(high))
 
 
+def pareto_front(frame: pd.DataFrame, cost: str, score: str, *, lower: bool = False) -> pd.DataFrame:
+    """The rows that no other row beats, the cheapest first: one that costs no more, scores as well, and is not equal.
+
+    `cost` and `score` name columns of numbers; the better score is the higher one, with `lower` the lower one, as
+    FID. Rows that are equal in both stay, rows that lack one go. The index is the frame's. ValueError for a missing
+    column.
+
+    >>> points = pd.DataFrame({"KiB": [4, 2, 3, 1], "accuracy": [0.9, 0.8, 0.7, 0.5]}, index=[*"abcd"])
+    >>> [*pareto_front(points, "KiB", "accuracy").index]
+    ['d', 'b', 'a']
+    """
+    if missing := {cost, score} - set(frame.columns):
+        raise ValueError(f"the frame lacks {', '.join(sorted(missing))}; it has {', '.join(map(str, frame.columns))}")
+    known = frame.dropna(subset=[cost, score]).sort_values([cost, score], ascending=[True, lower], kind="stable")
+    better = known[score].astype(float) * (-1 if lower else 1)
+    best_before = better.groupby(known[cost]).max().cummax().shift(fill_value=-math.inf)  # of all that cost less
+    best_here = better.groupby(known[cost]).transform("max")
+    return known[(better == best_here) & (better > known[cost].map(best_before))]
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Summary:
     """`runs` are the accuracies in % by role, indexed by seed if told; `table` has a row per role.

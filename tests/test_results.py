@@ -15,6 +15,7 @@ from redistill_lib.results import (
     difference,
     interval,
     paired_difference,
+    pareto_front,
     run_difference,
     summarize,
 )
@@ -155,3 +156,25 @@ def test_summary_counts_seeds_and_the_gap() -> None:
         summarize(pd.DataFrame({"role": ["kd"], "accuracy": [1.0]}))
     with pytest.raises(ValueError, match="no run"):
         summarize(runs(kd=float("nan")))
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_the_front_is_what_no_other_row_beats(lower: bool) -> None:
+    """By its definition, pair by pair; whole numbers, so that some rows are equal in one or both."""
+    draw = np.random.default_rng(0)
+    sign, peaks = -1 if lower else 1, draw.integers(0, 12, 60)
+    frame = pd.DataFrame({"peak": peaks, "score": sign * peaks + draw.integers(0, 6, 60), "name": "x"})
+    rows = [(peak, sign * score) for peak, score in zip(frame["peak"], frame["score"], strict=True)]
+    beaten = [any(p <= peak and s >= score and (p, s) != (peak, score) for p, s in rows) for peak, score in rows]
+    front = pareto_front(frame, "peak", "score", lower=lower)
+    assert sorted(front.index) == [k for k, lost in enumerate(beaten) if not lost]
+    assert 4 < len(front) < 40 and front.duplicated().any()
+    assert front["peak"].is_monotonic_increasing and [*front.columns] == [*frame.columns]
+
+
+def test_rows_that_are_not_known_are_on_no_front() -> None:
+    frame = pd.DataFrame({"peak": [1.0, math.nan, 3.0], "score": [math.nan, 0.9, 0.5]})
+    assert [*pareto_front(frame, "peak", "score").index] == [2]
+    assert pareto_front(frame.head(0), "peak", "score").empty
+    with pytest.raises(ValueError, match="the frame lacks accuracy; it has peak, score"):
+        pareto_front(frame, "peak", "accuracy")
