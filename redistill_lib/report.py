@@ -22,7 +22,8 @@ import nbformat
 import pandas as pd
 from PIL import Image
 
-from redistill_lib.runs import load_runs, write_text
+from redistill_lib.runs import write_text
+from redistill_lib.store.tables import listed_runs, run_tables
 from redistill_lib.sweep import NotebookError
 from redistill_lib.sweep.manifest import planned_names
 
@@ -112,9 +113,10 @@ def write_index(
     plans = {folder: planned_names(folder) for folder in {path.parent for path in executed}}
     executed = [path for path in executed if _planned(path.stem, plans[path.parent])]
     sections = [_notebook_section(executed, file.parent)]
-    for kind, (runs, same) in run_tables(load_runs(root)).items():
-        shared = f"; the same in all: {_pairs(same)}" if same else ""
-        sections.append(f"<h2>{kind}</h2><p>{len(runs)} run{'s' * (len(runs) > 1)}{shared}</p>{_table(runs)}")
+    for kind, table in run_tables(listed_runs(root)).items():
+        shared = f"; the same in all: {_pairs(table.same)}" if table.same else ""
+        count = f"{len(table.runs)} run{'s' * (len(table.runs) > 1)}"
+        sections.append(f"<h2>{kind}</h2><p>{count}{shared}</p>{_table(table.runs)}")
     if len(sections) == 1:
         sections.append("<h2>Training runs</h2><p>None yet.</p>")
     time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
@@ -151,47 +153,6 @@ def _notebook_section(notebooks: Sequence[Path], base: Path) -> str:
 def _table(frame: pd.DataFrame, escape: bool = True) -> str:
     with pd.option_context("display.max_colwidth", None, "display.float_format", "{:.4g}".format):
         return str(frame.to_html(index=False, escape=escape, border=0, justify="left"))
-
-
-def run_tables(runs: pd.DataFrame) -> dict[str, tuple[pd.DataFrame, dict[str, Any]]]:
-    """`load_runs` made readable, classifiers and denoisers apart, since they have other settings and other scores.
-
-    Each table has the columns in which its runs differ, and comes with name → value of those that are alike. Empty
-    columns, paths, lists and mappings are left out; `id`, `name` and `status` stay, and all of a single run but its
-    recipe and data. What a run lacks is an empty text. Peaks are named as trainings measure them: fp32.
-
-    >>> run_tables(pd.DataFrame({"id": ["a", "b"], "status": "complete", "seed": [0, 1], "data": "digits"}))
-    {'Training runs': (  id    status seed
-    0  a  complete    0
-    1  b  complete    1, {'data': 'digits'})}
-    """
-    if runs.empty:
-        return {}
-    diffuse = runs["task"].astype(str).str.contains("diffus") if "task" in runs else runs["id"].isna()
-    kinds = {"Training runs of classifiers": runs[~diffuse], "Training runs of denoisers": runs[diffuse]}
-    if diffuse.all() or not diffuse.any():
-        kinds = {"Training runs": runs}
-    return {kind: _compared(group) for kind, group in kinds.items()}
-
-
-# What tells runs apart for the store, and says nothing to a reader.
-_IDENTITIES = r"(method_code|images$|version$|model\.(structure|weights|packages)|recipe\.process)"
-
-
-def _compared(runs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
-    hidden = _IDENTITIES if len(runs) > 1 else _IDENTITIES + r"|recipe\.|data\."
-    runs = runs.drop(columns=["path"], errors="ignore").dropna(axis="columns", how="all")
-    nested = runs.map(lambda value: isinstance(value, (Mapping, list, tuple))).any()
-    runs = runs.loc[:, ~(nested | runs.columns.str.match(hidden))]
-    runs = runs.rename(columns={name: f"{name} (fp32)" for name in ("peak_bytes", "peak_bytes_eager")})
-    floats = runs.select_dtypes("float")
-    whole = ((floats % 1 == 0) & (floats.abs() < 2**53) | floats.isna()).all()
-    runs = runs.astype(dict.fromkeys(floats.columns[whole], "Int64"))  # whole, also where a run lacks them
-    shown = ("id", "name", "status", "test_accuracy", "validation_loss")
-    alike = [n for n in runs.columns if n not in shown and runs[n].nunique(dropna=False) == 1]
-    same = {name: runs[name].iloc[0] for name in alike} if len(runs) > 1 else {}
-    runs = runs.drop(columns=same)
-    return runs.astype(object).where(runs.notna(), ""), same
 
 
 def duration(seconds: float) -> str:

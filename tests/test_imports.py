@@ -29,12 +29,12 @@ FLOORS = [
     {"attention", "costs", "diffusion", "maps", "quality"},
     {"student"},
     {"distill", "memory"},
-    {"methods", "models", "network", "sweep"},
+    {"methods", "models", "network", "store", "sweep"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
     {"checks", "progress", "source"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-TORCH_FREE = ["cli", "sweep", "report", "results", "runs", "source", "plans", "parameters", "executors"]
+TORCH_FREE = ["cli", "sweep", "report", "results", "runs", "source", "store", "plans", "parameters", "executors"]
 SLOW_OR_OPTIONAL = {"plotly", "ipywidgets", "diffusers", "datasets", "accelerate"}
 
 
