@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redistill_lib import __version__
-from redistill_lib.checks import hint
+from redistill_lib.store.command import add_arguments as add_run_arguments
 from redistill_lib.sweep.arguments import add_arguments, parameters, with_negative_values
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--no-html", dest="html", action="store_false", help="leave no HTML pages")
         command.add_argument("--index", type=Path, metavar="FILE", help="write an overview page of all that ran")
 
-    runs = commands.add_parser("runs", help="list training runs")
-    runs.add_argument("root", nargs="?", type=Path, default=Path("runs"), metavar="ROOT")
-    runs.add_argument("--columns", metavar="A,B", help="these alone, such as id,name,model.name,recipe.steps")
+    runs = commands.add_parser("runs", help="list, compare or delete training runs")
+    add_run_arguments(runs)
 
     memory = commands.add_parser(
         "memory",
@@ -163,27 +162,10 @@ def _sweep(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _runs(arguments: argparse.Namespace) -> None:
-    from redistill_lib.report import run_tables
-    from redistill_lib.runs import load_runs
+def _runs(arguments: argparse.Namespace) -> int:
+    from redistill_lib.store.command import run_command
 
-    found = load_runs(arguments.root)
-    if not arguments.root.is_dir():
-        raise FileNotFoundError(f"no folder {arguments.root}: training in a notebook makes it, or name another")
-    names = arguments.columns.split(",") if arguments.columns and len(found) else []
-    for name in names:
-        if name not in found:
-            raise ValueError(f"no run here has a column {name!r}{hint(name, found) or ': ' + ', '.join(found)}")
-    chosen = found[names].convert_dtypes().astype(object).where(found[names].notna(), "")
-    tables = {"": (chosen, {})} if names else run_tables(found)
-    if not tables:
-        print(f"no training runs below {arguments.root}")
-    for kind, (runs, same) in tables.items():
-        if len(tables) > 1:
-            print(f"{kind}:")
-        print(runs.to_string(index=False, float_format="{:.4g}".format))
-        if same:
-            print("the same in all:", *(f"{name}={value}" for name, value in same.items()))
+    return run_command(arguments)
 
 
 def _memory(arguments: argparse.Namespace) -> int:

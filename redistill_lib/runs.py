@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 
 from redistill_lib import __version__
 from redistill_lib.checks import as_path, check_fields
-from redistill_lib.source import code_identity
+from redistill_lib.source import code_identity, code_stamp
 
 
 @dataclass(frozen=True)
@@ -291,22 +291,26 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     root = as_path("root", root)
     if root.is_file():
         raise NotADirectoryError(f"{root} is a file; give the folder that holds the runs")
-    index, known, found = root / ".index.json", dict[str, Any](), dict[str, Any]()
+    index, kept, found = root / ".index.json", dict[str, Any](), dict[str, Any]()
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        known = dict(json.loads(index.read_bytes()))
-    for record in root.glob("*/run.json"):
+        kept = dict(json.loads(index.read_bytes()))
+    known = kept["rows"] if isinstance(kept.get("rows"), dict) else {}
+    for folder in os.scandir(root) if root.is_dir() else ():
         with contextlib.suppress(OSError):
-            told = record.stat()
-            stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {record.parent.name}"
+            told = os.stat(f"{folder.path}/run.json")
+            stamp = f"{_FORM} {told.st_mtime_ns} {told.st_size} {told.st_ino} {folder.name}"
             row = known.get(stamp)
             whole = isinstance(row, dict) and row.keys() >= {"id", "status", "code"}
-            found[stamp] = row if whole else _row(record.parent)
-    if found != known:
+            found[stamp] = row if whole else _row(Path(folder.path))
+    code = kept.get("code")  # the present one's identity, which takes longer to find than 5,000 runs
+    if not (isinstance(code, dict) and code.get("stamp") == code_stamp() and isinstance(code.get("identity"), str)):
+        code = {"identity": code_identity(), "stamp": code_stamp()}
+    if found and {"code": code, "rows": found} != kept:
         with contextlib.suppress(OSError):
-            write_text(index, json.dumps(found, default=str))
+            write_text(index, json.dumps({"code": code, "rows": found}, default=str))
     rows = sorted(found.values(), key=lambda row: row["id"])
     for row in rows:
-        row["code"] = "present" if row["code"] == code_identity() else "other"
+        row["code"] = "present" if row["code"] == code["identity"] else "other"
         row["path"] = str(root / row["id"])
     return pd.DataFrame(rows)
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ OBSERVING = (
     "network/steps.py",
 )
 #: What starts notebooks and lists results: it changes nothing that a notebook computes or shows.
-QUEUING = ("cli.py", "progress.py", "report.py", "sweep/")
+QUEUING = ("cli.py", "progress.py", "report/", "store/", "sweep/")
 
 
 @functools.cache
@@ -42,9 +43,25 @@ def code_identity() -> str:
 
     Of torch the first two numbers count (2.6): a patch or another build changes no initialisation or random numbers.
     """
+    code_stamp()  # of the files as they are now
+    return _identity(_deciding())
+
+
+@functools.cache
+def code_stamp() -> str:
+    """Another one whenever `code_identity` may be: by its files' names, times and sizes, without reading them."""
+    told = [f"{name} {_stat(name).st_mtime_ns} {_stat(name).st_size}" for name in sorted(_deciding())]
+    return hashlib.sha256("\n".join([*told, _torch_release()]).encode()).hexdigest()[:16]
+
+
+def _stat(name: str) -> os.stat_result:
+    return (Path(__file__).parent / name).stat()
+
+
+def _deciding() -> set[str]:
     root = Path(__file__).parent
     files = [file for room in DECIDING for file in (*root.glob(f"{room}.py"), *root.glob(f"{room}/**/*.py"))]
-    return _identity({file.relative_to(root).as_posix() for file in files}.difference(OBSERVING))
+    return {file.relative_to(root).as_posix() for file in files}.difference(OBSERVING)
 
 
 @functools.cache
@@ -61,8 +78,11 @@ def library_identity() -> str:
 
 def _identity(names: Iterable[str]) -> str:
     told = [f"{name} {syntax(Path(__file__).parent / name)}" for name in sorted(names)]
-    release = ".".join(importlib.metadata.version("torch").split(".")[:2])
-    return hashlib.sha256("\n".join([*told, f"torch {release}"]).encode()).hexdigest()[:8]
+    return hashlib.sha256("\n".join([*told, _torch_release()]).encode()).hexdigest()[:8]
+
+
+def _torch_release() -> str:
+    return f"torch {'.'.join(importlib.metadata.version('torch').split('.')[:2])}"
 
 
 def syntax(file: str | Path) -> str:

@@ -30,12 +30,24 @@ FLOORS = [
     {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
     {"distill", "memory"},
-    {"methods", "models", "network", "shipped", "sweep"},
+    {"methods", "models", "network", "shipped", "store", "sweep"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
     {"checks", "progress", "source"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-TORCH_FREE = ["cli", "sweep", "report", "results", "runs", "source", "shipped", "plans", "parameters", "executors"]
+TORCH_FREE = [
+    "cli",
+    "sweep",
+    "report",
+    "results",
+    "runs",
+    "source",
+    "shipped",
+    "store",
+    "plans",
+    "parameters",
+    "executors",
+]
 SLOW_OR_OPTIONAL = {"plotly", "ipywidgets", "diffusers", "datasets", "accelerate"}
 
 

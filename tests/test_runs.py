@@ -329,8 +329,10 @@ def test_the_index_is_never_believed_over_the_folders(tmp_path: Path) -> None:
     for damaged in (b"", b"{", b"[1, 2]", b"null", b"\xff", kept[: len(kept) // 2], kept.replace(b'"seed"', b"[")):
         index.write_bytes(damaged)
         assert load_runs(tmp_path).equals(frame)
-    for row in (None, {"name": "mine"}):
-        index.write_text(json.dumps(dict.fromkeys(json.loads(index.read_bytes()), row)))
+    for wrong in (None, {"name": "mine"}):
+        index.write_text(json.dumps(dict.fromkeys(json.loads(index.read_bytes()), wrong)))
+        assert load_runs(tmp_path).equals(frame)
+        index.write_text(json.dumps({"rows": dict.fromkeys(json.loads(index.read_bytes())["rows"], wrong)}))
         assert load_runs(tmp_path).equals(frame)
     with pytest.raises(NotADirectoryError, match="is a file"):
         load_runs(index)

@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 
 from redistill_lib import report, sweep
 from redistill_lib.parameters import convert, notebook_parameters
+from redistill_lib.report.outputs import WIDGET_VIEW, _with_small_images
 from redistill_lib.sweep.manifest import claim
 
 MakeNotebook = Callable[..., Path]
@@ -244,7 +245,7 @@ def test_refreshed_outputs_are_clean_and_stamped(make_notebook: MakeNotebook, tm
     root, home = path.parents[1], Path.home()
     paths = f"{path.parent}/x.csv {root}/runs file://{root}/a {home}/.cache {sys.prefix}/lib {root}-other"
     base64 = f"QUJD{home}/QUJD"
-    outputs = [[], [printed(paths)], [shown(**{report.WIDGET_VIEW: {}, "plain": "IntSlider()"}), shown(html=base64)]]
+    outputs = [[], [printed(paths)], [shown(**{WIDGET_VIEW: {}, "plain": "IntSlider()"}), shown(html=base64)]]
 
     assert not report.outputs_match_source(path)
     report.refresh_outputs(path, executed_copy(path, tmp_path / "done.ipynb", outputs))
@@ -275,12 +276,12 @@ def test_images_are_made_smaller_and_look_the_same(shades: int, most: int) -> No
     data = io.BytesIO()
     chart.save(data, "png", compress_level=1)
     output = shown(**{"image/png": base64.b64encode(data.getvalue()).decode(), "plain": "Figure"})
-    small = report._with_small_images(output)
+    small = _with_small_images(output)
     assert len(small["data"]["image/png"]) < 0.7 * len(output["data"]["image/png"])
     assert small["data"]["text/plain"] == "Figure"
     back = Image.open(io.BytesIO(base64.b64decode(small["data"]["image/png"]))).convert("RGB")
     assert max(high for _, high in ImageChops.difference(chart, back).getextrema()) <= most
-    assert report._with_small_images(shown(html="x")) == shown(html="x")
+    assert _with_small_images(shown(html="x")) == shown(html="x")
 
 
 def test_outputs_of_other_cells_are_refused(make_notebook: MakeNotebook, tmp_path: Path) -> None:

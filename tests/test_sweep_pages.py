@@ -64,14 +64,14 @@ def test_the_library_is_whole_whoever_copies_it(tmp_path: Path) -> None:
     reader = threading.Thread(target=read)
     reader.start()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(pages._shared_library, [tmp_path] * 8))
+        list(pool.map(pages.shared_library, [tmp_path] * 8))
     done.set()
     reader.join()
     assert sizes <= {len("of another plotly"), LIBRARY.stat().st_size}
     assert [file.name for file in tmp_path.iterdir()] == ["plotly.min.js"]
     assert target.read_bytes() == LIBRARY.read_bytes()
     before = target.stat().st_mtime_ns
-    pages._shared_library(tmp_path)
+    pages.shared_library(tmp_path)
     assert target.stat().st_mtime_ns == before  # not copied again
 
 

@@ -431,6 +431,24 @@ def test_a_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "[2/3] point-b: failed, 0 s; In [1]: ValueError: x\n" in shown
 
 
+def test_a_notebook_shows_a_widget_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redistill_lib.sweep.progress.is_live", lambda: True)
+    shown = list[Any]()
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    progress = Progress("a<b", 2, 0, jobs=1)
+    progress.started("point")
+    progress.cell("point", "2/9 x = 1 < 2")
+    progress.show()
+    (widget,) = shown
+    assert "<b>a&lt;b 0/2</b>" in widget.value and "0 done, 1 running" in widget.value
+    assert "<code>point  0 s  cell 2/9 x = 1 &lt; 2</code>" in widget.value
+    progress.finished(manifest.PointStatus("point", "k", "ok", "s", seconds=4.0))
+    assert "1/2" in widget.value and "about 4 s left" in widget.value and "<code>" not in widget.value
+    progress.finished(manifest.PointStatus("other", "k", "ok", "s", seconds=4.0))
+    progress.close()
+    assert shown == [widget] and widget.value.endswith("2 done") and 'value="2"' in widget.value
+
+
 # the command
 
 

@@ -41,12 +41,16 @@ def parameters(pairs: Sequence[Sequence[str]]) -> dict[str, str]:
 
 
 def with_negative_values(words: Sequence[str] | None) -> list[str]:
-    """The words of a command, the value in ``-p LR -1e-3`` with a space before it: argparse takes it for an option.
+    """The words of a command, the value in ``-p LR -1e-3`` and ``--sort -seed`` with a space before it: argparse
+    takes it for an option.
 
     >>> with_negative_values(["-p", "LR", "-1e-3", "-p", "N", "-x"])
     ['-p', 'LR', ' -1e-3', '-p', 'N', '-x']
     """
     found = list(sys.argv[1:] if words is None else words)
+    for k in range(1, len(found)):
+        if found[k - 1] == "--sort" and found[k][:1] == "-" and found[k][:2] != "--":
+            found[k] = f" {found[k]}"
     for k in range(2, len(found)):
         number = found[k].startswith("-") and found[k].lstrip("-.")[:1].isdecimal()
         if found[k - 2] in ("-p", "--parameter") and number:

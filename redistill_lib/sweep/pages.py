@@ -40,7 +40,7 @@ def page_of(notebook: Path, folder: Path) -> str:
     resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dark": dark}
     resources |= {"formulas": "$" in text, "diagrams": "mermaid" in text, "library": ""}
     if figures:
-        library = _shared_library(folder)
+        library = shared_library(folder)
         resources["library"] = quote(Path(os.path.relpath(library, notebook.parent)).as_posix())
     body, _ = exporter.from_notebook_node(document, resources)
     pages = re.sub(r'href="(\w+)\.ipynb"', r'href="\1.html"', str(body))  # the neighbours are pages here, too
@@ -52,7 +52,7 @@ def _drawn_by_script(figure: dict[str, Any]) -> str:
     return f'<div class="plotly-graph-div"><script type="application/json">{text}</script></div>'
 
 
-def _shared_library(folder: Path) -> Path:
+def shared_library(folder: Path) -> Path:
     """The installed plotly's plotly.min.js in that folder; any number of processes may put it there at once."""
     found = find_spec("plotly")  # not imported: only its file is wanted
     assert found is not None and found.origin is not None

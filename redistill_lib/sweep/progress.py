@@ -1,8 +1,9 @@
-"""What a sweep says while it runs: lines in a log, a live table on a terminal."""
+"""What a sweep says while it runs: lines in a log, a live table on a terminal, a widget in a notebook."""
 
 from __future__ import annotations
 
 import contextlib
+import html
 import statistics
 import sys
 import time
@@ -42,6 +43,7 @@ class Progress:
         self._told: dict[str, float] = {}
         self._note = ""
         self._bars: list[Any] = []
+        self._widget: Any = None
         self.file: TextIO = sys.stderr
         self.live = self.file.isatty() or is_live()
 
@@ -104,36 +106,61 @@ class Progress:
         self.show()
 
     def show(self) -> None:
-        """Draw the table again, on a terminal."""
+        """Draw the table again, on a terminal or in a notebook."""
         if not self.live:
             return
-        from tqdm import tqdm
-        from tqdm.notebook import tqdm_notebook
-
         with contextlib.suppress(OSError, ValueError):
-            if not self._bars and is_live():
-                self._bars = [tqdm_notebook(total=self.total, leave=False)]
-            if not self._bars:
-                shape: dict[str, Any] = {"file": self.file, "leave": False, "dynamic_ncols": True}
-                self._bars = [tqdm(total=self.total, bar_format="{desc} |{bar}| {postfix}", **shape)]
-                below = range(1, min(self.jobs, ROWS) + 1)
-                self._bars += [tqdm(bar_format="{desc}", position=n, **shape) for n in below]
-            head, *rows = self._bars
-            head.n = sum(self.counts.values())
-            left = "" if self.left is None else f", about {spoken(self.left)} left"
-            counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count or kind == "done")
-            head.set_description_str(f"{self.name} {head.n}/{self.total}", refresh=False)
-            head.set_postfix_str(f"{counts}, {len(self.running)} running{left}", refresh=False)
-            lines = [
-                f"  {name}  {spoken(time.monotonic() - since)}{f'  cell {cell}' if cell else ''}"
-                for name, (since, cell) in sorted(self.running.items(), key=lambda item: item[1][0])
-            ]
-            for row, line in zip(rows, [*lines, *[""] * len(rows)], strict=False):
-                row.set_description_str(line, refresh=False)
-            for bar in self._bars:
-                bar.refresh()
+            if is_live():
+                self._show_widget()
+            else:
+                self._show_bars()
+
+    def _told_now(self) -> tuple[int, str, list[str]]:
+        """How many have ended, the counts in words, and a line for each point that runs."""
+        ended = sum(self.counts.values())
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count or kind == "done")
+        if ended < self.total:
+            counts += f", {len(self.running)} running"
+            counts += "" if self.left is None else f", about {spoken(self.left)} left"
+        lines = [
+            f"{name}  {spoken(time.monotonic() - since)}{f'  cell {cell}' if cell else ''}"
+            for name, (since, cell) in sorted(self.running.items(), key=lambda item: item[1][0])
+        ]
+        return ended, counts, lines
+
+    def _show_widget(self) -> None:
+        from ipywidgets import HTML
+
+        if self._widget is None:
+            from IPython.display import display
+
+            self._widget = HTML()
+            display(self._widget)
+        ended, counts, lines = self._told_now()
+        head = f"{html.escape(self.name)} {ended}/{self.total}"
+        bar = f'<progress max="{self.total}" value="{ended}" style="width: 16em"></progress>'
+        below = "".join(f"<br><code>{html.escape(line)}</code>" for line in lines[:ROWS])
+        self._widget.value = f"<b>{head}</b> {bar} {counts}{below}"
+
+    def _show_bars(self) -> None:
+        from tqdm import tqdm
+
+        if not self._bars:
+            shape: dict[str, Any] = {"file": self.file, "leave": False, "dynamic_ncols": True}
+            self._bars = [tqdm(total=self.total, bar_format="{desc} |{bar}| {postfix}", **shape)]
+            below = range(1, min(self.jobs, ROWS) + 1)
+            self._bars += [tqdm(bar_format="{desc}", position=n, **shape) for n in below]
+        head, *rows = self._bars
+        head.n, counts, lines = self._told_now()
+        head.set_description_str(f"{self.name} {head.n}/{self.total}", refresh=False)
+        head.set_postfix_str(counts, refresh=False)
+        for row, line in zip(rows, [*lines, *[""] * len(rows)], strict=False):
+            row.set_description_str(f"  {line}" if line else "", refresh=False)
+        for bar in self._bars:
+            bar.refresh()
 
     def close(self) -> None:
+        """Leave nothing on a terminal, and the last counts in a notebook."""
         for bar in reversed(self._bars):
             with contextlib.suppress(OSError, ValueError):
                 bar.close()

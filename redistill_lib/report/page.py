@@ -1,0 +1,129 @@
+"""The report over a folder of runs: one page that works offline, in the reader's light or dark theme."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from string import Template
+from urllib.parse import quote
+
+from redistill_lib.report.notebooks import Executed, notebook_section
+from redistill_lib.report.sweeps import sweep_section
+from redistill_lib.report.text import pairs, table
+from redistill_lib.runs import write_text
+from redistill_lib.store.tables import listed_runs, run_tables
+from redistill_lib.sweep.manifest import planned_names
+from redistill_lib.sweep.pages import shared_library
+
+
+def write_index(
+    runs_root: str | Path, *, notebooks: Sequence[str | Path] = (), file: str | Path | None = None
+) -> Path:
+    """Write one page over the training runs in `runs_root` and the executed notebooks below it and below `notebooks`.
+
+    Of each notebook it has the question and what its main figure says (that of the cell tagged ``finding``, else the
+    first that makes a claim), of each sweep the means over seeds and score over memory with the Pareto front. `file`
+    defaults to `runs_root/index.html`; beside it lies the plotly.min.js that draws. Links are relative to the page,
+    so the folder can be moved.
+    """
+    root = Path(runs_root).resolve()
+    file = Path(file).resolve() if file else root / "index.html"
+    found = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
+    paths = [path for path in sorted(found) if ".ipynb_checkpoints" not in path.parts]
+    executed = [each for each in map(Executed.read, paths) if each]
+    plans = {folder: planned_names(folder) for folder in {each.path.parent for each in executed}}
+    executed = [each for each in executed if _planned(each.path.stem, plans[each.path.parent])]
+    alone = [each for each in executed if plans[each.path.parent] is None]
+    sections = [] if not alone and executed else [notebook_section(alone, file.parent)]
+    for folder in sorted(folder for folder, points in plans.items() if points is not None):
+        points = [each for each in executed if each.path.parent == folder]
+        sections.append(sweep_section(folder.name, folder, points, file.parent))
+    tables = run_tables(listed_runs(root))
+    for kind, each in tables.items():
+        shared = f"; the same in all: {pairs(each.same)}" if each.same else ""
+        count = f"{len(each.runs)} run{'s' * (len(each.runs) > 1)}"
+        more = f"<p>They differ in more: {', '.join(each.more)}</p>" if each.more else ""
+        sections.append(f"<h2>{kind}</h2><p>{count}{shared}</p>{table(each.runs)}{more}")
+    if not tables:
+        sections.append("<h2>Training runs</h2><p>None yet.</p>")
+    time = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    body = "\n".join(sections)
+    script = ""
+    if 'class="figure' in body:
+        library = quote(Path(os.path.relpath(shared_library(file.parent), file.parent)).as_posix())
+        script = f'<script charset="utf-8" defer src="{library}"></script>{_DRAW}'
+    write_text(file, _PAGE.substitute(sections=body, time=time, script=script))
+    return file
+
+
+def _planned(name: str, points: set[str] | None) -> bool:
+    """Whether an executed notebook still belongs to the sweep of its folder, if that is one's."""
+    return points is None or any(name == point or name.startswith(f"{point}-") for point in points)
+
+
+_DRAW = """<script>
+document.addEventListener("DOMContentLoaded", () => {
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const places = [...document.querySelectorAll("div.figure")];
+  const axes = layout => Object.keys(layout).filter(name => /^[xy]axis\\d*$/.test(name));
+  const theme = layout => {
+    const looks = {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)"};
+    looks["font.color"] = dark.matches ? "#d0d7de" : "#1f2328";
+    for (const axis of axes(layout)) {
+      looks[axis + ".gridcolor"] = looks[axis + ".zerolinecolor"] = dark.matches ? "#3d444d" : "#d8dee4";
+    }
+    return looks;
+  };
+  for (const place of places) {
+    const data = place.querySelector("script[type='application/json']");
+    const small = place.classList.contains("small");
+    if (!window.Plotly) {
+      if (!small) place.append("This figure needs the file plotly.min.js beside this page, which is not there.");
+      continue;
+    }
+    const figure = JSON.parse(data.textContent);
+    data.remove();
+    const config = small ? {staticPlot: true} : {responsive: true, displayModeBar: false};
+    Plotly.newPlot(place, figure.data, figure.layout, config).then(() => {
+      if (small) return;  // a notebook's figure keeps its own colours
+      Plotly.relayout(place, theme(place.layout));
+      dark.addEventListener("change", () => Plotly.relayout(place, theme(place.layout)));
+      place.on("plotly_click", event => {
+        const page = (event.points[0].customdata || [])[0];
+        if (page) location.href = page;
+      });
+    });
+  }
+});
+</script>"""
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>ReDistill lab: runs</title>$script<style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
+h2 { margin-top: 2.5rem; }
+h3 { margin: 0 0 .3rem; font-size: 1.1rem; line-height: 1.35; }
+table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .93rem; }
+th, td { text-align: left; vertical-align: top; padding: .5rem .9rem; white-space: nowrap; }
+td { border-top: 1px solid #8886; }
+td p { margin: 0; white-space: normal; font-size: .85rem; }
+.card { display: flex; gap: 1.5rem; padding: 1rem 0; border-top: 1px solid #8886; align-items: flex-start; }
+.card p { margin: .2rem 0; }
+.thumbnail { flex: none; width: 240px; max-height: 170px; overflow: hidden; border-radius: 6px; background: #fff; }
+.thumbnail img { width: 100%; display: block; }
+.thumbnail .small { zoom: .279; pointer-events: none; }
+.ok { color: #1a7f37; }
+.failed, .died { color: #d1242f; }
+.interrupted { color: #9a6700; }
+@media (prefers-color-scheme: dark) {
+  .ok { color: #3fb950; } .failed, .died { color: #f85149; } .interrupted { color: #d29922; }
+}
+@media (max-width: 44rem) { .card { flex-direction: column; } }
+</style></head><body>
+<h1>ReDistill lab: runs</h1><p>Written $time</p>
+$sections
+</body></html>
+""")

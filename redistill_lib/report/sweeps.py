@@ -1,0 +1,207 @@
+"""A sweep in a report: who is best, score over memory with the Pareto front, means over seeds, its points."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from redistill_lib.report.notebooks import Executed
+from redistill_lib.report.text import duration, figure, pairs, table, text
+from redistill_lib.results import number, pareto_front
+from redistill_lib.sweep.table import summarise
+
+#: Columns that are a score, the first that a table has counts; and whether less is better.
+SCORES = {"test_accuracy": False, "accuracy": False, "fid": True, "test_loss": True, "validation_loss": True}
+_COSTS = ("peak (KiB)", "peak (MiB)", "peak")
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
+_DOUBLING = {"dtick": math.log10(2), "tickformat": ".3~r"}  # 16, 32, 64 …
+_MOST = 12  # columns of a table on the page
+
+
+@dataclass(frozen=True)
+class Means:
+    """A sweep's settings, each over its seeds: a row per setting, the best first.
+
+    `frame` has the settings' columns, those of `metrics`, of each also ``<name> low`` and ``<name> high``, `n` and
+    `points`, the names of the points.
+    """
+
+    frame: pd.DataFrame
+    settings: tuple[str, ...]  # that differ
+    metrics: tuple[str, ...]
+    score: str | None
+    cost: str | None
+
+    @property
+    def lower(self) -> bool:
+        """Whether a lower score is the better one."""
+        return bool(SCORES.get(str(self.score).lower()))
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """Settings that no other beats; none where there is no score or no cost."""
+        if self.score is None or self.cost is None:
+            return self.frame.head(0)
+        return pareto_front(self.frame, self.cost, self.score, lower=self.lower)
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        return ", ".join(
+            f"{each}={_short(row[each])}" if each.isupper() else _short(row[each]) for each in self.settings
+        )
+
+    def told(self, row: Mapping[str, Any], metric: str) -> str:
+        """``0.912 ± 0.013``."""
+        value, high = row[metric], row[f"{metric} high"]
+        if value != value:
+            return ""
+        digits = 3 if abs(value) < 1 else 1
+        shown = f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else number(value, digits)
+        return shown if high != high or high == value else f"{shown} ± {number(high - value, digits)}"
+
+
+def means(rows: pd.DataFrame) -> Means | None:
+    """A sweep's table, averaged over its seeds (`SEED`, or a recorded `seed`); None of an empty one."""
+    if rows.empty:
+        return None
+    if "peak_bytes" in rows and _COSTS[0] not in rows:
+        rows = rows.assign(**{_COSTS[0]: rows["peak_bytes"] / 1024}).drop(columns="peak_bytes")
+    over = next((name for name in ("SEED", "seed") if name in rows and rows[name].nunique() > 1), "SEED")
+    rows = rows if over in rows else rows.assign(**{over: 0})
+    found = summarise(rows, over)
+    groups = [name for name in found.columns if name not in ("metric", "mean", "low", "high", "n")]
+    parts = rows.groupby(groups, sort=False, dropna=False) if groups else [((), rows)]
+    frame = []
+    for key, part in parts:
+        values = dict(zip(groups, key, strict=True))
+        same = [_same(found[name], value) for name, value in values.items()]
+        own = found[pd.concat(same, axis=1).all(axis=1)] if same else found
+        row: dict[str, Any] = {**values, "n": len(part), "points": list(dict.fromkeys(part["point"]))}
+        for metric, mean, low, high in own[["metric", "mean", "low", "high"]].itertuples(index=False):
+            row |= {metric: mean, f"{metric} low": low, f"{metric} high": high}
+        frame.append(row)
+    table_ = pd.DataFrame(frame)
+    metrics = tuple(dict.fromkeys(found["metric"]))
+    settings = tuple(name for name in groups if table_[name].map(str).nunique() > 1)
+    score = next((m for name in SCORES for m in metrics if m.lower() == name), None)
+    cost = next((m for name in _COSTS for m in metrics if m == name), None)
+    if score:
+        table_ = table_.sort_values(score, ascending=bool(SCORES[score.lower()]), ignore_index=True)
+    return Means(table_, settings, metrics, score, cost)
+
+
+def _same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    return column.isna() if value is None or value != value else column == value
+
+
+def headline(found: Means) -> str:
+    """Which setting has the best mean and at what cost, and how many are worth a look."""
+    count = len(found.frame)
+    if found.score is None:
+        return f"{count} settings"
+    best = found.frame.iloc[0].to_dict()
+    name = f"{found.name(best)} with " if found.name(best) else ""
+    told = f"{'Lowest' if found.lower else 'Highest'} mean {found.score}: {name}{found.told(best, found.score)}"
+    if found.cost is None:
+        return told
+    told += f" at {found.cost} {found.told(best, found.cost)}"
+    return f"{told}; {len(found.front)} of {count} settings are on the Pareto front" if count > 1 else told
+
+
+def pareto_figure(found: Means, links: Mapping[str, str]) -> dict[str, Any] | None:
+    """Score over cost as a plotly figure, its front as a line; a point's first `customdata` is its page. None where
+    the sweep has no score or cost."""
+    if found.score is None or found.cost is None:
+        return None
+    kind = next((name for name in found.settings if not name.isupper()), None) or next(iter(found.settings), None)
+    front = found.front
+    line = {"color": "#888888", "width": 2, "dash": "dot", "shape": "vh" if found.lower else "hv"}
+    steps = {"x": front[found.cost].tolist(), "y": front[found.score].tolist(), "mode": "lines", "line": line}
+    traces: list[dict[str, Any]] = [{**steps, "name": "Pareto front", "hoverinfo": "skip"}]
+    parts = found.frame.groupby(kind, sort=False, dropna=False) if kind else [("", found.frame)]
+    for place, (value, part) in enumerate(parts):
+        rows = part.to_dict("records")
+        half = [_number(row[f"{found.score} high"] - row[found.score]) for row in rows]
+        pages = [[links.get(row["points"][0], ""), found.name(row)] for row in rows]
+        hover = f"%{{customdata[1]}}<br>{found.score} %{{y:.4g}}<br>{found.cost} %{{x:.4g}}<extra></extra>"
+        trace = {"x": part[found.cost].map(_number).tolist(), "y": part[found.score].map(_number).tolist()}
+        marker = {"size": 11, "color": _COLOURS[place % len(_COLOURS)]}
+        error = {"array": half, "thickness": 1.5, "width": 4}
+        look = {"mode": "markers", "marker": marker, "error_y": error, "showlegend": bool(kind)}
+        traces.append({**trace, **look, "name": _short(value), "customdata": pages, "hovertemplate": hover})
+    better = "lower" if found.lower else "higher"
+    axes = {
+        "xaxis": {"title": {"text": f"{found.cost}, lower is better"}, "type": "log", **_DOUBLING},
+        "yaxis": {"title": {"text": f"{found.score}, {better} is better"}},
+    }
+    legend = {"title": {"text": kind or ""}}
+    return {"data": traces, "layout": {**axes, "legend": legend, "height": 420, "margin": {"t": 20, "r": 20}}}
+
+
+def sweep_section(name: str, folder: Path, points: Sequence[Executed], base: Path) -> str:
+    """Of a sweep's folder and its executed notebooks, for a page in `base`."""
+    statuses = [each.record["status"] for each in points]
+    counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(["ok", *statuses])]
+    total = duration(sum(each.record["seconds"] for each in points))
+    links = {each.path.stem: each.link(base) for each in points}
+    parts = [f"<h2>Sweep {text(name)}</h2>", f"<p>{', '.join(counts)}, {total} in all</p>"]
+    if found := means(_rows(folder)):
+        links |= {p: _first(links, p) for row in found.frame["points"] for p in row}
+        drawn = pareto_figure(found, links)
+        parts.append(f"<h3>{text(headline(found))}</h3>")
+        parts.append(figure(drawn, "live") + "<p>Click a point to see its notebook.</p>" if drawn else "")
+        parts.append(_table(found, links))
+    rows = []
+    for each in points:
+        status = text(each.record["status"])
+        error = each.record["error"]
+        line = f"<p class=failed>{text(str(error['evalue']).partition(chr(10))[0])}</p>" if error else ""
+        link = f'<a href="{each.link(base)}">{text(each.record["name"])}</a>{line}'
+        rows.append((link, f"<span class={status}>{status}</span>", duration(each.record["seconds"])))
+    points_table = table(pd.DataFrame(rows, columns=["point", "status", "time"]), escape=False)
+    bad = "" if all(status == "ok" for status in statuses) else " open"
+    parts.append(f"<details{bad}><summary>All {len(points)} points</summary>{points_table}</details>")
+    return "\n".join(parts)
+
+
+def _first(links: Mapping[str, str], point: str) -> str:
+    """A point's page; of several notebooks in sequence the last."""
+    return links.get(point) or next((links[name] for name in reversed([*links]) if name.startswith(f"{point}-")), "")
+
+
+def _rows(folder: Path) -> pd.DataFrame:
+    try:
+        return pd.read_parquet(folder / "table.parquet")
+    except (OSError, ValueError):  # none is done, or it is no table
+        return pd.DataFrame()
+
+
+def _table(found: Means, links: Mapping[str, str]) -> str:
+    best, rows = found.front.index, []
+    varying = [m for m in found.metrics if found.frame[m].nunique() > 1 or m in (found.score, found.cost)]
+    first = [m for m in (found.score, found.cost) if m]
+    metrics = [*first, *(m for m in varying if m not in first)][: max(_MOST - len(found.settings), 2)]
+    for place, row in found.frame.iterrows():
+        link = links.get(row["points"][0], "")
+        name = text(found.name(row) or row["points"][0])
+        cells = {"setting": f'<a href="{link}">{name}</a>' if link else name}
+        cells["front"] = "●" if place in best else ""
+        cells |= {metric: text(found.told(row, metric)) for metric in metrics}
+        rows.append({**cells, "n": str(row["n"])})
+    same = {n: found.frame[n].iloc[0] for n in found.frame.columns if n.isupper() and n not in found.settings}
+    shared = f"<p>The same in all: {pairs(same)}</p>" if same else ""
+    note = "<p>Mean ± half of the 95 % interval over <i>n</i> rows, seeds as a rule; ● on the Pareto front.</p>"
+    return table(pd.DataFrame(rows).rename(columns=text), escape=False) + note + shared
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else re.sub(r"\s+", " ", str(value))

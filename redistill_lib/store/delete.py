@@ -1,0 +1,108 @@
+"""Runs deleted: what would go, and how it goes, so that no half of a run is ever read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+#: Where folders lie while their files are deleted: nothing reads runs from there.
+TRASH = ".deleted"
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """A run that is to be deleted."""
+
+    path: Path
+    status: str
+    bytes: int
+    holder: str | None  # the process that trains it now: then it stays
+    students: tuple[str, ...]  # ids of runs that it taught and that are to stay
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def told(self) -> str:
+        """What is not obvious about it."""
+        if self.holder:
+            return f"being trained by {self.holder}: it stays"
+        more = f" and {len(self.students) - 2} more" if len(self.students) > 2 else ""
+        return f"teacher of {', '.join(self.students[:2])}{more}" if self.students else ""
+
+
+def doomed(root: Path, ids: Iterable[str], statuses: Iterable[str]) -> list[Doomed]:
+    """What deleting these runs would mean."""
+    chosen = dict(zip(ids, statuses, strict=True))
+    taught = _students(root)
+    found = []
+    for name, status in chosen.items():
+        path = root / name
+        stay = tuple(student for student in taught.get(name, []) if student not in chosen)
+        with _held(path) as holder:
+            found.append(Doomed(path, status, _size(path), holder, stay))
+    return found
+
+
+def delete(run: Doomed) -> bool:
+    """Delete a run's folder: renamed first, in one step, so that it is there whole or not at all.
+
+    False where a process trains it. OSError where the folder cannot be renamed. What a killed process left of earlier
+    deletions goes, too.
+    """
+    trash = run.path.parent / TRASH
+    with _held(run.path) as holder:
+        if holder:
+            return False
+        trash.mkdir(exist_ok=True)
+        run.path.rename(trash / f"{run.id}-{uuid.uuid4().hex[:8]}")
+    shutil.rmtree(trash, ignore_errors=True)
+    return True
+
+
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[str | None]:
+    """Who trains it now; within it nobody begins to, if nobody does."""
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        holder = "another process"
+        with contextlib.suppress(OSError):
+            holder = (path / ".holder").read_text(errors="replace")
+        yield holder
+        return
+    except OSError:  # a folder that cannot be written: renaming says so
+        yield None
+        return
+    try:
+        yield None
+    finally:
+        lock.release()
+
+
+def _students(root: Path) -> dict[str, list[str]]:
+    """Of each run that taught, the ids of its students."""
+    found: dict[str, list[str]] = {}
+    for record in sorted(root.glob("*/run.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+            for teacher in json.loads(record.read_bytes())["environment"].get("teacher_runs") or []:
+                found.setdefault(teacher, []).append(record.parent.name)
+    return found
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below it."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += file.lstat().st_size if not file.is_dir() else 0
+    return total

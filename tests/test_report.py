@@ -1,0 +1,171 @@
+"""The report: what each notebook asks and finds; of a sweep its means, its front, and links that lead somewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from scipy import stats
+
+from redistill_lib.report import write_index
+from redistill_lib.report.sweeps import headline, means, pareto_figure
+from redistill_lib.sweep.pages import FIGURE
+
+QUESTION = "# Tour\n\n**Question.** What do we *lose*\nat a `peak`?\n\n**Time.** seconds"
+
+
+def plot(title: str | None, **layout: Any) -> dict[str, Any]:
+    named = {"title": {"text": title}} if title else {}
+    return {FIGURE: {"data": [{"type": "scatter", "y": [1, 2]}], "layout": named | layout}}
+
+
+def executed(folder: Path, name: str, *outputs: dict[str, Any], status: str = "ok", tags: Any = ()) -> None:
+    """A notebook with one figure per cell; `tags` are those of the last cell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cells = [nbformat.v4.new_markdown_cell(QUESTION)]
+    for data in outputs:
+        cells.append(nbformat.v4.new_code_cell("show()", outputs=[nbformat.v4.new_output("display_data", data=data)]))
+    cells[-1].metadata["tags"] = [*tags]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
+    (folder / f"{name}.html").write_text("page")
+    error = None if status == "ok" else {"cell": 1, "ename": "ValueError", "evalue": "a < b"}
+    record = {"name": name, "status": status, "seconds": 5.0, "error": error, "parameters": {}}
+    (folder / f"{name}.json").write_text(json.dumps({**record, "html": f"{name}.html", "notebook": f"{name}.ipynb"}))
+
+
+def points() -> pd.DataFrame:
+    """3 networks × 3 seeds, as the table of a sweep has them."""
+    rows = []
+    for plan, peak, level in (("late", 64.0, 0.9), ("early", 16.0, 0.7), ("bad", 32.0, 0.6)):
+        for seed in range(3):
+            known = {"PLAN": plan, "SEED": seed, "DATA": "digits", "accuracy": level + 0.01 * seed**2}
+            rows.append({**known, "peak_bytes": peak * 1024, "point": f"p-PLAN={plan}-SEED={seed}", "seconds": 1.0})
+    return pd.DataFrame(rows)
+
+
+def write_sweep(folder: Path, table: pd.DataFrame, status: str = "ok") -> None:
+    for name in table["point"]:
+        executed(folder, name, status=status if name == table["point"].iloc[-1] else "ok")
+    (folder / "manifest.json").write_text(json.dumps({"points": [{"name": name} for name in table["point"]]}))
+    table.to_parquet(folder / "table.parquet")
+
+
+class Links(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [unquote(value) for name, value in attrs if name in ("href", "src") and value]
+
+
+def test_means_are_those_of_the_seeds() -> None:
+    found = means(points())
+    assert found is not None and found.settings == ("PLAN",) and found.score == "accuracy"
+    assert found.frame["PLAN"].tolist() == ["late", "early", "bad"]
+    values = np.array([0.7, 0.71, 0.74])
+    half = stats.t.ppf(0.975, 2) * stats.sem(values)
+    row = found.frame.iloc[1]
+    assert row["accuracy"] == pytest.approx(values.mean()) and row["peak (KiB)"] == 16
+    assert row["accuracy high"] - row["accuracy"] == pytest.approx(half)
+    assert row["points"] == [f"p-PLAN=early-SEED={seed}" for seed in range(3)]
+    assert found.told(row.to_dict(), "accuracy") == f"0.717 ± {half:.3f}"
+    assert sorted(found.front["PLAN"]) == ["early", "late"]  # "bad" costs more than "early" and scores less
+    assert headline(found).startswith("Highest mean accuracy: PLAN=late with 0.917 ± ")
+    assert headline(found).endswith(" at peak (KiB) 64; 2 of 3 settings are on the Pareto front")
+
+
+def test_seeds_may_be_recorded_and_lower_may_be_better() -> None:
+    rows = points().rename(columns={"accuracy": "fid", "PLAN": "arm", "SEED": "seed"}).drop(columns="DATA")
+    found = means(rows)
+    assert found is not None and found.settings == ("arm",) and found.lower
+    assert found.frame["arm"].tolist() == ["bad", "early", "late"]
+    assert sorted(found.front["arm"]) == ["bad", "early"]
+    assert headline(found).startswith("Lowest mean fid: bad with")
+
+
+def test_a_sweep_without_scores_or_seeds() -> None:
+    rows = pd.DataFrame({"FACTOR": [2, 4], "depth": [1.0, 3.0], "point": ["a", "b"], "seconds": [1.0, 1.0]})
+    found = means(rows)
+    assert found is not None and pareto_figure(found, {}) is None and headline(found) == "2 settings"
+    assert means(rows.head(0)) is None
+
+
+def test_the_figure_is_json_that_knows_its_pages() -> None:
+    found = means(points())
+    assert found is not None
+    drawn = pareto_figure(found, {"p-PLAN=late-SEED=0": "late.html"})
+    assert drawn is not None
+    front, late, *_ = json.loads(json.dumps(drawn, allow_nan=False))["data"]
+    assert (front["x"], front["line"]["shape"]) == ([16, 64], "hv")
+    assert late["customdata"] == [["late.html", "PLAN=late"]] and late["x"] == [64]
+
+
+def test_cards_say_what_is_asked_and_found(tmp_path: Path) -> None:
+    claim = "<b>RED wins &lt; all</b><br><b>at 4×</b><br><span style='x'>on digits</span>"
+    executed(tmp_path / "notebooks", "00_tour", plot(None), plot("12 images"), plot(claim))
+    executed(tmp_path / "notebooks", "01_plain", plot("12 images"), status="interrupted")
+    executed(tmp_path / "notebooks", "02_tagged", plot(claim), plot("The tagged one"), tags=["finding"])
+    page = write_index(tmp_path).read_text()
+    assert page.count("<p>What do we lose at a peak?</p>") == 3
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["RED wins &lt; all at 4×", "12 images", "The tagged one"]
+    assert "2 ok, 1 interrupted, 15.0 s in all" in page and "<span class=interrupted>interrupted</span>" in page
+    assert page.count('<div class="figure small">') == 3
+
+
+def test_a_thumbnail_is_the_png_where_there_is_one(tmp_path: Path) -> None:
+    picture = io.BytesIO()
+    Image.effect_noise((1200, 900), 50).save(picture, "png")
+    png = base64.b64encode(picture.getvalue()).decode()
+    executed(tmp_path, "a", plot("Found") | {"image/png": png})
+    page = write_index(tmp_path).read_text()
+    data = page.partition('src="data:image/png;base64,')[2].partition('"')[0]
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (480, 360) and len(page) < len(png)
+    assert not (tmp_path / "plotly.min.js").exists() and "<script" not in page
+
+
+def test_a_foreign_notebook_stops_nothing(tmp_path: Path) -> None:
+    for name, text in (("a", "[]"), ("b", "{"), ("c", '{"name": "c"}')):
+        (tmp_path / f"{name}.ipynb").write_text("{}")
+        (tmp_path / f"{name}.json").write_text(text)
+    assert "None executed yet" in write_index(tmp_path).read_text()
+
+
+def test_a_report_of_a_sweep(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweeps" / "plans", points(), status="failed")
+    executed(tmp_path / "sweeps" / "plans", "p-PLAN=gone-SEED=0")  # of an earlier form of the sweep
+    file = write_index(tmp_path, file=tmp_path / "pages" / "index.html")
+    page = file.read_text()
+    assert "<h2>Sweep plans</h2>" in page and "8 ok, 1 failed" in page and "All 9 points" in page
+    assert "None executed yet" not in page and "gone" not in page
+    assert page.count("●") == 3 and "The same in all: <code>DATA=digits</code>" in page
+    links = [link for link in Links(page).found if not link.startswith("data:")]
+    assert "plotly.min.js" in links and len(links) == 1 + 3 + 9
+    assert all((file.parent / link).exists() for link in links)
+    assert "http" not in page and len(page) < 100_000
+
+
+@pytest.mark.browser
+def test_the_figure_is_drawn_in_either_theme(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "sweeps" / "plans", points())
+    page, chromium = write_index(tmp_path), shutil.which("chromium") or "chromium"
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    for theme, ink in (("1", "rgb(31, 35, 40)"), ("0", "rgb(208, 215, 222)")):
+        look = [f"--blink-settings=preferredColorScheme={theme}", "--virtual-time-budget=8000", "--dump-dom"]
+        command = [chromium, *quiet, f"--user-data-dir={tmp_path / theme}", *look, page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "Pareto front" in done.stdout and ink in done.stdout
