@@ -188,6 +188,10 @@ def test_a_foreign_notebook_stops_nothing(tmp_path: Path) -> None:
         (tmp_path / f"{name}.ipynb").write_text("{}")
         (tmp_path / f"{name}.json").write_text(text)
     assert "None executed yet" in write_index(tmp_path).read_text()
+    for manifest in ("[1]", "{}", '{"points": 3}', '{"points": ["a"]}'):  # of another tool
+        executed(tmp_path / "mine", "tour")
+        (tmp_path / "mine" / "manifest.json").write_text(manifest)
+        assert "1 ok, 5.0 s in all" in write_index(tmp_path).read_text()
 
 
 def test_a_report_of_a_sweep(tmp_path: Path) -> None:
