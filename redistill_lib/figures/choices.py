@@ -103,7 +103,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     told = f"Data: {escape(frame['data'].iloc[0])}. One line per point, coloured by method"
     told += f"; grey: more than {size(parse_size(budget))} ({dtype})" if budget is not None else ""
-    told += f". The same for all: {listed(same)}" if same else ""
+    told += f". The same for all: {escape(listed(same))}" if same else ""
     fit = frame[result.fits(budget or 2**60, dtype)[frame.index]]
     title = escape(_in_common(fit, kinds).replace(" that fit", " that fit" * (budget is not None)), quote=False)
     note = f"{told}. Drag along an axis to keep a part of the lines."
