@@ -127,7 +127,7 @@ def test_sizes_read_as_a_data_sheet() -> None:
 
 
 def test_a_comparison_keeps_its_own_numbers() -> None:
-    found, panel = Comparison.load(measured("cifar10")), read_tradeoffs(measured("cifar10"))
+    found, panel = Comparison.load(measured("cifar10")), read_tradeoffs(measured("cifar10") / "comparison.json")
     assert panel.panels == ("cifar10",)
     table = found.table.set_index("arm")
     for _, row in panel.frame[panel.frame["name"] != "teacher"].iterrows():
@@ -245,11 +245,6 @@ def test_another_table_of_curves_beside_a_sweep_is_not_read(tmp_path: Path) -> N
     assert read_tradeoffs(tmp_path).curves.empty
 
 
-def test_a_comparison_is_its_folder_or_its_file() -> None:
-    file = measured("cifar10") / "comparison.json"
-    assert read_tradeoffs(file).frame["name"].tolist() == read_tradeoffs(file.parent).frame["name"].tolist()
-
-
 def test_scores_of_drawn_images_make_two_panels() -> None:
     found = read_tradeoffs(measured("diffusion.csv"))
     table = pd.read_csv(measured("diffusion.csv"))
@@ -320,6 +315,21 @@ def test_a_folder_named_as_built_in_data_is_not_them(tmp_path: Path) -> None:
     assert read_tradeoffs(tmp_path).panels == ("digits", "./digits", "pngs", "stl10")
     store(tmp_path / "runs", "a", 0.8, 0, data={"name": "/far/pngs", "image_size": 40})
     assert read_tradeoffs(tmp_path / "runs").panels == ("pngs",)
+
+
+def test_runs_of_which_less_is_known(tmp_path: Path) -> None:
+    """A run without a peak is no point; without the rest it is one."""
+    known = {"a": {"peak_bytes": 0}, "b": {"peak_bytes": None}, "c": {"test_accuracy": "none"}, "d": {}}
+    for name, metrics in known.items():
+        path = store(tmp_path, name, 0.5, ord(name))
+        record = json.loads((path / "run.json").read_text())
+        (path / "run.json").write_text(json.dumps(record | {"metrics": record["metrics"] | metrics}))
+    (path / "look.json").write_text("[1]")
+    del record["metrics"]["parameters"]
+    (path / "run.json").write_text(json.dumps(record))
+    [row] = read_tradeoffs(tmp_path).frame.to_dict("records")
+    assert (row["run"], row["score"], row["seeds"]) == (str(tmp_path / "d"), 50.0, 1)
+    assert math.isnan(row["parameters"]) and math.isnan(row["multiply_adds"])
 
 
 def test_a_teacher_without_a_run_is_nobody(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ def _table(file: Path, runs: Path) -> Points:
         yield from of_table(table, file.parent.name, runs, curves if {*_CURVES} <= {*curves.columns} else None)
 
 
+def _measured(table: pd.DataFrame, score: str, peak: str) -> pd.DataFrame:
+    """The rows that have numbers for both."""
+    numbers = table[[score, peak]].apply(pd.to_numeric, errors="coerce")
+    return table.assign(**numbers)[numbers[score].notna() & (numbers[peak] > 0)]
+
+
 def _csv(file: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(file)
@@ -130,8 +136,7 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: 
     """
     percent = {"accuracy", "peak (KiB)"} <= {*table.columns}
     score, peak = ("accuracy", "peak (KiB)") if percent else ("test_accuracy", "peak_bytes")
-    table = table.assign(**table[[score, peak]].apply(pd.to_numeric, errors="coerce"))
-    table = table[table[score].notna() & (table[peak] > 0)]
+    table = _measured(table, score, peak)
     told = ["arm", "role", "model", "methods", "init", "width", "image_size", "peak (KiB)", "parameters"]
     explained = _EXPLAINED if "model" in table else set[str]()
     groups = [column for column in table if column.isupper() and column not in _ASIDE | explained]
@@ -246,7 +251,7 @@ def _store(folder: Path) -> Points:
     frame = load_runs(folder)
     if "test_accuracy" not in frame or "peak_bytes" not in frame:
         return
-    frame = frame[frame["status"].eq("complete")].dropna(subset=["test_accuracy", "peak_bytes"])
+    frame = _measured(frame[frame["status"].eq("complete")], "test_accuracy", "peak_bytes")
     alike = [c for c in frame if c.startswith(("data.", "model.", "recipe."))]
     if "teachers" in frame:
         told = [
@@ -273,7 +278,7 @@ def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool) -> dict[str, Any]:
     taught = bool(params.get("teachers"))
     mean = interval((100 * rows["test_accuracy"]).tolist())
     look: dict[str, Any] = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         look = dict(json.loads((run.path / "look.json").read_bytes()))
     method = role_key(params.get("methods") or "student") if taught else "teacher" if teaches else "student"
     name = f"{label(method)} {run.plan or model.get('name')}"
@@ -284,7 +289,7 @@ def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool) -> dict[str, Any]:
         "model": str(model.get("name")), "method": method, "width": model.get("width") or 1.0,
         "init": "teacher" if recipe.get("init") == "teacher" else "",
         "score": mean.value, "half": mean.half, "seeds": len(rows), "peak_bytes": rows["peak_bytes"].iloc[0],
-        "multiply_adds": look.get("multiply_adds", math.nan), "parameters": rows["parameters"].iloc[0],
+        "multiply_adds": look.get("multiply_adds", math.nan), "parameters": run.metrics.get("parameters", math.nan),
         **_weights(run.path, ""),
     }  # fmt: skip
 
