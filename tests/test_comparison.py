@@ -598,13 +598,20 @@ def test_a_comparison_is_kept_and_read_again(found: Comparison, tmp_path: Path) 
     assert again.headline() == found.headline() and again.budget == found.budget
     assert all(np.array_equal(again.right[arm], right) for arm, right in found.right.items())
     assert figures.comparison_curves(again) == figures.comparison_curves(found)
+    (folder / "curves.csv").write_text("")
+    with pytest.raises(ValueError, match=r"comparison\.json is cut short .*\(curves.csv has no row of naive\)"):
+        Comparison.load(folder)
+    found.runs[:1].to_csv(folder / "runs.csv")
+    with pytest.raises(ValueError, match=r"\(runs.csv has no row of"):
+        Comparison.load(folder)
     (folder / "runs.csv").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no comparison: .*runs\.csv is missing"):
         Comparison.load(folder)
-    (folder / "comparison.json").write_text("{}")
     found.runs.to_csv(folder / "runs.csv")
-    with pytest.raises(ValueError, match=r"comparison\.json is cut short"):
-        Comparison.load(folder)
+    for text in ("{}", '{"right": []}'):
+        (folder / "comparison.json").write_text(text)
+        with pytest.raises(ValueError, match=r"comparison\.json is cut short"):
+            Comparison.load(folder)
 
 
 def test_a_folder_of_the_first_layout_is_read(found: Comparison, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -184,10 +185,13 @@ class Comparison:
                 arm: np.stack([unpacked(run, told["images"][arm]) for run in runs])
                 for arm, runs in told["right"].items()
             }
+            for arm, name in itertools.product(right, ("runs", "curves")):
+                if arm != "teacher" and arm not in {*tables[name].get("arm", ())}:
+                    raise ValueError(f"{name}.csv has no row of {arm}")
             return cls(**tables, right=right, budget=Budget(**told["budget"]), **{k: told[k] for k in _TOLD})
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{folder} holds no comparison: {error.filename} is missing") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(damaged(folder / "comparison.json", error)) from None
 
 
