@@ -55,7 +55,8 @@ def tradeoffs(
     frame = result.frame.assign(need=result.frame["peak_bytes"] * SHARE[dtype]).dropna(subset=["score", "need"])
     frame = frame.assign(fits=frame["need"] <= (math.inf if limit is None else limit))
     low, high = _x_range(frame["need"], limit)
-    ends = y_range(frame)[:: -1 if result.lower else 1]
+    bottom, top = y_range(frame)
+    ends = (top, bottom) if result.lower else (bottom, top)
     tones, shapes = tones_of(frame), shapes_of(frame)
     figure = go.Figure()
     _add_front(figure, result, frame)
