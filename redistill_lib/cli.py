@@ -180,7 +180,8 @@ def _memory(arguments: argparse.Namespace) -> int:
         raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
     if arguments.budget and arguments.convention == "paper":
         raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
-    network, inputs = named_network(arguments.model)
+    with contextlib.redirect_stdout(sys.stderr):  # what one's own function prints is no part of the answer
+        network, inputs = named_network(arguments.model)
     inputs = _inputs(arguments, inputs)
     teacher, model, changes = _networks(arguments, network, inputs)
     how = {"dtype": arguments.dtype, "in_place_depthwise": arguments.in_place_depthwise}

@@ -22,7 +22,7 @@ def resolve_model(name: str, *, seed: int = 0) -> str | nn.Module:
     `name` is that of `create_model`, or ``module:function`` for a function without arguments that returns an
     ``nn.Module``, alone or as (model, inputs). It is called under `seed`, so that it gives the same weights in any
     process. The module is found as Python finds it, in the working folder first; ``folder/module:function`` names
-    another folder. ValueError or ImportError where there is none.
+    another folder. ValueError or ImportError where there is none, ValueError for whatever the function raises.
 
     >>> resolve_model("resnet18-4-11221"), resolve_model("torch.nn:Identity")
     ('resnet18-4-11221', Identity())
@@ -69,9 +69,10 @@ def _own_network(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
     make = getattr(_imported(module, folder), function, None)
     try:
         made = make() if callable(make) else None
-    except TypeError as error:
-        raise ValueError(f"{name} cannot be called without arguments: {error}") from error
-    model, *inputs = made if isinstance(made, tuple) else (made,)
+    except Exception as error:  # one's own function may raise anything
+        told = f"{name}, called without arguments, raised {type(error).__name__}: {error}"
+        raise ValueError(told) from error
+    model, *inputs = made if isinstance(made, tuple) and made else (made,)
     if len(inputs) == 1 and isinstance(inputs[0], tuple | list):
         inputs = [*inputs[0]]
     if not isinstance(model, nn.Module) or not all(isinstance(x, Tensor) for x in inputs):
@@ -82,10 +83,15 @@ def _own_network(name: str) -> tuple[nn.Module, tuple[Any, ...] | None]:
 
 def _imported(module: str, folder: str) -> Any:
     """The module, from `folder` where one is named; it stays on the path, for what the function imports."""
-    place = os.path.abspath(folder) if folder else ""
+    place = os.path.abspath(os.path.expanduser(folder)) if folder else ""
     if place not in sys.path:
         sys.path.insert(0, place)  # as `python -m` does with the working folder
-    found = importlib.import_module(module)
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        raise
+    except Exception as error:  # so may one's own module, such as a SyntaxError
+        raise ValueError(f"module {module} cannot be imported: {type(error).__name__}: {error}") from error
     origin = getattr(found, "__file__", None)
     if folder and origin and Path(place).resolve() not in Path(origin).resolve().parents:
         raise ValueError(f"{folder} has no module {module}, or another is loaded already, from {origin}")

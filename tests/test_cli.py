@@ -216,6 +216,7 @@ def test_memory_of_a_function_of_ones_own(
         "    return nn.Sequential(nn.Conv2d(1, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1))\n"
         "number = 3\n"
         "def late():\n"
+        "    print('late')\n"
         "    import my_blocks\n"
         "    return my_blocks.block\n"
         "def sized(width):\n"
@@ -244,8 +245,10 @@ def test_memory_of_a_function_of_ones_own(
     assert "has no function 'number' that returns an nn.Module" in capsys.readouterr().err
     assert main(["memory", "my_nets:late", "--image-size", "32", "--in-channels", "1"]) == 0  # imports when called
     assert "Conv2d on 1×1×32×32" in capsys.readouterr().out
+    assert main(["memory", "my_nets:late", "--image-size", "32", "--in-channels", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "Conv2d"  # what the function prints goes elsewhere
     assert main(["memory", "my_nets:sized"]) == 2
-    assert "my_nets:sized cannot be called without arguments: sized() missing 1" in capsys.readouterr().err
+    assert "my_nets:sized, called without arguments, raised TypeError: sized() missing 1" in capsys.readouterr().err
     assert main(["memory", "no_such_module:small"]) == 2
     assert "No module named 'no_such_module'" in capsys.readouterr().err
     sys.modules.pop("my_nets")

@@ -158,8 +158,9 @@ def test_a_network_of_ones_own_pools_in_other_places() -> None:
     for name, arm in ways.arms("red").items():
         taught = next(way for way in ways.fits if f"{way.plan} with red" == name)
         assert arm.taught and taught.published and taught.published.peak_bytes <= peak
+    assert str(arms_at_peak(own, "64B", X)).endswith("; try smaller images or a narrower network")
     whole = arms_at_peak(own, "1MB", X)
-    assert next(iter(whole.arms())) == "1-22" and "1-22, red" not in whole.arms("red")
+    assert next(iter(whole.arms())) == "1-22" and "1-22 with red" not in whole.arms("red")
     assert f"from {ways.architecture}-1-22 (" in str(ways) and [*ways.to_frame().index] == [w.plan for w in ways.fits]
 
 

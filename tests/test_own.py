@@ -30,7 +30,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_width.py").write_text("WIDTH = 4\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    for name in ("my_own_net", "my_width"):
+    for name in ("my_own_net", "my_width", "my_faults"):
         sys.modules.pop(name, None)
 
 
@@ -84,6 +84,32 @@ def test_its_student_pools_harder_and_has_its_weights(nets: Path) -> None:
 def test_what_is_no_network_is_told(name: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         rd.resolve_model(name)
+
+
+def test_what_ones_own_code_raises_is_one_sentence(nets: Path) -> None:
+    body = "def lookup(): return {}['width']\ndef nothing(): return ()\ndef wrong(): return len(3)\n"
+    (nets / "my_faults.py").write_text(body)
+    (nets / "my_slip.py").write_text("def make(:\n")
+    (nets / "my_zero.py").write_text("1 / 0\n")
+    for name, error in (
+        ("my_faults:lookup", "my_faults:lookup, called without arguments, raised KeyError: 'width'"),
+        ("my_faults:wrong", "called without arguments, raised TypeError: object of type 'int' has no len"),
+        ("my_faults:nothing", "module my_faults has no function 'nothing' that returns an nn.Module"),
+        ("my_slip:make", "module my_slip cannot be imported: SyntaxError: invalid syntax"),
+        ("my_zero:make", "module my_zero cannot be imported: ZeroDivisionError"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            rd.resolve_model(f"{nets}/{name}")
+    with pytest.raises(ValueError, match=r"module \.my_faults cannot be imported: TypeError"):
+        rd.resolve_model(".my_faults:lookup")
+
+
+def test_a_folder_may_be_a_link_in_the_home_folder(nets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = nets / "the home"
+    home.mkdir()
+    (home / "link").symlink_to(nets)
+    monkeypatch.setenv("HOME", str(home))
+    assert isinstance(rd.resolve_model("~/link/my_own_net:make"), nn.Sequential)
 
 
 def test_a_run_gives_back_what_resolve_model_gave(nets: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ from scipy import stats
 
 from redistill_lib.report import write_index
 from redistill_lib.report.sweeps import headline, means, pareto_figure
+from redistill_lib.runs import Run
 from redistill_lib.sweep.pages import FIGURE
 
 QUESTION = "# Tour\n\n**Question.** What do we *lose*\nat a `peak`?\n\n**Time.** seconds"
@@ -105,6 +107,30 @@ def test_a_sweep_without_scores_or_seeds() -> None:
     assert means(rows.head(0)) is None
 
 
+def test_settings_without_a_score_or_a_cost_are_there_all_the_same() -> None:
+    """The figure is JSON, which knows neither NaN nor infinity: a page with one draws nothing."""
+    rows = pd.concat([points().assign(FACTOR=factor) for factor in (2, 4)], ignore_index=True)
+    late, early = rows["PLAN"] == "late", rows["PLAN"] == "early"
+    rows.loc[late & (rows["FACTOR"] == 4), "peak_bytes"] = math.nan
+    rows.loc[late, "accuracy"] = 0.75
+    rows.loc[early & (rows["FACTOR"] == 2), "accuracy"] = math.nan
+    rows.loc[early & (rows["FACTOR"] == 4), "accuracy"] = -math.inf
+    found = means(rows.sort_values("FACTOR", ascending=False))
+    assert found is not None and found.frame["FACTOR"].iloc[0] == 4
+    assert (
+        headline(found)
+        == "Highest mean accuracy: PLAN=late, FACTOR=4 with 0.750; 3 of 6 settings are on the Pareto front"
+    )
+    drawn = pareto_figure(found, {})
+    traces = {trace["name"]: trace for trace in json.loads(json.dumps(drawn, allow_nan=False))["data"]}
+    assert traces["late"]["x"] == [None, 64] and traces["early"]["y"] == [None, None]
+
+
+def test_a_peak_that_is_no_number_is_no_cost() -> None:
+    found = means(points().assign(peak_bytes="unknown"))
+    assert found is not None and found.cost is None and headline(found).startswith("Highest mean accuracy: ")
+
+
 def test_the_figure_is_json_that_knows_its_pages() -> None:
     found = means(points())
     assert found is not None
@@ -138,11 +164,34 @@ def test_a_thumbnail_is_the_png_where_there_is_one(tmp_path: Path) -> None:
     assert not (tmp_path / "plotly.min.js").exists() and "<script" not in page
 
 
+def test_a_figure_of_another_tool_stops_nothing(tmp_path: Path) -> None:
+    """Whose title is a text, or whose picture is none."""
+    drawn = {FIGURE: {"data": [], "layout": {"title": "A <b>claim</b><span>on digits</span>"}}}
+    executed(tmp_path, "a", plot("12 images"), drawn)
+    executed(tmp_path, "b", plot("Found") | {"image/png": base64.b64encode(b"no picture").decode()})
+    executed(tmp_path, "c", {FIGURE: ["no figure"]})
+    page = write_index(tmp_path).read_text()
+    assert re.findall(r"<h3>(.*?)</h3>", page) == ["A claim", "Found"] and "3 ok" in page
+    assert page.count('<div class="figure small">') == 2
+
+
+def test_names_of_columns_are_no_tags(tmp_path: Path) -> None:
+    for seed in range(2):
+        odd = {f"<i>{k}": seed for k in range(20)}
+        Run(tmp_path / f"r{seed}", {"seed": seed} | odd, "complete").save()
+    page = write_index(tmp_path).read_text()
+    assert "They differ in more: &lt;i&gt;0, &lt;i&gt;1," in page and "<i>0" not in page
+
+
 def test_a_foreign_notebook_stops_nothing(tmp_path: Path) -> None:
     for name, text in (("a", "[]"), ("b", "{"), ("c", '{"name": "c"}')):
         (tmp_path / f"{name}.ipynb").write_text("{}")
         (tmp_path / f"{name}.json").write_text(text)
     assert "None executed yet" in write_index(tmp_path).read_text()
+    for manifest in ("[1]", "{}", '{"points": 3}', '{"points": ["a"]}'):  # of another tool
+        executed(tmp_path / "mine", "tour")
+        (tmp_path / "mine" / "manifest.json").write_text(manifest)
+        assert "1 ok, 5.0 s in all" in write_index(tmp_path).read_text()
 
 
 def test_a_report_of_a_sweep(tmp_path: Path) -> None:

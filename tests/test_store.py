@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
@@ -48,6 +49,7 @@ def save(root: Path, name: str, /, *, environment: Any = None, metrics: Any = No
         (["model.width<=0.5"], "ad"),
         (["amsgrad=true"], "ad"),
         (["id~", "seed==10"], "c"),
+        (["seed<0", "seed~1", "seed=1", "seed!=1"], ""),
     ],
 )
 def test_conditions(conditions: list[str], ids: str) -> None:
@@ -60,6 +62,10 @@ def test_conditions(conditions: list[str], ids: str) -> None:
         ("sede=1", "no run here has a column 'sede'; did you mean 'seed'"),
         ("seed", "'seed' is no condition: write a column, one of"),
         ("seed<x", "'seed<x': 'x' is no number, which < compares"),
+        ("seed<nan", "'nan' is no number, which < compares"),
+        ("seed=<3", "'seed=<3' is no condition"),
+        ("seed!==3", "'seed!==3' is no condition"),
+        ("seed= >3", "'seed= >3' is no condition"),
     ],
 )
 def test_conditions_that_say_nothing(condition: str, error: str) -> None:
@@ -79,6 +85,8 @@ def test_parts_of_ids() -> None:
     assert [*by_id(runs, ["77", "net-1f", "77"]).id] == ["net-77", "net-1f"]
     with pytest.raises(ValueError, match=r"'net' is in several ids: net-1f, net-1f-c0, net-77"):
         by_id(runs, ["net"])
+    with pytest.raises(ValueError, match="an id is empty"):
+        by_id(runs.tail(1), [""])  # as a script has it whose variable is not set
     with pytest.raises(ValueError, match=r"'net-78' is no run here; did you mean 'net-77'"):
         by_id(runs, ["net-78"])
 
@@ -120,6 +128,9 @@ def test_differences_of_two_runs(tmp_path: Path) -> None:
     assert table.loc["test_accuracy"].tolist() == [0.5, 0.75, 0.25]
     assert [*table.index] == ["terms.1.layer", "test_accuracy"]
     assert differences([first, first]).empty
+    third, fourth = (save(tmp_path, name, metrics={"test_loss": math.nan, "fid": 1}) for name in "cd")
+    assert differences([third, fourth]).empty  # which fail in the same way
+    assert [*differences([third, save(tmp_path, "e", metrics={"test_loss": 0.5, "fid": 1})]).index] == ["test_loss"]
 
 
 def test_command_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +142,10 @@ def test_command_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixtur
         ["run2", "2"],
         ["run1", "1"],
     ]
+    assert main(["runs", str(tmp_path), "--columns", "seed, id,seed", "--sort", "seed"]) == 0
+    assert capsys.readouterr().out.split() == ["seed", "id", "0", "run0", "1", "run1", "2", "run2"]
+    assert main(["runs", str(tmp_path), "--columns", "seed", "--compare", "run0", "run2"]) == 2
+    assert "--columns is for the list" in capsys.readouterr().err
     assert main(["runs", str(tmp_path), "--compare", "run0", "run2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[:2] == [["A:", "run0"], ["B:", "run2"]]
@@ -177,6 +192,20 @@ def test_a_run_in_training_and_a_teacher(tmp_path: Path, capsys: pytest.CaptureF
     assert "being trained by process" in out and "deleted 2 of 3" in out
     assert "teacher of three" in out  # the others were to go as well
     assert [*load_runs(tmp_path).id] == ["one", "three"]
+
+
+def test_only_what_went_is_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that begins while one is asked keeps its run."""
+    first, second = save(tmp_path, "first"), save(tmp_path, "second", note="x" * 2000)
+    size = (first.path / "run.json").stat().st_size
+    held = locked(second.path)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: held.__enter__() or "y")
+    assert main(["runs", str(tmp_path), "--delete", "first", "second"]) == 1
+    held.__exit__(None, None, None)
+    assert f"deleted 1 of 2, {size / 1e3:.3g} kB" in capsys.readouterr().out
 
 
 def test_a_killed_deletion_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

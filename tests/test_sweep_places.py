@@ -43,9 +43,22 @@ def test_what_is_there_is_named_absolutely(shell: Path) -> None:
     assert place("RUNS", "new/store") == str(shell / "new" / "store")  # the notebook makes it
     assert place("DATA", "..") == str(shell.parent)
     others = [("DATA", "digits"), ("DATA", "hf:stl10"), ("DATA", "hf:a/b"), ("DATA", "none"), ("METHODS", "pngs")]
-    others += [("NET", "resnet18"), ("NET", "torch.nn:Identity"), ("DATA", str(shell / "pngs")), ("RUNS", "~/runs")]
+    others += [("NET", "resnet18"), ("NET", "torch.nn:Identity"), ("DATA", str(shell / "pngs")), ("DATA", "~/none")]
     others += [("SIZES", 3), ("SIZES", ["./pngs"]), ("NOTE", ""), ("NOTE", "a/\0")]
     assert [(name, value) for name, value in others if place(name, value)] == []
+
+
+def test_the_home_folder_is_one_place(shell: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell replaces what a sweep file says; what is there decides the key as anywhere else."""
+    monkeypatch.setenv("HOME", str(shell))
+    file = shell.parent / "sweeps" / "own.yaml"
+    file.write_text(
+        "notebook: ../notebooks/tour.ipynb\nparameters: {DATA: ~/pngs, NET: ~/my_net:make, RUNS: ~/new}\n"
+    )
+    (point,) = read_sweep(file).points
+    assert point.located == {"DATA": f"{shell}/pngs", "NET": f"{shell}/my_net:make", "RUNS": f"{shell}/new"}
+    (shell / "my_net.py").write_text("def make(): return 2")
+    assert read_sweep(file).points[0].key != point.key
 
 
 def test_what_is_typed_counts_from_the_shell(shell: Path) -> None:

@@ -128,3 +128,7 @@ def test_it_opens_with_what_is_asked_for(everything: Tradeoffs) -> None:
     assert explorer.published.value == "shown" and "Within 1 MB (fp32) “RED resnet18" in title(explorer.figure)
     with pytest.raises(ValueError, match="no points of 'cifar'"):
         TradeoffExplorer(everything, "cifar", None, "fp32", 0)
+    with pytest.raises(ValueError, match="dtype='int4' is not"):
+        TradeoffExplorer(everything, "cifar10", None, "int4", 0)
+    with pytest.raises(ValueError, match="'much' is not an amount of memory"):
+        TradeoffExplorer(everything, "cifar10", "much", "fp32", 0)

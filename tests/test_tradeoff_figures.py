@@ -57,6 +57,15 @@ def test_what_does_not_fit_is_grey_and_the_best_that_does_is_ringed() -> None:
     assert not any(len(trace.x) and trace.hoverinfo == "skip" and trace.mode == "markers" for trace in without.data)
 
 
+def test_what_cannot_be_drawn_is_told() -> None:
+    result = made(("a", 4, 80.0, 1.0), ("b", 8, 85.0, 1.0))
+    with pytest.raises(ValueError, match="there is no point 'c'; there are a and b"):
+        tradeoffs(result, "8KB", chosen="c")
+    for draw in (tradeoffs, tradeoff_choices):
+        with pytest.raises(ValueError, match="dtype='int4' is not"):
+            draw(result, "8KB", "int4")  # type: ignore[arg-type]
+
+
 def test_bubbles_have_the_area_of_multiply_adds(everything: Tradeoffs) -> None:
     panel = everything.panel("cifar10")
     bubbles = [trace for trace in tradeoffs(panel).data if trace.marker.sizemode == "area"]

@@ -112,8 +112,9 @@ def test_names_are_told_apart() -> None:
 def test_what_is_no_point_or_dtype_is_told(four: Tradeoffs) -> None:
     with pytest.raises(ValueError, match="there is no point 'dd'"):
         four.row("dd")
-    with pytest.raises(ValueError, match="dtype='int4' is not"):
-        four.best("8KB", "int4")  # type: ignore[arg-type]
+    for asked in (four.need, four.budgets, four.middle_budget, lambda dtype: four.best("8KB", dtype)):
+        with pytest.raises(ValueError, match="dtype='int4' is not"):
+            asked("int4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="is not an amount of memory"):
         four.best("much")
 
@@ -226,6 +227,29 @@ def test_a_sweep_over_methods_without_arms(tmp_path: Path) -> None:
     assert set(frame["data"]) == {tmp_path.name} and set(frame["model"]) == {"my_net:make"}
 
 
+def test_a_row_without_a_peak_or_a_score_is_no_point(tmp_path: Path) -> None:
+    """Such as of a point that trained something else, or whose run failed."""
+    rows = pd.DataFrame(
+        {"METHODS": ["red", "red", "red", "kd", "at"], "SEED": [0, 1, 2, 0, 0], "MODEL": "my_net:make"}
+    )
+    rows["test_accuracy"], rows["peak_bytes"] = [0.9, 0.5, None, 0.7, "none"], [None, 4 * KB, 4 * KB, 0, 4 * KB]
+    rows.assign(IMAGE_SIZE="usual").to_csv(tmp_path / "table.csv", index=False)
+    frame = read_tradeoffs(tmp_path).frame
+    assert frame[["method", "score", "seeds", "peak_bytes"]].to_numpy().tolist() == [["red", 50.0, 1, 4 * KB]]
+    assert frame["image_size"].isna().all()
+
+
+def test_another_table_of_curves_beside_a_sweep_is_not_read(tmp_path: Path) -> None:
+    sweep().assign(run="r").to_csv(tmp_path / "table.csv", index=False)
+    (tmp_path / "curves.csv").write_text("x,y\n1,2\n")
+    assert read_tradeoffs(tmp_path).curves.empty
+
+
+def test_a_comparison_is_its_folder_or_its_file() -> None:
+    file = measured("cifar10") / "comparison.json"
+    assert read_tradeoffs(file).frame["name"].tolist() == read_tradeoffs(file.parent).frame["name"].tolist()
+
+
 def test_scores_of_drawn_images_make_two_panels() -> None:
     found = read_tradeoffs(measured("diffusion.csv"))
     table = pd.read_csv(measured("diffusion.csv"))
@@ -276,6 +300,41 @@ def test_a_run_store(tmp_path: Path) -> None:
     assert call(red.to_dict() | {"method": "red+kd"}).endswith(f'model = rd.load_model("{tmp_path / "a"}")')
 
 
+def test_what_is_not_alike_is_not_averaged(tmp_path: Path) -> None:
+    """Data of one's own, which only their images tell apart, and lessons by other networks; but for weights."""
+    for name, seed, images in (("a", 0, "aa"), ("b", 0, "bb"), ("c", 1, "bb")):
+        store(tmp_path / "data", name, 0.5 + 0.1 * seed, seed, data={}, images=images)
+    found = read_tradeoffs(tmp_path / "data")
+    assert found.panels == ("own data aa", "own data bb")
+    assert [(row["score"], row["seeds"]) for _, row in found.frame.iterrows()] == [(50.0, 1), (55.0, 2)]
+    assert found.panel("own data bb").curves["seed"].tolist() == [0, 0, 1, 1]
+    for name, seed, teacher in (("a", 0, "x1"), ("b", 0, "y1"), ("c", 1, "y2")):
+        taught = [{"structure": teacher[0], "weights": teacher}]
+        store(tmp_path / "taught", name, 0.5 + 0.1 * seed, seed, methods="kd", teachers=taught)
+    assert read_tradeoffs(tmp_path / "taught").frame["seeds"].tolist() == [1, 2]
+
+
+def test_a_folder_named_as_built_in_data_is_not_them(tmp_path: Path) -> None:
+    rows = [sweep()[:1].assign(DATA=name) for name in ("digits", "./digits", "/far/pngs", "hf:a/stl10")]
+    pd.concat(rows).to_csv(tmp_path / "table.csv", index=False)
+    assert read_tradeoffs(tmp_path).panels == ("digits", "./digits", "pngs", "stl10")
+    store(tmp_path / "runs", "a", 0.8, 0, data={"name": "/far/pngs", "image_size": 40})
+    assert read_tradeoffs(tmp_path / "runs").panels == ("pngs",)
+
+
+def test_a_teacher_without_a_run_is_nobody(tmp_path: Path) -> None:
+    """Which was a network in memory, or whose run was deleted."""
+    store(tmp_path, "a", 0.8, 0, teachers=[{"weights": "1"}], methods="kd")
+    path = store(tmp_path, "b", 0.7, 0, teachers=[{"weights": "2"}], methods="red")
+    record = json.loads((path / "run.json").read_text())
+    (path / "run.json").write_text(json.dumps(record | {"environment": {"teacher_runs": []}}))
+    frame = read_tradeoffs(tmp_path).frame
+    assert frame["method"].tolist() == ["kd", "red"] and frame["teacher"].tolist() == ["", ""]
+    for _, row in frame.iterrows():
+        with pytest.raises(ValueError, match="do not say who taught it"):
+            plans_of(row)
+
+
 def test_runs_of_ones_own_networks_and_data_are_points_too(tmp_path: Path) -> None:
     """Whose record tells neither names nor sizes."""
     store(tmp_path, "a", 0.8, 0, model={"name": "Net", "structure": "1"}, data="0123")
@@ -302,7 +361,10 @@ def test_what_holds_no_results_is_told(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="results='nowhere' is not there; give a sweep's folder"):
         read_tradeoffs("nowhere")
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="holds no results with a peak"):
+    with pytest.raises(ValueError, match="holds no results with a peak and a score"):
+        read_tradeoffs(tmp_path)
+    (tmp_path / "empty.csv").touch()
+    with pytest.raises(ValueError, match=r"empty.csv cannot be read as a table: No columns"):
         read_tradeoffs(tmp_path)
 
 
@@ -330,6 +392,8 @@ def test_a_network_that_is_not_the_recorded_one_is_refused(four: Tradeoffs) -> N
         image_of(other.row("a"))
     with pytest.raises(ValueError, match="weights of this network and its teacher are not at hand"):
         maps_of(four.row("a"))
+    shared, (x,) = network_of(made(("a", 4, 80.0, 1.0), method="shared+kd").row("a"))  # has no blocks of RED
+    assert shared(x).shape == (1, 10)
     with pytest.raises(ValueError, match="do not say who taught it"):
         network_of(made(("a", 4, 80.0, 1.0), method="red").row("a"))
 

@@ -136,7 +136,9 @@ class ArmsAtPeak:
         budget = format_size(self.peak_bytes) + f" under {self.convention}" * (self.convention != "fused")
         if not self.fits:
             least = f"{self.key(self.closest)} needs {format_size(self.closest.needs(self.blocks).needed_bytes)}"
-            return f"nothing of {teacher} fits {budget}: {least}; try smaller image_sizes or narrower widths"
+            own = self.network is not None  # of which neither can be asked for here
+            cure = "smaller images or a narrower network" if own else "smaller image_sizes or narrower widths"
+            return f"nothing of {teacher} fits {budget}: {least}; try {cure}"
         ways, best = f"{len(self.fits)} way{'s' * (len(self.fits) > 1)}", self.fits[0]
         share = best.plain.flops / self.teacher.plain.flops
         return f"{ways} from {teacher} to {budget}: {self.key(best)} keeps {share:.0%} of its multiply-adds"

@@ -23,8 +23,10 @@ HIDDEN, SHOWN = "hidden", "shown"
 class TradeoffExplorer(Explorer):
     """Profiles and maps are made once for each point that is chosen."""
 
-    def __init__(self, result: Tradeoffs, data: str | None, budget: int | str | None, dtype: str, image: int):
-        self.result, self.first, self.opening, self.image = result, data, budget, image
+    def __init__(self, result: Tradeoffs, data: str | None, budget: int | str | None, dtype: Any, image: int):
+        result.need(dtype)  # refuses another one
+        self.result, self.first, self.image = result, data, image
+        self.opening = None if budget is None else parse_size(budget)
         own = (result.frame["source"] == "published").all()
         self.data = dropdown("data", options(result.panels if own else result.shown(False).panels))
         self.budget, self.dtype, self.point = slider("budget"), dropdown("dtype"), dropdown("point")
@@ -59,7 +61,7 @@ class TradeoffExplorer(Explorer):
         self.choose(self.data, options(shown.panels), first)
         panel, dtype = shown.panel(self.data.value), self.dtype.value
         steps = panel.budgets(dtype)
-        wanted = panel.middle_budget(dtype) if self.opening is None else parse_size(self.opening)
+        wanted = self.opening or panel.middle_budget(dtype)
         nearest = min(steps, key=lambda step: abs(step - wanted))
         budget = self.choose(self.budget, [(size(step), step) for step in steps], nearest)
         best = panel.best(budget, dtype)

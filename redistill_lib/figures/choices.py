@@ -16,7 +16,7 @@ from redistill_lib.figures.tradeoffs import OUT, tones_of, y_range
 from redistill_lib.memory import parse_size
 from redistill_lib.results import capital, label, listed
 from redistill_lib.tradeoffs import Tradeoffs, lesson, size
-from redistill_lib.tradeoffs.result import ACCURACY, SHARE, Dtype, role
+from redistill_lib.tradeoffs.result import ACCURACY, Dtype, role
 
 
 def tradeoff_curves(result: Tradeoffs, name: str) -> go.Figure:
@@ -76,7 +76,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
             axes.append({"label": title, "values": places, "tickvals": [*range(len(found))], "ticktext": found})
         elif found[0] != "full":
             same.append(f"{title} {found[0]}")
-    need = frame["peak_bytes"] * SHARE[dtype]
+    need = result.need(dtype)[frame.index]
     axes += _logarithmic("weights", frame["parameters"], lambda v: f"{v / 1e6:.3g} M")
     axes += _logarithmic("mult-adds", frame["multiply_adds"], lambda v: f"{v / 1e6:.3g} M")
     axes += _logarithmic("peak", need, size)
@@ -103,7 +103,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     told = f"Data: {escape(frame['data'].iloc[0])}. One line per point, coloured by method"
     told += f"; grey: more than {size(parse_size(budget))} ({dtype})" if budget is not None else ""
-    told += f". The same for all: {listed(same)}" if same else ""
+    told += f". The same for all: {escape(listed(same))}" if same else ""
     fit = frame[result.fits(budget or 2**60, dtype)[frame.index]]
     title = escape(_in_common(fit, kinds).replace(" that fit", " that fit" * (budget is not None)), quote=False)
     note = f"{told}. Drag along an axis to keep a part of the lines."

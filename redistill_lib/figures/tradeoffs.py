@@ -15,7 +15,7 @@ from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, color, faint, fi
 from redistill_lib.memory import parse_size
 from redistill_lib.results import listed
 from redistill_lib.tradeoffs import Tradeoffs, lesson, size
-from redistill_lib.tradeoffs.result import SHARE, Dtype, digits, role
+from redistill_lib.tradeoffs.result import Dtype, digits, role
 
 OUT = "#B4BAC2"  # of what does not fit
 _PLOT, _MARGINS = 430, (64, 14, 24, 56)
@@ -51,8 +51,10 @@ def tradeoffs(
     '<b>Within 16 KB (fp32) “small” does best on cifar10: 66.4 ± 0.8 %'
     """
     result.front()  # refuses several panels
+    if chosen is not None:
+        result.row(chosen)  # refuses another name
     limit = None if budget is None else float(parse_size(budget))
-    frame = result.frame.assign(need=result.frame["peak_bytes"] * SHARE[dtype]).dropna(subset=["score", "need"])
+    frame = result.frame.assign(need=result.need(dtype)).dropna(subset=["score", "need"])
     frame = frame.assign(fits=frame["need"] <= (math.inf if limit is None else limit))
     low, high = _x_range(frame["need"], limit)
     bottom, top = y_range(frame)

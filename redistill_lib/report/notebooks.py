@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -80,13 +81,13 @@ def _told(path: Path) -> tuple[str, str, str]:
         cells = json.loads(path.read_bytes())["cells"]
         first = next((_source(cell) for cell in cells if cell["cell_type"] == "markdown"), "")
         shown = [*_figures(cells)]
+        tagged = [data for data, tags in shown if FINDING in tags]
+        plain = [data for data, _ in shown if _title(data)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no notebook: its status is told all the same
         return "", "", ""
     asked = re.search(r"\*\*Question\.?\*\*\s*(.+?)(?=\n\s*\n|\Z)", first, re.DOTALL)
     question = re.sub(r"[*`]|\s+", lambda found: " " if found[0].isspace() else "", asked[1]) if asked else ""
-    tagged = [data for data, tags in shown if FINDING in tags]
-    plain = [data for data, _ in shown if _title(data)]
-    claims = [data for data in plain if "<span" in str(data[FIGURE]["layout"]["title"]["text"])]  # with a subtitle
+    claims = [data for data in plain if "<span" in _said(data)]  # with a subtitle
     main = next(iter([*tagged, *claims, *plain]), None)
     return question, _title(main) if main else "", _thumbnail(main) if main else ""
 
@@ -102,17 +103,21 @@ def _source(cell: Mapping[str, Any]) -> str:
     return "".join(cell["source"])
 
 
+def _said(data: Mapping[str, Any]) -> str:
+    """A figure's title as it stands, which is a text or has one."""
+    title = data[FIGURE].get("layout", {}).get("title")
+    return str((title.get("text") if isinstance(title, Mapping) else title) or "")
+
+
 def _title(data: Mapping[str, Any]) -> str:
     """A figure's title without its subtitle and marks."""
-    title = data[FIGURE].get("layout", {}).get("title")
-    said = title.get("text") if isinstance(title, Mapping) else title
-    words = re.sub(r"<br\s*/?>", " ", str(said or "").partition("<span")[0])
+    words = re.sub(r"<br\s*/?>", " ", _said(data).partition("<span")[0])
     return html.unescape(re.sub(r"<[^>]+>", "", words)).strip()
 
 
 def _thumbnail(data: Mapping[str, Any]) -> str:
     """From the figure's own PNG; without one it is drawn by the reader's browser."""
-    if "image/png" in data:
+    with contextlib.suppress(KeyError, ValueError, OSError):  # it has none, or it is damaged
         image = Image.open(io.BytesIO(base64.b64decode("".join(data["image/png"])))).convert("RGB")
         image.thumbnail(_THUMBNAIL)
         small = io.BytesIO()

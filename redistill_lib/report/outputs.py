@@ -1,4 +1,4 @@
-"""What executed notebooks leave for readers: outputs fit to commit, the index page of `runs/`. No torch."""
+"""Outputs of executed notebooks made fit to commit. No torch."""
 
 from __future__ import annotations
 

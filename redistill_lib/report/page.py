@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from redistill_lib.report.notebooks import Executed, notebook_section
 from redistill_lib.report.sweeps import sweep_section
-from redistill_lib.report.text import pairs, table
+from redistill_lib.report.text import pairs, table, text
 from redistill_lib.runs import write_text
 from redistill_lib.store.tables import listed_runs, run_tables
 from redistill_lib.sweep.manifest import planned_names
@@ -44,7 +44,7 @@ def write_index(
     for kind, each in tables.items():
         shared = f"; the same in all: {pairs(each.same)}" if each.same else ""
         count = f"{len(each.runs)} run{'s' * (len(each.runs) > 1)}"
-        more = f"<p>They differ in more: {', '.join(each.more)}</p>" if each.more else ""
+        more = f"<p>They differ in more: {text(', '.join(each.more))}</p>" if each.more else ""
         sections.append(f"<h2>{kind}</h2><p>{count}{shared}</p>{table(each.runs)}{more}")
     if not tables:
         sections.append("<h2>Training runs</h2><p>None yet.</p>")

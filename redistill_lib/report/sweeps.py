@@ -69,7 +69,7 @@ def means(rows: pd.DataFrame) -> Means | None:
     """A sweep's table, averaged over its seeds (`SEED`, or a recorded `seed`); None of an empty one."""
     if rows.empty:
         return None
-    if "peak_bytes" in rows and _COSTS[0] not in rows:
+    if _COSTS[0] not in rows and pd.api.types.is_numeric_dtype(rows.get("peak_bytes")):
         rows = rows.assign(**{_COSTS[0]: rows["peak_bytes"] / 1024}).drop(columns="peak_bytes")
     over = next((name for name in ("SEED", "seed") if name in rows and rows[name].nunique() > 1), "SEED")
     rows = rows if over in rows else rows.assign(**{over: 0})
@@ -109,7 +109,8 @@ def headline(found: Means) -> str:
     told = f"{'Lowest' if found.lower else 'Highest'} mean {found.score}: {name}{found.told(best, found.score)}"
     if found.cost is None:
         return told
-    told += f" at {found.cost} {found.told(best, found.cost)}"
+    if cost := found.told(best, found.cost):
+        told += f" at {found.cost} {cost}"
     return f"{told}; {len(found.front)} of {count} settings are on the Pareto front" if count > 1 else told
 
 
@@ -121,15 +122,15 @@ def pareto_figure(found: Means, links: Mapping[str, str]) -> dict[str, Any] | No
     kind = next((name for name in found.settings if not name.isupper()), None) or next(iter(found.settings), None)
     front = found.front
     line = {"color": "#888888", "width": 2, "dash": "dot", "shape": "vh" if found.lower else "hv"}
-    steps = {"x": front[found.cost].tolist(), "y": front[found.score].tolist(), "mode": "lines", "line": line}
+    steps = {"x": _numbers(front[found.cost]), "y": _numbers(front[found.score]), "mode": "lines", "line": line}
     traces: list[dict[str, Any]] = [{**steps, "name": "Pareto front", "hoverinfo": "skip"}]
     parts = found.frame.groupby(kind, sort=False, dropna=False) if kind else [("", found.frame)]
     for place, (value, part) in enumerate(parts):
         rows = part.to_dict("records")
-        half = [_number(row[f"{found.score} high"] - row[found.score]) for row in rows]
+        half = _numbers(part[f"{found.score} high"] - part[found.score])
         pages = [[links.get(row["points"][0], ""), found.name(row)] for row in rows]
         hover = f"%{{customdata[1]}}<br>{found.score} %{{y:.4g}}<br>{found.cost} %{{x:.4g}}<extra></extra>"
-        trace = {"x": part[found.cost].map(_number).tolist(), "y": part[found.score].map(_number).tolist()}
+        trace = {"x": _numbers(part[found.cost]), "y": _numbers(part[found.score])}
         marker = {"size": 11, "color": _COLOURS[place % len(_COLOURS)]}
         error = {"array": half, "thickness": 1.5, "width": 4}
         look = {"mode": "markers", "marker": marker, "error_y": error, "showlegend": bool(kind)}
@@ -199,8 +200,9 @@ def _table(found: Means, links: Mapping[str, str]) -> str:
     return table(pd.DataFrame(rows).rename(columns=text), escape=False) + note + shared
 
 
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)
+def _numbers(values: pd.Series[float]) -> list[float | None]:
+    """As JSON can say them: it has neither NaN nor infinity."""
+    return [float(value) if math.isfinite(value) else None for value in values]
 
 
 def _short(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +20,8 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_CONDITION = re.compile(r"\s*([^=!<>~]+?)\s*(==?|!=|<=|>=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+# A value that begins with one of these signs is a slip, as in "seed=<3", and what it would choose might be deleted.
+_CONDITION = re.compile(r"\s*([^=!<>~]+?)\s*(==?|!=|<=|>=|<|>|~)\s*(?![=!<>~\s])(.*?)\s*", re.DOTALL)
 
 
 def where(runs: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
@@ -42,12 +44,14 @@ def where(runs: pd.DataFrame, conditions: Iterable[str]) -> pd.DataFrame:
 
 
 def _holds(values: pd.Series[Any], sign: str, text: str, condition: str) -> pd.Series[bool]:
-    words = values.map(_word)
+    words = values.map(_word).astype(str)  # of no runs, too
     if sign == "~":
         return words.str.casefold().str.contains(text.casefold(), regex=False)
     numbers = pd.to_numeric(words.where(words != ""), errors="coerce")
     try:
         number = float(text)
+        if math.isnan(number):  # nothing is equal to it, and so all would be unequal
+            raise ValueError
     except ValueError:
         if sign not in ("=", "!="):
             raise ValueError(f"{condition!r}: {text!r} is no number, which {sign} compares") from None
@@ -81,7 +85,7 @@ def ordered(runs: pd.DataFrame, names: str) -> pd.DataFrame:
 
 def column(runs: pd.DataFrame, name: str) -> str:
     """The name of a column, as a table may show it too; ValueError for none."""
-    plain = name.removesuffix(" (fp32)")
+    plain = name.strip().removesuffix(" (fp32)")
     if plain not in runs:
         raise ValueError(f"no run here has a column {name!r}{hint(name, runs) or ': ' + ', '.join(runs)}")
     return plain
@@ -97,6 +101,8 @@ def by_id(runs: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
     places = []
     ids = runs["id"] if "id" in runs else pd.Series(dtype=str)
     for word in wanted:
+        if not word:
+            raise ValueError("an id is empty: a part of one has a letter or more")
         exact = ids.index[ids == word]
         part = exact if len(exact) else ids.index[ids.str.contains(word, regex=False)]
         if len(part) != 1:

@@ -37,6 +37,8 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"no folder {root}: training in a notebook makes it, or name another")
     if arguments.yes and arguments.delete is None:
         raise ValueError("--yes goes with --delete")
+    if arguments.columns and (arguments.compare is not None or arguments.delete is not None):
+        raise ValueError("--columns is for the list: leave it out with --compare and --delete")
     if arguments.delete == [] and not arguments.where:
         raise ValueError("--delete wants ids, or --where with a condition: it never means all runs")
     if found.empty and arguments.compare is None and not arguments.delete:
@@ -61,7 +63,7 @@ def _list(runs: pd.DataFrame, columns: str | None) -> None:
     from redistill_lib.store.tables import MOST, RunTable, readable, run_tables
 
     if columns and columns != "all":
-        names = [column(runs, name) for name in columns.split(",")]
+        names = list(dict.fromkeys(column(runs, name) for name in columns.split(",")))
         tables = {"": RunTable(readable(runs[names].convert_dtypes()), {})}
     else:
         tables = run_tables(runs, None if columns else MOST)
@@ -130,14 +132,13 @@ def _delete(root: Path, chosen: pd.DataFrame, yes: bool) -> int:
     rows = [(run.id, run.status, _size(run.bytes), run.told) for run in runs]
     print(_text(pd.DataFrame(rows, columns=["id", "status", "size", ""])))
     going = [run for run in runs if not run.holder]
-    total = _size(sum(run.bytes for run in going))
     count = f"{len(going)} run{'s' * (len(going) != 1)}"
-    if going and not yes and not _agreed(f"delete {count}, {total}? [y/N] "):
+    if going and not yes and not _agreed(f"delete {count}, {_size(sum(run.bytes for run in going))}? [y/N] "):
         print("nothing is deleted")
         return 1
-    gone = sum(delete(run) for run in going)
-    print(f"deleted {gone} of {len(runs)}, {total}")
-    return 0 if gone == len(runs) else 1
+    gone = [run for run in going if delete(run)]
+    print(f"deleted {len(gone)} of {len(runs)}, {_size(sum(run.bytes for run in gone))}")
+    return 0 if len(gone) == len(runs) else 1
 
 
 def _size(count: int) -> str:

@@ -23,7 +23,7 @@ def differences(runs: Sequence[Run]) -> pd.DataFrame:
     for part in zip(*map(_facts, runs), strict=True):  # what they are, their settings, where they ran, their scores
         names = list(dict.fromkeys(name for facts in part for name in facts))
         values = {name: [facts.get(name) for facts in part] for name in names}
-        rows |= {name: each for name, each in values.items() if any(value != each[0] for value in each)}
+        rows |= {name: each for name, each in values.items() if any(_unlike(value, each[0]) for value in each)}
     if len(terms := [name for name in rows if name.startswith("terms.")]) > MOST_TERMS:
         rows = {name: values for name, values in rows.items() if name not in terms}
         rows["terms"] = [len(run.params.get("terms", ())) for run in runs]
@@ -51,6 +51,11 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     for key, each in items:
         found |= _flat(each, f"{name}.{key}" if name else key)
     return found
+
+
+def _unlike(first: Any, second: Any) -> bool:
+    both_nan = first != first and second != second  # as the losses of two trainings that failed
+    return bool(first != second) and not both_nan
 
 
 def _difference(first: Any, second: Any) -> Any:

@@ -137,12 +137,13 @@ def write_manifest(folder: Path, sweep: Sweep) -> None:
 
 def planned_names(folder: Path) -> set[str] | None:
     """The points that the sweep in this folder has now; None where no sweep is."""
-    manifest = _read(folder)
-    return {point["name"] for point in manifest["points"]} if manifest else None
+    with contextlib.suppress(KeyError, TypeError):  # it has no manifest, or another tool's
+        return {point["name"] for point in _read(folder)["points"]}
+    return None
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    with contextlib.suppress(FileNotFoundError, ValueError, NotADirectoryError):
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, NotADirectoryError):
         return dict(json.loads((folder / "manifest.json").read_bytes()))
     return {}
 

@@ -16,8 +16,9 @@ def located(name: str, value: Any, folder: Path) -> str | None:
 
     A path is there already, but for RUNS, which a notebook makes. A word without a slash is a path in DATA alone.
     """
-    if not isinstance(value, str) or not value or os.path.isabs(value) or value.startswith("~"):
+    if not isinstance(value, str) or not value or os.path.isabs(value):
         return None
+    value = os.path.expanduser(value)
     if own := _OWN.fullmatch(value):
         home = os.path.abspath(folder / (own["folder"] or ""))
         found = own["module"] != "hf" and holds(Path(home), own["module"])

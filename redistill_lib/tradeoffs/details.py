@@ -58,7 +58,7 @@ def network_of(row: Row) -> tuple[nn.Module, tuple[Tensor, ...]]:
     if row["run"]:
         return load_model(row["run"]), inputs
     model = _built(row["model"], row["width"], channels)
-    if "red" not in row["method"].replace("red-loss", ""):
+    if not {"red", "red-blocks"} & {*row["method"].split("+")}:
         return model, inputs
     if not row["teacher"]:
         raise ValueError("these results do not say who taught it, and so not where its RED blocks are")

@@ -15,16 +15,18 @@ import pandas as pd
 
 from redistill_lib.checks import as_path
 from redistill_lib.comparison import Comparison
+from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.models import student_name
 from redistill_lib.quality import compare_quality
 from redistill_lib.results import interval, label, role_key
-from redistill_lib.runs import Run, damaged, load_runs
+from redistill_lib.runs import Run, load_runs
 from redistill_lib.shipped import measured, published
 from redistill_lib.tradeoffs.details import part_of
 from redistill_lib.tradeoffs.result import ACCURACY, Tradeoffs, lesson
 
 Points = Iterator[tuple[dict[str, Any], pd.DataFrame]]  # each with its curves
 _NONE = pd.DataFrame(columns=["data", "name", "seed", "seconds", "accuracy"])
+_CURVES = ["run", "seconds", "accuracy"]  # those of `curves_of`
 _USUAL: dict[str, Any] = {
     "metric": ACCURACY, "source": "measured", "init": "", "width": 1.0, "image_size": math.nan, "half": math.nan,
     "multiply_adds": math.nan, "parameters": math.nan, "convention": "fused", "teacher": "", "run": "",
@@ -58,13 +60,15 @@ def read_tradeoffs(
         raise FileNotFoundError(f"results={str(results)!r} is not there; give {_WANTED}")
     points = [*_read(folder, Path(as_path("runs", runs)))]
     if not points:
-        raise ValueError(f"{folder} holds no results with a peak; give {_WANTED}")
+        raise ValueError(f"{folder} holds no results with a peak and a score; give {_WANTED}")
     if published:
         points += _published()
     return Tradeoffs.of([_USUAL | row for row, _ in points], [curves for _, curves in points])
 
 
 def _read(path: Path, runs: Path) -> Points:
+    if path.name == "comparison.json":
+        path = path.parent
     if path.is_file():
         yield from _table(path, runs)
     elif (path / "comparison.json").exists():
@@ -98,26 +102,36 @@ def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
 
 def _table(file: Path, runs: Path) -> Points:
     """A sweep's table, or one of scores; nothing of a table without a peak."""
-    try:
-        table = pd.read_csv(file)
-    except ValueError as error:
-        raise ValueError(damaged(file, error)) from None
+    table = _csv(file)
     if {"fid", "kid", "peak_bytes"} <= {*table.columns}:
         yield from _scores(table, file)
     elif {"peak (KiB)", "accuracy"} <= {*table.columns} or {"peak_bytes", "test_accuracy"} <= {*table.columns}:
         kept = file.with_name("curves.csv")
-        yield from of_table(table, file.parent.name, runs, pd.read_csv(kept) if kept.exists() else None)
+        curves = _csv(kept) if kept.exists() else pd.DataFrame()
+        yield from of_table(table, file.parent.name, runs, curves if {*_CURVES} <= {*curves.columns} else None)
+
+
+def _csv(file: Path) -> pd.DataFrame:
+    try:
+        return pd.read_csv(file)
+    except ValueError as error:  # pandas' own are ValueErrors, as bytes that are no text are
+        raise ValueError(f"{file} cannot be read as a table: {' '.join(str(error).split())}") from None
 
 
 def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: pd.DataFrame | None = None) -> Points:
     """The rows of a sweep, their means over `SEED`; its columns say which network each is.
 
     Needed are ``accuracy`` and ``peak (KiB)`` of a comparison's table, or ``test_accuracy`` and ``peak_bytes`` of a
-    run's metrics. The network is ``model``, else the student of `TEACHER` at `FACTOR`; the method is ``methods``,
-    else that of ``arm``, ``role`` or `METHODS`. A ``run`` that several points found counts once; those in the store
-    `runs` have curves and weights. `name` is the sweep's, for a table that names no data; `curves` are what
-    `curves_of` found where the runs were, in a file ``curves.csv`` beside the table.
+    run's metrics; a row that lacks one of the two is no point. The network is ``model``, else the student of
+    `TEACHER` at `FACTOR`; the method is ``methods``, else that of ``arm``, ``role`` or `METHODS`. A ``run`` that
+    several points found counts once; those in the store `runs` have curves and weights. `name` is the sweep's, for a
+    table that names no data; `curves` are what `curves_of` found where the runs were, in a file ``curves.csv`` beside
+    the table.
     """
+    percent = {"accuracy", "peak (KiB)"} <= {*table.columns}
+    score, peak = ("accuracy", "peak (KiB)") if percent else ("test_accuracy", "peak_bytes")
+    table = table.assign(**table[[score, peak]].apply(pd.to_numeric, errors="coerce"))
+    table = table[table[score].notna() & (table[peak] > 0)]
     told = ["arm", "role", "model", "methods", "init", "width", "image_size", "peak (KiB)", "parameters"]
     explained = _EXPLAINED if "model" in table else set[str]()
     groups = [column for column in table if column.isupper() and column not in _ASIDE | explained]
@@ -125,15 +139,13 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: 
     if "run" in table:
         table = table[table["run"].isna() | ~table.duplicated("run")]
     for _, rows in table.groupby(_keys(table[groups]), sort=False):
-        scores = (rows["accuracy"] if "accuracy" in rows else 100 * rows["test_accuracy"]).dropna().tolist()
-        if scores:
-            row, found = _of_rows(rows, scores, name), _found(rows, runs)
-            part = _history(found) if found else _NONE
-            if curves is not None and "run" in rows and not found:
-                seeds = rows[["run"]].assign(seed=rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index))
-                part = curves.merge(seeds, on="run")
-            folder = next((run.path for run in found.values()), Path("none"))
-            yield row | _weights(folder, row["teacher"]), part.assign(data=row["data"])
+        scores = (rows[score] if percent else 100 * rows[score]).tolist()
+        row, found = _of_rows(rows, scores, name), _found(rows, runs)
+        part = _history(found) if found else _NONE
+        if curves is not None and "run" in rows and not found:
+            part = curves.merge(rows[["run"]].assign(seed=_seeds(rows)), on="run")
+        folder = next((run.path for run in found.values()), Path("none"))
+        yield row | _weights(folder, row["teacher"]), part.assign(data=row["data"])
 
 
 def curves_of(table: pd.DataFrame, runs: str | Path) -> pd.DataFrame:
@@ -146,8 +158,7 @@ def curves_of(table: pd.DataFrame, runs: str | Path) -> pd.DataFrame:
     parts = [
         _history({0: Run.load(path)}).assign(run=name) for name, path in paths.items() if (path / "run.json").exists()
     ]
-    kept = ["run", "seconds", "accuracy"]
-    return pd.concat(parts, ignore_index=True)[kept] if parts else pd.DataFrame(columns=kept)
+    return pd.concat(parts, ignore_index=True)[_CURVES] if parts else pd.DataFrame(columns=_CURVES)
 
 
 def _weights(folder: Path, teacher: str) -> dict[str, str]:
@@ -164,9 +175,12 @@ def _found(rows: pd.DataFrame, runs: Path) -> dict[Any, Run]:
     if "run" not in rows:
         return {}
     rows = rows.dropna(subset=["run"])
-    seeds = rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index)
-    paths = {seed: runs / name for seed, name in zip(seeds, rows["run"].map(str), strict=True)}
+    paths = {seed: runs / name for seed, name in zip(_seeds(rows), rows["run"].map(str), strict=True)}
     return {seed: Run.load(path) for seed, path in paths.items() if (path / "run.json").exists()}
+
+
+def _seeds(rows: pd.DataFrame) -> Any:
+    return rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index)
 
 
 def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, Any]:
@@ -180,13 +194,20 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
     teacher = f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else ""
     told = lesson({"method": method, "init": init}) if "(" in arm or "+" in arm else arm
     return {
-        "name": told, "data": Path(str(row.get("DATA", name))).name, "model": _model(row), "width": wide,
+        "name": told, "data": _data(str(row.get("DATA", name))), "model": _model(row), "width": wide,
         "method": method, "init": "teacher" if init == "teacher" else "", "score": mean.value,
-        "image_size": row.get("image_size", row.get("IMAGE_SIZE", math.nan)), "seeds": len(scores),
+        "image_size": pd.to_numeric(row.get("image_size", row.get("IMAGE_SIZE")), errors="coerce"),
+        "seeds": len(scores),
         "half": mean.half if len(scores) > 1 else row.get("high", math.nan) - row.get("accuracy", math.nan),
         "peak_bytes": peak, "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
         "parameters": row.get("parameters", math.nan), "teacher": teacher,
     }  # fmt: skip
+
+
+def _data(name: str) -> str:
+    """What data are called: a folder by its name, unless built-in data have that one."""
+    last = Path(name).name
+    return name if last in BUILT_IN else last
 
 
 def _keys(frame: pd.DataFrame) -> pd.Series[str]:
@@ -220,14 +241,20 @@ def _scores(table: pd.DataFrame, file: Path) -> Points:
 
 
 def _store(folder: Path) -> Points:
-    """The complete classifiers of a run store: means over seeds of runs that are alike in all else. Of the same run
-    by several versions of the library the newest counts."""
+    """The complete classifiers of a run store: means over seeds of runs that are alike in all else but the weights of
+    teachers. Of the same run by several versions of the library the newest counts."""
     frame = load_runs(folder)
     if "test_accuracy" not in frame or "peak_bytes" not in frame:
         return
     frame = frame[frame["status"].eq("complete")].dropna(subset=["test_accuracy", "peak_bytes"])
     alike = [c for c in frame if c.startswith(("data.", "model.", "recipe."))]
-    alike += [c for c in ("methods", "terms", "distill_weight", "reduction", "mixed_precision") if c in frame]
+    if "teachers" in frame:
+        told = [
+            [each.get("structure") for each in them] if isinstance(them, list) else them for them in frame["teachers"]
+        ]
+        frame = frame.assign(teachers=told)
+    others = ("images", "methods", "terms", "teachers", "distill_weight", "reduction", "mixed_precision")
+    alike += [c for c in others if c in frame]
     keys = _keys(frame[alike])
     newest = frame["path"].map(lambda path: (Path(path) / "run.json").stat().st_mtime)
     order = newest.sort_values(ascending=False, kind="stable").index
@@ -237,13 +264,11 @@ def _store(folder: Path) -> Points:
     names = {part_of(run, "model").get("name") for run in records.values() if run.id in teachers}
     for _, rows in kept.groupby("key", sort=False):
         run = records[rows["path"].iloc[0]]
-        yield (
-            _of_runs(run, rows, run.id in teachers or part_of(run, "model").get("name") in names, folder),
-            _history({row.seed: records[row.path] for row in rows.itertuples()}),
-        )
+        row = _of_runs(run, rows, run.id in teachers or part_of(run, "model").get("name") in names)
+        yield row, _history({row.seed: records[row.path] for row in rows.itertuples()}).assign(data=row["data"])
 
 
-def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool, store: Path) -> dict[str, Any]:
+def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool) -> dict[str, Any]:
     params, model, recipe = run.params, part_of(run, "model"), part_of(run, "recipe")
     taught = bool(params.get("teachers"))
     mean = interval((100 * rows["test_accuracy"]).tolist())
@@ -251,16 +276,16 @@ def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool, store: Path) -> dict[s
     with contextlib.suppress(OSError, ValueError):
         look = dict(json.loads((run.path / "look.json").read_bytes()))
     method = role_key(params.get("methods") or "student") if taught else "teacher" if teaches else "student"
-    teacher = run.environment.get("teacher_runs", [""])[0] if taught else ""
     name = f"{label(method)} {run.plan or model.get('name')}"
     length = next((f", {recipe[unit]} {unit}" for unit in ("epochs", "steps") if recipe.get(unit)), "")
+    data = _data(part_of(run, "data").get("name") or f"own data {params.get('images', '')}".strip())
     return {
-        "name": name + length, "data": part_of(run, "data").get("name") or "own data",
+        "name": name + length, "data": data,
         "model": str(model.get("name")), "method": method, "width": model.get("width") or 1.0,
         "init": "teacher" if recipe.get("init") == "teacher" else "",
         "score": mean.value, "half": mean.half, "seeds": len(rows), "peak_bytes": rows["peak_bytes"].iloc[0],
         "multiply_adds": look.get("multiply_adds", math.nan), "parameters": rows["parameters"].iloc[0],
-        "teacher": str(store / teacher) if teacher else "", "run": str(run.path),
+        **_weights(run.path, ""),
     }  # fmt: skip
 
 
@@ -272,8 +297,7 @@ def _history(runs: Mapping[Any, Run]) -> pd.DataFrame:
         if took and "validation_accuracy" in rows:
             accuracy = 100 * rows["validation_accuracy"]
             parts.append(pd.DataFrame({"seed": seed, "seconds": rows[took].cumsum(), "accuracy": accuracy}))
-    data = str(part_of(next(iter(runs.values())), "data").get("name") or "own data")
-    return pd.concat(parts, ignore_index=True).assign(data=data) if parts else _NONE.copy()
+    return pd.concat(parts, ignore_index=True) if parts else _NONE.copy()
 
 
 def _published() -> Points:

@@ -104,21 +104,24 @@ class Tradeoffs:
         """The rows that no other row of the panel beats in both peak and score, the smallest peak first."""
         return pareto_front(self.own, "peak_bytes", "score", lower=self.lower)
 
+    def need(self, dtype: Dtype = "fp32") -> pd.Series[float]:
+        """Bytes of activations at the peak of each row of `frame`. An int8 activation takes a quarter of those in
+        fp32; scores stay those in fp32. ValueError for another dtype."""
+        return self.frame["peak_bytes"] * SHARE[check_type("dtype", dtype, Literal[get_args(Dtype)])]
+
     def fits(self, budget: int | str, dtype: Dtype = "fp32") -> pd.Series[bool]:
-        """Which rows of `frame` need that much memory for activations, or less. An int8 activation takes a quarter
-        of the bytes; scores stay those in fp32."""
-        limit = parse_size(budget) / SHARE[check_type("dtype", dtype, Literal[get_args(Dtype)])]
-        return self.frame["peak_bytes"] <= limit
+        """Which rows of `frame` need that much memory for activations, or less."""
+        return self.need(dtype) <= parse_size(budget)
 
     def budgets(self, dtype: Dtype = "fp32") -> list[int]:
         """Sizes to try, powers of two and those half-way between: from where nothing fits to where all do."""
-        need = self.frame["peak_bytes"] * SHARE[dtype]
+        need = self.need(dtype)
         steps = (step for k in range(1, 50) for step in (2**k, 3 * 2 ** (k - 1)))
         return [step for step in steps if need.min() / 1.5 < step < 2 * need.max()]
 
     def middle_budget(self, dtype: Dtype = "fp32") -> int:
         """The least of `budgets` in which half of the own points fit, or more."""
-        middle = float((self.own["peak_bytes"] * SHARE[dtype]).median())
+        middle = float(self.need(dtype)[self.own.index].median())
         return next(step for step in self.budgets(dtype) if step >= middle)
 
     def best(self, budget: int | str, dtype: Dtype = "fp32") -> pd.Series[Any] | None:
@@ -148,10 +151,8 @@ class Tradeoffs:
             return f"On {data}, {len(ends)} of {len(own)} are on the front, from {ends[0]} to {ends[-1]}"
         within, best = f"{size(parse_size(budget))} ({dtype})", self.best(budget, dtype)
         if best is None:
-            least = own.loc[own["peak_bytes"].idxmin()]
-            return (
-                f"Nothing fits {within} on {data}: “{least['name']}” needs {size(least['peak_bytes'] * SHARE[dtype])}"
-            )
+            need = self.need(dtype)[own.index]
+            return f"Nothing fits {within} on {data}: “{own['name'][need.idxmin()]}” needs {size(need.min())}"
         near = [f"“{name}”" for name in self.rivals(budget, dtype)]
         rivals = f"{len(near)} others" if len(near) > 3 else listed(near or ["none"])
         close = f", and the interval{'s' * (len(near) > 1)} of {rivals} reach{'es' * (len(near) == 1)} into its own"
