@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -11,10 +10,11 @@ import pytest
 from test_tradeoffs import KB, made
 
 from redistill_lib.figures import tradeoff_choices, tradeoff_curves, tradeoffs
-from redistill_lib.figures.placing import beside, name_places
+from redistill_lib.figures.placing import name_places
 from redistill_lib.figures.theme import color
 from redistill_lib.figures.tradeoffs import OUT, shapes_of, tones_of
 from redistill_lib.tradeoffs import Tradeoffs, read_tradeoffs
+from redistill_lib.tradeoffs.result import SHARE, Dtype
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_grey_and_the_best_that_does_is_ringed() -> None:
     assert [(ring.x[0], ring.y[0]) for ring in rings] == [(8 * KB, 85.0), (4 * KB, 80.0)]
     assert {text.text for text in figure.layout.annotations} >= {"<b>8 KB</b>", "a", "b", "c"}
     line = next(shape for shape in figure.layout.shapes if shape.type == "line")
-    assert 8 * KB < line.x0 < 16 * KB
+    assert line.x0 == 8 * KB
     without = tradeoffs(result, "1KB")
     assert not any(len(trace.x) and trace.hoverinfo == "skip" and trace.mode == "markers" for trace in without.data)
 
@@ -94,23 +94,20 @@ def test_lower_is_better_is_drawn_above(everything: Tradeoffs) -> None:
     assert low > high
 
 
-def test_points_that_would_cover_each_other_stand_apart(everything: Tradeoffs) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+def test_points_and_budget_stand_where_they_are(everything: Tradeoffs, dtype: Dtype) -> None:
     for name in everything.panels:
-        figure = tradeoffs(everything.panel(name))
-        (left, right), (low, high) = figure.layout.xaxis.range, figure.layout.yaxis.range
-        spots = [
-            ((math.log10(p["x"]) - left) / (right - left) * 772, (p["y"] - low) / (high - low) * 430)
-            for p in points(figure).values()
-        ]
-        assert min(math.dist(a, b) for a, b in itertools.combinations(spots, 2)) > 12
+        panel = everything.panel(name)
+        figure = tradeoffs(panel, panel.middle_budget(dtype), dtype)
+        need = panel.frame.set_index("name")["peak_bytes"] * SHARE[dtype]
+        assert {name: point["x"] for name, point in points(figure).items()} == need.to_dict()
+        lines = [shape.x0 for shape in figure.layout.shapes if shape.type == "line"]
+        assert lines in ([], [panel.middle_budget(dtype)])
+        widths = [trace.error_y.width for trace in figure.data if trace.error_y.array is not None]
+        assert len(set(widths)) == len(widths)  # intervals of one peak lie on one line
 
 
-def test_places_of_points_and_names() -> None:
-    """The second point is 10 below the first: it steps aside by 17; one whose interval reaches so far, too."""
-    assert beside([(100, 60), (100, 50), (100, 200)], [0, 0, 0], 17) == [17.0, 0.0, 0.0]
-    assert beside([(100, 50), (105, 55), (112, 60)], [0, 0, 0], 17) == [0.0, 17.0, 34.0], "in their order"
-    assert beside([(100, 50), (100, 100)], [30, 30], 17) == [0.0, 17.0]
-    assert beside([(100, 50), (100, 100)], [20, 20], 17) == [0.0, 0.0]
+def test_places_of_names() -> None:
     assert [place and place.anchor for place in name_places([(50, 50)], [200], 120, 100)] == [None]
     led = name_places([(50, 50), (66, 50), (50, 66), (50, 34), (34, 50)], [20] * 5, 200, 200)
     assert led[0] is not None and led[0].led

@@ -445,3 +445,11 @@ def test_the_call_makes_what_the_point_says(name: str, monkeypatch: pytest.Monke
         assert what["methods"] == ("red+kd" if "RED" in name else "kd(alpha=0.0)")
         assert asked[1][1]["model"] == "resnet18-1-21222" and asked[1][1]["width"] == 0.25
     assert asked[0][1].get("image_size") == (24 if name == "small" else None)
+
+
+def test_two_seeds_that_agree_by_chance_are_no_certainty() -> None:
+    """Both 80 %: over seeds ± 0, over test images ± 1.5. Seeds that differ say more: 2 ± 12.7 · 2 / √2."""
+    runs = {"model": "resnet18-4-11221", "arm": ["red", "red", "kd", "kd"], "run": ["a", "b", "c", "d"]}
+    table = pd.DataFrame(runs | {"accuracy": [80.0, 80.0, 78.0, 82.0], "peak (KiB)": 8.0}).assign(SEED=[0, 1, 0, 1])
+    found = [row["half"] for row, _ in of_table(table.assign(high=table["accuracy"] + 1.5), "mine")]
+    assert found == pytest.approx([1.5, 25.41], rel=1e-3)

@@ -1,4 +1,4 @@
-"""Where points and their names stand so that none lies on another, in pixels from the plot's lower left."""
+"""Where the names of points stand so that none lies on another, in pixels from the plot's lower left."""
 
 from __future__ import annotations
 
@@ -7,33 +7,6 @@ from typing import NamedTuple
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, bottom, right, top
-
-
-def beside(points: Sequence[Point], reach: Sequence[float], step: float) -> list[float]:
-    """How far to the right each point moves: not at all where it is free, else as few steps as it takes.
-
-    A point takes `step` around it, and a narrow strip as far as its interval reaches above and below. Those to the
-    left choose first, so that none moves past one that is right of it.
-
-    >>> beside([(100, 50), (100, 60), (100, 200)], [0, 0, 0], 17)
-    [0, 17, 0]
-    """
-    moved, placed = [0.0] * len(points), list[tuple[float, float, float]]()
-    for k in sorted(range(len(points)), key=lambda k: points[k]):
-        x, y = points[k]
-        steps = (n * step for n in range(len(points) + 1))
-        moved[k] = next((by for by in steps if not _meets((x + by, y, reach[k]), placed, step)), 0.0)
-        placed.append((x + moved[k], y, reach[k]))
-    return moved
-
-
-def _meets(point: tuple[float, float, float], others: Iterable[tuple[float, float, float]], step: float) -> bool:
-    x, y, half = point
-    return any(
-        abs(x - left) < step
-        and (abs(y - middle) < step or (abs(y - middle) < half + reach and abs(x - left) < step / 2))
-        for left, middle, reach in others
-    )
 
 
 _MANY = 14

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from redistill_lib.figures.placing import beside, name_places
+from redistill_lib.figures.placing import name_places
 from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, color, faint, finish
 from redistill_lib.memory import parse_size
 from redistill_lib.results import listed
@@ -20,7 +20,6 @@ from redistill_lib.tradeoffs.result import Dtype, digits, role
 OUT = "#B4BAC2"  # of what does not fit
 _PLOT, _MARGINS = 430, (64, 14, 24, 56)
 _WIDE = PAGE - _MARGINS[0] - _MARGINS[2]  # pixels of the plot
-_BESIDE = 17  # pixels between points of about one peak
 _LARGEST = 40  # pixels across the largest bubble
 _LONG = 6  # times as far as the points lie apart, an interval is cut
 _FRONT = "Pareto front"
@@ -43,8 +42,8 @@ def tradeoffs(
     """Score over peak memory, of one panel: colour is the method, shape the architecture, area multiply-adds.
 
     Within `budget` (``"512KB"``) the best has a ring, and what needs more is grey; the line joins the points that no
-    other beats in both. `chosen` is the name of a point to mark. Points of about one peak stand side by side. Each
-    point's ``customdata`` is its name. Raises ValueError for points that cannot be compared.
+    other beats in both. `chosen` is the name of a point to mark. Intervals of one peak lie on one line and have caps
+    of unlike widths. Each point's ``customdata`` is its name. Raises ValueError for points that cannot be compared.
 
     >>> from redistill_lib.tradeoffs import read_tradeoffs
     >>> figure = tradeoffs(read_tradeoffs().panel("cifar10"), "16KB")
@@ -58,8 +57,8 @@ def tradeoffs(
     frame = result.frame.assign(need=result.need(dtype)).dropna(subset=["score", "need"])
     frame = frame.assign(fits=frame["need"] <= (math.inf if limit is None else limit))
     low, high = _x_range(frame["need"], limit)
-    frame, ends = _placed(frame, (low, high)), y_range(frame)
-    ends = ends[::-1] if result.lower else ends
+    bottom, top = y_range(frame)
+    ends = (top, bottom) if result.lower else (bottom, top)
     tones, shapes = tones_of(frame), shapes_of(frame)
     figure = go.Figure()
     _add_front(figure, result, frame)
@@ -68,14 +67,13 @@ def tradeoffs(
     for name, tone, ring in ((best["name"] if best is not None else None, INK, 26), (chosen, "#D6006C", 32)):
         spot = frame[frame["name"] == name]
         mark = {"symbol": "circle-open", "size": ring, "color": tone, "line": {"width": 2, "color": tone}}
-        point = {"x": spot["x"], "y": spot["score"], "mode": "markers", "marker": mark}
+        point = {"x": spot["need"], "y": spot["score"], "mode": "markers", "marker": mark}
         figure.add_scatter(**point, hoverinfo="skip", showlegend=False)
     if limit is not None and low < limit < high:
-        edge = max([limit, *(frame.loc[frame["fits"], "x"] * (high / low) ** (15 / _WIDE))])  # right of all that fit
-        figure.add_vrect(edge, high, fillcolor=GRID, opacity=0.45, line_width=0, layer="below")
-        figure.add_vline(edge, line={"color": INK, "width": 1.5})
+        figure.add_vrect(limit, high, fillcolor=GRID, opacity=0.45, line_width=0, layer="below")
+        figure.add_vline(limit, line={"color": INK, "width": 1.5}, layer="below")
         text = {"text": f"<b>{size(limit)}</b>", "font": {"color": INK}, "xanchor": "left", "yanchor": "bottom"}
-        figure.add_annotation(x=math.log10(edge), y=0, yref="paper", xshift=4, **text)
+        figure.add_annotation(x=math.log10(limit), y=0, yref="paper", xshift=4, **text)
     _add_names(figure, frame, (low, high), ends)
     steps = _ticks(low, high)
     figure.update_xaxes(
@@ -112,10 +110,10 @@ def shapes_of(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def _add_front(figure: go.Figure, result: Tradeoffs, frame: pd.DataFrame) -> None:
-    front = frame[frame["name"].isin(result.front()["name"])].sort_values("x")
+    front = frame[frame["name"].isin(result.front()["name"])].sort_values("need")
     line = {"color": MUTED, "width": 1.5, "dash": "dot", "shape": "hv"}
     figure.add_scatter(
-        x=front["x"], y=front["score"], mode="lines", line=line, name=_FRONT, hoverinfo="skip", legendrank=2000
+        x=front["need"], y=front["score"], mode="lines", line=line, name=_FRONT, hoverinfo="skip", legendrank=2000
     )
 
 
@@ -123,11 +121,11 @@ def _add_points(figure: go.Figure, frame: pd.DataFrame, tones: Mapping[str, str]
     """A bubble for multiply-adds below, and the point with its interval above, a pair of traces per method."""
     most = frame["multiply_adds"].max()
     roles = frame.apply(role, axis=1)
-    for name, rows in frame.groupby(roles, sort=False):
+    for k, (name, rows) in enumerate(frame.groupby(roles, sort=False)):
         tone = [tones[str(name)] if fits else OUT for fits in rows["fits"]]
         open_ = ["-open" if source == "published" else "" for source in rows["source"]]
         symbol = [shapes[arch] + o for arch, o in zip(rows["model"].str.partition("-")[0], open_, strict=True)]
-        place = {"x": rows["x"], "y": rows["score"], "mode": "markers", "customdata": rows["name"]}
+        place = {"x": rows["need"], "y": rows["score"], "mode": "markers", "customdata": rows["name"]}
         sizes = rows["multiply_adds"].where(rows["fits"]).fillna(0)
         bubble = {"size": sizes, "sizemode": "area", "sizeref": (most if most > 0 else 1) / _LARGEST**2, "sizemin": 0}
         bubble |= {
@@ -139,7 +137,7 @@ def _add_points(figure: go.Figure, frame: pd.DataFrame, tones: Mapping[str, str]
         mark = {"color": tone, "symbol": symbol, "size": [12 if fits else 8 for fits in rows["fits"]]}
         mark |= {"line": {"width": 1.5, "color": edges}}
         spread = {"array": rows["half"].where(rows["fits"]), "color": faint(tones[str(name)], 0.75)}
-        spread |= {"thickness": 1.4, "width": 4}
+        spread |= {"thickness": 1.4, "width": 3 + 2 * k}
         texts = [_hover(row) for _, row in rows.iterrows()]
         figure.add_scatter(**place, marker=mark, error_y=spread, text=texts, hovertemplate="%{text}<extra></extra>",
                            showlegend=False)  # fmt: skip
@@ -159,14 +157,6 @@ def _hover(row: Mapping[str, Any]) -> str:
     return f"<b>{escape(row['name'])}</b>: {score}, {seeds}<br>{network}<br>{needs}"
 
 
-def _placed(frame: pd.DataFrame, xs: tuple[float, float]) -> pd.DataFrame:
-    """With `x`, where to draw each point: beside its place where another is already."""
-    low, high = y_range(frame)
-    spots, up = _spots(frame["need"], frame["score"], xs, (low, high)), _PLOT / (high - low)
-    moved = beside(spots, [up * half for half in frame["half"].fillna(0)], _BESIDE)
-    return frame.assign(x=[x * (xs[1] / xs[0]) ** (by / _WIDE) for x, by in zip(frame["need"], moved, strict=True)])
-
-
 def _spots(
     x: Iterable[float], y: Iterable[float], xs: tuple[float, float], ys: tuple[float, float]
 ) -> list[tuple[float, float]]:
@@ -180,12 +170,12 @@ def _add_names(figure: go.Figure, frame: pd.DataFrame, xs: tuple[float, float], 
     frame = frame.sort_values(["fits", "score"], ascending=[False, ys[0] > ys[1]])
     texts = frame["name"].str.replace(" (published)", "")
     names = [name if len(name) <= 38 else f"{name[:37]}…" for name in texts]
-    spots = _spots(frame["x"], frame["score"], xs, ys)
+    spots = _spots(frame["need"], frame["score"], xs, ys)
     places = name_places(spots, [6.3 * len(name) for name in names], _WIDE, _PLOT)
     for name, place, (_, row) in zip(names, places, frame.iterrows(), strict=True):
         if place is not None:
             tone = INK if row["fits"] else MUTED
-            at: dict[str, Any] = {"x": math.log10(row["x"]), "y": row["score"], "xanchor": place.anchor}
+            at: dict[str, Any] = {"x": math.log10(row["need"]), "y": row["score"], "xanchor": place.anchor}
             if place.led:
                 at |= {"ax": place.right, "ay": -place.above, "showarrow": True, "arrowhead": 0, "arrowwidth": 0.8}
                 at |= {"arrowcolor": MUTED, "standoff": 7}
@@ -242,9 +232,6 @@ def _note(result: Tradeoffs, frame: pd.DataFrame, dtype: Dtype, limited: bool) -
         told[-1] += ", some cut at the edge"
     told += [f"Area: multiply-adds, {adds.min():.3g} to {adds.max():.3g} M"] if len(adds) else []
     told += ["Grey: needs more; ring: the best that fits"] if limited else []
-    told += (
-        ["Where points would cover each other they stand side by side"] if (frame["x"] != frame["need"]).any() else []
-    )
     if dtype != "fp32":
         share = {"int8": "a quarter", "fp16": "half"}[dtype]
         told.append(

@@ -130,9 +130,9 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: 
     Needed are ``accuracy`` and ``peak (KiB)`` of a comparison's table, or ``test_accuracy`` and ``peak_bytes`` of a
     run's metrics; a row that lacks one of the two is no point. The network is ``model``, else the student of
     `TEACHER` at `FACTOR`; the method is ``methods``, else that of ``arm``, ``role`` or `METHODS`. A ``run`` that
-    several points found counts once; those in the store `runs` have curves and weights. `name` is the sweep's, for a
-    table that names no data; `curves` are what `curves_of` found where the runs were, in a file ``curves.csv`` beside
-    the table.
+    several points found counts once; those in the store `runs` have curves and weights. Intervals are over runs, and
+    nowhere narrower than those of one run over test images, ``high``. `name` is the sweep's, for a table that names
+    no data; `curves` are what `curves_of` found where the runs were, in a file ``curves.csv`` beside the table.
     """
     percent = {"accuracy", "peak (KiB)"} <= {*table.columns}
     score, peak = ("accuracy", "peak (KiB)") if percent else ("test_accuracy", "peak_bytes")
@@ -190,6 +190,7 @@ def _seeds(rows: pd.DataFrame) -> Any:
 
 def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, Any]:
     row, mean = rows.iloc[0].dropna(), interval(scores)
+    images = float((rows["high"] - rows["accuracy"]).mean()) if {"high", "accuracy"} <= {*rows.columns} else math.nan
     arm = str(row.get("arm", row.get("role", row.get("METHODS", "naive"))))
     method = row.get("methods", "") if "methods" in rows else re.sub(r"\(.*?\)", "", arm).replace(" + ", "+")
     method = "teacher" if arm == "teacher" else role_key(str(method).replace(" ", "-") or "student")
@@ -197,13 +198,14 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
     wide = float(row.get("width", row.get("WIDTH", 1.0)))
     peak = row["peak (KiB)"] * 1024 if "peak (KiB)" in row else row["peak_bytes"]
     teacher = f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else ""
-    told = lesson({"method": method, "init": init}) if "(" in arm or "+" in arm else arm
+    plain = arm in ("naive", "teacher") or role_key(re.sub(r"\(.*?\)", "", arm)) != method  # a name of its own
+    told = arm if plain else lesson({"method": method, "init": init})
     return {
         "name": told, "data": _data(str(row.get("DATA", name))), "model": _model(row), "width": wide,
         "method": method, "init": "teacher" if init == "teacher" else "", "score": mean.value,
         "image_size": pd.to_numeric(row.get("image_size", row.get("IMAGE_SIZE")), errors="coerce"),
         "seeds": len(scores),
-        "half": mean.half if len(scores) > 1 else row.get("high", math.nan) - row.get("accuracy", math.nan),
+        "half": max((half for half in (mean.half, images) if not math.isnan(half)), default=math.nan),
         "peak_bytes": peak, "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
         "parameters": row.get("parameters", math.nan), "teacher": teacher,
     }  # fmt: skip
