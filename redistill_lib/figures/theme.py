@@ -138,7 +138,7 @@ def finish(
     and legend, all in pixels.
     """
     # No line break before a number, %, = or a bracket, inside short brackets, nor inside a role's name.
-    joined = re.sub(r"(?<![,;:]) (?=[\d−×(%+=]|blocks)|(?<=\+) ", NBSP, title)
+    joined = re.sub(r"(?<![,;:]) (?=[\d−×±(%+=]|blocks)|(?<=\+) ", NBSP, title)
     joined = re.sub(r"\([^()]{,30}\)", lambda found: found[0].replace(" ", NBSP), joined)
     lines, small = _lines(joined, 100), _lines(note, 134)
     text = [f"<b>{line.replace(NBSP, ' ')}</b>" for line in lines]
