@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import math
 import re
@@ -73,6 +74,27 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found += [unquote(value) for name, value in attrs if name in ("href", "src") and value]
+
+
+def test_what_several_points_found_counts_once() -> None:
+    """Two factors × two methods × two seeds: each seed's teacher is in four points, its naive student in two."""
+    rows = []
+    for factor, methods, seed in itertools.product((2, 4), ("red", "kd"), (0, 1)):
+        point = {"FACTOR": factor, "METHODS": methods, "SEED": seed, "point": f"{factor} {methods} {seed}"}
+        rows += [
+            point | {"arm": "teacher", "run": f"t{seed}", "accuracy": 90.0 + seed, "peak (KiB)": 125.0},
+            point
+            | {"arm": "naive", "run": f"n{factor}{seed}", "accuracy": 80.0 - factor, "peak (KiB)": 64.0 / factor},
+            point
+            | {"arm": methods, "run": f"{methods}{factor}{seed}", "accuracy": 70.0, "peak (KiB)": 64.0 / factor},
+        ]
+    found = means(pd.DataFrame(rows))
+    assert found is not None
+    names = [found.name(row) for row in found.frame.to_dict("records")]
+    taught = ["FACTOR=2, METHODS=red", "FACTOR=2, METHODS=kd", "FACTOR=4, METHODS=red", "FACTOR=4, METHODS=kd"]
+    assert names[:3] == ["teacher", "FACTOR=2, naive", "FACTOR=4, naive"] and sorted(names[3:]) == sorted(taught)
+    assert found.frame["n"].tolist() == [2] * 7 and found.frame["accuracy"][0] == 90.5
+    assert headline(found).endswith("3 of 7 settings are on the Pareto front")
 
 
 def test_means_are_those_of_the_seeds() -> None:

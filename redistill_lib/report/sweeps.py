@@ -51,9 +51,9 @@ class Means:
         return pareto_front(self.frame, self.cost, self.score, lower=self.lower)
 
     def name(self, row: Mapping[str, Any]) -> str:
-        return ", ".join(
-            f"{each}={_short(row[each])}" if each.isupper() else _short(row[each]) for each in self.settings
-        )
+        told = {each: "" if pd.isna(row[each]) else _short(row[each]) for each in self.settings}
+        given = {value: f"{each}={value}" for each, value in told.items() if value and each.isupper()}
+        return ", ".join((given | {value: given.get(value, value) for value in told.values() if value}).values())
 
     def told(self, row: Mapping[str, Any], metric: str) -> str:
         """``0.912 ± 0.013``."""
@@ -73,6 +73,7 @@ def means(rows: pd.DataFrame) -> Means | None:
         rows = rows.assign(**{_COSTS[0]: rows["peak_bytes"] / 1024}).drop(columns="peak_bytes")
     over = next((name for name in ("SEED", "seed") if name in rows and rows[name].nunique() > 1), "SEED")
     rows = rows if over in rows else rows.assign(**{over: 0})
+    rows = _once(rows, over)
     found = summarise(rows, over)
     groups = [name for name in found.columns if name not in ("metric", "mean", "low", "high", "n")]
     parts = rows.groupby(groups, sort=False, dropna=False) if groups else [((), rows)]
@@ -93,6 +94,17 @@ def means(rows: pd.DataFrame) -> Means | None:
     if score:
         table_ = table_.sort_values(score, ascending=bool(SCORES[score.lower()]), ignore_index=True)
     return Means(table_, settings, metrics, score, cost)
+
+
+def _once(rows: pd.DataFrame, over: str) -> pd.DataFrame:
+    """A run that several points found, such as their teacher, once, without the parameters in which they differ."""
+    if "run" not in rows:
+        return rows
+    names = [name for name in rows if name.isupper() and name != over]
+    rows = rows.astype(dict.fromkeys(names, object))
+    for _, same in rows.groupby("run"):
+        rows.loc[same.index, [name for name in names if same[name].nunique(dropna=False) > 1]] = ""
+    return rows[rows["run"].isna() | ~rows.duplicated("run")]
 
 
 def _same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
