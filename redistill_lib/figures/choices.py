@@ -31,7 +31,8 @@ def tradeoff_curves(result: Tradeoffs, name: str) -> go.Figure:
         raise ValueError(f"no curve of “{name}” is kept with these results")
     figure, tone = go.Figure(), tones_of(result.frame)[role(row)]
     for other, part in curves[curves["name"] != name].groupby("name", sort=False):
-        mean = part.groupby("seconds", as_index=False)["accuracy"].mean()
+        epochs = part.groupby("seed").cumcount()  # of which each seed's may take other seconds
+        mean = part.groupby(epochs)[["seconds", "accuracy"]].mean()
         told = f"<b>{escape(str(other))}</b>: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>"
         line = {"color": "#DDE0E4", "width": 1.2}
         legend = {"name": "the others, means", "legendgroup": "others", "showlegend": "others" not in _groups(figure)}
@@ -48,7 +49,7 @@ def tradeoff_curves(result: Tradeoffs, name: str) -> go.Figure:
     ends = own.groupby("seed")["accuracy"].last()
     spread = f"{ends.mean():.1f} %" if len(ends) == 1 else f"{ends.min():.1f} to {ends.max():.1f} %"
     found = f"“{name}” ends at {spread} on validation after {own['seconds'].max():,.0f} s"
-    figure.update_xaxes(title="processor seconds, the teacher's share included", rangemode="tozero")
+    figure.update_xaxes(title="processor seconds; of a comparison, the teacher's share included", rangemode="tozero")
     figure.update_yaxes(title="validation accuracy (%)")
     seeds = f"{len(ends)} seed{'s' * (len(ends) > 1)}"
     note = f"Data: {escape(row['data'])}. {capital(seeds)}, a line each; grey: the means of the other points."
