@@ -22,6 +22,7 @@ _COSTS = ("peak (KiB)", "peak (MiB)", "peak")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
 _DOUBLING = {"dtick": math.log10(2), "tickformat": ".3~r"}  # 16, 32, 64 …
 _MOST = 12  # columns of a table on the page
+_INTERVALS = {"low", "high", "±"}  # of single runs: their mean says nothing beside the interval over seeds
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _table(found: Means, links: Mapping[str, str]) -> str:
     best, rows = found.front.index, []
     varying = [m for m in found.metrics if found.frame[m].nunique() > 1 or m in (found.score, found.cost)]
     first = [m for m in (found.score, found.cost) if m]
-    metrics = [*first, *(m for m in varying if m not in first)][: max(_MOST - len(found.settings), 2)]
+    metrics = [*first, *(m for m in varying if m not in first and m not in _INTERVALS)][: max(_MOST - len(found.settings), 2)]
     for place, row in found.frame.iterrows():
         link = links.get(row["points"][0], "")
         name = text(found.name(row) or row["points"][0])
