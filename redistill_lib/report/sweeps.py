@@ -197,9 +197,9 @@ def _rows(folder: Path) -> pd.DataFrame:
 
 def _table(found: Means, links: Mapping[str, str]) -> str:
     best, rows = found.front.index, []
-    varying = [m for m in found.metrics if found.frame[m].nunique() > 1 or m in (found.score, found.cost)]
     first = [m for m in (found.score, found.cost) if m]
-    metrics = [*first, *(m for m in varying if m not in first and m not in _INTERVALS)][: max(_MOST - len(found.settings), 2)]
+    others = [m for m in found.metrics if found.frame[m].nunique() > 1 and m not in {*first, *_INTERVALS}]
+    metrics = [*first, *others][: max(_MOST - len(found.settings), 2)]
     for place, row in found.frame.iterrows():
         link = links.get(row["points"][0], "")
         name = text(found.name(row) or row["points"][0])
