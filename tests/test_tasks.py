@@ -386,5 +386,7 @@ def test_students_of_diffusers_networks(tmp_path: Path, monkeypatch: pytest.Monk
     for wrong in (centred, student):
         with pytest.raises(ValueError, match="is not built as the UNet2DModel of run"):
             load_model(plain, wrong)
-    with pytest.raises(ValueError, match="model='net' is not a Module or None"):
-        load_model(plain, "net")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Unknown architecture 'net'"):
+        load_model(plain, "net")
+    with pytest.raises(ValueError, match=r"trained UNet2DModel, not unet"):
+        load_model(plain, "unet")

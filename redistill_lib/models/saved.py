@@ -46,8 +46,8 @@ def load_model(
 
     Of a network of your own, pass a `model` without blocks, which is copied; where a method of your own has left
     blocks, one that carries them, as `Distillation.graduate` gives it. Of a built-in one its name may stand there, as
-    `resolve_model` gives either. `weights`: ``best`` (a classifier's best epoch
-    on validation, a denoiser's average) or ``last`` (after the last step).
+    `resolve_model` gives either. `weights`: ``best`` (a classifier's best epoch on validation, a denoiser's average)
+    or ``last`` (after the last step).
 
     Raises FileNotFoundError for a missing run or missing weights, ValueError for an unfinished run, damaged weights
     or a network that is built otherwise.
@@ -60,11 +60,6 @@ def load_model(
     spec = run.params.get("model")
     if not isinstance(spec, dict) or not all(isinstance(block, dict) for block in run.blocks):
         raise ValueError(damaged(run.path / "run.json", TypeError("no network is recorded")))
-    if model is None and "weights" in spec:
-        raise ValueError(
-            f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
-            "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
-        )
     check_type("model", model, nn.Module, str, None)
     if isinstance(model, str):
         with torch.device("meta"):
@@ -72,6 +67,11 @@ def load_model(
         if name != spec.get("name"):
             raise ValueError(f"run {run.id} trained {spec.get('name')}, not {name}")
         model = None
+    if model is None and "weights" in spec:
+        raise ValueError(
+            f"run {run.id} trained a network of your own ({spec['name']}), which only you can build: "
+            "load_model(run, network) puts the weights into it, and what that returns can also be a teacher"
+        )
     own = [block["class"] for block in run.blocks if "class" in block]
     if model is not None and not own and "weights" not in spec:
         raise ValueError(
