@@ -88,6 +88,12 @@ def _imported(module: str, folder: str) -> Any:
         sys.path.insert(0, place)  # as `python -m` does with the working folder
     try:
         found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name not in (module, module.partition(".")[0]):  # that it imports itself
+            raise
+        raise ModuleNotFoundError(
+            f"there is no module {module} in {place or os.getcwd()}, nor installed", name=module
+        ) from error
     except ImportError:
         raise
     except Exception as error:  # so may one's own module, such as a SyntaxError

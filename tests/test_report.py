@@ -88,7 +88,10 @@ def test_what_several_points_found_counts_once() -> None:
             point
             | {"arm": methods, "run": f"{methods}{factor}{seed}", "accuracy": 70.0, "peak (KiB)": 64.0 / factor},
         ]
-    found = means(pd.DataFrame(rows))
+    table = pd.DataFrame(rows)
+    holes = means(table[(table["SEED"] == 0) | (table["point"] == "2 red 1")])  # the second seed's teacher is in one
+    assert holes is not None and holes.frame.loc[holes.frame["arm"] == "teacher", "n"].tolist() == [2]
+    found = means(table)
     assert found is not None
     names = [found.name(row) for row in found.frame.to_dict("records")]
     taught = ["FACTOR=2, METHODS=red", "FACTOR=2, METHODS=kd", "FACTOR=4, METHODS=red", "FACTOR=4, METHODS=kd"]

@@ -352,7 +352,7 @@ def test_runs_of_ones_own_networks_and_data_are_points_too(tmp_path: Path) -> No
     row = found.frame.iloc[0]
     assert (row["data"], row["model"], row["width"]) == ("own data", "Net", 1.0)
     assert "load_model" in call(row) and call(row).endswith(", network)")
-    with pytest.raises(ValueError, match="the size of the images of own data is not kept"):
+    with pytest.raises(ValueError, match="Net is a network of your own: rd.profile_memory"):
         image_of(row)
     store(tmp_path / "sized", "b", 0.8, 0, model={"name": "Net", "in_channels": 1}, teachers=[{"weights": "1"}])
     with pytest.raises(ValueError, match="Net"):
@@ -445,6 +445,12 @@ def test_the_call_makes_what_the_point_says(name: str, monkeypatch: pytest.Monke
         assert what["methods"] == ("red+kd" if "RED" in name else "kd(alpha=0.0)")
         assert asked[1][1]["model"] == "resnet18-1-21222" and asked[1][1]["width"] == 0.25
     assert asked[0][1].get("image_size") == (24 if name == "small" else None)
+
+
+def test_networks_of_ones_own_are_told_apart_by_their_factor() -> None:
+    runs = {"model": "Sequential", "arm": ["teacher", "naive", "naive"], "run": ["a", "b", "c"], "FACTOR": [2, 2, 4]}
+    table = pd.DataFrame(runs | {"accuracy": [90.0, 80.0, 70.0], "peak (KiB)": [64.0, 32.0, 8.0]})
+    assert [row["name"] for row, _ in of_table(table, "mine")] == ["teacher", "naive at ×2", "naive at ×4"]
 
 
 def test_two_seeds_that_agree_by_chance_are_no_certainty() -> None:

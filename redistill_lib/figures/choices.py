@@ -47,8 +47,8 @@ def tradeoff_curves(result: Tradeoffs, name: str) -> go.Figure:
             x=part["seconds"], y=part["accuracy"], mode="lines", line=line, hovertemplate=told, **legend
         )
     ends = own.groupby("seed")["accuracy"].last()
-    spread = f"{ends.mean():.1f} %" if len(ends) == 1 else f"{ends.min():.1f} to {ends.max():.1f} %"
-    found = f"“{name}” ends at {spread} on validation after {own['seconds'].max():,.0f} s"
+    low, high = f"{ends.min():.1f}", f"{ends.max():.1f}"
+    found = f"“{name}” ends at {low if low == high else f'{low} to {high}'} % on validation"
     figure.update_xaxes(title="processor seconds; of a comparison, the teacher's share included", rangemode="tozero")
     figure.update_yaxes(title="validation accuracy (%)")
     seeds = f"{len(ends)} seed{'s' * (len(ends) > 1)}"

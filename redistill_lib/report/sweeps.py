@@ -98,13 +98,17 @@ def means(rows: pd.DataFrame) -> Means | None:
 
 
 def _once(rows: pd.DataFrame, over: str) -> pd.DataFrame:
-    """A run that several points found, such as their teacher, once, without the parameters in which they differ."""
+    """A run that several points found, such as their teacher, once, without the parameters in which they differ.
+
+    Its arm's other runs are without them, too: in a grid with holes one may be in a single point.
+    """
     if "run" not in rows:
         return rows
     names = [name for name in rows if name.isupper() and name != over]
     rows = rows.astype(dict.fromkeys(names, object))
-    for _, same in rows.groupby("run"):
-        rows.loc[same.index, [name for name in names if same[name].nunique(dropna=False) > 1]] = ""
+    for _, arm in rows.groupby("arm" if "arm" in rows else "run", dropna=False):
+        kinds = arm.groupby("run")[names].nunique(dropna=False)
+        rows.loc[arm.index, [name for name in names if (kinds[name] > 1).any()]] = ""
     return rows[rows["run"].isna() | ~rows.duplicated("run")]
 
 

@@ -126,11 +126,11 @@ def _delete(root: Path, chosen: pd.DataFrame, yes: bool) -> int:
     if chosen.empty:
         print(f"no run below {root} is meant: nothing is deleted")
         return 0
-    if not yes and not sys.stdin.isatty():
-        raise ValueError("--delete asks first, and nobody can answer here: add --yes")
     runs = doomed(root, chosen["id"], chosen["status"])
     rows = [(run.id, run.status, _size(run.bytes), run.told) for run in runs]
     print(_text(pd.DataFrame(rows, columns=["id", "status", "size", ""])))
+    if not yes and not sys.stdin.isatty():
+        raise ValueError("--delete asks first, and nobody can answer here: add --yes")
     going = [run for run in runs if not run.holder]
     count = f"{len(going)} run{'s' * (len(going) != 1)}"
     if going and not yes and not _agreed(f"delete {count}, {_size(sum(run.bytes for run in going))}? [y/N] "):

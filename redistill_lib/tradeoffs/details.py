@@ -41,6 +41,8 @@ def image_of(row: Row) -> tuple[int, int]:
         channels, side = part_of(run, "model").get("in_channels"), part_of(run, "data").get("image_size")
         if channels and isinstance(side, int):
             return channels, side
+        told = "a network of your own: rd.profile_memory(network, images) shows its memory"
+        raise ValueError(f"{row['model']} is {told}")
     if row["data"] not in IMAGES:
         raise ValueError(f"the size of the images of {row['data']} is not kept with these results")
     channels, side = IMAGES[row["data"]]

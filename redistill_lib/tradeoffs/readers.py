@@ -200,6 +200,8 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
     teacher = f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else ""
     plain = arm in ("naive", "teacher") or role_key(re.sub(r"\(.*?\)", "", arm)) != method  # a name of its own
     told = arm if plain else lesson({"method": method, "init": init})
+    if "-" not in _model(row) and "FACTOR" in row and method != "teacher":  # a network of one's own, without a plan
+        told += f" at ×{row['FACTOR']:g}"
     return {
         "name": told, "data": _data(str(row.get("DATA", name))), "model": _model(row), "width": wide,
         "method": method, "init": "teacher" if init == "teacher" else "", "score": mean.value,
