@@ -352,7 +352,7 @@ def test_runs_of_ones_own_networks_and_data_are_points_too(tmp_path: Path) -> No
     row = found.frame.iloc[0]
     assert (row["data"], row["model"], row["width"]) == ("own data", "Net", 1.0)
     assert "load_model" in call(row) and call(row).endswith(", network)")
-    with pytest.raises(ValueError, match="Net is a network of your own: rd.profile_memory"):
+    with pytest.raises(ValueError, match=r"Net is a network of your own: rd\.profile_memory"):
         image_of(row)
     store(tmp_path / "sized", "b", 0.8, 0, model={"name": "Net", "in_channels": 1}, teachers=[{"weights": "1"}])
     with pytest.raises(ValueError, match="Net"):

@@ -61,7 +61,8 @@ def dask(address: str | None) -> Iterator[Executor | None]:
     except ImportError:
         raise ImportError('--scheduler needs Dask: pip install "redistill-lab[dask]"') from None
     # Of a scheduler that is gone it would log a traceback; what there is to say is said here.
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
+    for name in ("distributed.client", "tornado.application"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:

@@ -138,7 +138,10 @@ class Run:
             status = future.result()
         except (BrokenExecutor, CancelledError, KeyboardInterrupt) as error:
             if self.apart and not self.signal and not isinstance(error, KeyboardInterrupt):
-                self.lost = _gone(error)  # and what becomes of the point, its worker may still record
+                self.lost = _gone(error)
+                told = read_status(self.folder, point.name)  # else its worker may still record what becomes of it
+                if told and told.settles(point.key, self.seen[point.name]):
+                    self._settle(told)
                 return
             status = self._after_death(point, error)
         except OSError as error:
