@@ -223,8 +223,13 @@ def size(nbytes: float) -> str:
 
 
 def call(row: Mapping[str, Any]) -> str:
-    """Python that gives a point's network: reads its run where there is one, else trains it as it was taught."""
+    """Python that gives a point's network: reads its run where there is one, else trains it.
+
+    That is with the usual recipe and the usual weights of its methods: a point keeps neither its own nor its seconds.
+    """
     lines, known = ["import redistill_lib as rd", ""], row["model"].partition("-")[0] in list_models()
+    if not known:
+        lines.append(f"network = ...  # your own {row['model']}, built as this point's was")
     if row["run"]:
         own = "" if known else ", network"
         return "\n".join([*lines, f'model = rd.load_model("{row["run"]}"{own})'])
