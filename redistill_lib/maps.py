@@ -22,7 +22,7 @@ from redistill_lib.network.flow import Extent
 from redistill_lib.red import alignment_loss, as_map, inserted_blocks, original_paths
 from redistill_lib.results import interval
 
-_BATCH = 64
+BATCH = 64
 
 
 def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ...]]]:
@@ -37,7 +37,7 @@ def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ..
     """
     paths, found = original_paths(model), {}
     blocks = {inner for _, _, block in inserted_blocks(model) for inner in block.modules()}
-    for layer, channels, sides, grid in map_shapes(model, *_batch(model, image[None])):
+    for layer, channels, sides, grid in map_shapes(model, *as_inputs(model, image[None])):
         module = model.get_submodule(layer)
         if module not in blocks and _worth_seeing(module, grid is not None) and math.prod(sides) > 1:
             found[paths[id(module)]] = (channels, *sides)
@@ -132,8 +132,8 @@ def compare_maps(
     True
     """
     _check_one(image)
-    [ours] = _read(student, [(tap.place, tap.grid)], *(inputs or _batch(student, image[None])))
-    [theirs] = _read(teacher, [(tap.source, tap.teacher_grid)], *(inputs or _batch(teacher, image[None])))
+    [ours] = read_maps(student, [(tap.place, tap.grid)], *(inputs or as_inputs(student, image[None])))
+    [theirs] = read_maps(teacher, [(tap.source, tap.teacher_grid)], *(inputs or as_inputs(teacher, image[None])))
     return MapComparison(
         image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
@@ -167,7 +167,7 @@ def shared_tap(teacher: nn.Module, student: nn.Module, layer: str, image: Tensor
     grids = []
     for model in (student, teacher):
         paths = original_paths(model)
-        maps = map_shapes(model, *_batch(model, image[None]))
+        maps = map_shapes(model, *as_inputs(model, image[None]))
         found = {paths[id(model.get_submodule(each.layer))]: each.grid for each in maps}
         grids.append(found.get(layer))
     return Tap(layer, "output", layer, "output", grid=grids[0], teacher_grid=grids[1])
@@ -215,10 +215,10 @@ def score_taps(
     """
     found: dict[tuple[str, Tap], list[float]] = {(role, tap): [] for role in students for tap in taps}
     resized = {}
-    for batch in images.split(_BATCH):
-        theirs = _read(teacher, [(tap.source, tap.teacher_grid) for tap in taps], *_batch(teacher, batch))
+    for batch in images.split(BATCH):
+        theirs = read_maps(teacher, [(tap.source, tap.teacher_grid) for tap in taps], *as_inputs(teacher, batch))
         for role, student in students.items():
-            ours = _read(student, [(tap.place, tap.grid) for tap in taps], *_batch(student, batch))
+            ours = read_maps(student, [(tap.place, tap.grid) for tap in taps], *as_inputs(student, batch))
             for tap, s, t in zip(taps, ours, theirs, strict=True):
                 found[role, tap] += _scores(s, t).tolist()
                 resized[role, tap] = s.shape[-2:] != t.shape[-2:]
@@ -234,13 +234,14 @@ def _check_one(image: Tensor) -> None:
         raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
 
 
-def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:
+def as_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor]:
+    """Images (uint8) as a network takes them."""
     parameter = next(model.parameters(), None)
     return (to_float(images if parameter is None else images.to(parameter.device)),)
 
 
-def _read(model: nn.Module, places: Sequence[tuple[MapRef, Extent | None]], *inputs: Tensor) -> list[Tensor]:
-    """The maps at these places, with their grids, in one forward pass: float32 on the CPU."""
+def read_maps(model: nn.Module, places: Sequence[tuple[MapRef, Extent | None]], *inputs: Tensor) -> list[Tensor]:
+    """The maps at these places, with their grids, in one forward pass: float32 on the CPU, B×C×H×W."""
     name = str(getattr(model, "name", type(model).__name__))
     wanted = [(MapRef(find_layer(model, ref.layer, name), ref.side), grid) for ref, grid in places]
     found, maps = record_maps(model, [ref for ref, _ in wanted], *inputs), []

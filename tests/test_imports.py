@@ -26,7 +26,7 @@ FLOORS = [
     {"figures", "report"},
     {"tradeoffs"},
     {"comparison"},
-    {"train", "budget", "export"},
+    {"train", "budget", "exploration", "export"},
     {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
     {"distill", "memory"},

@@ -14,12 +14,15 @@ from redistill_lib.progress import is_live
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
+    import plotly.graph_objects as go
     from torch import Tensor, nn
 
+    from redistill_lib.exploration import Students
     from redistill_lib.explorers.pairs import Drawn, Networks
     from redistill_lib.tradeoffs import Tradeoffs
 
 __all__ = [
+    "explore",
     "feature_map_explorer",
     "live_curves",
     "memory_explorer",
@@ -27,6 +30,42 @@ __all__ = [
     "stride_plan",
     "tradeoff_explorer",
 ]
+
+
+def explore(
+    teacher: nn.Module,
+    students: Students,
+    images: Tensor,
+    labels: Sequence[object] | Tensor | None = None,
+    *,
+    classes: Sequence[str] = (),
+    factor: int = 4,
+    budget: int | str | None = None,
+) -> widgets.VBox | go.Figure:
+    """Move the stride: the picture, the maps of teacher and students, their memory and accuracy follow.
+
+    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, with a `budget` such as "64KB" drawn
+    into the memory. In a live notebook image, channel and budget can be chosen too; elsewhere this is the figure of
+    `figures.exploration`, whose slider needs no kernel.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1))
+    >>> page = explore(net, None, torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8))
+    >>> [step.label for step in page.layout.sliders[0].steps]
+    ['×1', '×2']
+    """
+    from redistill_lib.exploration import explore as look
+
+    found = look(teacher, students, images, labels, classes=classes)
+    factor = min(found.factors, key=lambda one: abs(one - factor))
+    if not is_live():
+        from redistill_lib.figures import exploration
+        from redistill_lib.memory import parse_size
+
+        return exploration(found, factor, budget=None if budget is None else parse_size(budget))
+    from redistill_lib.explorers.exploration import StrideExplorer
+
+    return StrideExplorer(found, factor, budget).view
 
 
 def stride_plan(

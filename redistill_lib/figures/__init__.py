@@ -4,6 +4,7 @@ from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
 from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
 from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
+from redistill_lib.figures.exploration import exploration
 from redistill_lib.figures.factorial import factorial
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
@@ -22,6 +23,7 @@ __all__ = [
     "comparisons",
     "curves",
     "denoising_curves",
+    "exploration",
     "factorial",
     "feature_maps",
     "images",
