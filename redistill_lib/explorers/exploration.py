@@ -9,8 +9,8 @@ from redistill_lib.exploration import Exploration
 from redistill_lib.explorers.controls import Explorer, options, slider
 from redistill_lib.memory import format_size, parse_size
 
-MEAN, NONE = "mean", "none"
-_CHANNELS = 16
+MEAN = "mean"
+_IMAGES, _CHANNELS = 24, 16  # to choose from, at most
 
 
 class StrideExplorer(Explorer):
@@ -18,27 +18,20 @@ class StrideExplorer(Explorer):
 
     def __init__(self, found: Exploration, factor: int, budget: int | str | None):
         self.found = found
-        names = [
-            f"{k}" if found.classes is None else f"{k} ({name})"
-            for k, name in enumerate(found.classes or range(min(24, len(found.images))))
-        ][:24]
-        peak = found.teacher.profile.peak_bytes
-        sizes = sorted(
-            {*([] if budget is None else [parse_size(budget)]), *(2**k for k in range(10, peak.bit_length() + 1))}
-        )
+        asked = 0 if budget is None else parse_size(budget)
+        names = found.classes or [""] * len(found.images)
+        images = [(f"{k} ({name})" if name else str(k), k) for k, name in enumerate(names[:_IMAGES])]
+        powers = (2**k for k in range(10, found.teacher.profile.peak_bytes.bit_length() + 1))
+        sizes = [(format_size(size), size) for size in sorted({asked, *powers} - {0})]
         self.stride = slider("stride", options(found.factors, "×{}"), factor)
-        self.image = slider("image", [(name, k) for k, name in enumerate(names)])
+        self.image = slider("image", images)
         self.channel = slider("channel", options([MEAN, *range(_CHANNELS)]))
-        self.budget = slider(
-            "budget",
-            [(NONE, None), *((format_size(size), size) for size in sizes)],
-            None if budget is None else parse_size(budget),
-        )
+        self.budget = slider("budget", [("none", 0), *sizes], asked)
         self.lay_out(self.stride, self.image, self.channel, self.budget)
 
     def show(self) -> go.Figure:
         channel = None if self.channel.value == MEAN else self.channel.value
-        figure = figures.exploration(
-            self.found, self.stride.value, image=self.image.value, channel=channel, budget=self.budget.value
-        )
-        return figure.update_layout(sliders=[])
+        shown = {"image": self.image.value, "channel": channel, "budget": self.budget.value or None}
+        figure = figures.exploration(self.found, self.stride.value, **shown)
+        figure.layout.sliders = ()
+        return figure
