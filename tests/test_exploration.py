@@ -170,3 +170,52 @@ def test_every_control_changes_the_figure(found: Exploration) -> None:
                 control.value = value
                 assert explorer.figure.to_json() != before, control.description
     assert explorer.status.value == "" and not explorer.figure.layout.sliders
+
+
+def test_the_page_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new folder" / "page.html"
+    wanted = ["explore", "resnet18-1-21222", "resnet18-4-11221", "--data", "digits", "--images", "8"]
+    assert main([*wanted, "--budget", "200KB", "--html", str(file)]) == 0
+    assert capsys.readouterr().out.strip() == str(file)
+    page = file.read_text(encoding="utf-8")
+    assert len(page) < 3 * 2**20 and "src=" not in page
+    library = re.findall(r'id="library">(.*?)</script>', page)[0]
+    assert gzip.decompress(base64.b64decode(library)).decode() == get_plotlyjs()
+    figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))
+    assert [step.label for step in figure.layout.sliders[0].steps] == ["×1", "×2", "×4", "×8"]
+    assert "budget 200 KiB" in [note.text for note in figure.layout.annotations]
+    assert figure.layout.yaxis4.domain is None  # whose weights are drawn at random has no accuracy
+
+
+def test_the_page_of_a_run_knows_its_data_and_roles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = [options(tmp_path / "runs", name=None)]
+    recipe, settings = Recipe(epochs=1), {"width": 0.125, "options": runs[0]}
+    big = train_classifier("resnet18-1-21222", "digits", recipe, **settings)
+    taught = distill_classifier("resnet18-4-11221", big, "digits", recipe, methods="kd", **settings)
+    assert main(["explore", str(big.path), str(taught.path), "--images", "8"]) == 0
+    page = (tmp_path / f"{big.name}-explored.html").read_text(encoding="utf-8")
+    figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))
+    assert [*figure.layout.yaxis2.ticktext] == ["<b>teacher</b>", "<b>untrained</b>", "<b>KD</b>"]
+    assert figure.layout.yaxis4.title.text == "accuracy on 8 images (%)" and "image" in figure.layout.xaxis.ticktext
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["resnet18-9"], "resnet18-9"),
+        (["resnet18-1-21222", "--factor", "3"], "×"),
+        (["resnet18-1-21222", "--images", "0"], "images"),
+        (["resnet18-1-21222", "--budget", "much"], "much"),
+        (["runs"], "run.json"),
+    ],
+)
+def test_what_cannot_be_explored_is_one_sentence(
+    arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert main(["explore", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("redistill: ") and told in error
+    assert not [*tmp_path.glob("*.html")]
