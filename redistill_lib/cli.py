@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     explore.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, else cluttered)")
     explore.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
     explore.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
-    explore.add_argument("--factor", type=int, default=4, metavar="F", help="at which the page opens (default 4)")
+    explore.add_argument("--factor", type=int, metavar="F", help="at which the page opens (default 4)")
     explore.add_argument("--budget", metavar="SIZE", help='a line in the memory, e.g. "64KB"')
     explore.add_argument("--html", type=Path, metavar="FILE", help="the page (default MODEL-explored.html)")
 

@@ -84,6 +84,12 @@ class Exploration:
         inside = (next(self.teacher.network.get_submodule(name).children(), None) for name in self.layers)
         return next((k for k, module in enumerate(inside) if module), 0)
 
+    def check(self, factor: int) -> int:
+        """The factor, where a student is there at it; ValueError otherwise."""
+        if factor not in self.factors:
+            raise ValueError(f"there is no ×{factor}; there are {', '.join(f'×{one}' for one in self.factors)}")
+        return factor
+
     def __repr__(self) -> str:
         kinds = ", ".join(f"{role} ×{'/'.join(map(str, views))}" for role, views in self.students.items())
         return f"Exploration({self.teacher.profile.model}: {kinds}; {len(self.images)} images)"

@@ -39,14 +39,14 @@ def explore(
     labels: Sequence[object] | Tensor | None = None,
     *,
     classes: Sequence[str] = (),
-    factor: int = 4,
+    factor: int | None = None,
     budget: int | str | None = None,
 ) -> widgets.VBox | go.Figure:
     """Move the stride: the picture, the maps of teacher and students, their memory and accuracy follow.
 
-    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, with a `budget` such as "64KB" drawn
-    into the memory. In a live notebook image, channel and budget can be chosen too; elsewhere this is the figure of
-    `figures.exploration`, whose slider needs no kernel.
+    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, ×4 if there is that, with a `budget`
+    such as "64KB" drawn into the memory. In a live notebook image, channel and budget can be chosen too; elsewhere
+    this is the figure of `figures.exploration`, whose slider needs no kernel.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1))
@@ -57,15 +57,15 @@ def explore(
     from redistill_lib.exploration import explore as look
 
     found = look(teacher, students, images, labels, classes=classes)
-    factor = min(found.factors, key=lambda one: abs(one - factor))
+    opening = min(found.factors, key=lambda one: abs(one - 4)) if factor is None else found.check(factor)
     if not is_live():
         from redistill_lib.figures import exploration
         from redistill_lib.memory import parse_size
 
-        return exploration(found, factor, budget=None if budget is None else parse_size(budget))
+        return exploration(found, opening, budget=None if budget is None else parse_size(budget))
     from redistill_lib.explorers.exploration import StrideExplorer
 
-    return StrideExplorer(found, factor, budget).view
+    return StrideExplorer(found, opening, budget).view
 
 
 def stride_plan(

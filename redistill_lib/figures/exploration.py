@@ -59,8 +59,7 @@ def exploration(
     >>> [step.label for step in exploration(found, 2).layout.sliders[0].steps]
     ['×1', '×2']
     """
-    if factor not in found.factors:
-        raise ValueError(f"there is no ×{factor}; there are {', '.join(f'×{one}' for one in found.factors)}")
+    found.check(factor)
     if not 0 <= image < len(found.images):
         raise ValueError(f"there are {len(found.images)} images, counted from 0; there is no image {image}")
     pictures = _pictures(found, image, channel)
