@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from redistill_lib.distill import Tap
-from redistill_lib.maps import BATCH, as_inputs, layer_maps, read_maps, shared_tap
+from redistill_lib.maps import BATCH, agreement, as_inputs, layer_maps, read_maps, shared_tap
 from redistill_lib.memory import Profile, profile_memory
 from redistill_lib.memory.layers import layers_of
 from redistill_lib.network import evaluating, output_of
@@ -169,15 +168,15 @@ def _look(
     taps = tuple(_tap(teacher, network, name, own, images[0]) for name, own in places.items())
     few = images[:AGREEING]
     ours, theirs = _read(network, taps, few), _read(teacher, _of_teacher(taps), few)
-    scores = iter([_agreement(a, b) for a, b in zip(ours, theirs, strict=True)])
-    agreement = [next(scores) if tap else (math.nan, math.nan) for tap in taps]
+    scores = iter([tuple(float(one.mean()) for one in agreement(*pair)) for pair in zip(ours, theirs, strict=True)])
+    agreed = [next(scores) if tap else (math.nan, math.nan) for tap in taps]
     return View(
         network, taps, profile,
         first=next(iter(maps.values()))[1],
         live=_since(alive, [*places.values()]),
         sides=tuple(maps[own][1] if own else 0 for own in places.values()),
-        correlation=tuple(one for one, _ in agreement),
-        cosine=tuple(two for _, two in agreement),
+        correlation=tuple(one for one, _ in agreed),
+        cosine=tuple(two for _, two in agreed),
         accuracy=math.nan if labels is None else _accuracy(network, images, labels),
     )  # fmt: skip
 
@@ -199,16 +198,6 @@ def _of_teacher(taps: Sequence[Tap | None]) -> list[Tap | None]:
 
 def _read(model: nn.Module, taps: Sequence[Tap | None], images: Tensor) -> list[Tensor]:
     return read_maps(model, [(tap.place, tap.grid) for tap in taps if tap], *as_inputs(model, images))
-
-
-def _agreement(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    """Correlation and cosine of the channel means, the mean over images."""
-    a, b = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
-    if a.shape[-2:] != b.shape[-2:]:
-        a = F.interpolate(a, b.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-    a, b = a.flatten(1), b.flatten(1)
-    centred = F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True))
-    return float(centred.mean()), float(F.cosine_similarity(a, b).mean())
 
 
 def _since(alive: Mapping[str, int], places: Sequence[str | None]) -> tuple[int, ...]:
