@@ -77,7 +77,7 @@ def test_graduated_student_shows_the_maps_that_distillation_compared(teacher: nn
         _, losses = distillation(to_float(images))
     frame = score_taps(teacher, {"red": graduated}, taps, images)
     expected = [1 - losses[f"red/{tap.name}"].item() for tap in taps]
-    np.testing.assert_allclose(frame["score"], expected, atol=1e-5)
+    np.testing.assert_allclose(frame["cosine"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
