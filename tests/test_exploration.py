@@ -169,8 +169,10 @@ def test_what_is_not_there_is_refused(found: Exploration) -> None:
 
 
 def test_every_control_changes_the_figure(found: Exploration) -> None:
-    explorer = StrideExplorer(found, 4, "16KB")
-    assert explorer.budget.value == 16 * 1024 and explorer.image.options[0][0].startswith("0 (digit ")
+    explorer = StrideExplorer(found, 4, 3, "16KB")
+    assert (explorer.budget.value, explorer.image.value) == (16 * 1024, 3) and explorer.image.options[0][
+        0
+    ].startswith("0 (digit ")
     for control in (explorer.stride, explorer.image, explorer.channel, explorer.budget):
         for value in (control.options[-1][1], control.options[0][1]):
             before = explorer.figure.to_json()

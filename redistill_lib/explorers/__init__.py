@@ -40,13 +40,14 @@ def explore(
     *,
     classes: Sequence[str] = (),
     factor: int | None = None,
+    image: int = 0,
     budget: int | str | None = None,
 ) -> widgets.VBox | go.Figure:
     """Move the stride: the picture, the maps of teacher and students, their memory and accuracy follow.
 
-    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, ×4 if there is that, with a `budget`
-    such as "64KB" drawn into the memory. In a live notebook image, channel and budget can be chosen too; elsewhere
-    this is the figure of `figures.exploration`, whose slider needs no kernel.
+    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, ×4 if there is that, with one of
+    the images, and with a `budget` such as "64KB" drawn into the memory. In a live notebook image, channel and budget
+    can be chosen too; elsewhere this is the figure of `figures.exploration`, whose slider needs no kernel.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1))
@@ -62,10 +63,10 @@ def explore(
         from redistill_lib.figures import exploration
         from redistill_lib.memory import parse_size
 
-        return exploration(found, opening, budget=None if budget is None else parse_size(budget))
+        return exploration(found, opening, image=image, budget=None if budget is None else parse_size(budget))
     from redistill_lib.explorers.exploration import StrideExplorer
 
-    return StrideExplorer(found, opening, budget).view
+    return StrideExplorer(found, opening, image, budget).view
 
 
 def stride_plan(

@@ -16,7 +16,7 @@ _IMAGES, _CHANNELS = 24, 16  # to choose from, at most
 class StrideExplorer(Explorer):
     """The figure of an exploration, whose slider is moved here, where keys reach it."""
 
-    def __init__(self, found: Exploration, factor: int, budget: int | str | None):
+    def __init__(self, found: Exploration, factor: int, image: int, budget: int | str | None):
         self.found = found
         asked = 0 if budget is None else parse_size(budget)
         names = found.classes or [""] * len(found.images)
@@ -24,7 +24,7 @@ class StrideExplorer(Explorer):
         powers = (2**k for k in range(10, found.teacher.profile.peak_bytes.bit_length() + 1))
         sizes = [(format_size(size), size) for size in sorted({asked, *powers} - {0})]
         self.stride = slider("stride", options(found.factors, "×{}"), factor)
-        self.image = slider("image", images)
+        self.image = slider("image", images, image)
         self.channel = slider("channel", options([MEAN, *range(_CHANNELS)]))
         self.budget = slider("budget", [("none", 0), *sizes], asked)
         self.lay_out(self.stride, self.image, self.channel, self.budget)

@@ -63,7 +63,7 @@ def exploration(
     if not 0 <= image < len(found.images):
         raise ValueError(f"there are {len(found.images)} images, counted from 0; there is no image {image}")
     pictures = _pictures(found, image, channel)
-    stops = {each: _stop(found, each, pictures) for each in found.factors}
+    stops = {each: _stop(found, each, image, pictures) for each in found.factors}
     wide = PAGE - _LEFT - _RIGHT
     share = 1 - (_SIDE / wide if _accuracies(found) else 0)  # of the width, for the layers
     cell = share * wide / (len(found.layers) + 1)  # pixels from map to map
@@ -95,12 +95,14 @@ def exploration(
     return figure.update_layout(sliders=[slider], title_text=titles[factor])
 
 
-def _stop(found: Exploration, factor: int, pictures: Mapping[tuple[str, int], Picture]) -> _Stop:
+def _stop(found: Exploration, factor: int, image: int, pictures: Mapping[tuple[str, int], Picture]) -> _Stop:
     views = {role: its.get(factor) for role, its in found.students.items()}
     there = {role: view for role, view in views.items() if view}
     first = next(iter(there.values()))
     traces = [*_staircase(found, first), *_agreement(found, views), *_memory(found, there), *_dots(found, factor)]
-    return _Stop(traces, [pictures.get((role, factor), _NOTHING) for role in views], *_words(found, factor, first))
+    return _Stop(
+        traces, [pictures.get((role, factor), _NOTHING) for role in views], *_words(found, factor, image, first)
+    )
 
 
 def _change(stop: _Stop, title: str) -> list[dict[str, Any]]:
@@ -237,11 +239,12 @@ def _dots(found: Exploration, factor: int) -> list[go.Scatter]:
     return traces
 
 
-def _words(found: Exploration, factor: int, student: View) -> tuple[str, str]:
+def _words(found: Exploration, factor: int, image: int, student: View) -> tuple[str, str]:
     """The finding at this stride, and how to read the figure."""
     needs, left, k = found.teacher.profile.peak_bytes, student.profile.peak_bytes, found.first_block
-    note = f"{escape(found.teacher.profile.model)}. Below a map: its correlation with the teacher's, pixel by pixel,"
-    note += f" mean of {min(AGREEING, len(found.images))} images."
+    which = "" if found.classes is None else f", image {image}: class {escape(found.classes[image])}"
+    note = f"{escape(found.teacher.profile.model)}{which}. Below a map: its correlation with the teacher's, "
+    note += f"pixel by pixel, mean of {min(AGREEING, len(found.images))} images."
     if factor == 1:
         return f"The teacher needs {format_size(needs)}: what is left of it when it pools earlier?", note
     text = f"Pooled ×{factor} earlier: {ratio(needs, left)} the teacher's memory ({format_size(needs)} → "
