@@ -406,6 +406,14 @@ def test_time_left() -> None:
     assert Progress("s", 3, 0, jobs=1).left is None
 
 
+def test_interrupted_points_are_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("s", 6, 3, jobs=2, earlier=[8.0])
+    for name, status in (("a", "failed"), ("b", "interrupted"), ("c", "interrupted")):
+        progress.finished(manifest.PointStatus(name, "k", status, "s"))
+    told = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["[4/6] a", "[4/6] b", "[4/6] c"]
+
+
 def test_cells_are_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("redistill_lib.sweep.progress.time.monotonic", lambda: now[0])
@@ -433,6 +441,7 @@ def test_a_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_a_notebook_shows_a_widget_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redistill_lib.sweep.progress.is_live", lambda: True)
+    monkeypatch.setattr("redistill_lib.sweep.progress.time.monotonic", lambda: 0.0)
     shown = list[Any]()
     monkeypatch.setattr("IPython.display.display", shown.append)
     progress = Progress("a<b", 2, 0, jobs=1)
@@ -470,7 +479,7 @@ def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     *told, index = capsys.readouterr().out.splitlines()
     assert told == [
         "tour-LR=0.2-EPOCHS=-2: failed, 0 s; In [4]: ValueError: no",
-        f"s, 2 points: 1 ok (0 before), 1 not; {here / 'table.csv'}",
+        f"s, 2 points: 1 ok (0 before), 1 failed; {here / 'table.csv'}",
     ]
     assert Path(index).is_file()
     assert main(words) == 0
@@ -501,7 +510,14 @@ def test_dry_run(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert main(["sweep", "s.yaml", "--dry-run", "--jobs", "2", "--output", "runs/sweeps"]) == 0
     # three points of 120 s, two at a time, 1000 bytes each
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "3 to do: about 4 min and 0.003 MB, as 2 earlier points took"
+    assert told[-1] == "3 to do: about 4 min, 2 at a time, and 0.003 MB, as 2 earlier points took"
+    stopped = replace(status, name="tour-LR=0.3", status="interrupted", key="its")
+    manifest.write_status(here, stopped)
+    assert main(["sweep", "s.yaml", "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == (
+        "3 to do: about 6 min and 0.003 MB, as 2 earlier points took; less, as 1 of them was begun before"
+    )
 
 
 def test_two_files_of_one_stem_in_a_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,11 @@ from typing import Any
 
 import pandas as pd
 
+from redistill_lib.progress import duration
 from redistill_lib.report.notebooks import Executed
-from redistill_lib.report.text import duration, figure, pairs, table, text
+from redistill_lib.report.text import figure, pairs, table, text
 from redistill_lib.results import number, pareto_front
+from redistill_lib.sweep.manifest import planned_names, read_status
 from redistill_lib.sweep.table import summarise
 
 #: Columns that are a score, the first that a table has counts; and whether less is better.
@@ -183,7 +185,10 @@ def sweep_section(name: str, folder: Path, points: Sequence[Executed], base: Pat
         rows.append((link, f"<span class={status}>{status}</span>", duration(each.record["seconds"])))
     points_table = table(pd.DataFrame(rows, columns=["point", "status", "time"]), escape=False)
     bad = "" if all(status == "ok" for status in statuses) else " open"
-    parts.append(f"<details{bad}><summary>All {len(points)} points</summary>{points_table}</details>")
+    planned = [read_status(folder, name) for name in planned_names(folder) or ()]
+    ended = sum(status is not None and (status.ok or status.broken) for status in planned)
+    count = f"{ended} of {len(planned)} points" if ended < len(planned) else f"All {len(planned)} points"
+    parts.append(f"<details{bad}><summary>{count}</summary>{points_table}</details>")
     return "\n".join(parts)
 
 

@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import logging
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
 
+from redistill_lib.progress import duration
 from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
-from redistill_lib.sweep.progress import spoken
 from redistill_lib.sweep.runner import run_sweep, write_tables
 from redistill_lib.sweep.spec import Sweep, read_sweep
 
@@ -76,10 +77,10 @@ def dask(address: str | None) -> Iterator[Executor | None]:
 def account(result: SweepResult, total: int) -> list[str]:
     """A line for each point that ran and did not end well, and one about all."""
     bad = [status for status in result.statuses if not status.ok]
-    lines = [f"{s.name}: {s.status}, {spoken(s.seconds)}{f'; {_first(s.error)}' if s.error else ''}" for s in bad]
+    lines = [f"{s.name}: {s.status}, {duration(s.seconds)}{f'; {_first(s.error)}' if s.error else ''}" for s in bad]
     ok = len(result.statuses) - len(bad)
     parts = [f"{ok} ok ({ok - sum(s.ok for s in result.statuses if s.name in result.ran)} before)"]
-    parts += [f"{len(bad)} not"] if bad else []
+    parts += [f"{count} {kind}" for kind, count in Counter(status.status for status in bad).items()]
     parts += [f"{len(result.left)} left"] if result.left else []
     where = f"; {result.table}" if result.table else ""
     return [*lines, f"{result.name}, {total} points: {', '.join(parts)}{where}"]
@@ -102,8 +103,12 @@ def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:
     if count and similar:
         seconds = statistics.median(status.seconds for status in similar)
         size = statistics.median(status.bytes for status in similar) * count
-        time = spoken(seconds * -(-count // jobs))
-        lines.append(f"{count} to do: about {time} and {size / 1e6:.3g} MB, as {len(similar)} earlier points took")
+        time = duration(seconds * -(-count // jobs))
+        by = f", {jobs} at a time," if jobs > 1 else ""
+        took = f"as {len(similar)} earlier points took"
+        lines.append(f"{count} to do: about {time}{by} and {size / 1e6:.3g} MB, {took}")
+        if begun := sum(bool(stamp) and not stamp.endswith(" ok") for stamp in plan.seen.values()):
+            lines[-1] += f"; less, as {begun} of them {'was' if begun == 1 else 'were'} begun before"
     else:
         lines.append(
             f"{count} to do{'; no point of these notebooks has run, so nothing says how long' * bool(count)}"
