@@ -300,13 +300,16 @@ def test_a_folder_that_cannot_be(sweep: Sweep, notebooks: Notebooks, tmp_path: P
 
 
 def test_table(sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = pd.DataFrame({"role": ["student", "red"], "accuracy": [0.25, 1 / 3], "LR": [1, 2]})
+    rows = pd.DataFrame({"role": ["student", "red"], "accuracy": [0.25, 1 / 3], "LR": [1, 2], "seed": 1})
     monkeypatch.setattr(worker, "recorded", lambda path: rows if "SEED=1" in path.name else pd.DataFrame())
     notebooks.errors = {sweep.points[3].name: [NotebookError(1, "ValueError", "")]}
     result = run(sweep, tmp_path)
     assert result.table is not None
     table = pd.read_csv(result.table)
-    assert list(table)[:6] == ["LR", "SEED", "NOTE", "role", "accuracy", "LR_recorded"]
+    assert list(table)[:7] == ["LR", "SEED", "NOTE", "role", "accuracy", "LR_recorded", "seed_recorded"]
+    assert len({name.lower() for name in table}) == len(
+        table.columns
+    )  # as databases and spreadsheets tell them apart
     assert table["point"].tolist() == names(sweep, 0, 1, 1, 2)
     assert table["accuracy"].tolist()[1:3] == [0.25, 1 / 3]
     assert table["role"].isna().tolist() == [True, False, False, True]
@@ -316,7 +319,8 @@ def test_table(sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: 
 def test_summary_over_seeds() -> None:
     runs = {"LR": [1.0] * 3 + [2.0], "SEED": [0, 1, 2, 0], "role": "red", "accuracy": [1.0, 2.0, 3.0, 5.0]}
     runs |= {"run": ["a", "b", "c", "d"]}  # what is another under each seed keeps no two apart
-    found = summarise(pd.DataFrame(runs | {"point": "p", "seconds": 4.0, "epoch": [1, 1, 1, 2]}), by=["epoch"])
+    runs |= {"seed_recorded": [0, 1, 2, 0], "low": 0.5, "high": [3.0] * 4, "±": 1.0, "loss_low": 0.1}
+    found = summarise(pd.DataFrame(runs | {"point": "p", "point_seconds": 4.0, "epoch": [1, 1, 1, 2]}), by=["epoch"])
     first = found[found["metric"] == "accuracy"].iloc[0]
     # of 1, 2, 3: standard error 1/√3, and 4.303 is the 97.5 % point of Student's t with two degrees of freedom
     assert (first["LR"], first["role"], first["epoch"], first["n"]) == (1.0, "red", 1, 3)
@@ -325,7 +329,7 @@ def test_summary_over_seeds() -> None:
     )
     single = found[(found["metric"] == "accuracy") & (found["LR"] == 2.0)].iloc[0]
     assert single["mean"] == 5.0 and single[["low", "high"]].isna().all()
-    assert set(found["metric"]) == {"accuracy", "seconds"}
+    assert set(found["metric"]) == {"accuracy", "point_seconds"}
     with pytest.raises(ValueError, match="no column SEEDS; it has LR, SEED"):
         summarise(pd.DataFrame(runs), over="SEEDS")
 

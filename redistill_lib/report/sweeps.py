@@ -24,7 +24,6 @@ _COSTS = ("peak (KiB)", "peak (MiB)", "peak")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
 _DOUBLING = {"dtick": math.log10(2), "tickformat": ".3~r"}  # 16, 32, 64 …
 _MOST = 12  # columns of a table on the page
-_INTERVALS = {"low", "high", "±"}  # of single runs: their mean says nothing beside the interval over seeds
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def _rows(folder: Path) -> pd.DataFrame:
 def _table(found: Means, links: Mapping[str, str]) -> str:
     best, rows = found.front.index, []
     first = [m for m in (found.score, found.cost) if m]
-    others = [m for m in found.metrics if found.frame[m].nunique() > 1 and m not in {*first, *_INTERVALS}]
+    others = [m for m in found.metrics if found.frame[m].nunique() > 1 and m not in first]
     metrics = [*first, *others][: max(_MOST - len(found.settings), 2)]
     for place, row in found.frame.iterrows():
         link = links.get(row["points"][0], "")
