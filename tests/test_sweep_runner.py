@@ -264,7 +264,7 @@ def test_shrunken_sweeps_leave_files_and_tabulate_their_own(
     run(sweep, tmp_path)
     capsys.readouterr()
     result = run(replace(sweep, points=sweep.points[1:2]), tmp_path)
-    assert "3 points in the folder are no longer of this sweep" in capsys.readouterr().err
+    assert "not in the table: 3 points in the folder, of an earlier file or another -p" in capsys.readouterr().err
     assert result.table is not None
     assert pd.read_csv(result.table)["point"].tolist() == names(sweep, 1)
     assert len(list((tmp_path / "rates" / "points").glob("*.json"))) == 4
@@ -495,6 +495,23 @@ def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"{here / 'table.csv'}\n"
     assert len(pd.read_csv(here / "table.csv")) == 2
     assert len(notebooks.ran) == 3
+
+
+def test_overrides_leave_what_is_done_in_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tabulated() -> list[str]:
+        return list(pd.read_csv(here / "table.csv")["point"])
+
+    assert main(["sweep", "s.yaml"]) == 0
+    assert main(["sweep", "s.yaml", "-p", "LR", "0.2"]) == 0  # one of its points, which is done
+    assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2"]
+    assert main(["sweep", "s.yaml", "-p", "LR", "0.3", "-p", "EPOCHS", "1"]) == 0
+    new = "tour-LR=0.3-EPOCHS=1"
+    assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2", new]
+    assert manifest.planned_names(here) == {"tour-LR=0.1", "tour-LR=0.2", new}
+    capsys.readouterr()
+    assert main(["sweep", "s.yaml"]) == 0
+    assert "not in the table: 1 point in the folder, of an earlier file or another -p" in capsys.readouterr().err
+    assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2"]
 
 
 def test_dry_run(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture[str]) -> None:

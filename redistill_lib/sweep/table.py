@@ -26,8 +26,8 @@ def sweep_table(folder: Path, sweep: Sweep) -> pd.DataFrame:
     that is named as one of the others but for capitals, which databases and spreadsheets take for the same, gets
     ``_recorded``. Lists and dicts are text.
     """
-    planned = [read_status(folder, point.name) for point in sweep.points]
-    keys = {point.name: point.key for point in sweep.points}
+    keys = {point.name: point.key for point in sweep.tabulated}
+    planned = [read_status(folder, name) for name in keys]
     return status_table(status for status in planned if status and status.ok and status.key == keys[status.name])
 
 
