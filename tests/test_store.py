@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import time
@@ -71,6 +72,17 @@ def test_conditions(conditions: list[str], ids: str) -> None:
 def test_conditions_that_say_nothing(condition: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         where(FRAME, [condition])
+
+
+def test_parameters_of_notebooks_are_no_columns() -> None:
+    runs = FRAME.assign(plan=["4-11221", "1-21222", None, "4-11221"])
+    for condition, error in (
+        ("FACTOR=8", "column 'FACTOR': a network's strides are its plan, here 1-21222, 4-11221; write plan=…"),
+        ("WIDTH=0.5", "column 'WIDTH'; did you mean 'model.width'?"),
+        ("JOBS=2", "column 'JOBS': it has id, plan, methods, seed, and with --columns all more"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(error)):
+            where(runs, [condition])
 
 
 def test_orders() -> None:
