@@ -19,6 +19,7 @@ from redistill_lib.store import delete as deleting
 from redistill_lib.store.choose import by_id, ordered, where
 from redistill_lib.store.compare import differences
 from redistill_lib.store.tables import listed_runs, run_tables
+from redistill_lib.sweep.manifest import PointStatus, write_status
 
 FRAME = pd.DataFrame(
     {
@@ -204,6 +205,21 @@ def test_a_run_in_training_and_a_teacher(tmp_path: Path, capsys: pytest.CaptureF
     assert "being trained by process" in out and "deleted 2 of 3" in out
     assert "teacher of three" in out  # the others were to go as well
     assert [*load_runs(tmp_path).id] == ["one", "three"]
+
+
+def test_sweeps_that_name_a_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two", "three"):
+        save(tmp_path, name)
+    for number, runs in enumerate((["one", "teacher"], ["one"], ["two"], ["one", "two"], [])):
+        rows = [{"run": run, "accuracy": 0.5} for run in runs] or [{"accuracy": 0.5}]
+        status = PointStatus(f"tour-FACTOR={number}", "key", "ok", "call", rows=rows)
+        write_status(tmp_path / "sweeps" / "factors", status)
+    (tmp_path / "sweeps" / "factors" / "points" / "broken.json").write_text("[]")
+    assert main(["runs", str(tmp_path), "--delete", "one", "--yes"]) == 0
+    told = "sweep factors names such runs in tour-FACTOR=0, tour-FACTOR=1 and 1 more: run again, a point trains them"
+    assert told in capsys.readouterr().out
+    assert main(["runs", str(tmp_path), "--delete", "three", "--yes"]) == 0
+    assert "sweep" not in capsys.readouterr().out
 
 
 def test_only_what_went_is_counted(

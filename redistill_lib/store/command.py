@@ -121,7 +121,7 @@ def _letters(runs: pd.DataFrame) -> list[str]:
 def _delete(root: Path, chosen: pd.DataFrame, yes: bool) -> int:
     import pandas as pd
 
-    from redistill_lib.store.delete import delete, doomed
+    from redistill_lib.store.delete import delete, doomed, points_with
 
     if chosen.empty:
         print(f"no run below {root} is meant: nothing is deleted")
@@ -129,6 +129,9 @@ def _delete(root: Path, chosen: pd.DataFrame, yes: bool) -> int:
     runs = doomed(root, chosen["id"], chosen["status"])
     rows = [(run.id, run.status, _size(run.bytes), run.told) for run in runs]
     print(_text(pd.DataFrame(rows, columns=["id", "status", "size", ""])))
+    for sweep, points in points_with(root, [run.id for run in runs if not run.holder]).items():
+        more = f" and {len(points) - 2} more" if len(points) > 2 else ""
+        print(f"sweep {sweep} names such runs in {', '.join(points[:2])}{more}: run again, a point trains them anew")
     if not yes and not sys.stdin.isatty():
         raise ValueError("--delete asks first, and nobody can answer here: add --yes")
     going = [run for run in runs if not run.holder]
