@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 from redistill_lib.progress import duration
+from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
 from redistill_lib.sweep.runner import run_sweep, write_tables
@@ -33,10 +35,14 @@ def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int
         for sweep in sweeps:
             print(write_tables(arguments.output, sweep))
         return 0
+    how: dict[str, Any] = {"failed": options.failed, "force": options.force, "shard": options.shard}
+    if arguments.dry_run or len(sweeps) > 1:  # of all files, before the first begins
+        plans = [make_plan(folder, sweep, **how) for sweep, folder in zip(sweeps, folders, strict=True)]
+        if not arguments.scheduler:
+            for plan in plans:
+                check_given(plan.todo)
     if arguments.dry_run:
-        for sweep, folder in zip(sweeps, folders, strict=True):
-            how = {"failed": options.failed, "force": options.force}
-            plan = make_plan(folder, sweep, shard=options.shard, **how)
+        for sweep, folder, plan in zip(sweeps, folders, plans, strict=True):
             print("\n".join(forecast(sweep, folder, plan, options.jobs)))
         return 0
     code = 0
