@@ -186,7 +186,7 @@ def test_deleting_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
     assert main(command) == 0
     size = 2 * (tmp_path / "run2" / "run.json").stat().st_size
-    assert asked == [f"delete 2 runs, {size / 1e3:.3g} kB? [y/N] "]
+    assert asked == [f"delete 2 runs, {size / 1024:.1f} KiB? [y/N] "]
     assert [*load_runs(tmp_path).id] == ["run2"] and sorted(p.name for p in tmp_path.iterdir()) == [
         ".index.json",
         "run2",
@@ -233,7 +233,7 @@ def test_only_what_went_is_counted(
     monkeypatch.setattr("builtins.input", lambda question: held.__enter__() or "y")
     assert main(["runs", str(tmp_path), "--delete", "first", "second"]) == 1
     held.__exit__(None, None, None)
-    assert f"deleted 1 of 2, {size / 1e3:.3g} kB" in capsys.readouterr().out
+    assert f"deleted 1 of 2, {size / 1024:.1f} KiB" in capsys.readouterr().out
 
 
 def test_a_killed_deletion_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -531,13 +531,13 @@ def test_dry_run(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert main(["sweep", "s.yaml", "--dry-run", "--jobs", "2", "--output", "runs/sweeps"]) == 0
     # three points of 120 s, two at a time, 1000 bytes each
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "3 to do: about 4 min, 2 at a time, and 0.003 MB, as 2 earlier points took"
+    assert told[-1] == "3 to do: about 4 min, 2 at a time, and 2.9 KiB, as 2 earlier points took"
     stopped = replace(status, name="tour-LR=0.3", status="interrupted", key="its")
     manifest.write_status(here, stopped)
     assert main(["sweep", "s.yaml", "--dry-run"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[-1] == (
-        "3 to do: about 6 min and 0.003 MB, as 2 earlier points took; less, as 1 of them was begun before"
+        "3 to do: about 6 min and 2.9 KiB, as 2 earlier points took; less, as 1 of them was begun before"
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from redistill_lib.progress import duration
+from redistill_lib.sizes import format_size
 from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
@@ -112,7 +113,7 @@ def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:
         time = duration(seconds * -(-count // jobs))
         by = f", {jobs} at a time," if jobs > 1 else ""
         took = f"as {len(similar)} earlier points took"
-        lines.append(f"{count} to do: about {time}{by} and {size / 1e6:.3g} MB, {took}")
+        lines.append(f"{count} to do: about {time}{by} and {format_size(size)}, {took}")
         if begun := sum(bool(stamp) and not stamp.endswith(" ok") for stamp in plan.seen.values()):
             lines[-1] += f"; less, as {begun} of them {'was' if begun == 1 else 'were'} begun before"
     else:
