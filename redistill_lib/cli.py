@@ -146,7 +146,8 @@ def tensors(text: str) -> tuple[Any, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from redistill_lib.report import duration, refresh_outputs, write_index
+    from redistill_lib.progress import duration
+    from redistill_lib.report import refresh_outputs, write_index
     from redistill_lib.sweep import run_notebooks
 
     given = parameters(arguments.parameter)
