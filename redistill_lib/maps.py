@@ -44,15 +44,6 @@ def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ..
     return list(found.items())
 
 
-def first_block(names: Sequence[str]) -> str:
-    """The first layer that holds others, to look at first: the sign of a bare convolution's output means little.
-
-    >>> first_block(["conv1", "layer1.0.conv1", "layer1.0"])
-    'layer1.0'
-    """
-    return next((name for name in names if any(other.startswith(f"{name}.") for other in names)), names[0])
-
-
 def _worth_seeing(module: nn.Module, last: bool) -> bool:
     """Of a transformer, where channels come last, the blocks."""
     if last and next(module.children(), None):

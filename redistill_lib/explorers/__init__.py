@@ -1,6 +1,7 @@
-"""Explorers: widgets over the figures, in a live notebook; elsewhere they return None, and `live_curves` collects.
+"""Explorers: widgets over the figures, in a live notebook.
 
-ipywidgets and plotly are imported when an explorer is shown.
+Elsewhere `explore` is a figure whose slider still moves, `live_curves` collects, and the others return None. What
+draws is imported when an explorer is shown.
 """
 
 from __future__ import annotations
@@ -18,16 +19,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from redistill_lib.exploration import Students
-    from redistill_lib.explorers.pairs import Drawn, Networks
+    from redistill_lib.explorers.trajectories import Drawn
     from redistill_lib.tradeoffs import Tradeoffs
 
 __all__ = [
     "explore",
-    "feature_map_explorer",
     "live_curves",
     "memory_explorer",
     "sampling_trajectories",
-    "stride_plan",
     "tradeoff_explorer",
 ]
 
@@ -69,50 +68,6 @@ def explore(
     return StrideExplorer(found, opening, image, budget).view
 
 
-def stride_plan(
-    teacher: str | Sequence[str], image_size: int, factors: Sequence[int] = (1, 2, 4, 8), factor: int = 4
-) -> widgets.VBox | None:
-    """Move stride to the front with a slider: the size of the maps, place by place, as a step chart and a table.
-
-    `teacher` is a model name with its plan, or several to choose from.
-
-    >>> stride_plan("resnet18-1-21222", image_size=40) is None
-    True
-    """
-    if not is_live():
-        return None
-    from redistill_lib.explorers.pairs import PlanExplorer
-
-    return PlanExplorer([teacher] if isinstance(teacher, str) else teacher, image_size, factors, factor).view
-
-
-def feature_map_explorer(
-    networks: Networks,
-    images: Tensor,
-    labels: Sequence[object] | None = None,
-    *,
-    factors: Sequence[int] = (1, 2, 4, 8),
-    factor: int = 4,
-    hint: str = "",
-) -> widgets.VBox | None:
-    """Choose image, model, stride, state, place and channel; see the teacher's and the student's map.
-
-    `networks` gives, by the name of a model family, a function from pooling factor to the pairs there are: state
-    (``untrained``, ``naive``, ``red``, …) → (teacher, student, taps). It is called once per factor; it may raise
-    ValueError, whose text is shown. `images` are uint8, N×C×H×W, `labels` their classes. `hint` is shown where
-    nothing but ``untrained`` is there: say which notebook trains.
-
-    >>> import torch
-    >>> feature_map_explorer({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
-    True
-    """
-    if not is_live():
-        return None
-    from redistill_lib.explorers.pairs import MapExplorer
-
-    return MapExplorer(networks, images, labels, factors, factor, hint).view
-
-
 def memory_explorer(
     model: str | nn.Module = "resnext18-1-21222",
     image_size: int = 128,
@@ -152,7 +107,7 @@ def sampling_trajectories(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.pairs import TrajectoryExplorer
+    from redistill_lib.explorers.trajectories import TrajectoryExplorer
 
     return TrajectoryExplorer(models, shape, n, steps, choices).view
 

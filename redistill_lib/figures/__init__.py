@@ -3,7 +3,7 @@
 from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
 from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
-from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
+from redistill_lib.figures.diagrams import resolutions, stride_plans
 from redistill_lib.figures.exploration import exploration
 from redistill_lib.figures.factorial import factorial
 from redistill_lib.figures.maps import feature_maps, tap_scores
@@ -31,7 +31,6 @@ __all__ = [
     "memory_by_layer",
     "memory_table",
     "memory_timeline",
-    "plan_table",
     "published_footprints",
     "quality_vs_memory",
     "resolutions",
