@@ -19,7 +19,7 @@ from redistill_lib.comparison import Comparison
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.models import student_name
 from redistill_lib.quality import compare_quality
-from redistill_lib.results import interval, label, role_key
+from redistill_lib.results import interval, label, over_seeds, role_key
 from redistill_lib.runs import Run, load_runs
 from redistill_lib.shipped import measured, published
 from redistill_lib.sweep.places import located
@@ -210,8 +210,8 @@ def _seeds(rows: pd.DataFrame) -> Any:
 
 
 def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, Any]:
-    row, mean = rows.iloc[0].dropna(), interval(scores)
-    images = float((rows["high"] - rows["accuracy"]).mean()) if {"high", "accuracy"} <= {*rows.columns} else math.nan
+    images = (rows["high"] - rows["accuracy"]).tolist() if {"high", "accuracy"} <= {*rows.columns} else []
+    row, mean = rows.iloc[0].dropna(), over_seeds(scores, images)
     arm = str(row.get("arm", row.get("role", row.get("METHODS", "naive"))))
     method = row.get("methods", "") if "methods" in rows else re.sub(r"\(.*?\)", "", arm).replace(" + ", "+")
     method = "teacher" if arm == "teacher" else role_key(str(method).replace(" ", "-") or "student")
@@ -228,9 +228,8 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
         "method": method, "init": "teacher" if init == "teacher" else "", "score": mean.value,
         "image_size": pd.to_numeric(row.get("image_size", row.get("IMAGE_SIZE")), errors="coerce"),
         **_images(row.get("image")), "factor": row.get("FACTOR", math.nan), "seed": int(_seeds(rows).iloc[0]),
-        "seeds": len(scores),
-        "half": max((half for half in (mean.half, images) if not math.isnan(half)), default=math.nan),
-        "peak_bytes": peak, "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
+        "seeds": len(scores), "half": mean.half, "peak_bytes": peak,
+        "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
         "parameters": row.get("parameters", math.nan), "teacher": teacher,
     }  # fmt: skip
 

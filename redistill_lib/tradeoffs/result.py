@@ -14,7 +14,7 @@ from redistill_lib.checks import check_type, hint
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.memory.sizes import parse_size
 from redistill_lib.models import list_models
-from redistill_lib.results import label, listed, number, pareto_front
+from redistill_lib.results import label, level_with, listed, number, pareto_front
 
 Dtype = Literal["fp32", "fp16", "int8"]
 #: Bytes of an activation, and so of a profile's peak, as a share of those in fp32, in which all are recorded.
@@ -138,11 +138,15 @@ class Tradeoffs:
     def rivals(self, budget: int | str, dtype: Dtype = "fp32") -> list[str]:
         """Those that fit and whose 95 % interval overlaps that of the best. Without an interval nothing is said."""
         best, own = self.best(budget, dtype), self.own
-        if best is None or math.isnan(best["half"]):
+        if best is None:
             return []
-        others = own[self.fits(budget, dtype)[own.index] & (own["name"] != best["name"])]
-        near = others[(others["score"] - best["score"]).abs() <= others["half"] + best["half"]]
+        near = own[self.fits(budget, dtype)[own.index] & level_with(best.name, own["score"], own["half"])]
         return near.sort_values("score", ascending=self.lower)["name"].tolist()
+
+    @property
+    def most(self) -> float:
+        """The best that a score can be, where there is such: 100 % of accuracies."""
+        return math.inf if self.lower else 100.0
 
     def headline(self, budget: int | str | None = None, dtype: Dtype = "fp32") -> str:
         """Who is best within the budget, and whose interval reaches into its own; without one, the front's ends."""
