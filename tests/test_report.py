@@ -288,13 +288,37 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     assert "http" not in page and len(page) < 100_000
 
 
+def shown(page: Path, profile: Path, theme: int = 1) -> str:
+    """The page as chromium has it after a while; theme 0 is the dark one."""
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    look = [f"--blink-settings=preferredColorScheme={theme}", "--virtual-time-budget=8000", "--dump-dom"]
+    command = [shutil.which("chromium") or "chromium", *quiet, f"--user-data-dir={profile}", *look, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+
+
 @pytest.mark.browser
 def test_the_figure_is_drawn_in_either_theme(tmp_path: Path) -> None:
+    """The teacher in the colour of the words, as black would not be seen in the dark, and the others in their own."""
+    dark, purple, teal, blue = "rgb(208, 215, 222)", "rgb(170, 68, 153)", "rgb(68, 170, 153)", "rgb(0, 114, 178)"
+    for theme, best, first in ((1, "late", purple), (0, "teacher", dark)):
+        folder = tmp_path / best
+        write_sweep(folder / "sweeps" / "plans", points().replace({"PLAN": {"late": best, "bad": "kd"}}))
+        drawn = shown(write_index(folder), tmp_path / f"profile {theme}", theme)
+        assert "Pareto front" in drawn and ("rgb(31, 35, 40)", dark)[1 - theme] in drawn
+        assert re.findall(r'class="point[^>]*fill: (rgb.*?\))', drawn) == [first, teal, blue]
+
+
+@pytest.mark.browser
+def test_a_click_on_a_point_opens_its_notebook(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweeps" / "plans", points())
-    page, chromium = write_index(tmp_path), shutil.which("chromium") or "chromium"
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    for theme, ink in (("1", "rgb(31, 35, 40)"), ("0", "rgb(208, 215, 222)")):
-        look = [f"--blink-settings=preferredColorScheme={theme}", "--virtual-time-budget=8000", "--dump-dom"]
-        command = [chromium, *quiet, f"--user-data-dir={tmp_path / theme}", *look, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert "Pareto front" in done.stdout and ink in done.stdout
+    page = write_index(tmp_path)
+    click = """<script>addEventListener("load", () => setTimeout(() => {
+      document.querySelector(".figure").scrollIntoView();
+      const {x, y, width, height} = document.querySelector(".points path").getBoundingClientRect();
+      const at = {bubbles: true, view: window, clientX: x + width / 2, clientY: y + height / 2};
+      for (const kind of ["mousemove", "mousedown", "mouseup"]) {
+        document.elementFromPoint(at.clientX, at.clientY).dispatchEvent(new MouseEvent(kind, at));
+      }
+    }, 1000))</script>"""
+    page.write_text(page.read_text().replace("</body>", f"{click}</body>"))
+    assert re.sub("<.*?>", "", shown(page, tmp_path / "profile")).strip() == "page"
