@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -31,18 +31,18 @@ def tradeoff_curves(result: Tradeoffs, name: str) -> go.Figure:
     if own.empty:
         raise ValueError(f"no curve of “{name}” is kept with these results")
     figure, tone = go.Figure(), colors(result.frame.apply(role, axis=1))[role(row)]
-    for other, part in curves[curves["name"] != name].groupby("name", sort=False):
+    for k, (other, part) in enumerate(curves[curves["name"] != name].groupby("name", sort=False)):
         epochs = part.groupby("seed").cumcount()  # of which each seed's may take other seconds
         mean = part.groupby(epochs)[["seconds", "accuracy"]].mean()
         told = f"<b>{escape(str(other))}</b>: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>"
         line = {"color": "#DDE0E4", "width": 1.2}
-        legend = {"name": "the others, means", "legendgroup": "others", "showlegend": "others" not in _groups(figure)}
+        legend = {"name": "the others, means", "legendgroup": "others", "showlegend": k == 0}
         figure.add_scatter(
             x=mean["seconds"], y=mean["accuracy"], mode="lines", line=line, hovertemplate=told, **legend
         )
-    for seed, part in own.groupby("seed", sort=False):
+    for k, (seed, part) in enumerate(own.groupby("seed", sort=False)):
         told = f"seed {seed}: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>"
-        legend = {"name": escape(name), "legendgroup": "own", "showlegend": "own" not in _groups(figure)}
+        legend = {"name": escape(name), "legendgroup": "own", "showlegend": k == 0}
         line = {"color": tone, "width": 2.2}
         figure.add_scatter(
             x=part["seconds"], y=part["accuracy"], mode="lines", line=line, hovertemplate=told, **legend
@@ -141,7 +141,3 @@ def _logarithmic(title: str, values: pd.Series[float], text: Any) -> list[dict[s
         "label": title, "values": np.log2(values.astype(float)), "tickvals": [math.log2(v) for v in ticks],
         "ticktext": [text(v) for v in ticks],
     }]  # fmt: skip
-
-
-def _groups(figure: go.Figure) -> Iterable[str]:
-    return [trace.legendgroup for trace in figure.data]

@@ -111,16 +111,17 @@ def _table(file: Path, runs: Path) -> Points:
     elif {"peak (KiB)", "accuracy"} <= {*table.columns} or {"peak_bytes", "test_accuracy"} <= {*table.columns}:
         kept = file.with_name("curves.csv")
         curves = _csv(kept) if kept.exists() else pd.DataFrame()
-        if "TEACHER" in table:
-            table["TEACHER"] = [_found_from(file.parent, name) for name in table["TEACHER"]]
+        for column in {"TEACHER", "MODEL"} & {*table.columns}:
+            table[column] = [_found_from(file.parent, name) for name in table[column]]
         yield from of_table(table, file.parent.name, runs, curves if {*_CURVES} <= {*curves.columns} else None)
 
 
 def _found_from(sweep: Path, name: Any) -> Any:
     """A network's name; of one's own with the folder that it lies in, seen from the sweep's file, if it is there."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        file = json.loads((sweep / "manifest.json").read_bytes())["file"]
-        return located("TEACHER", name, Path(file).parent) or name if ":" in name else name
+    if ":" in str(name):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            file = json.loads((sweep / "manifest.json").read_bytes())["file"]
+            return located("TEACHER", name, Path(file).parent) or name
     return name
 
 
