@@ -105,6 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="everything, as JSON on stdout")
     form.add_argument("--html", nargs="?", const="", metavar="FILE", help="a chart of live bytes, as one page")
 
+    explore = commands.add_parser(
+        "explore",
+        help="a page on which the stride moves maps, memory and accuracy",
+        description="Write one page, which needs no network and no kernel: MODEL and students of it, at every stride "
+        "side by side. Each is the folder of a training run, a built-in name, or package.module:function; untrained "
+        "students stand beside them. With a run for MODEL accuracy is shown too.",
+    )
+    explore.add_argument("model", metavar="MODEL")
+    explore.add_argument("students", nargs="*", metavar="STUDENT")
+    explore.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, else cluttered)")
+    explore.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
+    explore.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
+    explore.add_argument("--factor", type=int, metavar="F", help="at which the page opens (default 4)")
+    explore.add_argument("--budget", metavar="SIZE", help='a line in the memory, e.g. "64KB"')
+    explore.add_argument("--html", type=Path, metavar="FILE", help="the page (default MODEL-explored.html)")
+
     commands.add_parser("models", help="list the built-in networks and their usual stride plans")
     return parser
 
@@ -130,7 +146,8 @@ def tensors(text: str) -> tuple[Any, ...]:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from redistill_lib.report import duration, refresh_outputs, write_index
+    from redistill_lib.progress import duration
+    from redistill_lib.report import refresh_outputs, write_index
     from redistill_lib.sweep import run_notebooks
 
     given = parameters(arguments.parameter)
@@ -336,6 +353,12 @@ def _networks(
         return teacher, create_model(student_name(network, factor), in_channels=inputs[0].shape[1]), ()
 
 
+def _explore(arguments: argparse.Namespace) -> None:
+    from redistill_lib.explorers.command import run_command
+
+    print(run_command(arguments))
+
+
 def _models(arguments: argparse.Namespace) -> None:
     from redistill_lib.models import list_models, usual_plan
 
@@ -350,4 +373,4 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-_COMMANDS = {"run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "models": _models}
+_COMMANDS = {"run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "explore": _explore, "models": _models}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import multiprocessing
+import os
+import threading
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -22,3 +26,16 @@ def check_executor(executor: Any) -> None:
             "processes that are forked hang once torch has run: "
             "ProcessPoolExecutor(2, mp_context=multiprocessing.get_context('spawn'))"
         )
+
+
+@functools.cache
+def end_with_parent() -> None:
+    """End this process when the one that spawned it is gone: a pool's worker would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def follow() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()

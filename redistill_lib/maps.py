@@ -22,7 +22,7 @@ from redistill_lib.network.flow import Extent
 from redistill_lib.red import alignment_loss, as_map, inserted_blocks, original_paths
 from redistill_lib.results import interval
 
-_BATCH = 64
+BATCH = 64
 
 
 def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ...]]]:
@@ -37,20 +37,11 @@ def layer_maps(model: nn.Module, image: Tensor) -> list[tuple[str, tuple[int, ..
     """
     paths, found = original_paths(model), {}
     blocks = {inner for _, _, block in inserted_blocks(model) for inner in block.modules()}
-    for layer, channels, sides, grid in map_shapes(model, *_batch(model, image[None])):
+    for layer, channels, sides, grid in map_shapes(model, *as_inputs(model, image[None])):
         module = model.get_submodule(layer)
         if module not in blocks and _worth_seeing(module, grid is not None) and math.prod(sides) > 1:
             found[paths[id(module)]] = (channels, *sides)
     return list(found.items())
-
-
-def first_block(names: Sequence[str]) -> str:
-    """The first layer that holds others, to look at first: the sign of a bare convolution's output means little.
-
-    >>> first_block(["conv1", "layer1.0.conv1", "layer1.0"])
-    'layer1.0'
-    """
-    return next((name for name in names if any(other.startswith(f"{name}.") for other in names)), names[0])
 
 
 def _worth_seeing(module: nn.Module, last: bool) -> bool:
@@ -66,9 +57,10 @@ class MapComparison:
     """A teacher's and a student's feature map of one image.
 
     `teacher` and `student` are float32 height × width at their native sizes: the mean over channels, or `channel`
-    of each, modulo its number of channels. `score` is always of the mean maps: their cosine similarity, 1 − the
-    alignment loss of this image (arXiv 2406.03744, section 3). Where sizes differ (`resized`), the student's is first
-    resized bilinearly to the teacher's.
+    of each, modulo its number of channels. `score` is always of the mean maps: their correlation over pixels.
+    `cosine` is what RED's loss sees: 1 − the alignment loss of this image (arXiv 2406.03744, section 3), the same
+    without taking their means off. Where sizes differ (`resized`), the student's is first resized bilinearly to the
+    teacher's.
     """
 
     image: NDArray[np.uint8]  # height × width × channels
@@ -77,6 +69,7 @@ class MapComparison:
     teacher_place: str  # "layer2.0 output"
     student_place: str
     score: float
+    cosine: float
     channel: int | None
     teacher_channels: int
     student_channels: int
@@ -108,7 +101,7 @@ class MapComparison:
         ours, theirs = (f"{m.shape[0]}×{m.shape[1]}" for m in (self.student, self.teacher))
         places = f"{self.student_place} {ours} ← {self.teacher_place} {theirs}"
         after = ", after resizing" if self.resized else ""
-        return f"MapComparison({self.label or 'student'}: {places}, similarity {self.score:.3f}{after})"
+        return f"MapComparison({self.label or 'student'}: {places}, correlation {self.score:.3f}{after})"
 
 
 def compare_maps(
@@ -132,15 +125,17 @@ def compare_maps(
     True
     """
     _check_one(image)
-    [ours] = _read(student, [(tap.place, tap.grid)], *(inputs or _batch(student, image[None])))
-    [theirs] = _read(teacher, [(tap.source, tap.teacher_grid)], *(inputs or _batch(teacher, image[None])))
+    [ours] = read_maps(student, [(tap.place, tap.grid)], *(inputs or as_inputs(student, image[None])))
+    [theirs] = read_maps(teacher, [(tap.source, tap.teacher_grid)], *(inputs or as_inputs(teacher, image[None])))
+    score, cosine = (float(one[0]) for one in agreement(ours, theirs))
     return MapComparison(
         image=image.cpu().permute(1, 2, 0).numpy(),
         teacher=_one_map(theirs, channel),
         student=_one_map(ours, channel),
         teacher_place=" ".join(tap.source),
         student_place=" ".join(tap.place),
-        score=float(_scores(ours, theirs)[0]),
+        score=score,
+        cosine=cosine,
         channel=channel,
         teacher_channels=theirs.shape[1],
         student_channels=ours.shape[1],
@@ -167,7 +162,7 @@ def shared_tap(teacher: nn.Module, student: nn.Module, layer: str, image: Tensor
     grids = []
     for model in (student, teacher):
         paths = original_paths(model)
-        maps = map_shapes(model, *_batch(model, image[None]))
+        maps = map_shapes(model, *as_inputs(model, image[None]))
         found = {paths[id(model.get_submodule(each.layer))]: each.grid for each in maps}
         grids.append(found.get(layer))
     return Tap(layer, "output", layer, "output", grid=grids[0], teacher_grid=grids[1])
@@ -185,7 +180,7 @@ def compare_denoisers(
     >>> net = create_model("unet-1-2", in_channels=1, ch=8, mult=(1, 2))
     >>> tap = Tap("head", "output", "head", "output")
     >>> compare_denoisers({"teacher": net, "red": net}, [tap], torch.ones(1, 8, 8), 5)
-    [MapComparison(red: head output 8×8 ← head output 8×8, similarity 1.000)]
+    [MapComparison(red: head output 8×8 ← head output 8×8, correlation 1.000)]
     """
     if "teacher" not in networks or len(networks) < 2:
         raise ValueError(f"this compares a teacher with students, not {', '.join(networks) or 'nothing'}")
@@ -205,28 +200,30 @@ def score_taps(
     """How alike each student's maps are to the teacher's, tap by tap.
 
     `students` by role; `images` uint8, N×C×H×W. One row per tap and student: ``tap`` and ``teacher_tap`` (places),
-    ``student``, ``score`` (mean cosine similarity over images), ``low`` and ``high`` (its 95 % t-interval over
-    images, for these weights), ``n``, ``resized``.
+    ``student``, ``score`` (correlation of the channel means, the mean over images), ``low`` and ``high`` (its 95 %
+    t-interval over images, for these weights), ``cosine`` (what RED's loss sees), ``n``, ``resized``.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3))
     >>> images = torch.randint(0, 255, (3, 1, 8, 8), dtype=torch.uint8)
     >>> round(score_taps(net, {"naive": net}, [Tap("0", "output", "0", "output")], images).score.item(), 4)
     1.0
     """
-    found: dict[tuple[str, Tap], list[float]] = {(role, tap): [] for role in students for tap in taps}
+    found: dict[tuple[str, Tap], list[tuple[float, float]]] = {(role, tap): [] for role in students for tap in taps}
     resized = {}
-    for batch in images.split(_BATCH):
-        theirs = _read(teacher, [(tap.source, tap.teacher_grid) for tap in taps], *_batch(teacher, batch))
+    for batch in images.split(BATCH):
+        theirs = read_maps(teacher, [(tap.source, tap.teacher_grid) for tap in taps], *as_inputs(teacher, batch))
         for role, student in students.items():
-            ours = _read(student, [(tap.place, tap.grid) for tap in taps], *_batch(student, batch))
+            ours = read_maps(student, [(tap.place, tap.grid) for tap in taps], *as_inputs(student, batch))
             for tap, s, t in zip(taps, ours, theirs, strict=True):
-                found[role, tap] += _scores(s, t).tolist()
+                found[role, tap] += zip(*(one.tolist() for one in agreement(s, t)), strict=True)
                 resized[role, tap] = s.shape[-2:] != t.shape[-2:]
-    rows = [
-        (" ".join(tap.place), " ".join(tap.source), role, *astuple(interval(scores)), len(scores), resized[role, tap])
-        for (role, tap), scores in found.items()
-    ]
-    return pd.DataFrame(rows, columns=["tap", "teacher_tap", "student", "score", "low", "high", "n", "resized"])
+    rows = []
+    for (role, tap), pairs in found.items():
+        scores, cosines = zip(*pairs, strict=True)
+        row = {"tap": " ".join(tap.place), "teacher_tap": " ".join(tap.source), "student": role}
+        row |= dict(zip(("score", "low", "high"), astuple(interval(scores)), strict=True))
+        rows.append(row | {"cosine": float(np.mean(cosines)), "n": len(scores), "resized": resized[role, tap]})
+    return pd.DataFrame(rows)
 
 
 def _check_one(image: Tensor) -> None:
@@ -234,13 +231,14 @@ def _check_one(image: Tensor) -> None:
         raise ValueError(f"one image is C×H×W, not {tuple(image.shape)}; take one of the batch")
 
 
-def _batch(model: nn.Module, images: Tensor) -> tuple[Tensor]:
+def as_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor]:
+    """Images (uint8) as a network takes them."""
     parameter = next(model.parameters(), None)
     return (to_float(images if parameter is None else images.to(parameter.device)),)
 
 
-def _read(model: nn.Module, places: Sequence[tuple[MapRef, Extent | None]], *inputs: Tensor) -> list[Tensor]:
-    """The maps at these places, with their grids, in one forward pass: float32 on the CPU."""
+def read_maps(model: nn.Module, places: Sequence[tuple[MapRef, Extent | None]], *inputs: Tensor) -> list[Tensor]:
+    """The maps at these places, with their grids, in one forward pass: float32 on the CPU, B×C×H×W."""
     name = str(getattr(model, "name", type(model).__name__))
     wanted = [(MapRef(find_layer(model, ref.layer, name), ref.side), grid) for ref, grid in places]
     found, maps = record_maps(model, [ref for ref, _ in wanted], *inputs), []
@@ -260,11 +258,21 @@ def _one_map(maps: Tensor, channel: int | None) -> NDArray[np.float32]:
     return one.contiguous().numpy()
 
 
-def _scores(ours: Tensor, theirs: Tensor) -> Tensor:
-    ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
-    if ours.shape[-2:] != theirs.shape[-2:]:
-        ours = F.interpolate(ours, theirs.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-    return torch.stack([1 - alignment_loss(s[None], t[None]) for s, t in zip(ours, theirs, strict=True)])
+def agreement(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Image by image, the correlation of the maps' channel means over pixels, and their cosine, as RED's loss has it.
+
+    Maps are B×C×H×W; the student's is resized bilinearly to the teacher's height and width.
+
+    >>> maps = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+    >>> [round(float(one), 3) for one in agreement(maps, 10 - maps)]
+    [-1.0, 0.683]
+    """
+    a, b = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
+    if a.shape[-2:] != b.shape[-2:]:
+        a = F.interpolate(a, b.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+    cosine = torch.stack([1 - alignment_loss(s[None], t[None]) for s, t in zip(a, b, strict=True)])
+    a, b = a.flatten(1), b.flatten(1)
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)), cosine
 
 
 def _stride(teacher: nn.Module, student: nn.Module) -> int | None:

@@ -1,8 +1,13 @@
-"""Networks as the command line and the notebooks take them: a built-in name, or a function that makes one's own."""
+"""Networks as the command line and the notebooks take them: a built-in name, or a function that makes one's own.
+
+As a program it says which of the names that a sweep gives its notebooks they would refuse.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import check_type, whole
+from redistill_lib.data import load_data
+from redistill_lib.data.sources import BUILT_IN
+from redistill_lib.methods import parse_methods
 from redistill_lib.models import place_names, student_name
 from redistill_lib.student import derive_student
 
@@ -102,3 +110,31 @@ def _imported(module: str, folder: str) -> Any:
     if folder and origin and Path(place).resolve() not in Path(origin).resolve().parents:
         raise ValueError(f"{folder} has no module {module}, or another is loaded already, from {origin}")
     return found
+
+
+def check_named(kind: str, name: str) -> None:
+    """Refuse a network, a method or a folder of data as a notebook would; nothing is loaded from a hub or read."""
+    if kind == "network":
+        resolve_model(name)
+    elif kind == "methods":
+        parse_methods(name)
+    elif name not in BUILT_IN and not name.startswith("hf:") and not os.path.isdir(os.path.expanduser(name)):
+        load_data(name)  # which says why it cannot
+
+
+def main() -> None:
+    """Pairs of a kind and a name come as JSON on stdin; out goes the number of the first that is refused, and why."""
+    refused = None
+    with contextlib.redirect_stdout(sys.stderr):  # what one's own function prints is no part of the answer
+        for number, (kind, name) in enumerate(json.load(sys.stdin)):
+            try:
+                check_named(kind, name)
+            except (Exception, SystemExit) as error:
+                refused = number, str(error).strip().partition("\n")[0] or type(error).__name__
+                break
+    print(json.dumps(refused), flush=True)
+    os._exit(0)  # whatever threads one's own module has begun
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,7 @@
-"""One way to show progress: a widget in a live notebook, a bar on a terminal, lines in a log, nothing in a batch."""
+"""One way to show progress: a widget in a live notebook, a bar on a terminal, lines in a log, nothing in a batch.
+
+And one way to say how long something took.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,18 @@ import io
 import os
 import sys
 from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it.
+
+    >>> duration(4.21), duration(51.3), duration(840), duration(7300)
+    ('4.2 s', '51 s', '14 min', '2 h 2 min')
+    """
+    if seconds < 99.5:
+        return f"{round(seconds, 1):.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def is_live() -> bool:

@@ -263,8 +263,8 @@ def locked(path: Path) -> Iterator[None]:
         except Timeout:
             with contextlib.suppress(OSError):
                 who = holder.read_text(errors="replace")
-            told = f"waiting for run {path.name}, held by {who}; if that is gone, delete {path / '.lock'}"
-            print(told, file=sys.stderr)
+            told = f"waiting for a training that is under way: {path.name}, by {who}"
+            print(f"{told}; if that is gone, delete {path / '.lock'}", file=sys.stderr)
             lock.acquire()
     except OSError as error:
         told = f"run {path.name} cannot be trained in {path.parent}: {error}; give another runs_dir"

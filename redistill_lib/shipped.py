@@ -34,7 +34,7 @@ def published(name: str) -> pd.DataFrame:
 def measured(name: str | None = None) -> Path:
     """The folder of our own results, or what in it has that name: a folder for `Comparison.load`, or a file of runs.
 
-    The README says which benchmark made each. Raises ValueError for a name that is not there.
+    docs/results.md says which benchmark made each. Raises ValueError for a name that is not there.
 
     >>> measured("cifar10").name, (measured() / "cifar10" / "runs.csv").exists()
     ('cifar10', True)

@@ -733,6 +733,24 @@ def test_a_colour_says_the_way_in_every_figure(found: Comparison) -> None:
     assert looks[0] == looks[1]
 
 
+def test_what_each_of_two_things_is_worth(found: Comparison) -> None:
+    arms = {
+        "wide": {"no loss": "naive", "a lesson": "RED"},
+        "narrow": {"no loss": "pools later", "a lesson": "pools later + KD"},
+    }
+    right = {name: known.mean(1) for name, known in found.right.items()}  # run by run, in shares
+    rows = ((right["pools later"] + right["pools later + KD"]) / 2 - (right["naive"] + right["RED"]) / 2).mean()
+    lesson = ((right["RED"] + right["pools later + KD"]) / 2 - (right["naive"] + right["pools later"]) / 2).mean()
+    drawn = figures.factorial(found, arms)
+    title = " ".join(re.sub("<.*?>", " ", drawn.layout.title.text).split())
+    assert f"narrow {100 * rows:.1f} ±" in title and f"a lesson {100 * lesson:.1f} ±" in title
+    marks = {trace.hovertemplate.split("</b>")[0][3:]: trace for trace in drawn.data if trace.mode == "markers"}
+    assert {arm: mark.y[0] for arm, mark in marks.items()} == {arm: found.accuracy(arm).value for arm in marks}
+    assert len(marks) == 4 and marks["RED"].marker.color == theme.color("red")
+    with pytest.raises(ValueError, match="narrow needs the columns no loss and a lesson, not a lesson"):
+        figures.factorial(found, arms | {"narrow": {"a lesson": "pools later"}})
+
+
 def test_of_one_network_colours_and_marks_are_the_methods(found: Comparison) -> None:
     arms = ["naive", "RED", "from the teacher"]
     row = found.runs[found.runs["arm"] == "naive"]

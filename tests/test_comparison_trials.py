@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -114,6 +118,37 @@ def test_what_diverges_under_one_seed_is_told_when_the_rest_is_finished(
     with pytest.raises(FloatingPointError, match=r"^steep, seed 0: the loss 'task' .*; steep, seed 1 diverged too;"):
         call(tmp_path, arms, 2, executor=pool)
     assert len(finished(tmp_path)) == 2 * 3
+
+
+def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "import redistill_lib as rd\n"
+        "if __name__ == '__main__':\n"
+        "    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        arms = {'naive': rd.Arm('resnet18-4-11221', width=0.125)}\n"
+        "        teacher = rd.Arm('resnet18-1-21222', width=0.125, recipe=rd.Recipe(epochs=1))\n"
+        "        budget = rd.Budget(epochs=100_000)\n"
+        "        data = rd.load_data('digits', limit=64)\n"
+        "        common = {'options': rd.RunOptions('runs', progress=False, cpu=True), 'executor': pool}\n"
+        "        rd.compare(teacher, arms, data, budget=budget, seeds=1, **common)\n"
+    )
+    with subprocess.Popen([sys.executable, script], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        worker = int(process.stdout.readline())
+        while not [*tmp_path.glob("runs/resnet18-4-11221*/run.json")]:  # it trains
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.kill()
+    for _ in range(100):
+        if not Path(f"/proc/{worker}").exists():
+            return
+        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker is left")
 
 
 def test_without_its_teacher_an_arm_is_not_trained_and_the_teacher_is_named(tmp_path: Path) -> None:

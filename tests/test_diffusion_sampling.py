@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
 from redistill_lib.diffusion.sampling import Guided, time_steps
-from redistill_lib.explorers.pairs import draw_paths
+from redistill_lib.explorers.trajectories import draw_paths
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import save_tensors

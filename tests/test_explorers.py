@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +21,29 @@ import pytest
 import torch
 from torch import nn
 
-from redistill_lib import explorers
-from redistill_lib.distill import match_taps
-from redistill_lib.explorers.pairs import HINT, MapExplorer
-from redistill_lib.models import create_model, student_name
+from redistill_lib import explorers, figures
+from redistill_lib.exploration import explore
+from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
+from redistill_lib.explorers.exploration import StrideExplorer
+from redistill_lib.models import create_model
 
 ROOT = Path(__file__).parents[1]
 IMAGES = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def family(name: str, calls: list[int], trained: tuple[int, ...] = (4,)) -> Callable[[int], Mapping[str, Any]]:
-    """Networks as a notebook hands them over; `calls` notes for which factors they were built."""
-
-    def pairs(factor: int) -> Mapping[str, Any]:
-        calls.append(factor)
-        torch.manual_seed(factor)
-
-        def network(which: str) -> nn.Module:
-            return create_model(which, in_channels=1, width=0.125)
-
-        teacher, student = network(name), network(student_name(name, factor))
-        taps = match_taps(student, teacher, torch.zeros(1, 1, 32, 32))
-        states = ["untrained", *(["naive", "red"] if factor in trained else [])]
-        return dict.fromkeys(states, (teacher, student, taps))
-
-    return pairs
+def networks() -> tuple[nn.Module, nn.Module]:
+    """A teacher and a student of it that pools four times harder."""
+    torch.manual_seed(0)
+    return tuple(
+        create_model(name, in_channels=1, width=0.125).eval() for name in ("resnet18-1-21222", "resnet18-4-11221")
+    )
 
 
 @pytest.fixture
-def calls() -> list[int]:
-    return []
-
-
-@pytest.fixture
-def explorer(calls: list[int]) -> MapExplorer:
-    networks = {"ResNet": family("resnet18-1-21222", calls), "MobileNet": family("mobilenetv2-1-1222121", [])}
-    return MapExplorer(networks, IMAGES, ["cat", "dog", "owl"], (1, 2, 4, 8), 4, "")
+def explorer() -> StrideExplorer:
+    teacher, student = networks()
+    found = explore(teacher, {"naive": student}, IMAGES, [0, 1, 2], classes=["cat", "dog", "owl"])
+    return StrideExplorer(found, 4, 0, None)
 
 
 @pytest.fixture
@@ -71,73 +58,36 @@ def title(figure: Any) -> str:
 def test_nothing_is_shown_or_imported_in_a_batch() -> None:
     code = (
         "import sys, torch\nfrom redistill_lib import explorers\n"
-        "assert explorers.feature_map_explorer({}, torch.zeros(1)) is None\n"
-        "assert explorers.stride_plan('resnet18', 32) is None\n"
+        "assert explorers.memory_explorer() is None\n"
         "explorers.live_curves(['teacher']).update('teacher', [{'epoch': 1}])\n"
-        "assert not {'ipywidgets', 'plotly'} & set(sys.modules)"
+        "assert not {'ipywidgets', 'plotly'} & set(sys.modules)\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1))\n"
+        "explorers.explore(net, None, torch.ones(1, 1, 8, 8, dtype=torch.uint8))\n"
+        "assert 'ipywidgets' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_stride_slider_redraws_in_place(explorer: MapExplorer, calls: list[int]) -> None:
+def test_the_stride_slider_redraws_in_place(explorer: StrideExplorer) -> None:
     traces = explorer.figure.data
-    assert title(explorer.figure).startswith(
-        "At stride ×4 the naive student's map has 8×8 pixels, the teacher's 16×16"
-    )
+    assert title(explorer.figure).startswith("Pooled ×4 earlier")
     explorer.stride.value = 8
-    assert title(explorer.figure).startswith("At stride ×8 the untrained student's map has 4×4 pixels")
-    assert explorer.figure.data[2].z.shape == (4, 4)
+    assert title(explorer.figure).startswith("Pooled ×8 earlier")
     assert all(new is old for new, old in zip(explorer.figure.data, traces, strict=True))
-    assert HINT in explorer.status.value
+    assert len(explorer.figure.layout.images) == 2 * 3 and not explorer.figure.layout.images[5].source
     explorer.stride.value = 4
-    explorer.stride.value = 8
-    assert calls == [4, 8]
+    assert explorer.figure.layout.images[5].source
 
 
-def test_what_was_chosen_by_hand_comes_back(explorer: MapExplorer) -> None:
-    explorer.state.value = "red"
-    explorer.place.value = ("tap", "layer2.0", "input")
-    explorer.stride.value = 2
-    assert explorer.state.value == "untrained"
-    assert explorer.state.disabled
-    explorer.stride.value = 4
-    assert (explorer.state.value, explorer.place.value) == ("red", ("tap", "layer2.0", "input"))
-    assert explorer.status.value == ""
-    assert title(explorer.figure).startswith("At stride ×4 the RED student's map has 8×8 pixels, the teacher's 8×8")
-
-
-def test_places_are_layers_of_both_and_taps(explorer: MapExplorer) -> None:
-    texts = [text for text, _ in explorer.place.options]
-    assert {"layer1.0 of both", "conv1 output ← teacher's layer2.0 output"} <= set(texts)
-    explorer.model.value = "MobileNet"
-    assert not any("layer1" in text for text, _ in explorer.place.options)
-    assert explorer.place.value[0] == "both"
-
-
-def test_channels_are_those_of_the_place(explorer: MapExplorer) -> None:
-    explorer.place.value = ("both", "layer4", "output")
-    assert [text for text, _ in explorer.channel.options][:3] == ["mean", "0", "1"]
-    assert len(explorer.channel.options) == 1 + 64
-    explorer.channel.value = 63
-    assert "Shown: channel 63" in explorer.figure.layout.title.text
-    explorer.place.value = ("both", "conv1", "output")
-    assert explorer.channel.value == "mean"
-    assert "mean over channels" in explorer.figure.layout.title.text
-
-
-def test_images_are_named_and_computed_once(explorer: MapExplorer) -> None:
-    before = explorer.figure.data[0].source
+def test_images_are_named(explorer: StrideExplorer) -> None:
+    before = explorer.figure.layout.images[0].source
     explorer.image.value = 2
-    assert explorer.image.label == "2 (owl)"
-    assert explorer.figure.data[0].source != before
-    computed = explorer.compare.cache_info().misses
-    explorer.image.value = 0
-    assert explorer.compare.cache_info().misses == computed == 2
-    assert explorer.figure.data[0].source == before
+    assert explorer.image.options[2] == ("2 (owl)", 2) and "image 2: class owl" in explorer.figure.layout.title.text
+    assert explorer.figure.layout.images[0].source != before
 
 
-def test_the_page_does_not_jump_when_a_title_is_shorter(explorer: MapExplorer) -> None:
+def test_the_page_does_not_jump_when_a_title_is_shorter(explorer: StrideExplorer) -> None:
     before = explorer.figure.layout
     tall, plot = before.height + 22, before.height - before.margin.t - before.margin.b
     explorer.figure.layout.height = tall
@@ -150,52 +100,55 @@ def test_the_page_does_not_jump_when_a_title_is_shorter(explorer: MapExplorer) -
     assert explorer.figure.layout.height == tall - 22
 
 
-def test_a_stride_that_cannot_be_is_explained(calls: list[int]) -> None:
-    networks = {"r": family("resnet18-1-11112", calls)}
-    explorer = MapExplorer(networks, IMAGES, None, (1, 8), 8, "")
-    assert "×8 cannot be shown here." in explorer.status.value
-    assert "cannot be front-loaded" in explorer.status.value
-    explorer.stride.value = 1
-    assert "cannot" not in explorer.status.value
-    assert title(explorer.figure).startswith("At stride ×1")
+class Failing(Explorer):
+    """One control, whose second choice cannot be shown."""
+
+    refusal = "This is not possible here."
+
+    def __init__(self, error: Exception | None = None):
+        self.error, self.choice = error, dropdown("choice", options(["good", "bad"]))
+        self.other = slider("other")
+        self.lay_out(self.choice, self.other)
+
+    def show(self) -> Any:
+        wide = self.choice.value == "good"
+        self.chosen = self.choose(self.other, options(range(3 if wide else 1)), 0)
+        if self.error and not wide:
+            raise self.error
+        return figures.images(IMAGES)
 
 
-@pytest.mark.parametrize("error", [KeyError("no run called red"), FileNotFoundError(2, "no run", "red.json")])
-def test_what_loading_a_run_says_is_shown(error: Exception) -> None:
-    def raising(factor: int) -> Mapping[str, Any]:
-        raise error
-
-    explorer = MapExplorer({"r": raising}, IMAGES, None, (1, 4), 4, "")
-    assert "no run" in explorer.status.value and "red" in explorer.status.value
+@pytest.mark.parametrize(
+    "error", [ValueError("no <run> red"), KeyError("no <run> red"), FileNotFoundError(2, "no <run>", "red")]
+)
+def test_what_cannot_be_shown_is_explained(error: Exception) -> None:
+    explorer = Failing(error)
+    assert explorer.status.value == "" and explorer.drawn.layout.display == ""
+    explorer.choice.value = "bad"
+    assert "<b>This is not possible here.</b>" in explorer.status.value
+    assert "no &lt;run&gt;" in explorer.status.value and "red" in explorer.status.value
     assert explorer.drawn.layout.display == "none"
+    explorer.choice.value = "good"
+    assert explorer.status.value == "" and explorer.drawn.layout.display == ""
 
 
-def test_labels_go_with_images(live: None) -> None:
-    with pytest.raises(ValueError, match="3 images but 1 labels"):
-        explorers.feature_map_explorer({"r": family("resnet18-1-21222", [])}, IMAGES, ["cat"])
+def test_what_was_chosen_by_hand_comes_back() -> None:
+    explorer = Failing()
+    explorer.other.value = 2
+    explorer.choice.value = "bad"
+    assert explorer.chosen == 0 and explorer.other.disabled
+    explorer.choice.value = "good"
+    assert explorer.chosen == explorer.other.value == 2 and not explorer.other.disabled
 
 
-def test_every_control_is_described(explorer: MapExplorer, live: None) -> None:
-    assert [c.description for c in explorer.view.children[0].children] == [
-        "model", "stride", "state", "image", "place", "channel",
-    ]  # fmt: skip
-    plan = explorers.stride_plan("resnet18-1-21222", 32)
-    assert plan is not None
-    assert [c.description for c in plan.children[0].children] == ["stride"]
-
-
-def test_stride_plan_redraws_chart_and_table(live: None) -> None:
-    view = explorers.stride_plan(["resnet18-1-21222", "mobilenetv2-1-1222121"], image_size=40, factors=(1, 4, 32))
-    assert view is not None
-    (model, stride), (figure, table) = view.children[0].children, view.children[2].children
-    assert "10×10 maps from its conv1 on" in title(figure)
-    assert table.value.count("<tr") == 8
-    stride.value = 1
-    assert title(figure).startswith("Teacher and naive student drop resolution at the same places")
-    model.value = "mobilenetv2-1-1222121"
-    assert "features.2" in table.value
-    stride.value = 32
-    assert "×32 is not possible here." in view.children[1].value
+def test_every_control_is_described(explorer: StrideExplorer, live: None) -> None:
+    controls = ["stride", "image", "channel", "budget"]
+    assert [each.description for each in explorer.view.children[0].children] == controls
+    teacher, _ = networks()
+    view = explorers.explore(teacher, None, IMAGES, budget="16KB")
+    assert [each.description for each in view.children[0].children] == controls
+    with pytest.raises(ValueError, match="there is no ×3"):
+        explorers.explore(teacher, None, IMAGES, factor=3)
 
 
 def test_live_curves_grow(live: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,8 +174,9 @@ CELL = """\
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from redistill_lib import explorers
-from test_explorers import IMAGES, family
-explorers.feature_map_explorer({{"ResNet": family("resnet18-1-21222", [])}}, IMAGES)
+from test_explorers import IMAGES, networks
+teacher, student = networks()
+explorers.explore(teacher, {{"naive": student}}, IMAGES)
 """
 FLAGS = (
     "--no-sandbox --headless --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -286,10 +240,10 @@ def test_moving_the_slider_changes_the_figure_in_jupyterlab(lab: str) -> None:
             with contextlib.suppress(AssertionError):
                 expect(headline).to_be_attached(timeout=20_000)
                 break
-        expect(headline).to_contain_text("At stride ×4 the naive student's map", timeout=40_000)
+        expect(headline).to_contain_text("Pooled ×4 earlier", timeout=40_000)
         stride = page.locator(".widget-inline-hbox", has=page.get_by_text("stride", exact=True))
         stride.locator(".noUi-handle").focus()
         page.keyboard.press("ArrowRight")
-        expect(headline).to_contain_text("At stride ×8 the untrained student's map", timeout=15_000)
+        expect(headline).to_contain_text("Pooled ×8 earlier", timeout=15_000)
         expect(stride).to_contain_text("×8")
         browser.close()

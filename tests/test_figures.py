@@ -42,7 +42,7 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
     teacher, student = (RNG.random((s, s), dtype=np.float32) for s in (side, ours))
     image = RNG.integers(0, 256, (40, 40, 1), dtype=np.uint8)
     place = "layer1 output"
-    known = MapComparison(image, teacher, student, place, place, score, None, 16, 16, 4)
+    known = MapComparison(image, teacher, student, place, place, score, score / 2, None, 16, 16, 4)
     return replace(known, **changes)  # type: ignore[arg-type]
 
 
@@ -146,14 +146,14 @@ def test_titles_break_evenly_and_not_inside_brackets() -> None:
 
 def test_feature_maps_say_what_pooling_did() -> None:
     figure = figures.feature_maps(comparison())
-    expected = "At stride ×4 the student's map has 10×10 pixels, the teacher's 20×20: similarity 0.41"
+    expected = "At stride ×4 the student's map has 10×10 pixels, the teacher's 20×20: correlation 0.41"
     assert headline(figure) == expected
     assert [trace.type for trace in figure.data] == ["image", "heatmap", "heatmap"]
     assert "after resizing" in note(figure)
     assert "mean over channels" in note(figure)
     heads = [a.text for a in figure.layout.annotations]
     assert "20×20" in heads[1]
-    assert "similarity <b>0.41</b>" in heads[2]
+    assert "correlation <b>0.41</b>" in heads[2]
 
 
 def test_maps_of_unequal_size_cover_the_same_image() -> None:
@@ -181,19 +181,19 @@ def test_strength_is_disregarded_but_level_is_not() -> None:
 def test_students_of_one_map_share_a_row() -> None:
     first = comparison(10, score=-0.4)
     both = figures.feature_maps({"naive": first, "red": replace(first, score=0.976)})
-    assert headline(both) == "At stride ×4 similarity to the teacher's map is −0.40 (naive student) and 0.98 (RED)"
+    assert headline(both) == "At stride ×4 correlation with the teacher's map is −0.40 (naive student) and 0.98 (RED)"
     assert len(both.data) == 4
     other = comparison(5, 5, teacher_place="layer3.0 output", label="red")
     grid = figures.feature_maps([replace(first, label="red"), other])
     assert len(grid.data) == 6
-    assert headline(grid) == "At stride ×4 mean similarity to the teacher's maps is 0.01 (RED)"
+    assert headline(grid) == "At stride ×4 mean correlation with the teacher's maps is 0.01 (RED)"
     three = figures.feature_maps({"untrained": first, "kd": first, "red": replace(first, score=0.9)})
     assert headline(three).endswith("is −0.40 (untrained), −0.40 (KD) and 0.90 (RED)")
     square = figures.feature_maps([replace(c, label=role) for role in ("naive", "red") for c in (first, other)])
     assert len(square.data) == 8
     assert (
         headline(square)
-        == "At stride ×4 mean similarity to the teacher's maps is 0.01 (naive student) and 0.01 (RED)"
+        == "At stride ×4 mean correlation with the teacher's maps is 0.01 (naive student) and 0.01 (RED)"
     )
     with pytest.raises(ValueError, match="at least one"):
         figures.feature_maps([])
@@ -214,7 +214,7 @@ def test_tap_scores_name_both_places_and_the_means() -> None:
     ]
     frame = pd.DataFrame(rows).assign(low=0.5, high=1.0, n=20)
     figure = figures.tap_scores(frame)
-    assert headline(figure) == "Mean similarity to the teacher's maps: RED 0.97, naive student 0.60"
+    assert headline(figure) == "Mean correlation with the teacher's maps: RED 0.97, naive student 0.60"
     assert figure.layout.yaxis.ticktext[0] == "<b>layer1 output</b><br>← teacher's layer2 output"
     assert [trace.marker.color for trace in figure.data] == [theme.color("naive"), theme.color("red")]
     worse = frame.assign(score=[0.9, 0.5, 0.9, 0.5])
@@ -284,8 +284,6 @@ def test_stride_plans_find_where_resolution_goes() -> None:
     assert [c[1] for c in figure.data[1].customdata] == map_sides(plan, 40) == [40, 10, 10, 10, 5, 3, 3]
     same = figures.stride_plans(dict.fromkeys(models, "resnet18"), 8)
     assert headline(same) == "Teacher and naive student drop resolution at the same places"
-    table = figures.plan_table(models, 40)
-    assert table["naive student: map"].tolist() == ["40×40", "10×10", "10×10", "10×10", "5×5", "3×3", "3×3"]
 
 
 def test_resolutions_of_any_networks_share_an_axis() -> None:
@@ -348,7 +346,4 @@ def test_places_are_named_by_the_network_that_has_the_most() -> None:
     models = {"teacher": "resnet18", "student": "mobilenetv3_large"}
     figure = figures.stride_plans(models, 64)
     assert list(figure.layout.xaxis.ticktext) == ["image", *(f"features.{k}" for k in range(16))]
-    table = figures.plan_table(models, 64)
-    assert table["place"].tolist() == list(figure.layout.xaxis.ticktext)
-    assert table["teacher: map"].tolist() == ["64×64", "32×32", "16×16", "16×16", "8×8", "4×4", "2×2", *[""] * 10]
-    assert list(figures.plan_table({"teacher": "resnet18"}, 64)["place"][:3]) == ["image", "conv1", "maxpool"]
+    assert [row[1] for row in figure.data[0].customdata] == [64, 32, 16, 16, 8, 4, 2]

@@ -26,13 +26,13 @@ FLOORS = [
     {"figures", "report"},
     {"tradeoffs"},
     {"comparison"},
-    {"train", "budget", "export"},
+    {"train", "budget", "exploration", "export"},
     {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
     {"distill", "memory"},
     {"looks", "methods", "models", "network", "shipped", "store", "sweep"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
-    {"checks", "progress", "source"},
+    {"checks", "progress", "sizes", "source"},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 TORCH_FREE = [
@@ -41,6 +41,7 @@ TORCH_FREE = [
     "report",
     "results",
     "runs",
+    "sizes",
     "source",
     "looks",
     "shipped",

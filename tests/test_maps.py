@@ -77,7 +77,7 @@ def test_graduated_student_shows_the_maps_that_distillation_compared(teacher: nn
         _, losses = distillation(to_float(images))
     frame = score_taps(teacher, {"red": graduated}, taps, images)
     expected = [1 - losses[f"red/{tap.name}"].item() for tap in taps]
-    np.testing.assert_allclose(frame["score"], expected, atol=1e-5)
+    np.testing.assert_allclose(frame["cosine"], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", ["input", "output"])
@@ -114,18 +114,26 @@ def test_unknown_layers_name_their_neighbours(student: nn.Module) -> None:
         locate(blocked, MapRef("layer2.9", "output"))
 
 
-def test_score_is_one_minus_the_alignment_loss(teacher: nn.Module, student: nn.Module) -> None:
+def correlation(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(np.corrcoef(a.mean(1).flatten(), b.mean(1).flatten())[0, 1])
+
+
+def test_score_is_the_correlation_and_cosine_one_minus_the_alignment_loss(
+    teacher: nn.Module, student: nn.Module
+) -> None:
     image = random_images(1)[0]
     tap = Tap("conv1", "output", "layer2.0", "output")
     comparison = compare_maps(teacher, student, tap, image)
     x = to_float(image[None])
     ours = record_maps(student, [("conv1", "output")], x)["conv1", "output"]
     theirs = record_maps(teacher, [("layer2.0", "output")], x)["layer2.0", "output"]
-    assert comparison.score == pytest.approx(1 - alignment_loss(ours, theirs).item(), abs=1e-6)
+    assert comparison.score == pytest.approx(correlation(ours, theirs), abs=1e-5)
+    assert comparison.cosine == pytest.approx(1 - alignment_loss(ours, theirs).item(), abs=1e-6)
+    assert abs(comparison.score - comparison.cosine) > 0.01
     assert not comparison.resized
     assert comparison.stride == 4
     np.testing.assert_allclose(comparison.student, ours[0].mean(0).numpy(), rtol=1e-6)
-    assert "similarity" in repr(comparison)
+    assert "correlation" in repr(comparison)
     assert comparison.to_frame()["height"].tolist() == [10, 10]
 
 
@@ -138,8 +146,9 @@ def test_same_layer_keeps_native_sizes_and_says_when_it_resized(teacher: nn.Modu
     resized = torch.nn.functional.interpolate(
         torch.from_numpy(comparison.student)[None, None], (20, 20), mode="bilinear"
     )
-    expected = 1 - alignment_loss(resized, torch.from_numpy(comparison.teacher)[None, None]).item()
-    assert comparison.score == pytest.approx(expected, abs=1e-6)
+    theirs = torch.from_numpy(comparison.teacher)[None, None]
+    assert comparison.score == pytest.approx(correlation(resized, theirs), abs=1e-5)
+    assert comparison.cosine == pytest.approx(1 - alignment_loss(resized, theirs).item(), abs=1e-6)
 
 
 def test_a_student_with_larger_maps_is_resized_too(teacher: nn.Module, student: nn.Module) -> None:
@@ -188,7 +197,7 @@ def test_scores_of_taps_average_images(
         random_images(5),
         [Tap("conv1", "output", "layer2.0", "output"), Tap("layer1", "output", "layer1", "output")],
     )
-    monkeypatch.setattr(maps, "_BATCH", 2)
+    monkeypatch.setattr(maps, "BATCH", 2)
     frame = score_taps(teacher, {"naive": student, "teacher": teacher}, taps, images)
     single = [compare_maps(teacher, student, taps[0], image).score for image in images]
     row = frame.iloc[0]

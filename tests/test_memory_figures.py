@@ -27,9 +27,10 @@ from redistill_lib.figures import (
     published_footprints,
     theme,
 )
-from redistill_lib.figures.memory import GREYS, ROLES, block_names, ratio, red_runs
-from redistill_lib.figures.memory_layers import layers_of, role_name
+from redistill_lib.figures.memory import GREYS, ROLES, ratio
+from redistill_lib.figures.memory_layers import role_name
 from redistill_lib.memory import Profile, Row, format_size, memory_bounds, profile_memory
+from redistill_lib.memory.layers import block_names, layers_of, red_runs
 from redistill_lib.models import create_model, student_name
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
 

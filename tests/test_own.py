@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import redistill_lib as rd
+from redistill_lib.own import check_named
 
 NET = """
 from torch import nn
@@ -121,3 +122,18 @@ def test_a_run_gives_back_what_resolve_model_gave(nets: Path, tmp_path: Path) ->
         assert not rd.load_model(run, network).training
         with pytest.raises(ValueError, match=f"run {run.id} trained .*, not resnet18-2-21222"):
             rd.load_model(run, "resnet18")
+
+
+def test_names_that_a_sweep_gives(nets: Path) -> None:
+    for kind, name in (
+        ("network", f"{nets}/my_own_net:make"),
+        ("network", "resnet18-4-11221"),
+        ("methods", "red(alpha=5.0)+kd"),
+        ("data", "cluttered"),
+        ("data", "hf:nobody/nothing"),  # which no network is asked for
+        ("data", str(nets)),
+    ):
+        check_named(kind, name)
+    for kind, name in (("network", "resnet19"), ("methods", "red+red"), ("data", "digit"), ("data", "./digits")):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            check_named(kind, name)

@@ -1,4 +1,4 @@
-"""The README's own Python runs, in order, on small stand-ins for what a reader brings."""
+"""The Python of README and docs runs, page by page, on small stand-ins for what a reader brings."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import redistill_lib as rd
 from redistill_lib.comparison import lengths, runner
 from redistill_lib.train import setup
 
-README = Path(__file__).parents[1] / "README.md"
-TEXT = README.read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = {page.name: page.read_text(encoding="utf-8") for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in PAGES.items()}
 
 
 def folder_of_images(root: Path, size: int, count: int = 8) -> None:
@@ -70,19 +70,33 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_snippets_run(quick: Path) -> None:
-    assert len(BLOCKS) >= 5
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_the_snippets_run(page: str, quick: Path) -> None:
     images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
     example = torch.zeros(2, 3, 128, 128)
     mine: dict[str, Any] = {"my_network": network(2), "example": example}
     names: dict[str, Any] = {"images": images, **mine}
-    for block in BLOCKS:
-        exec(compile(block, str(README), "exec"), names)
-    assert (quick / "student").is_dir()
+    for block in BLOCKS[page]:
+        exec(compile(block, page, "exec"), names)
+    assert page != "library.md" or (quick / "student").is_dir()
+
+
+def test_every_page_is_reached_and_every_link_is_there() -> None:
+    assert {*BLOCKS} >= {"README.md", "library.md", "memory.md", "results.md"}
+    for page, text in PAGES.items():
+        folder = ROOT if page == "README.md" else ROOT / "docs"
+        for link in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (folder / link).exists(), f"{page}: {link}"
+    assert all(page == "README.md" or f"(docs/{page}" in PAGES["README.md"] for page in PAGES)
+
+
+def test_the_first_page_is_short() -> None:
+    words = re.sub(r"```.*?```|\|.*\|", "", PAGES["README.md"], flags=re.DOTALL).split()
+    assert len(words) <= 900
 
 
 def test_the_taps_in_yaml_fit_the_networks_they_are_for(tmp_path: Path) -> None:
-    (tmp_path / "official.yaml").write_text(re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)[0])
+    (tmp_path / "official.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGES["library.md"], re.DOTALL)[0])
     student, teacher = rd.create_model("resnet18-4-11221"), rd.create_model("resnet18-1-21222")
     taps, example = rd.read_taps(tmp_path / "official.yaml"), torch.zeros(2, 3, 64, 64)
     distillation = rd.Distillation(student, teacher, taps, example=example)

@@ -26,6 +26,7 @@ from redistill_lib.looks import color
 from redistill_lib.report import write_index
 from redistill_lib.report.sweeps import headline, means, pareto_figure
 from redistill_lib.runs import Run
+from redistill_lib.sweep.manifest import PointStatus, write_status
 from redistill_lib.sweep.pages import FIGURE
 
 QUESTION = "# Tour\n\n**Question.** What do we *lose*\nat a `peak`?\n\n**Time.** seconds"
@@ -62,7 +63,9 @@ def points() -> pd.DataFrame:
 
 def write_sweep(folder: Path, table: pd.DataFrame, status: str = "ok") -> None:
     for name in table["point"]:
-        executed(folder, name, status=status if name == table["point"].iloc[-1] else "ok")
+        its = status if name == table["point"].iloc[-1] else "ok"
+        executed(folder, name, status=its)
+        write_status(folder, PointStatus(name, "key", its, "call"))
     (folder / "manifest.json").write_text(json.dumps({"points": [{"name": name} for name in table["point"]]}))
     table.to_parquet(folder / "table.parquet")
 
@@ -229,7 +232,7 @@ def test_cards_say_what_is_asked_and_found(tmp_path: Path) -> None:
     page = write_index(tmp_path).read_text()
     assert page.count("<p>What do we lose at a peak?</p>") == 3
     assert re.findall(r"<h3>(.*?)</h3>", page) == ["RED wins &lt; all at 4×", "12 images", "The tagged one"]
-    assert "2 ok, 1 interrupted, 15.0 s in all" in page and "<span class=interrupted>interrupted</span>" in page
+    assert "2 ok, 1 interrupted, 15 s in all" in page and "<span class=interrupted>interrupted</span>" in page
     assert page.count('<div class="figure small">') == 3
 
 
@@ -271,7 +274,7 @@ def test_a_foreign_notebook_stops_nothing(tmp_path: Path) -> None:
     for manifest in ("[1]", "{}", '{"points": 3}', '{"points": ["a"]}'):  # of another tool
         executed(tmp_path / "mine", "tour")
         (tmp_path / "mine" / "manifest.json").write_text(manifest)
-        assert "1 ok, 5.0 s in all" in write_index(tmp_path).read_text()
+        assert "1 ok, 5 s in all" in write_index(tmp_path).read_text()
 
 
 def test_a_report_of_a_sweep(tmp_path: Path) -> None:
@@ -286,6 +289,9 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     assert "plotly.min.js" in links and len(links) == 1 + 3 + 9
     assert all((file.parent / link).exists() for link in links)
     assert "http" not in page and len(page) < 100_000
+    write_sweep(tmp_path / "sweeps" / "plans", points(), status="interrupted")
+    page = write_index(tmp_path).read_text()
+    assert "8 ok, 1 interrupted" in page and "<summary>8 of 9 points</summary>" in page
 
 
 def shown(page: Path, profile: Path, theme: int = 1) -> str:

@@ -285,7 +285,10 @@ def test_waiting_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         with locked(tmp_path / "r"):
             pass
     said = capsys.readouterr().err
-    assert said.startswith(f"waiting for run r, held by process {other.pid} on ") and said.count("\n") == 1
+    assert (
+        said.startswith(f"waiting for a training that is under way: r, by process {other.pid} on ")
+        and said.count("\n") == 1
+    )
     assert not (tmp_path / "r" / ".holder").exists()
 
 

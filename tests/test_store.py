@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from redistill_lib.store import delete as deleting
 from redistill_lib.store.choose import by_id, ordered, where
 from redistill_lib.store.compare import differences
 from redistill_lib.store.tables import listed_runs, run_tables
+from redistill_lib.sweep.manifest import PointStatus, write_status
 
 FRAME = pd.DataFrame(
     {
@@ -71,6 +73,17 @@ def test_conditions(conditions: list[str], ids: str) -> None:
 def test_conditions_that_say_nothing(condition: str, error: str) -> None:
     with pytest.raises(ValueError, match=error):
         where(FRAME, [condition])
+
+
+def test_parameters_of_notebooks_are_no_columns() -> None:
+    runs = FRAME.assign(plan=["4-11221", "1-21222", None, "4-11221"])
+    for condition, error in (
+        ("FACTOR=8", "column 'FACTOR': a network's strides are its plan, here 1-21222, 4-11221; write plan=…"),
+        ("WIDTH=0.5", "column 'WIDTH'; did you mean 'model.width'?"),
+        ("JOBS=2", "column 'JOBS': it has id, plan, methods, seed, and with --columns all more"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(error)):
+            where(runs, [condition])
 
 
 def test_orders() -> None:
@@ -173,7 +186,7 @@ def test_deleting_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
     assert main(command) == 0
     size = 2 * (tmp_path / "run2" / "run.json").stat().st_size
-    assert asked == [f"delete 2 runs, {size / 1e3:.3g} kB? [y/N] "]
+    assert asked == [f"delete 2 runs, {size / 1024:.1f} KiB? [y/N] "]
     assert [*load_runs(tmp_path).id] == ["run2"] and sorted(p.name for p in tmp_path.iterdir()) == [
         ".index.json",
         "run2",
@@ -194,6 +207,21 @@ def test_a_run_in_training_and_a_teacher(tmp_path: Path, capsys: pytest.CaptureF
     assert [*load_runs(tmp_path).id] == ["one", "three"]
 
 
+def test_sweeps_that_name_a_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("one", "two", "three"):
+        save(tmp_path, name)
+    for number, runs in enumerate((["one", "teacher"], ["one"], ["two"], ["one", "two"], [])):
+        rows = [{"run": run, "accuracy": 0.5} for run in runs] or [{"accuracy": 0.5}]
+        status = PointStatus(f"tour-FACTOR={number}", "key", "ok", "call", rows=rows)
+        write_status(tmp_path / "sweeps" / "factors", status)
+    (tmp_path / "sweeps" / "factors" / "points" / "broken.json").write_text("[]")
+    assert main(["runs", str(tmp_path), "--delete", "one", "--yes"]) == 0
+    told = "sweep factors names such runs in tour-FACTOR=0, tour-FACTOR=1 and 1 more: run again, a point trains them"
+    assert told in capsys.readouterr().out
+    assert main(["runs", str(tmp_path), "--delete", "three", "--yes"]) == 0
+    assert "sweep" not in capsys.readouterr().out
+
+
 def test_only_what_went_is_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,7 +233,7 @@ def test_only_what_went_is_counted(
     monkeypatch.setattr("builtins.input", lambda question: held.__enter__() or "y")
     assert main(["runs", str(tmp_path), "--delete", "first", "second"]) == 1
     held.__exit__(None, None, None)
-    assert f"deleted 1 of 2, {size / 1e3:.3g} kB" in capsys.readouterr().out
+    assert f"deleted 1 of 2, {size / 1024:.1f} KiB" in capsys.readouterr().out
 
 
 def test_a_killed_deletion_leaves_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

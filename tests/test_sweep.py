@@ -16,6 +16,7 @@ from PIL import Image, ImageChops
 
 from redistill_lib import report, sweep
 from redistill_lib.parameters import convert, notebook_parameters
+from redistill_lib.progress import duration
 from redistill_lib.report.outputs import WIDGET_VIEW, _with_small_images
 from redistill_lib.sweep.manifest import claim
 
@@ -322,7 +323,7 @@ def test_index_page(tmp_path: Path) -> None:
     assert '<a href="../elsewhere/02_far.html">02_far</a>' in page
     assert "<code>NOTE=&lt;b&gt;</code>" in page
     assert "In [4]: ValueError: a &lt; b</p>" in page
-    assert "2 ok, 1 failed, 2 min 35 s in all" in page
+    assert "2 ok, 1 failed, 3 min in all" in page
     assert "2 runs; the same in all: <code>role=plain</code> <code>code=other</code> <code>epochs=6</code>" in page
     assert "<td>net0</td>" in page and "<td>0.9123</td>" in page
     assert "taps" not in page
@@ -337,7 +338,8 @@ def test_index_page_of_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_durations() -> None:
-    assert [report.duration(s) for s in (4.21, 59.96, 75, 7260)] == ["4.2 s", "1 min 0 s", "1 min 15 s", "2 h 1 min"]
+    told = [duration(seconds) for seconds in (0, 4.21, 59.96, 99.4, 99.6, 840, 3599, 7300)]
+    assert told == ["0 s", "4.2 s", "60 s", "99 s", "2 min", "14 min", "1 h 0 min", "2 h 2 min"]
 
 
 def test_what_is_given_is_in_the_name(make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path]) -> None:

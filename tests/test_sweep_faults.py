@@ -165,7 +165,7 @@ def test_signals_end_it_in_order(command: Command, number: str, code: int) -> No
     assert (command.folder / "runs" / "index.html").exists()
     table = pd.read_csv(command.folder / "runs" / "sweeps" / "s" / "table.csv")
     assert table["point"].tolist() == ["tour-LR=1"]
-    assert "s, 4 points: 1 ok (0 before), 2 not, 1 left; " in out
+    assert "s, 4 points: 1 ok (0 before), 2 interrupted, 1 left; " in out
 
 
 def test_two_sweeps_at_once_share_the_points(command: Command) -> None:

@@ -97,6 +97,16 @@ def test_execution(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pyt
     assert sorted(file.name for file in output.iterdir()) == files
 
 
+def test_the_end_is_no_interrupt(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    """To an idle kernel it would be an error in the log, and to what the notebook started a Ctrl-C."""
+    child = "import signal, time; signal.signal(signal.SIGINT, lambda *_: open('interrupted', 'w'))"
+    child += "; print(flush=True); time.sleep(60)"
+    start = f"subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE)"
+    path = make_notebook("a", f"import subprocess, sys; {start}.stdout.readline()")
+    assert sweep.run_notebook(path, output_dir=tmp_path / "out", html=False).ok
+    assert not (path.parent / "interrupted").exists()
+
+
 def test_interrupt_keeps_what_was_done_and_ends_the_list(make_notebook: MakeNotebook, tmp_path: Path) -> None:
     """The notebook presses Ctrl-C on its runner."""
     stop = "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)"

@@ -264,7 +264,7 @@ def test_shrunken_sweeps_leave_files_and_tabulate_their_own(
     run(sweep, tmp_path)
     capsys.readouterr()
     result = run(replace(sweep, points=sweep.points[1:2]), tmp_path)
-    assert "3 points in the folder are no longer of this sweep" in capsys.readouterr().err
+    assert "not in the table: 3 points in the folder, of an earlier file or another -p" in capsys.readouterr().err
     assert result.table is not None
     assert pd.read_csv(result.table)["point"].tolist() == names(sweep, 1)
     assert len(list((tmp_path / "rates" / "points").glob("*.json"))) == 4
@@ -300,13 +300,16 @@ def test_a_folder_that_cannot_be(sweep: Sweep, notebooks: Notebooks, tmp_path: P
 
 
 def test_table(sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = pd.DataFrame({"role": ["student", "red"], "accuracy": [0.25, 1 / 3], "LR": [1, 2]})
+    rows = pd.DataFrame({"role": ["student", "red"], "accuracy": [0.25, 1 / 3], "LR": [1, 2], "seed": 1})
     monkeypatch.setattr(worker, "recorded", lambda path: rows if "SEED=1" in path.name else pd.DataFrame())
     notebooks.errors = {sweep.points[3].name: [NotebookError(1, "ValueError", "")]}
     result = run(sweep, tmp_path)
     assert result.table is not None
     table = pd.read_csv(result.table)
-    assert list(table)[:6] == ["LR", "SEED", "NOTE", "role", "accuracy", "LR_recorded"]
+    assert list(table)[:7] == ["LR", "SEED", "NOTE", "role", "accuracy", "LR_recorded", "seed_recorded"]
+    assert len({name.lower() for name in table}) == len(
+        table.columns
+    )  # as databases and spreadsheets tell them apart
     assert table["point"].tolist() == names(sweep, 0, 1, 1, 2)
     assert table["accuracy"].tolist()[1:3] == [0.25, 1 / 3]
     assert table["role"].isna().tolist() == [True, False, False, True]
@@ -316,7 +319,8 @@ def test_table(sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: 
 def test_summary_over_seeds() -> None:
     runs = {"LR": [1.0] * 3 + [2.0], "SEED": [0, 1, 2, 0], "role": "red", "accuracy": [1.0, 2.0, 3.0, 5.0]}
     runs |= {"run": ["a", "b", "c", "d"]}  # what is another under each seed keeps no two apart
-    found = summarise(pd.DataFrame(runs | {"point": "p", "seconds": 4.0, "epoch": [1, 1, 1, 2]}), by=["epoch"])
+    runs |= {"seed_recorded": [0, 1, 2, 0], "low": 0.5, "high": [3.0] * 4, "±": 1.0, "loss_low": 0.1}
+    found = summarise(pd.DataFrame(runs | {"point": "p", "point_seconds": 4.0, "epoch": [1, 1, 1, 2]}), by=["epoch"])
     first = found[found["metric"] == "accuracy"].iloc[0]
     # of 1, 2, 3: standard error 1/√3, and 4.303 is the 97.5 % point of Student's t with two degrees of freedom
     assert (first["LR"], first["role"], first["epoch"], first["n"]) == (1.0, "red", 1, 3)
@@ -325,7 +329,7 @@ def test_summary_over_seeds() -> None:
     )
     single = found[(found["metric"] == "accuracy") & (found["LR"] == 2.0)].iloc[0]
     assert single["mean"] == 5.0 and single[["low", "high"]].isna().all()
-    assert set(found["metric"]) == {"accuracy", "seconds"}
+    assert set(found["metric"]) == {"accuracy", "point_seconds"}
     with pytest.raises(ValueError, match="no column SEEDS; it has LR, SEED"):
         summarise(pd.DataFrame(runs), over="SEEDS")
 
@@ -406,6 +410,14 @@ def test_time_left() -> None:
     assert Progress("s", 3, 0, jobs=1).left is None
 
 
+def test_interrupted_points_are_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = Progress("s", 6, 3, jobs=2, earlier=[8.0])
+    for name, status in (("a", "failed"), ("b", "interrupted"), ("c", "interrupted")):
+        progress.finished(manifest.PointStatus(name, "k", status, "s"))
+    told = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["[4/6] a", "[4/6] b", "[4/6] c"]
+
+
 def test_cells_are_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("redistill_lib.sweep.progress.time.monotonic", lambda: now[0])
@@ -433,6 +445,7 @@ def test_a_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_a_notebook_shows_a_widget_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("redistill_lib.sweep.progress.is_live", lambda: True)
+    monkeypatch.setattr("redistill_lib.sweep.progress.time.monotonic", lambda: 0.0)
     shown = list[Any]()
     monkeypatch.setattr("IPython.display.display", shown.append)
     progress = Progress("a<b", 2, 0, jobs=1)
@@ -470,7 +483,7 @@ def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     *told, index = capsys.readouterr().out.splitlines()
     assert told == [
         "tour-LR=0.2-EPOCHS=-2: failed, 0 s; In [4]: ValueError: no",
-        f"s, 2 points: 1 ok (0 before), 1 not; {here / 'table.csv'}",
+        f"s, 2 points: 1 ok (0 before), 1 failed; {here / 'table.csv'}",
     ]
     assert Path(index).is_file()
     assert main(words) == 0
@@ -482,6 +495,23 @@ def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == f"{here / 'table.csv'}\n"
     assert len(pd.read_csv(here / "table.csv")) == 2
     assert len(notebooks.ran) == 3
+
+
+def test_overrides_leave_what_is_done_in_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def tabulated() -> list[str]:
+        return list(pd.read_csv(here / "table.csv")["point"])
+
+    assert main(["sweep", "s.yaml"]) == 0
+    assert main(["sweep", "s.yaml", "-p", "LR", "0.2"]) == 0  # one of its points, which is done
+    assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2"]
+    assert main(["sweep", "s.yaml", "-p", "LR", "0.3", "-p", "EPOCHS", "1"]) == 0
+    new = "tour-LR=0.3-EPOCHS=1"
+    assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2", new]
+    assert manifest.planned_names(here) == {"tour-LR=0.1", "tour-LR=0.2", new}
+    capsys.readouterr()
+    assert main(["sweep", "s.yaml"]) == 0
+    assert "not in the table: 1 point in the folder, of an earlier file or another -p" in capsys.readouterr().err
+    assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2"]
 
 
 def test_dry_run(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture[str]) -> None:
@@ -501,7 +531,14 @@ def test_dry_run(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert main(["sweep", "s.yaml", "--dry-run", "--jobs", "2", "--output", "runs/sweeps"]) == 0
     # three points of 120 s, two at a time, 1000 bytes each
     told = capsys.readouterr().out.splitlines()
-    assert told[-1] == "3 to do: about 4 min and 0.003 MB, as 2 earlier points took"
+    assert told[-1] == "3 to do: about 4 min, 2 at a time, and 2.9 KiB, as 2 earlier points took"
+    stopped = replace(status, name="tour-LR=0.3", status="interrupted", key="its")
+    manifest.write_status(here, stopped)
+    assert main(["sweep", "s.yaml", "--dry-run"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[-1] == (
+        "3 to do: about 6 min and 2.9 KiB, as 2 earlier points took; less, as 1 of them was begun before"
+    )
 
 
 def test_two_files_of_one_stem_in_a_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -82,9 +82,13 @@ class Comparison:
         other test images alone."""
         return crossed_interval(100.0 * self._right(arm))
 
-    def difference(self, a: str, b: str) -> Estimate:
-        """By how many points `a` is above `b`: of one seed, one teacher and one test image each."""
-        return crossed_interval(100.0 * (self._right(a).astype(float) - self._right(b)))
+    def difference(self, a: str | Sequence[str], b: str | Sequence[str]) -> Estimate:
+        """By how many points `a` is above `b`: of one seed, one teacher and one test image each; of several arms on
+        either side, by their means."""
+        return crossed_interval(100.0 * (self._mean(a) - self._mean(b)))
+
+    def _mean(self, arms: str | Sequence[str]) -> NDArray[np.float64]:
+        return np.mean([self._right(arm) for arm in ([arms] if isinstance(arms, str) else arms)], axis=0)
 
     def _right(self, arm: str) -> NDArray[np.bool_]:
         if arm not in self.right:

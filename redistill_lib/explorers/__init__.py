@@ -1,6 +1,7 @@
-"""Explorers: widgets over the figures, in a live notebook; elsewhere they return None, and `live_curves` collects.
+"""Explorers: widgets over the figures, in a live notebook.
 
-ipywidgets and plotly are imported when an explorer is shown.
+Elsewhere `explore` is a figure whose slider still moves, `live_curves` collects, and the others return None. What
+draws is imported when an explorer is shown.
 """
 
 from __future__ import annotations
@@ -14,63 +15,57 @@ from redistill_lib.progress import is_live
 
 if TYPE_CHECKING:
     import ipywidgets as widgets
+    import plotly.graph_objects as go
     from torch import Tensor, nn
 
-    from redistill_lib.explorers.pairs import Drawn, Networks
+    from redistill_lib.exploration import Students
+    from redistill_lib.explorers.trajectories import Drawn
     from redistill_lib.tradeoffs import Tradeoffs
 
 __all__ = [
-    "feature_map_explorer",
+    "explore",
     "live_curves",
     "memory_explorer",
     "sampling_trajectories",
-    "stride_plan",
     "tradeoff_explorer",
 ]
 
 
-def stride_plan(
-    teacher: str | Sequence[str], image_size: int, factors: Sequence[int] = (1, 2, 4, 8), factor: int = 4
-) -> widgets.VBox | None:
-    """Move stride to the front with a slider: the size of the maps, place by place, as a step chart and a table.
-
-    `teacher` is a model name with its plan, or several to choose from.
-
-    >>> stride_plan("resnet18-1-21222", image_size=40) is None
-    True
-    """
-    if not is_live():
-        return None
-    from redistill_lib.explorers.pairs import PlanExplorer
-
-    return PlanExplorer([teacher] if isinstance(teacher, str) else teacher, image_size, factors, factor).view
-
-
-def feature_map_explorer(
-    networks: Networks,
+def explore(
+    teacher: nn.Module,
+    students: Students,
     images: Tensor,
-    labels: Sequence[object] | None = None,
+    labels: Sequence[object] | Tensor | None = None,
     *,
-    factors: Sequence[int] = (1, 2, 4, 8),
-    factor: int = 4,
-    hint: str = "",
-) -> widgets.VBox | None:
-    """Choose image, model, stride, state, place and channel; see the teacher's and the student's map.
+    classes: Sequence[str] = (),
+    factor: int | None = None,
+    image: int = 0,
+    budget: int | str | None = None,
+) -> widgets.VBox | go.Figure:
+    """Move the stride: the picture, the maps of teacher and students, their memory and accuracy follow.
 
-    `networks` gives, by the name of a model family, a function from pooling factor to the pairs there are: state
-    (``untrained``, ``naive``, ``red``, …) → (teacher, student, taps). It is called once per factor; it may raise
-    ValueError, whose text is shown. `images` are uint8, N×C×H×W, `labels` their classes. `hint` is shown where
-    nothing but ``untrained`` is there: say which notebook trains.
+    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, ×4 if there is that, with one of
+    the images, and with a `budget` such as "64KB" drawn into the memory. In a live notebook image, channel and budget
+    can be chosen too; elsewhere this is the figure of `figures.exploration`, whose slider needs no kernel.
 
     >>> import torch
-    >>> feature_map_explorer({}, torch.zeros(1, 1, 8, 8, dtype=torch.uint8)) is None
-    True
+    >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1))
+    >>> page = explore(net, None, torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8))
+    >>> [step.label for step in page.layout.sliders[0].steps]
+    ['×1', '×2']
     """
-    if not is_live():
-        return None
-    from redistill_lib.explorers.pairs import MapExplorer
+    from redistill_lib.exploration import explore as look
 
-    return MapExplorer(networks, images, labels, factors, factor, hint).view
+    found = look(teacher, students, images, labels, classes=classes)
+    opening = min(found.factors, key=lambda one: abs(one - 4)) if factor is None else found.check(factor)
+    if not is_live():
+        from redistill_lib.figures import exploration
+        from redistill_lib.memory import parse_size
+
+        return exploration(found, opening, image=image, budget=None if budget is None else parse_size(budget))
+    from redistill_lib.explorers.exploration import StrideExplorer
+
+    return StrideExplorer(found, opening, image, budget).view
 
 
 def memory_explorer(
@@ -112,7 +107,7 @@ def sampling_trajectories(
     """
     if not is_live():
         return None
-    from redistill_lib.explorers.pairs import TrajectoryExplorer
+    from redistill_lib.explorers.trajectories import TrajectoryExplorer
 
     return TrajectoryExplorer(models, shape, n, steps, choices).view
 

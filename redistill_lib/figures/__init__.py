@@ -3,7 +3,9 @@
 from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
 from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
-from redistill_lib.figures.diagrams import plan_table, resolutions, stride_plans
+from redistill_lib.figures.diagrams import resolutions, stride_plans
+from redistill_lib.figures.exploration import exploration
+from redistill_lib.figures.factorial import factorial
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
@@ -21,13 +23,14 @@ __all__ = [
     "comparisons",
     "curves",
     "denoising_curves",
+    "exploration",
+    "factorial",
     "feature_maps",
     "images",
     "memory_bars",
     "memory_by_layer",
     "memory_table",
     "memory_timeline",
-    "plan_table",
     "published_footprints",
     "quality_vs_memory",
     "resolutions",

@@ -57,7 +57,7 @@ def comparison(result: Comparison) -> go.Figure:
         spread = {"array": [row["high"] - row["accuracy"]], "color": look.color, "thickness": 1.5, "width": 4}
         point = {"x": [row["accuracy"]], "y": [k], "mode": "markers", "marker": look.mark, "error_x": spread}
         figure.add_scatter(**point, hovertemplate=mean + "<extra></extra>")
-        above = _points(row["above"], row["±"])
+        above = in_points(row["above"], row["±"])
         adds = "" if math.isnan(row["mult-adds (M)"]) else f"{row['mult-adds (M)']:.1f} M"
         cells = f"<b>{row['accuracy']:.1f} %</b>", above, f"{row['epochs']:,}", adds
         for column, text in enumerate(cells):
@@ -151,7 +151,7 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
         for arm in present:
             gap, look = result.difference(arm, result.reference), looks[arm]
             spread = {"array": [gap.half], "color": look.color, "thickness": 1.5, "width": 4}
-            points = _points(gap.value, gap.half)
+            points = in_points(gap.value, gap.half)
             told = f"<b>{escape(arm)}</b> on {escape(data)}: {points} points, {result.accuracy(arm).value:.1f} %<br>"
             figure.add_scatter(
                 x=[gap.value], y=[y], mode="markers", marker=look.mark, error_x=spread, showlegend=False,
@@ -178,7 +178,7 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
     return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))
 
 
-def _points(value: float, half: float) -> str:
+def in_points(value: float, half: float) -> str:
     return number(value, 1) + ("" if math.isnan(half) else f" ± {number(half, 1)}")
 
 

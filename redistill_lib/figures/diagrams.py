@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
-import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import finish, name_columns, role_trace
@@ -20,20 +19,6 @@ from redistill_lib.results import capital, label, listed, the
 def map_sides(plan: StridePlan, image_size: int) -> list[int]:
     """Side in pixels of the image and of the map after each place, as padded convolutions give it."""
     return list(accumulate(plan.places, lambda side, stride: math.ceil(side / stride), initial=image_size))
-
-
-def plan_table(models: Mapping[str, str], image_size: int) -> pd.DataFrame:
-    """One row per place, and for every role its stride there and the map that leaves it.
-
-    >>> plan_table({"teacher": "resnet18-1-21222"}, 8).head(3).values.tolist()
-    [['image', '', '8×8'], ['conv1', 1, '8×8'], ['maxpool', 2, '4×4']]
-    """
-    plans, names = _read(models)
-    columns: dict[str, list[object]] = {"place": [*names]}
-    for role, plan in plans.items():
-        columns[f"{label(role)}: stride"] = ["", *plan.places]
-        columns[f"{label(role)}: map"] = [f"{side}×{side}" for side in map_sides(plan, image_size)]
-    return pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in columns.items()}).fillna("")
 
 
 def _read(models: Mapping[str, str]) -> tuple[dict[str, StridePlan], list[str]]:

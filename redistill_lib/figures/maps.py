@@ -17,8 +17,7 @@ from redistill_lib.maps import MapComparison
 from redistill_lib.results import capital, label, listed, number
 
 _CELLS = 36_000  # of all maps of a figure; larger maps are averaged down, so that it stays below 60 KB
-_SCALE = "colour: activation ÷ root mean square of its map (similarity ignores strength); one scale per row"
-_FLOOR = "Maps without negative values are alike to begin with: compare students, not single numbers."
+_SCALE = "colour: activation ÷ root mean square of its map (correlation ignores strength); one scale per row"
 
 
 def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[str, MapComparison]) -> go.Figure:
@@ -26,11 +25,11 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
 
     Comparisons with one teacher map share a row: give a tap before and after distillation, and they stand side by
     side. Other taps or images make further rows. A mapping's keys are the students' roles, else each comparison's
-    label. Each map is divided by its root mean square, since the similarity (a cosine) disregards strength, and
+    label. Each map is divided by its root mean square, since a correlation disregards strength, and
     coloured on one scale per row.
 
     >>> m = np.ones((4, 4), np.float32)
-    >>> c = MapComparison(np.zeros((8, 8, 1), np.uint8), m, m, "a output", "b output", 1.0, None, 4, 4, 2)
+    >>> c = MapComparison(np.zeros((8, 8, 1), np.uint8), m, m, "a output", "b output", 1.0, 1.0, None, 4, 4, 2)
     >>> len(feature_maps(c).data)
     3
     """
@@ -49,7 +48,7 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
     extent = first.image.shape[:2]
     for group in groups.values():
         image, teacher, place = group[0][1].image, group[0][1].teacher, group[0][1].teacher_place
-        scores = ["", *(f"<br>similarity <b>{number(c.score)}</b>" for _, c in group)]
+        scores = ["", *(f"<br>correlation <b>{number(c.score)}</b>" for _, c in group)]
         places = [("teacher", place), *((name, c.student_place) for name, c in group)]
         levels = _levels([teacher, *(c.student for _, c in group)])
         trace = image_trace(image.transpose(2, 0, 1), "the image", extent=extent)
@@ -58,9 +57,11 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
             trace = _heatmap(level, extent, f"{name}, {place}", budget)
             row.append((trace, _head(name, level, f"<br>{place}{score}"), ""))
         rows.append(row)
-    note = f"Shown: {first.shown}{'' if first.channel is None else ', similarity is of the means'}; {_SCALE}"
+    note = f"Shown: {first.shown}{'' if first.channel is None else ', correlation is of the means'}; {_SCALE}"
     if any(c.resized for _, c in told):
-        note += "; similarity of maps of unequal size: after resizing the student's to the teacher's"
+        note += "; correlation of maps of unequal size: after resizing the student's to the teacher's"
+    cosines = listed(f"{number(c.cosine)} ({name.partition(',')[0]})" for name, c in told[:4])
+    note += f". RED's loss sees the cosine, in which the mean counts, with its sign: {cosines}"
     figure = panels(rows, extent, _finding(told, len(rows)), f"{note}.", right=76)
     bar = {"thickness": 10, "tickvals": [3, 97], "ticktext": ["weak", "strong"], "x": 1.01}
     return figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 100, "colorbar": bar})
@@ -97,9 +98,9 @@ def _finding(told: Sequence[tuple[str, MapComparison]], rows: int) -> str:
         t, s = ("×".join(map(str, m.shape)) for m in (first.teacher, first.student))
         who = who.partition(",")[0]
         who = who if who.endswith("student") else f"{who} student"
-        return capital(f"{at}the {who}'s map has {s} pixels, the teacher's {t}: similarity {number(first.score)}")
+        return capital(f"{at}the {who}'s map has {s} pixels, the teacher's {t}: correlation {number(first.score)}")
     scores = pd.Series([c.score for _, c in told], index=[name for name, _ in told])
-    what = "similarity to the teacher's map" if rows == 1 else "mean similarity to the teacher's maps"
+    what = "correlation with the teacher's map" if rows == 1 else "mean correlation with the teacher's maps"
     means = scores.groupby(level=0, sort=False).mean()
     return capital(f"{at}{what} is {listed(f'{number(mean)} ({name})' for name, mean in means.items())}")
 
@@ -124,9 +125,9 @@ def tap_scores(frame: pd.DataFrame) -> go.Figure:
         figure.add_trace(role_trace(role, hover, **dots, customdata=part[["low", "high"]]))
     name_rows(figure, ticks)
     figure.update_yaxes(minor={"tickvals": [k + 0.5 for k in order.values()], "showgrid": True, "gridcolor": GRID})
-    figure.update_xaxes(rangemode="tozero", title="cosine similarity to the teacher's map (1 = the same pattern)")
+    figure.update_xaxes(rangemode="tozero", title="correlation with the teacher's map (1 = the same pattern)")
     means = frame.groupby("student", sort=False)["score"].mean().sort_values(ascending=False)
     told = ", ".join(f"{label(str(role))} {number(mean)}" for role, mean in means.items())
-    found = f"Mean similarity to the teacher's maps: {told}"
-    note = f"Mean over {int(frame['n'].max())} images; lines: 95 % interval over images. {_FLOOR}"
+    found = f"Mean correlation with the teacher's maps: {told}"
+    note = f"Mean over {int(frame['n'].max())} images; lines: 95 % interval over images."
     return finish(figure, found, note, plot=20 + 58 * len(ticks), legend=True, margins=(190, 8, 24, 56))

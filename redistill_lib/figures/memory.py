@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
 from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish, name_columns, short
 from redistill_lib.memory import Bounds, Profile, Row, format_size
+from redistill_lib.memory.layers import block_names, red_place, red_runs
 from redistill_lib.memory.schedule import Buffer
 
 _PLOT = 330  # pixels
@@ -206,40 +204,6 @@ def bound_values(bounds: Bounds | None, peak: int) -> dict[str, int]:
 def unit_of(nbytes: float) -> tuple[str, int]:
     """The unit of an axis that reaches to so many bytes."""
     return ("MiB", 2**20) if nbytes >= 2**20 else ("KiB", 2**10)
-
-
-def red_place(row: Row) -> tuple[str, str]:
-    """The layer that carries the RED block of this step, and its side, before or after; "" outside RED blocks."""
-    found = re.fullmatch(r"(?:(.*?)\.)?(before|after)(?:\..*)?", row.module)
-    return (found[1] or "", found[2]) if found else (row.module, "")
-
-
-def red_runs(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """First step of each RED block, and the step after its last."""
-    groups = itertools.groupby(range(len(rows)), key=lambda k: red_place(rows[k]))
-    runs = [(side, [*steps]) for (_, side), steps in groups]
-    return [(steps[0], steps[-1] + 1) for side, steps in runs if side]
-
-
-def block_names(rows: Sequence[Row]) -> list[str]:
-    """The layer of the network that each row belongs to: ``layer1.0`` for ``layer1.0.conv2`` and its RED blocks.
-
-    What is computed outside any module, as the concatenations of a U-Net, belongs to the layer that follows.
-    """
-    inside: defaultdict[str, set[str]] = defaultdict(set)  # what stands below each first part of a path
-    for row in rows:
-        if row.module and not red_place(row)[1]:
-            first, _, below = row.module.partition(".")
-            inside[first].add(below)
-    names: list[str | None] = []
-    for row in rows:
-        first, *rest = row.module.split(".")
-        others = inside.get(first, set()) - {""}
-        # A short sequence of single operators is one layer: the head of a classifier, the tail of a U-Net.
-        flat = len(inside) > 1 and len(others) <= 3 and not any("." in path for path in others)
-        numbered = rest and rest[0].isdigit() and not flat
-        names.append((f"{first}.{rest[0]}" if numbered else first) or None)
-    return pd.Series(names, dtype=object).bfill().ffill().fillna(pd.Series([row.op for row in rows])).tolist()
 
 
 def layer_name(path: str) -> str:

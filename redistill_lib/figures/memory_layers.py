@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from redistill_lib.figures.memory import block_names, bound_values, layer_name, place_of, ratio, setting, unit_of
+from redistill_lib.figures.memory import bound_values, layer_name, place_of, ratio, setting, unit_of
 from redistill_lib.figures.theme import (
     INK,
     PAGE,
@@ -23,6 +23,7 @@ from redistill_lib.figures.theme import (
     short,
 )
 from redistill_lib.memory import Bounds, Profile, format_size
+from redistill_lib.memory.layers import layers_of
 from redistill_lib.results import capital, label, listed, role_key, the
 
 if TYPE_CHECKING:
@@ -36,17 +37,6 @@ _ROOM = PAGE - 310  # pixels for the longest bar and the text beside it
 def role_name(role: str) -> str:
     """What a reader calls the role where memory is concerned: RED is blocks in the student."""
     return {"red": "student + RED", "red in place": "student + RED in place"}.get(role_key(role), label(role))
-
-
-def layers_of(profile: Profile) -> dict[str, int]:
-    """The most bytes that are alive in each layer of the network and in the RED blocks on it, in order of execution.
-
-    Under the ``paper`` convention these are the authors' entries.
-    """
-    paper = profile.convention == "paper"
-    names = [row.module for row in profile.rows] if paper else block_names(profile.rows)
-    live = pd.Series([row.live_bytes for row in profile.rows], index=names)
-    return live.groupby(level=0, sort=False).max().to_dict()
 
 
 def published_footprints(frame: pd.DataFrame, panel: str) -> dict[str, list[float]]:

@@ -4,7 +4,7 @@ from redistill_lib.memory.bounds import Bounds, memory_bounds
 from redistill_lib.memory.measure import Measurement, measure_memory
 from redistill_lib.memory.profile import Profile, Row, profile_memory
 from redistill_lib.memory.runtime import RUNTIMES, Runtime
-from redistill_lib.memory.sizes import format_size, parse_size
+from redistill_lib.sizes import format_size, parse_size
 
 __all__ = [
     "RUNTIMES",

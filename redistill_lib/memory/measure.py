@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from redistill_lib.memory.sizes import format_size
 from redistill_lib.memory.trace import Recorder, spread
 from redistill_lib.network.fakes import real_copy, step_by_step, tensors_in
+from redistill_lib.sizes import format_size
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from redistill_lib.memory.operators import packed_tensors
 from redistill_lib.memory.paper import paper_layers
 from redistill_lib.memory.runtime import FUSED, RUNTIMES, Runtime
 from redistill_lib.memory.schedule import Buffer, Schedule, StorageSize, make_schedule
-from redistill_lib.memory.sizes import format_size
 from redistill_lib.memory.trace import Storage, Trace, trace
+from redistill_lib.sizes import format_size
 
 if TYPE_CHECKING:
     import pandas as pd

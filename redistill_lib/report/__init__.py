@@ -2,6 +2,5 @@
 
 from redistill_lib.report.outputs import outputs_match_source, refresh_outputs, source_hash
 from redistill_lib.report.page import write_index
-from redistill_lib.report.text import duration
 
-__all__ = ["duration", "outputs_match_source", "refresh_outputs", "source_hash", "write_index"]
+__all__ = ["outputs_match_source", "refresh_outputs", "source_hash", "write_index"]

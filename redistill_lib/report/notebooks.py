@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from redistill_lib.report.text import duration, figure, pairs, text
+from redistill_lib.progress import duration
+from redistill_lib.report.text import figure, pairs, text
 from redistill_lib.sweep import NotebookError
 from redistill_lib.sweep.pages import FIGURE
 

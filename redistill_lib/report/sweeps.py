@@ -12,9 +12,11 @@ from typing import Any
 import pandas as pd
 
 from redistill_lib.looks import colors
+from redistill_lib.progress import duration
 from redistill_lib.report.notebooks import Executed
-from redistill_lib.report.text import duration, figure, pairs, table, text
+from redistill_lib.report.text import figure, pairs, table, text
 from redistill_lib.results import level_with, listed, number, over_seeds, pareto_front, score_range, whiskers
+from redistill_lib.sweep.manifest import planned_names, read_status
 from redistill_lib.sweep.table import summarise
 
 #: Columns that are a score, the first that a table has counts; and whether less is better.
@@ -22,7 +24,6 @@ SCORES = {"test_accuracy": False, "accuracy": False, "fid": True, "test_loss": T
 _COSTS = ("peak (KiB)", "peak (MiB)", "peak")
 _DOUBLING = {"dtick": math.log10(2), "tickformat": ".3~r"}  # 16, 32, 64 …
 _MOST = 12  # columns of a table on the page
-_INTERVALS = {"low", "high", "±"}  # of single runs: their mean says nothing beside the interval over seeds
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,10 @@ def sweep_section(name: str, folder: Path, points: Sequence[Executed], base: Pat
         rows.append((link, f"<span class={status}>{status}</span>", duration(each.record["seconds"])))
     points_table = table(pd.DataFrame(rows, columns=["point", "status", "time"]), escape=False)
     bad = "" if all(status == "ok" for status in statuses) else " open"
-    parts.append(f"<details{bad}><summary>All {len(points)} points</summary>{points_table}</details>")
+    planned = [read_status(folder, name) for name in planned_names(folder) or ()]
+    ended = sum(status is not None and (status.ok or status.broken) for status in planned)
+    count = f"{ended} of {len(planned)} points" if ended < len(planned) else f"All {len(planned)} points"
+    parts.append(f"<details{bad}><summary>{count}</summary>{points_table}</details>")
     return "\n".join(parts)
 
 
@@ -227,7 +231,7 @@ def _rows(folder: Path) -> pd.DataFrame:
 def _table(found: Means, links: Mapping[str, str]) -> str:
     best, rows = found.front.index, []
     first = [m for m in (found.score, found.cost) if m]
-    others = [m for m in found.metrics if found.frame[m].nunique() > 1 and m not in {*first, *_INTERVALS}]
+    others = [m for m in found.metrics if found.frame[m].nunique() > 1 and m not in first]
     metrics = [*first, *others][: max(_MOST - len(found.settings), 2)]
     for place, row in found.frame.iterrows():
         link = links.get(row["points"][0], "")

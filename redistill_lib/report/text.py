@@ -10,18 +10,6 @@ from typing import Any
 import pandas as pd
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person says them.
-
-    >>> duration(4.21), duration(75), duration(7260)
-    ('4.2 s', '1 min 15 s', '2 h 1 min')
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def pairs(values: Mapping[str, Any]) -> str:
     return " ".join(f"<code>{text(name)}={text(value)}</code>" for name, value in values.items())
 

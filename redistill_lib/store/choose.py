@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from redistill_lib.checks import hint
+from redistill_lib.store.tables import MAIN
 
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "=": operator.eq,
@@ -84,11 +85,21 @@ def ordered(runs: pd.DataFrame, names: str) -> pd.DataFrame:
 
 
 def column(runs: pd.DataFrame, name: str) -> str:
-    """The name of a column, as a table may show it too; ValueError for none."""
+    """The name of a column, as a table may show it too; ValueError for none.
+
+    A notebook's parameter is no column: its word is looked for in them, ``WIDTH`` in ``model.width``.
+    """
     plain = name.strip().removesuffix(" (fp32)")
-    if plain not in runs:
-        raise ValueError(f"no run here has a column {name!r}{hint(name, runs) or ': ' + ', '.join(runs)}")
-    return plain
+    if plain in runs:
+        return plain
+    told = f"no run here has a column {name!r}"
+    if plain.upper() in ("FACTOR", "STRIDE", "STRIDES") and "plan" in runs:
+        plans = ", ".join(sorted(map(str, runs["plan"].dropna().unique())))
+        raise ValueError(f"{told}: a network's strides are its plan, here {plans or 'empty'}; write plan=…")
+    if alike := [each for each in runs if each.rpartition(".")[2] == plain.lower()]:
+        raise ValueError(f"{told}; did you mean {' or '.join(map(repr, alike))}?")
+    known = ", ".join(each for each in MAIN if each.removesuffix(" (fp32)") in runs)
+    raise ValueError(told + (hint(name, runs) or f": it has {known}, and with --columns all more"))
 
 
 def by_id(runs: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:

@@ -121,28 +121,28 @@ def _letters(runs: pd.DataFrame) -> list[str]:
 def _delete(root: Path, chosen: pd.DataFrame, yes: bool) -> int:
     import pandas as pd
 
-    from redistill_lib.store.delete import delete, doomed
+    from redistill_lib.sizes import format_size
+    from redistill_lib.store.delete import delete, doomed, points_with
 
     if chosen.empty:
         print(f"no run below {root} is meant: nothing is deleted")
         return 0
     runs = doomed(root, chosen["id"], chosen["status"])
-    rows = [(run.id, run.status, _size(run.bytes), run.told) for run in runs]
+    rows = [(run.id, run.status, format_size(run.bytes), run.told) for run in runs]
     print(_text(pd.DataFrame(rows, columns=["id", "status", "size", ""])))
+    for sweep, points in points_with(root, [run.id for run in runs if not run.holder]).items():
+        more = f" and {len(points) - 2} more" if len(points) > 2 else ""
+        print(f"sweep {sweep} names such runs in {', '.join(points[:2])}{more}: run again, a point trains them anew")
     if not yes and not sys.stdin.isatty():
         raise ValueError("--delete asks first, and nobody can answer here: add --yes")
     going = [run for run in runs if not run.holder]
     count = f"{len(going)} run{'s' * (len(going) != 1)}"
-    if going and not yes and not _agreed(f"delete {count}, {_size(sum(run.bytes for run in going))}? [y/N] "):
+    if going and not yes and not _agreed(f"delete {count}, {format_size(sum(run.bytes for run in going))}? [y/N] "):
         print("nothing is deleted")
         return 1
     gone = [run for run in going if delete(run)]
-    print(f"deleted {len(gone)} of {len(runs)}, {_size(sum(run.bytes for run in gone))}")
+    print(f"deleted {len(gone)} of {len(runs)}, {format_size(sum(run.bytes for run in gone))}")
     return 0 if len(gone) == len(runs) else 1
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
 
 
 def _agreed(question: str) -> bool:

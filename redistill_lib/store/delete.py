@@ -99,6 +99,17 @@ def _students(root: Path) -> dict[str, list[str]]:
     return found
 
 
+def points_with(root: Path, ids: Iterable[str]) -> dict[str, list[str]]:
+    """The points of sweeps that recorded these runs, by sweep: of those beside the runs, and of ``runs/sweeps``."""
+    chosen, found = set(ids), dict[str, list[str]]()
+    folders = {folder.resolve() for place in (root, Path("runs")) for folder in place.glob("sweeps/*/points")}
+    for file in sorted(file for folder in folders for file in folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+            if any(row.get("run") in chosen for row in json.loads(file.read_bytes())["rows"]):
+                found.setdefault(file.parents[1].name, []).append(file.stem)
+    return found
+
+
 def _size(folder: Path) -> int:
     """Bytes of all files below it."""
     total = 0

@@ -6,13 +6,17 @@ import argparse
 import contextlib
 import logging
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
+from redistill_lib.progress import duration
+from redistill_lib.sizes import format_size
+from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
-from redistill_lib.sweep.progress import spoken
 from redistill_lib.sweep.runner import run_sweep, write_tables
 from redistill_lib.sweep.spec import Sweep, read_sweep
 
@@ -32,10 +36,14 @@ def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int
         for sweep in sweeps:
             print(write_tables(arguments.output, sweep))
         return 0
+    how: dict[str, Any] = {"failed": options.failed, "force": options.force, "shard": options.shard}
+    if arguments.dry_run or len(sweeps) > 1:  # of all files, before the first begins
+        plans = [make_plan(folder, sweep, **how) for sweep, folder in zip(sweeps, folders, strict=True)]
+        if not arguments.scheduler:
+            for plan in plans:
+                check_given(plan.todo)
     if arguments.dry_run:
-        for sweep, folder in zip(sweeps, folders, strict=True):
-            how = {"failed": options.failed, "force": options.force}
-            plan = make_plan(folder, sweep, shard=options.shard, **how)
+        for sweep, folder, plan in zip(sweeps, folders, plans, strict=True):
             print("\n".join(forecast(sweep, folder, plan, options.jobs)))
         return 0
     code = 0
@@ -76,10 +84,10 @@ def dask(address: str | None) -> Iterator[Executor | None]:
 def account(result: SweepResult, total: int) -> list[str]:
     """A line for each point that ran and did not end well, and one about all."""
     bad = [status for status in result.statuses if not status.ok]
-    lines = [f"{s.name}: {s.status}, {spoken(s.seconds)}{f'; {_first(s.error)}' if s.error else ''}" for s in bad]
+    lines = [f"{s.name}: {s.status}, {duration(s.seconds)}{f'; {_first(s.error)}' if s.error else ''}" for s in bad]
     ok = len(result.statuses) - len(bad)
     parts = [f"{ok} ok ({ok - sum(s.ok for s in result.statuses if s.name in result.ran)} before)"]
-    parts += [f"{len(bad)} not"] if bad else []
+    parts += [f"{count} {kind}" for kind, count in Counter(status.status for status in bad).items()]
     parts += [f"{len(result.left)} left"] if result.left else []
     where = f"; {result.table}" if result.table else ""
     return [*lines, f"{result.name}, {total} points: {', '.join(parts)}{where}"]
@@ -102,8 +110,12 @@ def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:
     if count and similar:
         seconds = statistics.median(status.seconds for status in similar)
         size = statistics.median(status.bytes for status in similar) * count
-        time = spoken(seconds * -(-count // jobs))
-        lines.append(f"{count} to do: about {time} and {size / 1e6:.3g} MB, as {len(similar)} earlier points took")
+        time = duration(seconds * -(-count // jobs))
+        by = f", {jobs} at a time," if jobs > 1 else ""
+        took = f"as {len(similar)} earlier points took"
+        lines.append(f"{count} to do: about {time}{by} and {format_size(size)}, {took}")
+        if begun := sum(bool(stamp) and not stamp.endswith(" ok") for stamp in plan.seen.values()):
+            lines[-1] += f"; less, as {begun} of them {'was' if begun == 1 else 'were'} begun before"
     else:
         lines.append(
             f"{count} to do{'; no point of these notebooks has run, so nothing says how long' * bool(count)}"

@@ -262,6 +262,9 @@ def _kernel_manager(run: _Execution, environment: Mapping[str, str]) -> Any:
             run.guard = start_guard(run.token)
             self.watch = asyncio.create_task(run.watch(self.interrupt_kernel))
 
+        async def _async_interrupt_kernel(self) -> None:
+            """Before a shutdown, where a kernel that is not yet idle logs it as an error; `watch` has its own."""
+
         async def cleanup_resources(self, restart: bool = False) -> None:  # type: ignore[override]
             if self.watch:
                 self.watch.cancel()

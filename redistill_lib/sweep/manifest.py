@@ -149,7 +149,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _planned(sweep: Sweep) -> list[dict[str, Any]]:
-    return [{"name": p.name, "key": p.key, "parameters": plain(p.parameters)} for p in sweep.points]
+    return [{"name": p.name, "key": p.key, "parameters": plain(p.parameters)} for p in sweep.tabulated]
 
 
 def plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +183,8 @@ class Plan:
             more = f" and {len(names) - 2} more" if len(names) > 3 else ""
             lines.append(f"run again, for {reason} changed: {', '.join(names[: 2 if more else 3])}{more}")
         if self.others:
-            lines.append(f"{self.others} points in the folder are no longer of this sweep, and not in its table")
+            points = f"{self.others} point{'s' * (self.others > 1)}"
+            lines.append(f"not in the table: {points} in the folder, of an earlier file or another -p")
         return lines
 
 
@@ -202,7 +203,7 @@ def make_plan(folder: Path, sweep: Sweep, *, failed: bool, force: bool, shard: t
             seen[point.name] = status.stamp if status else ""
             if status and status.key != point.key:
                 changed[point.name] = _what_changed(point, status, digests)
-    names = {point.name for point in sweep.points}
+    names = {point.name for point in sweep.tabulated}
     others = sum(path.stem not in names for path in (folder / "points").glob("*.json"))
     return Plan(tuple(todo), tuple(done), changed, seen, others)
 

@@ -10,23 +10,11 @@ import time
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from redistill_lib.progress import is_live
+from redistill_lib.progress import duration, is_live
 from redistill_lib.sweep.manifest import PointStatus
 
 CELL_SECONDS = 15.0  # between two lines about cells of one point
 ROWS = 8  # of points that run now
-
-
-def spoken(seconds: float) -> str:
-    """A length of time as one says it in passing.
-
-    >>> spoken(51.3), spoken(840), spoken(7300)
-    ('51 s', '14 min', '2 h 2 min')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 class Progress:
@@ -46,6 +34,11 @@ class Progress:
         self._widget: Any = None
         self.file: TextIO = sys.stderr
         self.live = self.file.isatty() or is_live()
+
+    @property
+    def ended(self) -> int:
+        """Points with a result, were it a failure; those that were interrupted have none."""
+        return self.counts["done"] + self.counts["failed"]
 
     @property
     def left(self) -> float | None:
@@ -75,7 +68,7 @@ class Progress:
         if name not in self.running:
             self.running[name] = time.monotonic(), ""
             if not self.live:
-                self.say(f"[{sum(self.counts.values())}/{self.total}] {name}: started")
+                self.say(f"[{self.ended}/{self.total}] {name}: started")
 
     def cell(self, name: str, cell: str) -> None:
         if not cell or name not in self.running or self.running[name][1] == cell:
@@ -84,7 +77,7 @@ class Progress:
         self.running[name] = since, cell
         if not self.live and self.jobs == 1 and now - self._told.get(name, since) >= CELL_SECONDS:
             self._told[name] = now
-            self.say(f"  {name}: cell {cell}, {spoken(now - since)}")
+            self.say(f"  {name}: cell {cell}, {duration(now - since)}")
 
     def forget(self, name: str) -> None:
         """It did not run after all, or is tried again."""
@@ -96,13 +89,13 @@ class Progress:
         self.counts[kind] += 1
         if status.ok:
             self.lengths.append(status.seconds)
-        told = f"{status.status}, {spoken(status.seconds)}"
+        told = f"{status.status}, {duration(status.seconds)}"
         if status.error and not status.ok:
             told += f"; {status.error.strip().partition(chr(10))[0]}"
-        left, rest = self.left, self.total - sum(self.counts.values())
-        ahead = f"; about {spoken(left)} left" if left and rest else ""
+        left = None if self.counts["interrupted"] else self.left
+        ahead = f"; about {duration(left)} left" if left and self.ended < self.total else ""
         if not (self.live and status.ok):
-            self.say(f"[{sum(self.counts.values())}/{self.total}] {status.name}: {told}{ahead}")
+            self.say(f"[{self.ended}/{self.total}] {status.name}: {told}{ahead}")
         self.show()
 
     def show(self) -> None:
@@ -117,16 +110,15 @@ class Progress:
 
     def _told_now(self) -> tuple[int, str, list[str]]:
         """How many have ended, the counts in words, and a line for each point that runs."""
-        ended = sum(self.counts.values())
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count or kind == "done")
-        if ended < self.total:
+        if sum(self.counts.values()) < self.total:
             counts += f", {len(self.running)} running"
-            counts += "" if self.left is None else f", about {spoken(self.left)} left"
+            counts += "" if self.left is None else f", about {duration(self.left)} left"
         lines = [
-            f"{name}  {spoken(time.monotonic() - since)}{f'  cell {cell}' if cell else ''}"
+            f"{name}  {duration(time.monotonic() - since)}{f'  cell {cell}' if cell else ''}"
             for name, (since, cell) in sorted(self.running.items(), key=lambda item: item[1][0])
         ]
-        return ended, counts, lines
+        return self.ended, counts, lines
 
     def _show_widget(self) -> None:
         from ipywidgets import HTML

@@ -13,6 +13,7 @@ from filelock import Timeout
 
 from redistill_lib.checks import as_path, as_paths, check_type
 from redistill_lib.executors import check_executor
+from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.loop import Run, listening, unwritable
 from redistill_lib.sweep.manifest import claim, make_plan, sweep_folder, write_manifest
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
@@ -88,12 +89,15 @@ def run_sweep(
     machines that share `output_dir`; left out, `options.jobs` processes here. Each point is claimed, so that several
     calls at once, here or elsewhere, share the points and none runs twice. A point that fails stops no other.
     SIGINT, SIGTERM and SIGHUP end it early: what runs is interrupted, the table is written, and `signal` says so,
-    as `problem` does of a full disk. ValueError or OSError, before anything runs, for what cannot be run or written.
+    as `problem` does of a full disk. ValueError or OSError, before anything runs, for what cannot be run or written,
+    networks, data and methods that a point names included where no `executor` is given.
     """
     options = check_type("options", options, SweepOptions, None) or SweepOptions()
     check_executor(executor)
     folder = sweep_folder(as_path("output_dir", output_dir), sweep)
     plan = make_plan(folder, sweep, failed=options.failed, force=options.force, shard=options.shard)
+    if executor is None:  # on other machines other data and modules may be there
+        check_given(plan.todo)
     with _writable(folder):
         write_manifest(folder, sweep)
         (folder / "claims").mkdir(exist_ok=True)

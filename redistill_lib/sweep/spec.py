@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -46,6 +47,14 @@ class Sweep:
     notebooks: tuple[Path, ...]
     points: tuple[Point, ...]
     text: str
+    others: tuple[
+        Point, ...
+    ] = ()  # those of the file that overrides replace or leave out: what is done of them stays
+
+    @property
+    def tabulated(self) -> tuple[Point, ...]:
+        """All points that have a place in the table and on the page, each name once, those of the file first."""
+        return tuple({point.name: point for point in (*self.others, *self.points)}.values())
 
 
 def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Sweep:
@@ -84,7 +93,10 @@ def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
         for name, row in zip(names, combinations, strict=True)
     ]
     _check_distinct(points, combinations)
-    return Sweep(path.stem, path, sources.paths, tuple(points), text)
+    others: tuple[Point, ...] = ()
+    with contextlib.suppress(ValueError):  # without the overrides it may have no point
+        others = read_sweep(path).points if overrides else ()
+    return Sweep(path.stem, path, sources.paths, tuple(points), text, others)
 
 
 def notebook_point(notebook: str | Path, parameters: Mapping[str, Any]) -> Point:

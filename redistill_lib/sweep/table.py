@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,20 @@ from redistill_lib.sweep.manifest import PointStatus, read_status
 from redistill_lib.sweep.spec import Sweep
 
 #: Columns about a row's execution, after its parameters and metrics.
-ABOUT = ("point", "seconds", "started", "python", "torch", "redistill_lib", "code")
+ABOUT = ("point", "point_seconds", "started", "python", "torch", "redistill_lib", "code")
+
+_INTERVAL = r"(.*[ _])?(low|high|±)(_recorded)?"
 
 
 def sweep_table(folder: Path, sweep: Sweep) -> pd.DataFrame:
     """A row for each that a done point recorded, or one for a point that recorded none.
 
     Columns: the parameters that vary, the other ones, what was recorded, and those of `ABOUT`. A recorded column
-    that is named as a parameter gets ``_recorded``. Lists and dicts are text.
+    that is named as one of the others but for capitals, which databases and spreadsheets take for the same, gets
+    ``_recorded``. Lists and dicts are text.
     """
-    planned = [read_status(folder, point.name) for point in sweep.points]
-    keys = {point.name: point.key for point in sweep.points}
+    keys = {point.name: point.key for point in sweep.tabulated}
+    planned = [read_status(folder, name) for name in keys]
     return status_table(status for status in planned if status and status.ok and status.key == keys[status.name])
 
 
@@ -33,12 +37,11 @@ def status_table(statuses: Iterable[PointStatus]) -> pd.DataFrame:
     names = list(dict.fromkeys(name for status in done for name in status.parameters))
     values = {name: {repr(status.parameters.get(name)) for status in done} for name in names}
     names = [name for name in names if len(values[name]) > 1] + [name for name in names if len(values[name]) == 1]
-    rows: list[dict[str, Any]] = []
+    rows, taken = list[dict[str, Any]](), {name.lower() for name in (*names, *ABOUT)}
     for status in done:
-        about = {"point": status.name, "seconds": status.seconds, "started": status.started, **status.versions}
+        about = {"point": status.name, "point_seconds": status.seconds, "started": status.started, **status.versions}
         for recorded in status.rows or [{}]:
-            taken = {*names, *ABOUT}
-            own = {f"{name}_recorded" if name in taken else name: value for name, value in recorded.items()}
+            own = {f"{name}_recorded" if name.lower() in taken else name: v for name, v in recorded.items()}
             rows.append({**status.parameters, **own, **about})
     found = pd.DataFrame(rows)
     metrics = [name for name in found.columns if name not in names and name not in ABOUT]
@@ -65,6 +68,8 @@ def write_table(folder: Path, table: pd.DataFrame) -> Path:
 def summarise(table: pd.DataFrame, over: str = "SEED", by: Sequence[str] = ()) -> pd.DataFrame:
     """Mean and 95 % t-interval of each metric over the seeds, a row for each metric and group.
 
+    Intervals of single runs, in columns that are called low, high or ± or end so, are no metrics.
+
     Groups are equal in all parameters (columns in capitals) but `over`, in recorded texts, such as a role (but `run`,
     which is another under each seed), and in `by`, for recorded numbers that are none to average, such as an epoch.
     ``low`` and ``high`` are NaN where ``n`` is 1. Raises ValueError where the table has no column `over`.
@@ -77,10 +82,11 @@ def summarise(table: pd.DataFrame, over: str = "SEED", by: Sequence[str] = ()) -
     for name in (over, *by):
         if name not in table:
             raise ValueError(f"the table has no column {name}; it has {', '.join(map(str, table.columns))}")
-    rest = [name for name in table.columns if name not in (over, over.lower(), "run", *ABOUT)]
+    aside = {over, over.lower(), f"{over.lower()}_recorded", "run", *ABOUT}
+    rest = [name for name in table.columns if name not in aside and not re.fullmatch(_INTERVAL, name)]
     number = {n for n in rest if pd.api.types.is_numeric_dtype(table[n]) and not pd.api.types.is_bool_dtype(table[n])}
     groups = [name for name in rest if name.isupper() or name in by or name not in number]
-    metrics = [name for name in rest if name not in groups] + ["seconds"] * ("seconds" in table)
+    metrics = [name for name in rest if name not in groups] + ["point_seconds"] * ("point_seconds" in table)
     from redistill_lib.results import interval  # scipy is slow to import, and a restart needs none
 
     rows = []

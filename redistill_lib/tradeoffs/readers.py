@@ -150,6 +150,8 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: 
     """
     percent = {"accuracy", "peak (KiB)"} <= {*table.columns}
     score, peak = ("accuracy", "peak (KiB)") if percent else ("test_accuracy", "peak_bytes")
+    named = {name: name.removesuffix("_recorded") for name in table}
+    table = table.rename(columns={name: plain for name, plain in named.items() if plain not in table})
     table = _measured(table, score, peak)
     told = ["arm", "role", "model", "methods", "init", "width", "image", "image_size", "peak (KiB)", "parameters"]
     explained = _EXPLAINED if "model" in table else set[str]()

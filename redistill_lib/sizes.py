@@ -1,0 +1,38 @@
+"""Bytes as people write them."""
+
+from __future__ import annotations
+
+import re
+from numbers import Integral
+from typing import Any
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes from `262144`, `"256KB"` or `"1.5 MiB"`. KB is 1024 bytes, as in the data sheets of microcontrollers.
+
+    A number is bytes; text without a unit is refused below 1024, where KB were meant more likely.
+
+    >>> parse_size("256KB"), parse_size("0.5 MiB")
+    (262144, 524288)
+    """
+    amount: Any = size
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d+|\d+\.\d+(?=\s*[kmg]))\s*(?:([kmg])i?)?b?\s*", size, re.IGNORECASE)
+        amount = match and int(float(match[1]) * 1024 ** " kmg".index((match[2] or " ").lower()))
+    if not isinstance(amount, Integral) or isinstance(amount, bool) or amount <= 0:
+        raise ValueError(f'{size!r} is not an amount of memory: write bytes above 0, or "256KB", or "1.5 MiB".')
+    if isinstance(size, str) and size.strip().isdecimal() and amount < 1024:
+        raise ValueError(f'{size!r} has no unit: write "{size.strip()}KB", or "{size.strip()}B" if you mean bytes.')
+    return int(amount)
+
+
+def format_size(nbytes: float) -> str:
+    """KiB below one MiB, MiB above, with three digits that count.
+
+    >>> format_size(1505280), format_size(4014080), format_size(512), format_size(46812160)
+    ('1.44 MiB', '3.83 MiB', '0.5 KiB', '44.6 MiB')
+    """
+    value, unit = (nbytes / 2**20, "MiB") if nbytes >= 2**20 else (nbytes / 2**10, "KiB")
+    if value >= 100:
+        return f"{value:,.0f} {unit}"
+    return f"{value:.{1 if value >= 10 or unit == 'KiB' else 2}f} {unit}"
