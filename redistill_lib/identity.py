@@ -44,10 +44,17 @@ def network_identity(model: nn.Module) -> dict[str, str]:
     (True, False)
     """
     walk = _Walk(model, model.state_dict(keep_vars=True).values())
-    named = sorted(chain(model.named_parameters(), model.named_buffers()))
-    weights = hashlib.sha256("".join(name.replace("_orig_mod.", "") + _values(t) for name, t in named).encode())
+    weights = weights_identity(chain(model.named_parameters(), model.named_buffers()))
     packages = {"packages": ", ".join(sorted(walk.packages))} if walk.packages else {}
-    return {"structure": walk.short(), "weights": weights.hexdigest()[:8], **packages}
+    return {"structure": walk.short(), "weights": weights, **packages}
+
+
+def weights_identity(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The ``weights`` of `network_identity`, of tensors by name, as a file of weights holds them."""
+    told = (
+        name.replace("_orig_mod.", "") + _values(tensor) for name, tensor in sorted(named, key=lambda item: item[0])
+    )
+    return hashlib.sha256("".join(told).encode()).hexdigest()[:8]
 
 
 def structure(model: nn.Module) -> str:

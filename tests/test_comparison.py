@@ -306,6 +306,7 @@ def test_tables_agree_with_the_runs_and_differences_are_paired(tmp_path: Path) -
         assert math.isnan(row["±"]) if name == "naive" else row["±"] == pytest.approx(half)
     costs = ["parameters", "peak (KiB)", "mult-adds (M)"]
     assert rows.loc[("kd", 1), costs].tolist() == table.loc["kd", costs].tolist()
+    assert set(rows["image"]) == {"×".join(map(str, digits().test.head(1)[0].shape[1:]))}
     assert len(rows.columns) <= 18  # with the two of the index 20, the most that pandas shows
     curve = found.curves.query("arm == 'kd' and seed == 0")
     assert curve["seconds"].tolist() == [5.0, 8.0]  # 2 s for the teacher's epoch, then 3 s each

@@ -107,7 +107,8 @@ def test_unknown_names_of_one_figure_have_different_colours() -> None:
     assert len({theme.color(name) for name in names}) < len(names)  # by themselves some are alike
     found = theme.colors(["teacher", *names])
     assert len(set(found.values())) == len(names) + 1 and found["teacher"] == theme.color("teacher")
-    assert theme.colors(["a", *"bcdefgh"])["h"] in theme.SPARE  # more names than colours
+    several = theme.colors(["mine", *METHODS])  # what is known comes first; blue, orange and 14 others
+    assert len(set(several.values())) == 2 + 14 and several["kd"] == theme.color("kd")
 
 
 def test_roles_have_one_spelling_one_colour_and_a_name() -> None:

@@ -30,7 +30,7 @@ FLOORS = [
     {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
     {"distill", "memory"},
-    {"methods", "models", "network", "shipped", "store", "sweep"},
+    {"looks", "methods", "models", "network", "shipped", "store", "sweep"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
     {"checks", "progress", "sizes", "source"},
 ]
@@ -43,6 +43,7 @@ TORCH_FREE = [
     "runs",
     "sizes",
     "source",
+    "looks",
     "shipped",
     "store",
     "plans",

@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
+from redistill_lib.looks import color
 from redistill_lib.report import write_index
 from redistill_lib.report.sweeps import headline, means, pareto_figure
 from redistill_lib.runs import Run
@@ -147,7 +148,8 @@ def test_settings_without_a_score_or_a_cost_are_there_all_the_same() -> None:
     assert found is not None and found.frame["FACTOR"].iloc[0] == 4
     assert (
         headline(found)
-        == "Highest mean accuracy: PLAN=late, FACTOR=4 with 0.750; 3 of 6 settings are on the Pareto front"
+        == "Highest mean accuracy: PLAN=late, FACTOR=4 with 0.750, level with PLAN=late, FACTOR=2; 3 of 6 settings "
+        "are on the Pareto front"
     )
     drawn = pareto_figure(found, {})
     traces = {trace["name"]: trace for trace in json.loads(json.dumps(drawn, allow_nan=False))["data"]}
@@ -167,6 +169,59 @@ def test_the_figure_is_json_that_knows_its_pages() -> None:
     front, late, *_ = json.loads(json.dumps(drawn, allow_nan=False))["data"]
     assert (front["x"], front["line"]["shape"]) == ([16, 64], "hv")
     assert late["customdata"] == [["late.html", "PLAN=late"]] and late["x"] == [64]
+
+
+def arms(*rows: tuple[str, list[float]], **more: Any) -> pd.DataFrame:
+    """Rows of several arms, each with its accuracies (%) by seed."""
+    table = [
+        {"arm": name, "SEED": seed, "accuracy": score, "peak (KiB)": 8.0 * (1 + k), "point": f"{name} {seed}"} | more
+        for k, (name, scores) in enumerate(rows)
+        for seed, score in enumerate(scores)
+    ]
+    return pd.DataFrame(table)
+
+
+def test_who_is_level_with_the_best_is_said() -> None:
+    """With three seeds ± 2.48 · spread: 91 ± 2.5 reaches 89 ± 2.5 and not 85 ± 2.5."""
+    rows = [("red", [90.0, 91.0, 92.0]), ("kd", [88.0, 89.0, 90.0]), ("naive", [84.0, 85.0, 86.0])]
+    found = means(arms(*rows))
+    assert found is not None
+    assert headline(found) == (
+        "Highest mean accuracy: red with 91 ± 2.5 at peak (KiB) 8, level with kd; 1 of 3 settings are on the Pareto "
+        "front"
+    )
+    apart = means(arms(rows[0], rows[2]))
+    assert apart is not None and "level" not in headline(apart)
+    many = means(arms(*rows[:1], *((f"m{k}", rows[0][1]) for k in range(4))))
+    assert many is not None and "level with 4 others" in headline(many)
+
+
+def test_two_seeds_that_agree_by_chance_have_the_interval_of_test_images() -> None:
+    table = arms(("red", [80.0, 80.0]), ("kd", [60.0, 70.0]))
+    found = means(table.assign(low=table["accuracy"] - 1.5, high=table["accuracy"] + 1.5))
+    assert found is not None and found.half.tolist() == pytest.approx([1.5, 12.706 * 5], rel=1e-3)
+
+
+def test_intervals_of_two_seeds_stretch_nothing_and_leave_what_can_be() -> None:
+    """99 ± 12.7 and 80 ± 127 %: lines end at 0 and 100, the axis once as far beyond the points as these lie apart."""
+    found = means(arms(("red", [98.0, 100.0]), ("kd", [70.0, 90.0])))
+    drawn = pareto_figure(found, {}) if found else None
+    assert found is not None and drawn is not None
+    for trace, mean in zip(drawn["data"][1:], (99.0, 80.0), strict=True):
+        assert mean + trace["error_y"]["array"][0] == 100 and mean - trace["error_y"]["arrayminus"][0] >= 0
+    low, high = drawn["layout"]["yaxis"]["range"]
+    assert 55 < low < 61 and 100 < high < 103
+
+
+def test_a_method_has_its_colour_of_everywhere() -> None:
+    found = means(arms(("teacher", [90.0]), ("red(alpha=5.0)+kd(temperature=4.0)", [80.0]), ("mine", [70.0])))
+    drawn = pareto_figure(found, {}) if found else None
+    assert drawn is not None
+    tones = {trace["name"]: trace["marker"]["color"] for trace in drawn["data"][1:]}
+    assert tones["teacher"] == color("teacher") and tones["red(alpha=5.0)+kd(temperature=4.0)"] == color("red+kd")
+    alike = means(arms(("red(alpha=1.0)", [90.0]), ("red(alpha=5.0)", [80.0])))
+    drawn = pareto_figure(alike, {}) if alike else None
+    assert drawn is not None and len({trace["marker"]["color"] for trace in drawn["data"][1:]}) == 2
 
 
 def test_cards_say_what_is_asked_and_found(tmp_path: Path) -> None:
@@ -239,13 +294,37 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     assert "8 ok, 1 interrupted" in page and "<summary>8 of 9 points</summary>" in page
 
 
+def shown(page: Path, profile: Path, theme: int = 1) -> str:
+    """The page as chromium has it after a while; theme 0 is the dark one."""
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    look = [f"--blink-settings=preferredColorScheme={theme}", "--virtual-time-budget=8000", "--dump-dom"]
+    command = [shutil.which("chromium") or "chromium", *quiet, f"--user-data-dir={profile}", *look, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
+
+
 @pytest.mark.browser
 def test_the_figure_is_drawn_in_either_theme(tmp_path: Path) -> None:
+    """The teacher in the colour of the words, as black would not be seen in the dark, and the others in their own."""
+    dark, purple, teal, blue = "rgb(208, 215, 222)", "rgb(170, 68, 153)", "rgb(68, 170, 153)", "rgb(0, 114, 178)"
+    for theme, best, first in ((1, "late", purple), (0, "teacher", dark)):
+        folder = tmp_path / best
+        write_sweep(folder / "sweeps" / "plans", points().replace({"PLAN": {"late": best, "bad": "kd"}}))
+        drawn = shown(write_index(folder), tmp_path / f"profile {theme}", theme)
+        assert "Pareto front" in drawn and ("rgb(31, 35, 40)", dark)[1 - theme] in drawn
+        assert re.findall(r'class="point[^>]*fill: (rgb.*?\))', drawn) == [first, teal, blue]
+
+
+@pytest.mark.browser
+def test_a_click_on_a_point_opens_its_notebook(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweeps" / "plans", points())
-    page, chromium = write_index(tmp_path), shutil.which("chromium") or "chromium"
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    for theme, ink in (("1", "rgb(31, 35, 40)"), ("0", "rgb(208, 215, 222)")):
-        look = [f"--blink-settings=preferredColorScheme={theme}", "--virtual-time-budget=8000", "--dump-dom"]
-        command = [chromium, *quiet, f"--user-data-dir={tmp_path / theme}", *look, page.as_uri()]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-        assert "Pareto front" in done.stdout and ink in done.stdout
+    page = write_index(tmp_path)
+    click = """<script>addEventListener("load", () => setTimeout(() => {
+      document.querySelector(".figure").scrollIntoView();
+      const {x, y, width, height} = document.querySelector(".points path").getBoundingClientRect();
+      const at = {bubbles: true, view: window, clientX: x + width / 2, clientY: y + height / 2};
+      for (const kind of ["mousemove", "mousedown", "mouseup"]) {
+        document.elementFromPoint(at.clientX, at.clientY).dispatchEvent(new MouseEvent(kind, at));
+      }
+    }, 1000))</script>"""
+    page.write_text(page.read_text().replace("</body>", f"{click}</body>"))
+    assert re.sub("<.*?>", "", shown(page, tmp_path / "profile")).strip() == "page"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +108,7 @@ def test_the_authors_points_are_there_on_request(explorer: TradeoffExplorer) -> 
 
 
 def test_points_without_teacher_or_images_say_so() -> None:
-    explorer = TradeoffExplorer(made(("a", 4, 80.0, 1.0), data="faces"), None, None, "fp32", 0)
+    explorer = TradeoffExplorer(made(("a", 4, 80.0, 1.0), data="faces", channels=math.nan), None, None, "fp32", 0)
     curves, memory, plans = (text(told.value) for _, told in explorer.details)
     assert "No curve of “a” is kept" in curves and "size of the images of faces" in memory and "faces" in plans
     assert explorer.published.disabled and explorer.budget.label == "4 KB"

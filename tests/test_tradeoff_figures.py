@@ -11,10 +11,10 @@ from test_tradeoffs import KB, made
 
 from redistill_lib.figures import tradeoff_choices, tradeoff_curves, tradeoffs
 from redistill_lib.figures.placing import name_places
-from redistill_lib.figures.theme import color
-from redistill_lib.figures.tradeoffs import OUT, shapes_of, tones_of
+from redistill_lib.figures.tradeoffs import OUT, shapes_of
+from redistill_lib.looks import color, colors
 from redistill_lib.tradeoffs import Tradeoffs, read_tradeoffs
-from redistill_lib.tradeoffs.result import SHARE, Dtype
+from redistill_lib.tradeoffs.result import SHARE, Dtype, role
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_the_front_is_a_stair(everything: Tradeoffs) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "digits: FID", "imagenet", "stl10"])
 def test_no_two_marks_are_alike(everything: Tradeoffs, name: str) -> None:
     frame = everything.panel(name).frame
-    tones, shapes = tones_of(frame), shapes_of(frame)
+    tones, shapes = colors(frame.apply(role, axis=1)), shapes_of(frame)
     assert len(set(tones.values())) == len(tones) and len(set(shapes.values())) == len(shapes)
     assert OUT not in tones.values()
     assert all(tones[role] == color(role) for role in ("teacher", "student", "red", "kd") if role in tones)
@@ -173,3 +173,12 @@ def test_intervals_are_shown_whole_or_said_to_be_cut() -> None:
     assert low < 75.0 and high > 86.6 and "cut at the edge" not in whole.layout.title.text
     cut = tradeoffs(made(("a", 4, 80.0, 40.0), ("b", 8, 81.6, 5.0)))
     assert "some cut at the edge" in cut.layout.title.text.replace("<br>", " ")
+
+
+def test_intervals_of_two_seeds_stretch_nothing_and_leave_what_can_be() -> None:
+    """Lines end at 0 and 100 %, the axis once as far beyond the points as these lie apart."""
+    figure = tradeoffs(made(("a", 4, 90.0, 135.0), ("b", 8, 86.0, 5.0), seeds=2))
+    low, high = figure.layout.yaxis.range
+    assert 81 < low < 86 and 94 < high < 95
+    ends = next(trace.error_y for trace in figure.data if trace.error_y.array is not None)
+    assert list(ends.array) == [10.0, 5.0] and list(ends.arrayminus) == [90.0, 5.0]

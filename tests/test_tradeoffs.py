@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import types
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import redistill_lib as rd
 from redistill_lib.comparison import Comparison
+from redistill_lib.identity import network_identity
+from redistill_lib.models.saved import save_tensors
 from redistill_lib.results import interval
 from redistill_lib.shipped import measured
 from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs, size
-from redistill_lib.tradeoffs.details import image_of, maps_of, network_of, plans_of, profile_of
+from redistill_lib.tradeoffs.details import inputs_of, maps_of, network_of, plans_of, profile_of
 from redistill_lib.tradeoffs.readers import _USUAL, curves_of, of_table
 
 KB, USUAL, LATE = 1024, "resnet18-1-21222", "late with RED + KD from the teacher"
@@ -25,6 +32,7 @@ KB, USUAL, LATE = 1024, "resnet18-1-21222", "late with RED + KD from the teacher
 def made(*points: tuple[str, int, float, float], **more: Any) -> Tradeoffs:
     """Points by name, peak in KB, score and half interval."""
     usual = _USUAL | {"data": "cluttered", "model": "resnet18-4-11221", "method": "student", "seeds": 3}
+    usual |= {"channels": 1, "image_size": 40}
     rows = [usual | {"name": n, "peak_bytes": p * KB, "score": s, "half": h} | more for n, p, s, h in points]
     return Tradeoffs.of(rows, [pd.DataFrame() for _ in rows])
 
@@ -219,7 +227,7 @@ def test_weights_bring_their_teacher(tmp_path: Path) -> None:
     assert [row["teacher"] for row, _ in of_table(table, "name", tmp_path)] == [f"{USUAL} ×0.25"]
     store(tmp_path, "teacher", 0.9, 0)
     [row] = [row for row, _ in of_table(table, "name", tmp_path)]
-    assert (row["run"], row["teacher"]) == (str(path), str(tmp_path / "teacher"))
+    assert (row["run"], row["teacher_run"]) == (str(path), str(tmp_path / "teacher"))
 
 
 def test_a_sweep_over_methods_without_arms(tmp_path: Path) -> None:
@@ -288,7 +296,8 @@ def test_a_run_store(tmp_path: Path) -> None:
     red = frame.loc["red+kd"]
     assert red["score"] == pytest.approx(82.0) and red["seeds"] == 2
     assert red["half"] == pytest.approx(interval([80.0, 84.0]).half)
-    assert red["teacher"] == str(tmp_path / "teacher") and red["run"] == str(tmp_path / "a")
+    assert red["teacher"] == "resnet18-1-21222 ×0.25" and red["teacher_run"] == str(tmp_path / "teacher")
+    assert (red["run"], red["channels"], red["image_size"]) == (str(tmp_path / "a"), 1, 40)
     assert frame.loc["student", "multiply_adds"] == 7.0 and math.isnan(frame.loc["teacher", "multiply_adds"])
     curve = found.curves[(found.curves["name"] == red["name"]) & (found.curves["seed"] == 1)]
     assert curve["seconds"].tolist() == [2.0, 5.0] and curve["accuracy"].tolist() == [50.0, 84.0]
@@ -296,6 +305,26 @@ def test_a_run_store(tmp_path: Path) -> None:
         {"teacher": "resnet18-1-21222", "red+kd": "resnet18-4-11221"}, 40,
     )  # fmt: skip
     assert call(red.to_dict() | {"method": "red+kd"}).endswith(f'model = rd.load_model("{tmp_path / "a"}")')
+
+
+def test_ones_own_teachers_and_seeds_in_a_run_store(tmp_path: Path) -> None:
+    """What they taught names the weights that they ended with. All are of one class, with other weights per seed."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        trained = [torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)) for _ in range(2)]
+        weights = [network_identity(network)["weights"] for network in trained]
+        own = [{"name": "Net", "structure": kind, "weights": f"given{seed}"} for kind in ("late", "early", "early")]
+        taught = {"methods": "kd", "teachers": [{"structure": "frozen", "weights": weights[0]}]}
+        paths = [
+            store(tmp_path, f"{name}{seed}", score + seed / 100, seed, model=model, **more)
+            for name, score, model, more in zip("tna", (0.9, 0.7, 0.8), own, ({}, {}, taught), strict=True)
+        ]
+        for path, network in zip(paths, trained, strict=False):
+            save_tensors(path / "model.safetensors", network.state_dict())
+    frame = read_tradeoffs(tmp_path).frame.set_index("method")
+    assert frame["score"].to_dict() == pytest.approx({"teacher": 90.5, "student": 70.5, "kd": 80.5})
+    assert set(frame["seeds"]) == {2} and set(frame["image_size"]) == {40}
+    assert frame["teacher_run"].to_dict() == {"teacher": "", "student": "", "kd": str(tmp_path / "t0")}
 
 
 def test_what_is_not_alike_is_not_averaged(tmp_path: Path) -> None:
@@ -355,8 +384,8 @@ def test_runs_of_ones_own_networks_and_data_are_points_too(tmp_path: Path) -> No
     row = found.frame.iloc[0]
     assert (row["data"], row["model"], row["width"]) == ("own data", "Net", 1.0)
     assert "load_model" in call(row) and call(row).endswith(", network)")
-    with pytest.raises(ValueError, match=r"Net is a network of your own: rd\.profile_memory"):
-        image_of(row)
+    with pytest.raises(ValueError, match=r"Net is a network of your own, .*: rd\.profile_memory"):
+        inputs_of(row)
     store(tmp_path / "sized", "b", 0.8, 0, model={"name": "Net", "in_channels": 1}, teachers=[{"weights": "1"}])
     with pytest.raises(ValueError, match="Net"):
         profile_of(read_tradeoffs(tmp_path / "sized").frame.iloc[0])
@@ -400,9 +429,9 @@ def test_every_point_of_ours_is_built_with_its_peak() -> None:
 def test_a_network_that_is_not_the_recorded_one_is_refused(four: Tradeoffs) -> None:
     with pytest.raises(ValueError, match=r"built here it needs 75.0 KiB, not the recorded 4.0 KiB"):
         profile_of(four.row("a"))
-    other = made(("a", 4, 80.0, 1.0), data="faces")
+    other = made(("a", 4, 80.0, 1.0), data="faces", channels=math.nan)
     with pytest.raises(ValueError, match="the size of the images of faces is not kept"):
-        image_of(other.row("a"))
+        inputs_of(other.row("a"))
     with pytest.raises(ValueError, match="weights of this network and its teacher are not at hand"):
         maps_of(four.row("a"))
     shared, (x,) = network_of(made(("a", 4, 80.0, 1.0), method="shared+kd").row("a"))  # has no blocks of RED
@@ -447,7 +476,70 @@ def test_the_call_makes_what_the_point_says(name: str, monkeypatch: pytest.Monke
         assert what["recipe"].init == "teacher"
         assert what["methods"] == ("red+kd" if "RED" in name else "kd(alpha=0.0)")
         assert asked[1][1]["model"] == "resnet18-1-21222" and asked[1][1]["width"] == 0.25
-    assert asked[0][1].get("image_size") == (24 if name == "small" else None)
+    assert asked[0][1].get("image_size") == (24 if name == "small" else 32)
+
+
+OWN = """
+from torch import nn
+def make():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.Flatten(), nn.Linear(400, 10))
+"""
+
+
+@pytest.fixture
+def own_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A sweep's folder elsewhere than its file, beside which the module lies.
+
+    Its peak is the first layer's: 4 · 20² bytes go in, and four times as much, or at stride 2 as much, comes out.
+    """
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "net_of_ones_own.py").write_text(OWN)
+    folder = tmp_path / "runs" / "sweeps" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps({"file": str(tmp_path / "mine.yaml"), "points": []}))
+    usual = {"TEACHER": "net_of_ones_own:make", "FACTOR": 2, "SEED": 3, "model": "Sequential", "image": "1×20×20"}
+    rows = {"arm": ["teacher", "naive", "kd"], "methods": ["", "", "kd"], "run": ["t", "n", "k"]}
+    table = pd.DataFrame(rows | {"accuracy": [90.0, 70.0, 80.0], "peak (KiB)": [8000 / KB, 3200 / KB, 3200 / KB]})
+    table.assign(**usual, DATA="cluttered").to_csv(folder / "table.csv", index=False)
+    yield folder
+    sys.modules.pop("net_of_ones_own", None)
+
+
+def test_a_network_of_ones_own_is_built_where_its_module_is(own_sweep: Path) -> None:
+    found = read_tradeoffs(own_sweep)
+    for _, row in found.frame.iterrows():
+        assert profile_of(row).peak_bytes == row["peak_bytes"]
+    with pytest.raises(ValueError, match=r"make is a network of your own, whose name tells no plan"):
+        plans_of(found.row("KD at ×2"))
+    (own_sweep / "manifest.json").unlink()  # and so nobody knows where the module is
+    row = read_tradeoffs(own_sweep).row("naive at ×2").to_dict() | {"teacher": "net_that_is_not_there:make ×1"}
+    with pytest.raises(ValueError, match=r"Sequential cannot be built here by .*there is no module net_that_is_not"):
+        profile_of(row)
+
+
+def test_the_call_of_a_network_of_ones_own_runs(own_sweep: Path) -> None:
+    """For real, but with few images and a single step; what it trains is what is behind the point from then on."""
+    data, runs = rd.load_data("cluttered", image_size=20, train_size=40), own_sweep.parents[1]
+    brief = {"recipe": rd.Recipe(epochs=None, steps=1), "options": rd.RunOptions(runs)}
+    kept = {name: getattr(rd, name) for name in ("load_model", "resolve_model", "student_of")}
+    kept |= {name: partial(getattr(rd, name), **brief) for name in ("train_classifier", "distill_classifier")}
+    short = types.SimpleNamespace(**kept, load_data=lambda name, image_size: data)
+    names = {"teacher": "t", "student": "n", "kd": "k"}
+    for _, row in read_tradeoffs(own_sweep).frame.iterrows():
+        scope: dict[str, Any] = {"rd": short}
+        exec(call(row).replace("import redistill_lib as rd", ""), scope)
+        strides = [layer.stride[0] for layer in scope["model"] if isinstance(layer, torch.nn.Conv2d)]
+        assert strides == ([1, 2] if row["method"] == "teacher" else [2, 1])
+        run = scope["run"]
+        assert run.params["seed"] == 3 and run.params.get("methods") == ("kd" if row["method"] == "kd" else None)
+        run.path.rename(runs / names[row["method"]])
+        if row["method"] == "teacher":  # which the other calls train again
+            found = read_tradeoffs(own_sweep, runs=runs).row("teacher")
+            exec(call(found), scope)
+            assert torch.equal(scope["model"][0].weight, load_file(runs / "t" / "model.safetensors")["0.weight"])
+    row = read_tradeoffs(own_sweep, runs=runs).row("KD at ×2")
+    assert row["teacher_run"] and maps_of(row, 1).label == "kd"
 
 
 def test_networks_of_ones_own_are_told_apart_by_their_factor() -> None:

@@ -128,7 +128,7 @@ class Comparison:
             for k, run in runs[arm].iterrows():
                 ours, theirs = (100.0 * self._right(name)[[k]] for name in (arm, self.reference))
                 one, over = crossed_interval(ours), crossed_interval(ours - theirs)
-                row = {name: run[name] for name in ("arm", "seed", "model", "methods", "width", "image_size", "init")}
+                row = {name: run.get(name) for name in ("arm", "seed", "model", "methods", "width", "image", "init")}
                 row |= {"accuracy": one.value, "low": one.low, "high": one.high, "above": over.value}
                 row |= {"±": over.half if arm != self.reference else math.nan, "epochs": run["epochs"]}
                 rows.append(row | _costs(run, run["latency"]) | {"run": run["run"]})

@@ -294,6 +294,9 @@ class _Setting:
                     found.lose(job, str(trial))
                 else:
                     found.keep(job, trial, self.costs[job.name])
+        for row in found.rows:
+            side = row["image_size"] or self.data.image_size
+            row["image"] = f"{self.data.in_channels}×{side}×{side}"
         return found
 
     def _all(self, jobs: Sequence[_Job], bar: Any, chosen: bool) -> list[tuple[_Job, Trial | FloatingPointError]]:

@@ -83,7 +83,7 @@ class TradeoffExplorer(Explorer):
     def _maps(self, panel: str, name: str) -> go.Figure | None:
         """The maps, or None where no weights are at hand."""
         row = self._row(panel, name)
-        return feature_maps(maps_of(row, self.image)) if row["run"] and row["teacher"] else None
+        return feature_maps(maps_of(row, self.image)) if row["teacher_run"] else None
 
     def _detail(self, place: int, make: Callable[[], go.Figure]) -> None:
         figure, text = self.details[place]

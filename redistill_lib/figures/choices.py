@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
@@ -12,7 +12,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import INK, finish
-from redistill_lib.figures.tradeoffs import OUT, tones_of, y_range
+from redistill_lib.figures.tradeoffs import OUT
+from redistill_lib.looks import colors
 from redistill_lib.memory import parse_size
 from redistill_lib.results import capital, label, listed
 from redistill_lib.tradeoffs import Tradeoffs, lesson, size
@@ -29,19 +30,19 @@ def tradeoff_curves(result: Tradeoffs, name: str) -> go.Figure:
     own = curves[curves["name"] == name]
     if own.empty:
         raise ValueError(f"no curve of “{name}” is kept with these results")
-    figure, tone = go.Figure(), tones_of(result.frame)[role(row)]
-    for other, part in curves[curves["name"] != name].groupby("name", sort=False):
+    figure, tone = go.Figure(), colors(result.frame.apply(role, axis=1))[role(row)]
+    for k, (other, part) in enumerate(curves[curves["name"] != name].groupby("name", sort=False)):
         epochs = part.groupby("seed").cumcount()  # of which each seed's may take other seconds
         mean = part.groupby(epochs)[["seconds", "accuracy"]].mean()
         told = f"<b>{escape(str(other))}</b>: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>"
         line = {"color": "#DDE0E4", "width": 1.2}
-        legend = {"name": "the others, means", "legendgroup": "others", "showlegend": "others" not in _groups(figure)}
+        legend = {"name": "the others, means", "legendgroup": "others", "showlegend": k == 0}
         figure.add_scatter(
             x=mean["seconds"], y=mean["accuracy"], mode="lines", line=line, hovertemplate=told, **legend
         )
-    for seed, part in own.groupby("seed", sort=False):
+    for k, (seed, part) in enumerate(own.groupby("seed", sort=False)):
         told = f"seed {seed}: %{{y:.1f}} % after %{{x:.0f}} s<extra></extra>"
-        legend = {"name": escape(name), "legendgroup": "own", "showlegend": "own" not in _groups(figure)}
+        legend = {"name": escape(name), "legendgroup": "own", "showlegend": k == 0}
         line = {"color": tone, "width": 2.2}
         figure.add_scatter(
             x=part["seconds"], y=part["accuracy"], mode="lines", line=line, hovertemplate=told, **legend
@@ -63,7 +64,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     keep a part of the points. Raises ValueError for points that cannot be compared.
     """
     frame = result.own.dropna(subset=["score"])
-    names, tones = {role(row): lesson(row) for _, row in frame.iterrows()}, tones_of(result.frame)
+    names, tones = {role(row): lesson(row) for _, row in frame.iterrows()}, colors(result.frame.apply(role, axis=1))
     model = frame["model"].str.partition("-")
     sized = frame["image_size"].map(lambda side: "full" if pd.isna(side) else f"{side:.0f} px")
     start = frame["init"].map(lambda init: "teacher's" if init == "teacher" else "new")
@@ -84,7 +85,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     if budget is not None and axes and axes[-1]["label"] == "peak":
         axes[-1]["constraintrange"] = [math.log2(need.min()) - 0.01, math.log2(parse_size(budget)) + 0.01]
     score = {"label": frame["metric"].iloc[0].replace("test accuracy (%)", "accuracy (%)"), "values": frame["score"]}
-    axes.append(score | {"range": [*(y_range(frame)[:: -1 if result.lower else 1])]})
+    axes.append(score | {"range": sorted((frame["score"].min(), frame["score"].max()), reverse=result.lower)})
     order = [*names]
     steps = [(edge / len(order), tones[name]) for k, name in enumerate(order) for edge in (k, k + 1)]
     line = {
@@ -140,7 +141,3 @@ def _logarithmic(title: str, values: pd.Series[float], text: Any) -> list[dict[s
         "label": title, "values": np.log2(values.astype(float)), "tickvals": [math.log2(v) for v in ticks],
         "ticktext": [text(v) for v in ticks],
     }]  # fmt: skip
-
-
-def _groups(figure: go.Figure) -> Iterable[str]:
-    return [trace.legendgroup for trace in figure.data]

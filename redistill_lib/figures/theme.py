@@ -1,53 +1,27 @@
-"""What all figures share: a colour per role, the template, titles."""
+"""What all figures share: the template, titles, lines in the look of a role."""
 
 from __future__ import annotations
 
 import math
 import re
 import textwrap
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from redistill_lib.results import label, role_key
+from redistill_lib.looks import SPARE as SPARE
+from redistill_lib.looks import color as color
+from redistill_lib.looks import colors as colors
+from redistill_lib.looks import look as look
+from redistill_lib.results import label
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
 Box = tuple[int, int, int, int]
 PAGE = 860  # pixels: fits a notebook's output cell with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
-
-# Colour and marker: colour is never alone. Colours differ in lightness as well as hue, for the common colour
-# blindnesses and for grey.
-_LOOKS = {
-    "teacher": ("#1F2328", "circle"),
-    "student": ("#8A8F98", "circle"),
-    "kd": ("#0072B2", "square"),
-    "red": ("#CC4C00", "diamond"),
-    "red+kd": ("#7A1F5C", "star"),
-    "red+mse": ("#332288", "cross"),
-    "red-blocks": ("#E6B03C", "hexagon"),
-    "red-blocks+kd": ("#56B4E9", "pentagon"),
-    "red-loss+kd": ("#AA4499", "octagon"),
-}
-# Other methods share six colours; those of one marker stay apart for every eye.
-_GREEN, _TEAL, _OLIVE, _PURPLE, _BLUE, _BROWN = SPARE = (
-    "#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F",
-)  # fmt: skip
-for _symbol, _methods in {
-    "triangle-up": {"deit": _GREEN, "locality": _BLUE},
-    "triangle-down": {"dkd": _TEAL, "ls-kd": _BLUE, "mse": _BROWN},
-    "hexagram": {"dist": _GREEN, "mlld": _PURPLE, "crd": _OLIVE},
-    "x": {"sp": _TEAL, "pkt": _BROWN, "rkd": _BLUE},
-    "hourglass": {"cc": _TEAL, "stage": _PURPLE, "red-loss": _GREEN},
-    "star-square": {"fitnet": _BLUE, "at": _OLIVE, "nst": _TEAL},
-    "triangle-right": {"vid": _BROWN, "ft": _TEAL, "ab": _BLUE},
-    "diamond-wide": {"reviewkd": _PURPLE, "srd": _OLIVE},
-}.items():
-    _LOOKS |= {_method: (_tone, _symbol) for _method, _tone in _methods.items()}
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
@@ -62,29 +36,6 @@ TEMPLATE = go.layout.Template(
         "modebar": {"remove": ["select", "lasso", "zoomin", "zoomout", "autoscale"]},  # it covers titles
     }
 )
-
-
-def color(role: str) -> str:
-    """The role's colour, the same in every figure; where it has none, one that follows from its name."""
-    return look(role)[0]
-
-
-def look(role: str) -> tuple[str, str]:
-    """The role's colour and marker; where it has none, a left triangle, which no method has."""
-    key = role_key(role)
-    return _LOOKS.get(key) or (SPARE[zlib.crc32(key.encode()) % len(SPARE)], "triangle-left")
-
-
-def colors(roles: Iterable[str]) -> dict[str, str]:
-    """A colour for each role of one figure: unknown names that would share one take the next that is free."""
-    keys = {role: role_key(role) for role in roles}
-    found = {role: color(role) for role, key in keys.items() if key in _LOOKS}
-    for role in keys:
-        if role not in found:
-            start = SPARE.index(color(role))
-            order = (*SPARE[start:], *SPARE[:start])
-            found[role] = next((tone for tone in order if tone not in found.values()), order[0])
-    return found
 
 
 def faint(color: str, opacity: float = 0.35) -> str:

@@ -11,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.placing import name_places
-from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, color, faint, finish
+from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, faint, finish
+from redistill_lib.looks import colors
 from redistill_lib.memory import parse_size
-from redistill_lib.results import listed
+from redistill_lib.results import listed, score_range, whiskers
 from redistill_lib.tradeoffs import Tradeoffs, lesson, size
 from redistill_lib.tradeoffs.result import Dtype, digits, role
 
@@ -21,13 +22,7 @@ OUT = "#B4BAC2"  # of what does not fit
 _PLOT, _MARGINS = 430, (64, 14, 24, 56)
 _WIDE = PAGE - _MARGINS[0] - _MARGINS[2]  # pixels of the plot
 _LARGEST = 40  # pixels across the largest bubble
-_LONG = 6  # times as far as the points lie apart, an interval is cut
 _FRONT = "Pareto front"
-# Further colours, for methods of one panel that have the same one elsewhere, where markers tell them apart.
-_MORE = (
-    "#117733", "#44AA99", "#999933", "#AA4499", "#5E6BD8", "#88672F", "#332288", "#E6B03C", "#56B4E9", "#D2827E",
-    "#6B8E23", "#00A0A0", "#A05A2C", "#B8A0D8",
-)  # fmt: skip
 _SHAPES = {
     "resnet18": "circle", "resnext18": "square", "mobilenetv2": "triangle-up", "mobilenetv3_small": "triangle-down",
     "resnet50": "diamond", "unet": "hexagon", "vit_pico": "pentagon", "deit_pico": "star", "mobilenetv1": "x",
@@ -56,10 +51,12 @@ def tradeoffs(
     limit = None if budget is None else float(parse_size(budget))
     frame = result.frame.assign(need=result.need(dtype)).dropna(subset=["score", "need"])
     frame = frame.assign(fits=frame["need"] <= (math.inf if limit is None else limit))
+    up, down = whiskers(frame["score"], frame["half"], result.most)
+    frame = frame.assign(up=up, down=down)
     low, high = _x_range(frame["need"], limit)
-    bottom, top = y_range(frame)
+    bottom, top = score_range(frame["score"], frame["half"], frame["seeds"], result.most)
     ends = (top, bottom) if result.lower else (bottom, top)
-    tones, shapes = tones_of(frame), shapes_of(frame)
+    tones, shapes = colors(frame.apply(role, axis=1)), shapes_of(frame)
     figure = go.Figure()
     _add_front(figure, result, frame)
     _add_points(figure, frame, tones, shapes)
@@ -85,19 +82,8 @@ def tradeoffs(
     figure.update_yaxes(range=ends)
     _explain(figure, frame, tones, shapes)
     title = escape(result.headline(budget, dtype), quote=False)
-    note = _note(result, frame, dtype, limit is not None)
+    note = _note(result, frame, dtype, limit is not None, ends)
     return finish(figure, title, note, plot=_PLOT, margins=_MARGINS, legend=True)
-
-
-def tones_of(frame: pd.DataFrame) -> dict[str, str]:
-    """A colour for each way of teaching in the frame: that of other figures, unless another of them has it."""
-    roles = dict.fromkeys(role(row) for _, row in frame.iterrows())
-    found: dict[str, str] = {}
-    for name in sorted(roles, key=lambda name: (name.endswith("from the teacher"), [*roles].index(name))):
-        wanted = color(name)
-        free = (tone for tone in (wanted, *_MORE) if tone not in found.values())
-        found[name] = next(free, wanted)
-    return found
 
 
 def shapes_of(frame: pd.DataFrame) -> dict[str, str]:
@@ -136,8 +122,8 @@ def _add_points(figure: go.Figure, frame: pd.DataFrame, tones: Mapping[str, str]
         edges = [t if hollow else "white" for t, hollow in zip(tone, open_, strict=True)]
         mark = {"color": tone, "symbol": symbol, "size": [12 if fits else 8 for fits in rows["fits"]]}
         mark |= {"line": {"width": 1.5, "color": edges}}
-        spread = {"array": rows["half"].where(rows["fits"]), "color": faint(tones[str(name)], 0.75)}
-        spread |= {"thickness": 1.4, "width": 3 + 2 * k}
+        spread = {"array": rows["up"].where(rows["fits"]), "arrayminus": rows["down"].where(rows["fits"])}
+        spread |= {"symmetric": False, "color": faint(tones[str(name)], 0.75), "thickness": 1.4, "width": 3 + 2 * k}
         texts = [_hover(row) for _, row in rows.iterrows()]
         figure.add_scatter(**place, marker=mark, error_y=spread, text=texts, hovertemplate="%{text}<extra></extra>",
                            showlegend=False)  # fmt: skip
@@ -193,14 +179,6 @@ def _x_range(need: pd.Series[float], limit: float | None) -> tuple[float, float]
     return 10 ** (math.log10(low) - room / 2), 10 ** (math.log10(high) + room)
 
 
-def y_range(frame: pd.DataFrame) -> tuple[float, float]:
-    """What holds all points and their intervals, unless these are far longer than the points lie apart."""
-    score, half = frame["score"], frame["half"].fillna(0)
-    spread = max(score.max() - score.min(), 0.02 * abs(score.mean()), 1e-9)
-    half = half.clip(upper=_LONG * spread)
-    return (score - half).min() - 0.07 * spread, (score + half).max() + 0.09 * spread
-
-
 def _ticks(low: float, high: float) -> list[float]:
     powers = [2.0**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
     if len(powers) < 3:
@@ -219,7 +197,7 @@ def _explain(figure: go.Figure, frame: pd.DataFrame, tones: Mapping[str, str], s
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=mark, name=escape(arch), legendrank=3000)
 
 
-def _note(result: Tradeoffs, frame: pd.DataFrame, dtype: Dtype, limited: bool) -> str:
+def _note(result: Tradeoffs, frame: pd.DataFrame, dtype: Dtype, limited: bool, ends: tuple[float, float]) -> str:
     own, adds = result.own, frame["multiply_adds"].dropna() / 1e6
     seeds = sorted({int(n) for n in own["seeds"]})
     many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
@@ -227,8 +205,7 @@ def _note(result: Tradeoffs, frame: pd.DataFrame, dtype: Dtype, limited: bool) -
     told = [f"Data: {escape(frame['data'].iloc[0])}, {many} seed{'s' * (seeds != [1])}"]
     told[0] += f"; peaks: {conventions}, KB = 1,024 bytes"
     told += ["Lines: 95 % intervals"] if own["half"].notna().any() else ["No intervals: one run each"]
-    low, high = y_range(frame)
-    if (frame["score"] + frame["half"] > high).any() or (frame["score"] - frame["half"] < low).any():
+    if (frame["score"] + frame["up"] > max(ends)).any() or (frame["score"] - frame["down"] < min(ends)).any():
         told[-1] += ", some cut at the edge"
     told += [f"Area: multiply-adds, {adds.min():.3g} to {adds.max():.3g} M"] if len(adds) else []
     told += ["Grey: needs more; ring: the best that fits"] if limited else []

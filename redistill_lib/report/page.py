@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 from urllib.parse import quote
 
+from redistill_lib.looks import color
 from redistill_lib.report.notebooks import Executed, notebook_section
 from redistill_lib.report.sweeps import sweep_section
 from redistill_lib.report.text import pairs, table, text
@@ -53,7 +54,9 @@ def write_index(
     script = ""
     if 'class="figure' in body:
         library = quote(Path(os.path.relpath(shared_library(file.parent), file.parent)).as_posix())
-        script = f'<script charset="utf-8" defer src="{library}"></script>{_DRAW}'
+        script = (
+            f'<script charset="utf-8" defer src="{library}"></script>{_DRAW.replace("TEACHER", color("teacher"))}'
+        )
     write_text(file, _PAGE.substitute(sections=body, time=time, script=script))
     return file
 
@@ -68,9 +71,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const places = [...document.querySelectorAll("div.figure")];
   const axes = layout => Object.keys(layout).filter(name => /^[xy]axis\\d*$/.test(name));
+  const ink = () => dark.matches ? "#d0d7de" : "#1f2328";
   const theme = layout => {
-    const looks = {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)"};
-    looks["font.color"] = dark.matches ? "#d0d7de" : "#1f2328";
+    const looks = {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", "font.color": ink()};
     for (const axis of axes(layout)) {
       looks[axis + ".gridcolor"] = looks[axis + ".zerolinecolor"] = dark.matches ? "#3d444d" : "#d8dee4";
     }
@@ -88,8 +91,14 @@ document.addEventListener("DOMContentLoaded", () => {
     const config = small ? {staticPlot: true} : {responsive: true, displayModeBar: false};
     Plotly.newPlot(place, figure.data, figure.layout, config).then(() => {
       if (small) return;  // a notebook's figure keeps its own colours
-      Plotly.relayout(place, theme(place.layout));
-      dark.addEventListener("change", () => Plotly.relayout(place, theme(place.layout)));
+      const teachers = [...place.data.keys()].filter(k => (place.data[k].marker || {}).color === "TEACHER");
+      const looks = () => teachers.length ? {"marker.color": ink(), "error_y.color": ink()} : {};  // [] names all
+      const draw = () => Plotly.update(place, looks(), theme(place.layout), teachers);
+      const tell = cursor => () => place.querySelector(".nsewdrag").style.cursor = cursor;
+      draw();
+      dark.addEventListener("change", draw);
+      place.on("plotly_hover", tell("pointer"));
+      place.on("plotly_unhover", tell(""));
       place.on("plotly_click", event => {
         const page = (event.points[0].customdata || [])[0];
         if (page) location.href = page;
@@ -112,13 +121,16 @@ td { border-top: 1px solid #8886; }
 td p { margin: 0; white-space: normal; font-size: .85rem; }
 .card { display: flex; gap: 1.5rem; padding: 1rem 0; border-top: 1px solid #8886; align-items: flex-start; }
 .card p { margin: .2rem 0; }
-.thumbnail { flex: none; width: 240px; max-height: 170px; overflow: hidden; border-radius: 6px; background: #fff; }
+.thumbnail { flex: none; width: 240px; max-height: 170px; overflow: hidden; background: #fff;
+  border: 1px solid #8884; border-radius: 6px; }
 .thumbnail img { width: 100%; display: block; }
 .thumbnail .small { zoom: .279; pointer-events: none; }
 .ok { color: #1a7f37; }
 .failed, .died { color: #d1242f; }
 .interrupted { color: #9a6700; }
 @media (prefers-color-scheme: dark) {
+  .thumbnail { filter: brightness(.8); } /* its colours are told by their hue: it is not turned */
+  .thumbnail:hover { filter: none; }
   .ok { color: #3fb950; } .failed, .died { color: #f85149; } .interrupted { color: #d29922; }
 }
 @media (max-width: 44rem) { .card { flex-direction: column; } }

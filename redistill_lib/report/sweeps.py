@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from redistill_lib.looks import colors
 from redistill_lib.progress import duration
 from redistill_lib.report.notebooks import Executed
 from redistill_lib.report.text import figure, pairs, table, text
-from redistill_lib.results import number, pareto_front
+from redistill_lib.results import level_with, listed, number, over_seeds, pareto_front, score_range, whiskers
 from redistill_lib.sweep.manifest import planned_names, read_status
 from redistill_lib.sweep.table import summarise
 
 #: Columns that are a score, the first that a table has counts; and whether less is better.
 SCORES = {"test_accuracy": False, "accuracy": False, "fid": True, "test_loss": True, "validation_loss": True}
 _COSTS = ("peak (KiB)", "peak (MiB)", "peak")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#882255")
 _DOUBLING = {"dtick": math.log10(2), "tickformat": ".3~r"}  # 16, 32, 64 …
 _MOST = 12  # columns of a table on the page
 
@@ -51,6 +51,16 @@ class Means:
         if self.score is None or self.cost is None:
             return self.frame.head(0)
         return pareto_front(self.frame, self.cost, self.score, lower=self.lower)
+
+    @property
+    def half(self) -> pd.Series[float]:
+        """Half of each score's interval."""
+        return self.frame[f"{self.score} high"] - self.frame[self.score]
+
+    @property
+    def most(self) -> float:
+        """What a score can be at most: accuracies are shares, or in %."""
+        return math.inf if self.lower else 1.0 if self.frame[self.score].max() <= 1 else 100.0
 
     def name(self, row: Mapping[str, Any]) -> str:
         told = {each: "" if pd.isna(row[each]) else _short(row[each]) for each in self.settings}
@@ -86,6 +96,11 @@ def means(rows: pd.DataFrame) -> Means | None:
         own = found[pd.concat(same, axis=1).all(axis=1)] if same else found
         row: dict[str, Any] = {**values, "n": len(part), "points": list(dict.fromkeys(part["point"]))}
         for metric, mean, low, high in own[["metric", "mean", "low", "high"]].itertuples(index=False):
+            if metric == "accuracy" and {"low", "high"} <= {
+                *part
+            }:  # which are its interval, of one run over test images
+                known = part.dropna(subset=metric)
+                _, low, high = astuple(over_seeds(known[metric].tolist(), known["high"] - known[metric]))
             row |= {metric: mean, f"{metric} low": low, f"{metric} high": high}
         frame.append(row)
     table_ = pd.DataFrame(frame)
@@ -122,13 +137,15 @@ def headline(found: Means) -> str:
     count = len(found.frame)
     if found.score is None:
         return f"{count} settings"
-    best = found.frame.iloc[0].to_dict()
+    best, scores = found.frame.iloc[0].to_dict(), found.frame[found.score]
     name = f"{found.name(best)} with " if found.name(best) else ""
     told = f"{'Lowest' if found.lower else 'Highest'} mean {found.score}: {name}{found.told(best, found.score)}"
+    if found.cost is not None and (cost := found.told(best, found.cost)):
+        told += f" at {found.cost} {cost}"
+    if near := [found.name(row) for row in found.frame[level_with(0, scores, found.half)].to_dict("records")]:
+        told += f", level with {listed(near) if len(near) < 4 else f'{len(near)} others'}"
     if found.cost is None:
         return told
-    if cost := found.told(best, found.cost):
-        told += f" at {found.cost} {cost}"
     return f"{told}; {len(found.front)} of {count} settings are on the Pareto front" if count > 1 else told
 
 
@@ -143,20 +160,28 @@ def pareto_figure(found: Means, links: Mapping[str, str]) -> dict[str, Any] | No
     steps = {"x": _numbers(front[found.cost]), "y": _numbers(front[found.score]), "mode": "lines", "line": line}
     traces: list[dict[str, Any]] = [{**steps, "name": "Pareto front", "hoverinfo": "skip"}]
     parts = found.frame.groupby(kind, sort=False, dropna=False) if kind else [("", found.frame)]
-    for place, (value, part) in enumerate(parts):
+    up, down = whiskers(found.frame[found.score], found.half, found.most)
+    roles = {value: re.sub(r"\(.*?\)", "", _short(value)) for value, _ in parts}  # without options
+    if len({*roles.values()}) < len(roles):
+        roles = {value: _short(value) for value in roles}
+    tones = colors(roles.values())
+    for value, part in parts:
         rows = part.to_dict("records")
-        half = _numbers(part[f"{found.score} high"] - part[found.score])
         pages = [[links.get(row["points"][0], ""), found.name(row)] for row in rows]
         hover = f"%{{customdata[1]}}<br>{found.score} %{{y:.4g}}<br>{found.cost} %{{x:.4g}}<extra></extra>"
         trace = {"x": _numbers(part[found.cost]), "y": _numbers(part[found.score])}
-        marker = {"size": 11, "color": _COLOURS[place % len(_COLOURS)]}
-        error = {"array": half, "thickness": 1.5, "width": 4}
+        tone = tones[roles[value]]
+        marker = {"size": 11, "color": tone}
+        ends = {"array": _numbers(up[part.index]), "arrayminus": _numbers(down[part.index]), "symmetric": False}
+        error = {**ends, "color": tone, "thickness": 1.5, "width": 4}
         look = {"mode": "markers", "marker": marker, "error_y": error, "showlegend": bool(kind)}
         traces.append({**trace, **look, "name": _short(value), "customdata": pages, "hovertemplate": hover})
     better = "lower" if found.lower else "higher"
+    finite = found.frame[found.frame[found.score].abs() < math.inf]
+    ends_of_y = score_range(finite[found.score], found.half[finite.index], finite["n"], found.most)
     axes = {
         "xaxis": {"title": {"text": f"{found.cost}, lower is better"}, "type": "log", **_DOUBLING},
-        "yaxis": {"title": {"text": f"{found.score}, {better} is better"}},
+        "yaxis": {"title": {"text": f"{found.score}, {better} is better"}, "range": ends_of_y},
     }
     legend = {"title": {"text": kind or ""}}
     return {"data": traces, "layout": {**axes, "legend": legend, "height": 420, "margin": {"t": 20, "r": 20}}}
@@ -217,7 +242,8 @@ def _table(found: Means, links: Mapping[str, str]) -> str:
         rows.append({**cells, "n": str(row["n"])})
     same = {n: found.frame[n].iloc[0] for n in found.frame.columns if n.isupper() and n not in found.settings}
     shared = f"<p>The same in all: {pairs(same)}</p>" if same else ""
-    note = "<p>Mean ± half of the 95 % interval over <i>n</i> rows, seeds as a rule; ● on the Pareto front.</p>"
+    note = "<p>Mean ± half of the 95 % interval over <i>n</i> rows, seeds as a rule, "
+    note += "and of an accuracy no narrower than over test images; ● on the Pareto front.</p>"
     return table(pd.DataFrame(rows).rename(columns=text), escape=False) + note + shared
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,63 +16,65 @@ from redistill_lib.maps import MapComparison, compare_maps
 from redistill_lib.memory import Profile, format_size, profile_memory
 from redistill_lib.models import create_model, example_inputs
 from redistill_lib.models.saved import load_model
-from redistill_lib.runs import Run
-from redistill_lib.tradeoffs.result import Dtype
+from redistill_lib.own import resolve_model, student_of
+from redistill_lib.tradeoffs.result import Dtype, built_in, own_name, own_student, teacher_name
 from redistill_lib.train.recipe import DIGITS_UNET
-
-#: Channels and side of the images that our own results were made with, where a point does not say.
-IMAGES = {"cluttered": (1, 40), "pairs": (1, 32), "digits": (1, 32), "cifar10": (3, 32), "elpv": (1, 96)}
-IMAGES |= {"imagenet": (3, 224), "stl10": (3, 128)}
 
 Row = Mapping[str, Any]
 
 
-def part_of(run: Run, name: str) -> dict[str, Any]:
-    """A part of what a run is of; empty where it is not told by names, as of data of one's own."""
-    part = run.params.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def image_of(row: Row) -> tuple[int, int]:
-    """Channels and side of the images of a point. ValueError where they are not known."""
-    if row["run"]:
-        run = Run.load(row["run"])
-        channels, side = part_of(run, "model").get("in_channels"), part_of(run, "data").get("image_size")
-        if channels and isinstance(side, int):
-            return channels, side
-        told = "a network of your own: rd.profile_memory(network, images) shows its memory"
-        raise ValueError(f"{row['model']} is {told}")
-    if row["data"] not in IMAGES:
+def inputs_of(row: Row) -> tuple[Tensor, ...]:
+    """Inputs for a point's network, all zeros. ValueError where nobody knows its images, or what would build it."""
+    if not (built_in(row["model"]) or own_name(row)):
+        told = "a network of your own, and these results do not say which function makes it"
+        raise ValueError(f"{row['model']} is {told}: rd.profile_memory(network, images) shows its memory")
+    if pd.isna(row["channels"]) or pd.isna(row["image_size"]):
         raise ValueError(f"the size of the images of {row['data']} is not kept with these results")
-    channels, side = IMAGES[row["data"]]
-    return channels, side if pd.isna(row["image_size"]) else int(row["image_size"])
+    channels, side = int(row["channels"]), int(row["image_size"])
+    if built_in(row["model"]):
+        return example_inputs(row["model"], side, in_channels=channels)
+    return (torch.zeros(1, channels, side, side),)
 
 
 def network_of(row: Row) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A point's network, with RED's blocks where its method has some, and inputs for it, all zeros.
 
-    It has its weights where the point has a run, and is untrained otherwise. ValueError for a network of one's own
-    and for one that is not built in, or whose images are not known.
+    It has its weights where the point has a run, and is untrained otherwise. ValueError where it cannot be built: it
+    is neither built in nor made by a function that the results name and that is there, or its images are not known.
     """
-    channels, side = image_of(row)
-    inputs = example_inputs(row["model"], side, in_channels=channels)
+    inputs = inputs_of(row)
     if row["run"]:
-        return load_model(row["run"]), inputs
-    model = _built(row["model"], row["width"], channels)
+        return load_model(row["run"], None if built_in(row["model"]) else _own(row, inputs)), inputs
+    model = _plain(row, inputs)
     if not {"red", "red-blocks"} & {*row["method"].split("+")}:
         return model, inputs
     if not row["teacher"]:
         raise ValueError("these results do not say who taught it, and so not where its RED blocks are")
-    name, _, width = str(row["teacher"]).partition(" ×")
-    teacher = _built(name, float(width), channels)
+    teacher = _plain(row, inputs, teaches=True)
     taps = match_taps(model, teacher, inputs)
     return Distillation(model, teacher, taps, methods=row["method"], example=inputs).graduate(), inputs
 
 
-def _built(name: str, width: float, channels: int) -> nn.Module:
+def _plain(row: Row, inputs: tuple[Tensor, ...], teaches: bool = False) -> nn.Module:
+    """A point's network, or its teacher's, as it is before any training."""
+    name, width = teacher_name(row) if teaches else (row["model"], row["width"])
+    if not built_in(name):
+        return _own(row, inputs, teaches)
     options: dict[str, Any] = {**DIGITS_UNET} if name.startswith("unet") else {"width": width}
     with torch.random.fork_rng(devices=[]):
-        return create_model(name, in_channels=channels, **options)
+        return create_model(name, in_channels=inputs[0].shape[1], **options)
+
+
+def _own(row: Row, inputs: tuple[Tensor, ...], teaches: bool = False) -> nn.Module:
+    """`_plain` of a network of one's own, by the function that makes it."""
+    name = own_name(row)
+    try:
+        network = resolve_model(name, seed=int(row["seed"]))
+        made = student_of(network, int(row["factor"]), inputs[0]) if own_student(row) and not teaches else network
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{row['model']} cannot be built here by {name}: {error}") from None
+    assert isinstance(made, nn.Module)
+    return made
 
 
 def profile_of(row: Row, dtype: Dtype = "fp32") -> Profile:
@@ -94,14 +95,16 @@ def profile_of(row: Row, dtype: Dtype = "fp32") -> Profile:
 def plans_of(row: Row) -> tuple[dict[str, str], int]:
     """The names of a point's teacher and its own network by role, and the side of the images, for `stride_plans`.
 
-    ValueError where the teacher or the images are not known.
+    ValueError where the teacher or the images are not known, and for networks of one's own, whose names tell no plan.
     """
-    side, teacher = image_of(row)[1], str(row["teacher"]).partition(" ×")[0]
+    side, (teacher, _) = inputs_of(row)[0].shape[-1], teacher_name(row)
     if not teacher:
         raise ValueError("these results do not say who taught it, so that there is no plan to compare with")
-    if Path(teacher, "run.json").exists():
-        teacher = str(part_of(Run.load(teacher), "model").get("name"))
-    return {"teacher": teacher} | ({} if row["method"] == "teacher" else {row["method"]: row["model"]}), side
+    names = {"teacher": teacher} | ({} if row["method"] == "teacher" else {row["method"]: row["model"]})
+    for name in names.values():
+        if not built_in(name):
+            raise ValueError(f"{name} is a network of your own, whose name tells no plan that could be drawn")
+    return names, side
 
 
 def maps_of(row: Row, image: int = 0) -> MapComparison:
@@ -109,11 +112,13 @@ def maps_of(row: Row, image: int = 0) -> MapComparison:
 
     ValueError where weights of both, or the images, are not at hand.
     """
-    if not (row["run"] and row["teacher"] and Path(row["teacher"], "run.json").exists()):
+    if not (row["run"] and row["teacher_run"]):
         raise ValueError("the weights of this network and its teacher are not at hand: only their plans can be shown")
     if row["data"] not in BUILT_IN:
         raise ValueError(f"maps need an image, and {row['data']} is not built in: load it and call compare_maps")
-    student, teacher = load_model(row["run"]), load_model(row["teacher"])
-    picture = load_data(row["data"], image_size=image_of(row)[1]).test[image][0]
+    student, inputs = network_of(row)
+    own = not built_in(teacher_name(row)[0])
+    teacher = load_model(row["teacher_run"], _own(row, inputs, teaches=True) if own else None)
+    picture = load_data(row["data"], image_size=inputs[0].shape[-1]).test[image][0]
     taps = match_taps(student, teacher, picture[None].float())
     return compare_maps(teacher, student, taps[0], picture, label=row["method"])

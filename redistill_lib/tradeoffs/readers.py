@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -18,18 +19,20 @@ from redistill_lib.comparison import Comparison
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.models import student_name
 from redistill_lib.quality import compare_quality
-from redistill_lib.results import interval, label, role_key
+from redistill_lib.results import interval, label, over_seeds, role_key
 from redistill_lib.runs import Run, load_runs
 from redistill_lib.shipped import measured, published
-from redistill_lib.tradeoffs.details import part_of
+from redistill_lib.sweep.places import located
 from redistill_lib.tradeoffs.result import ACCURACY, Tradeoffs, lesson
+from redistill_lib.tradeoffs.teachers import network_kind, own_teachers, part_of, runs_of, teacher_of
 
 Points = Iterator[tuple[dict[str, Any], pd.DataFrame]]  # each with its curves
 _NONE = pd.DataFrame(columns=["data", "name", "seed", "seconds", "accuracy"])
 _CURVES = ["run", "seconds", "accuracy"]  # those of `curves_of`
 _USUAL: dict[str, Any] = {
-    "metric": ACCURACY, "source": "measured", "init": "", "width": 1.0, "image_size": math.nan, "half": math.nan,
-    "multiply_adds": math.nan, "parameters": math.nan, "convention": "fused", "teacher": "", "run": "",
+    "metric": ACCURACY, "source": "measured", "init": "", "width": 1.0, "channels": math.nan, "image_size": math.nan,
+    "half": math.nan, "multiply_adds": math.nan, "parameters": math.nan, "convention": "fused", "teacher": "",
+    "factor": math.nan, "seed": 0, "run": "", "teacher_run": "",
 }  # fmt: skip
 #: Parameters of a notebook that change nothing in a network, or over which means are made.
 _ASIDE = {"SEED", "SEEDS", "RUNS", "JOBS", "IMAGE"}
@@ -92,10 +95,10 @@ def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
         method = first["methods"] if isinstance(first["methods"], str) and first["methods"] else "student"
         yield {
             "name": arm, "data": found.name, "model": first["model"], "width": first["width"],
-            "method": "teacher" if arm == "teacher" else role_key(method), "image_size": first["image_size"],
+            "method": "teacher" if arm == "teacher" else role_key(method), "seed": first["seed"],
             "init": "teacher" if first["init"] == "teacher" else "", "score": mean.value, "half": mean.half,
             "seeds": int((found.runs["arm"] == arm).sum()), "peak_bytes": first["peak_bytes"],
-            "multiply_adds": first["multiply_adds"], "parameters": first["parameters"],
+            "multiply_adds": first["multiply_adds"], "parameters": first["parameters"], **_images(first.get("image")),
             **_weights(folder, "" if teacher is None else f"{teacher['model']} ×{teacher['width']:g}"),
         }, found.curves[found.curves["arm"] == arm].assign(data=found.name)  # fmt: skip
 
@@ -108,7 +111,18 @@ def _table(file: Path, runs: Path) -> Points:
     elif {"peak (KiB)", "accuracy"} <= {*table.columns} or {"peak_bytes", "test_accuracy"} <= {*table.columns}:
         kept = file.with_name("curves.csv")
         curves = _csv(kept) if kept.exists() else pd.DataFrame()
+        for column in {"TEACHER", "MODEL"} & {*table.columns}:
+            table[column] = [_found_from(file.parent, name) for name in table[column]]
         yield from of_table(table, file.parent.name, runs, curves if {*_CURVES} <= {*curves.columns} else None)
+
+
+def _found_from(sweep: Path, name: Any) -> Any:
+    """A network's name; of one's own with the folder that it lies in, seen from the sweep's file, if it is there."""
+    if ":" in str(name):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            file = json.loads((sweep / "manifest.json").read_bytes())["file"]
+            return located("TEACHER", name, Path(file).parent) or name
+    return name
 
 
 def _measured(table: pd.DataFrame, score: str, peak: str) -> pd.DataFrame:
@@ -139,7 +153,7 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: 
     named = {name: name.removesuffix("_recorded") for name in table}
     table = table.rename(columns={name: plain for name, plain in named.items() if plain not in table})
     table = _measured(table, score, peak)
-    told = ["arm", "role", "model", "methods", "init", "width", "image_size", "peak (KiB)", "parameters"]
+    told = ["arm", "role", "model", "methods", "init", "width", "image", "image_size", "peak (KiB)", "parameters"]
     explained = _EXPLAINED if "model" in table else set[str]()
     groups = [column for column in table if column.isupper() and column not in _ASIDE | explained]
     groups += [column for column in told if column in table]
@@ -151,8 +165,11 @@ def of_table(table: pd.DataFrame, name: str, runs: Path = Path("runs"), curves: 
         part = _history(found) if found else _NONE
         if curves is not None and "run" in rows and not found:
             part = curves.merge(rows[["run"]].assign(seed=_seeds(rows)), on="run")
-        folder = next((run.path for run in found.values()), Path("none"))
-        yield row | _weights(folder, row["teacher"]), part.assign(data=row["data"])
+        seed, run = next(iter(found.items()), (row["seed"], None))
+        row |= _weights(run.path if run else Path("none"), row["teacher"]) | {"seed": seed}
+        if run and "DATA" not in rows:
+            row["data"] = _data_of(run)
+        yield row, part.assign(data=row["data"])
 
 
 def curves_of(table: pd.DataFrame, runs: str | Path) -> pd.DataFrame:
@@ -169,12 +186,17 @@ def curves_of(table: pd.DataFrame, runs: str | Path) -> pd.DataFrame:
 
 
 def _weights(folder: Path, teacher: str) -> dict[str, str]:
-    """The folder of a run that is there, and that of its teacher; else what else is known of the teacher."""
+    """The folders of a run that is there and of its teacher's, and who that is, unless it is known already."""
     if not (folder / "run.json").exists():
-        return {"run": "", "teacher": teacher}
-    theirs = [folder.parent / name for name in Run.load(folder).environment.get("teacher_runs", ())]
-    found = [str(path) for path in theirs if (path / "run.json").exists()]
-    return {"run": str(folder), "teacher": next(iter(found), teacher)}
+        return {"run": "", "teacher_run": "", "teacher": teacher}
+    run = Run.load(folder)
+    return _of_teacher(run, teacher_of(run, lambda: own_teachers(runs_of(folder.parent))), teacher)
+
+
+def _of_teacher(run: Run, theirs: Run | None, teacher: str) -> dict[str, str]:
+    model = part_of(theirs, "model") if theirs else {}
+    found = f"{model.get('name')} ×{model.get('width') or 1.0:g}" if model else ""
+    return {"run": str(run.path), "teacher_run": str(theirs.path) if theirs else "", "teacher": teacher or found}
 
 
 def _found(rows: pd.DataFrame, runs: Path) -> dict[Any, Run]:
@@ -187,12 +209,12 @@ def _found(rows: pd.DataFrame, runs: Path) -> dict[Any, Run]:
 
 
 def _seeds(rows: pd.DataFrame) -> Any:
-    return rows["SEED"] if "SEED" in rows else rows.get("seed", rows.index)
+    return rows["SEED"] if "SEED" in rows else rows.get("seed", pd.Series(range(len(rows)), rows.index))
 
 
 def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, Any]:
-    row, mean = rows.iloc[0].dropna(), interval(scores)
-    images = float((rows["high"] - rows["accuracy"]).mean()) if {"high", "accuracy"} <= {*rows.columns} else math.nan
+    images = (rows["high"] - rows["accuracy"]).tolist() if {"high", "accuracy"} <= {*rows.columns} else []
+    row, mean = rows.iloc[0].dropna(), over_seeds(scores, images)
     arm = str(row.get("arm", row.get("role", row.get("METHODS", "naive"))))
     method = row.get("methods", "") if "methods" in rows else re.sub(r"\(.*?\)", "", arm).replace(" + ", "+")
     method = "teacher" if arm == "teacher" else role_key(str(method).replace(" ", "-") or "student")
@@ -208,17 +230,27 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
         "name": told, "data": _data(str(row.get("DATA", name))), "model": _model(row), "width": wide,
         "method": method, "init": "teacher" if init == "teacher" else "", "score": mean.value,
         "image_size": pd.to_numeric(row.get("image_size", row.get("IMAGE_SIZE")), errors="coerce"),
-        "seeds": len(scores),
-        "half": max((half for half in (mean.half, images) if not math.isnan(half)), default=math.nan),
-        "peak_bytes": peak, "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
+        **_images(row.get("image")), "factor": row.get("FACTOR", math.nan), "seed": int(_seeds(rows).iloc[0]),
+        "seeds": len(scores), "half": mean.half, "peak_bytes": peak,
+        "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
         "parameters": row.get("parameters", math.nan), "teacher": teacher,
     }  # fmt: skip
+
+
+def _images(told: Any) -> dict[str, int]:
+    """Channels and side of images that are recorded as ``3×32×32``."""
+    channels, *_, side = [int(part) for part in re.findall(r"\d+", str(told))] or [0, 0]
+    return {"channels": channels, "image_size": side} if channels else {}
 
 
 def _data(name: str) -> str:
     """What data are called: a folder by its name, unless built-in data have that one."""
     last = Path(name).name
     return name if last in BUILT_IN else last
+
+
+def _data_of(run: Run) -> str:
+    return _data(part_of(run, "data").get("name") or f"own data {run.params.get('images', '')}".strip())
 
 
 def _keys(frame: pd.DataFrame) -> pd.Series[str]:
@@ -238,13 +270,12 @@ def _model(row: Mapping[str, Any]) -> str:
 def _scores(table: pd.DataFrame, file: Path) -> Points:
     """FID and KID of each role, as `compare_quality` has them; lower is better."""
     found, known = compare_quality(table), table.assign(role=table["role"].map(role_key)).groupby("role").first()
-    side = str(found.settings.get("image", "")).split("×")[-1]
     teacher = known["model"].get("teacher") if "model" in known else None
     for metric, (_, row) in itertools.product(("FID", "KID"), found.table.iterrows()):
         first = known.loc[row["role"]].dropna()
         yield {
             "name": label(row["role"]), "data": first.get("data", file.stem), "metric": metric, "method": row["role"],
-            "model": first.get("model", "unet"), "image_size": float(side) if side.isdecimal() else math.nan,
+            "model": first.get("model", "unet"), **_images(found.settings.get("image")),
             "score": row[metric.lower()], "half": row[f"{metric.lower()}_error"], "seeds": row["n"],
             "peak_bytes": row["peak"], "multiply_adds": first.get("multiply_adds", math.nan),
             "parameters": row["parameters"], "teacher": f"{teacher} ×1" if teacher else "",
@@ -258,7 +289,8 @@ def _store(folder: Path) -> Points:
     if "test_accuracy" not in frame or "peak_bytes" not in frame:
         return
     frame = _measured(frame[frame["status"].eq("complete")], "test_accuracy", "peak_bytes")
-    alike = [c for c in frame if c.startswith(("data.", "model.", "recipe."))]
+    # Weights of one's own network are others under each seed.
+    alike = [c for c in frame if c.startswith(("data.", "model.", "recipe.")) and c != "model.weights"]
     if "teachers" in frame:
         told = [
             [each.get("structure") for each in them] if isinstance(them, list) else them for them in frame["teachers"]
@@ -270,12 +302,13 @@ def _store(folder: Path) -> Points:
     newest = frame["path"].map(lambda path: (Path(path) / "run.json").stat().st_mtime)
     order = newest.sort_values(ascending=False, kind="stable").index
     kept = frame.loc[order].assign(key=keys).drop_duplicates(["key", "seed"]).sort_values("id")
-    records = {path: Run.load(path) for path in kept["path"]}
-    teachers = {name for run in records.values() for name in run.environment.get("teacher_runs", ())}
-    names = {part_of(run, "model").get("name") for run in records.values() if run.id in teachers}
+    records = {path: Run.load(path) for path in frame["path"]}
+    known = functools.cache(lambda: own_teachers(records.values()))
+    taught_by = {path: teacher_of(records[path], known) for path in kept["path"]}
+    kinds = {network_kind(theirs) for theirs in taught_by.values() if theirs}
     for _, rows in kept.groupby("key", sort=False):
         run = records[rows["path"].iloc[0]]
-        row = _of_runs(run, rows, run.id in teachers or part_of(run, "model").get("name") in names)
+        row = _of_runs(run, rows, network_kind(run) in kinds) | _of_teacher(run, taught_by[str(run.path)], "")
         yield row, _history({row.seed: records[row.path] for row in rows.itertuples()}).assign(data=row["data"])
 
 
@@ -289,14 +322,13 @@ def _of_runs(run: Run, rows: pd.DataFrame, teaches: bool) -> dict[str, Any]:
     method = role_key(params.get("methods") or "student") if taught else "teacher" if teaches else "student"
     name = f"{label(method)} {run.plan or model.get('name')}"
     length = next((f", {recipe[unit]} {unit}" for unit in ("epochs", "steps") if recipe.get(unit)), "")
-    data = _data(part_of(run, "data").get("name") or f"own data {params.get('images', '')}".strip())
     return {
-        "name": name + length, "data": data,
+        "name": name + length, "data": _data_of(run),
         "model": str(model.get("name")), "method": method, "width": model.get("width") or 1.0,
-        "init": "teacher" if recipe.get("init") == "teacher" else "",
+        "init": "teacher" if recipe.get("init") == "teacher" else "", "channels": model.get("in_channels"),
+        "image_size": part_of(run, "data").get("image_size"), "seed": rows["seed"].iloc[0],
         "score": mean.value, "half": mean.half, "seeds": len(rows), "peak_bytes": rows["peak_bytes"].iloc[0],
         "multiply_adds": look.get("multiply_adds", math.nan), "parameters": run.metrics.get("parameters", math.nan),
-        **_weights(run.path, ""),
     }  # fmt: skip
 
 
@@ -322,7 +354,7 @@ def _published() -> Points:
         yield {
             "name": f"{label(method)} {arch}{', ' * bool(detail)}{detail} (published)", "data": row.dataset,
             "source": "published", "model": f"{arch}-{stem}-{''.join(stages)}" if stages else model,
-            "method": role_key(method), "image_size": row.image_size, "score": row.top1, "seeds": 1,
+            "method": role_key(method), "channels": 3, "image_size": row.image_size, "score": row.top1, "seeds": 1,
             "peak_bytes": row.peak_mib_per_image * 2**20, "parameters": row.model_size_mb * 2**20 / 4,
             "convention": "paper", "teacher": f"{row.teacher} ×1",
         }, _NONE.copy()  # fmt: skip

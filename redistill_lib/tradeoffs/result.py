@@ -14,15 +14,16 @@ from redistill_lib.checks import check_type, hint
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.memory.sizes import parse_size
 from redistill_lib.models import list_models
-from redistill_lib.results import label, listed, number, pareto_front
+from redistill_lib.results import label, level_with, listed, number, pareto_front
 
 Dtype = Literal["fp32", "fp16", "int8"]
 #: Bytes of an activation, and so of a profile's peak, as a share of those in fp32, in which all are recorded.
 SHARE: dict[str, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.25}
 #: A row per network taught in one way, and its mean over seeds.
 COLUMNS = (
-    "name", "data", "metric", "source", "model", "method", "init", "width", "image_size", "score", "half", "seeds",
-    "peak_bytes", "multiply_adds", "parameters", "convention", "teacher", "run",
+    "name", "data", "metric", "source", "model", "method", "init", "width", "channels", "image_size", "score", "half",
+    "seeds", "peak_bytes", "multiply_adds", "parameters", "convention", "teacher", "factor", "seed", "run",
+    "teacher_run",
 )  # fmt: skip
 ACCURACY = "test accuracy (%)"
 _CURVES = ("data", "name", "seed", "seconds", "accuracy")
@@ -37,7 +38,9 @@ class Tradeoffs:
     of activations in fp32, one image, under ``convention``; ``multiply_adds`` for one image. ``source`` is
     ``published`` for the authors' numbers, which stay out of front and budget wherever others are beside them.
     ``method`` is a role such as ``red+kd``, ``init`` ``teacher`` for who starts from its weights, ``teacher`` the
-    teacher's model and width, ``run`` the folder of a run that has weights, or empty.
+    teacher's model and width. Of networks of one's own it is the function that makes it, ``my_net:make``, under
+    ``seed``, and ``factor`` is what the student pools harder. ``run`` and ``teacher_run`` are folders of runs that
+    have weights, or empty; ``channels`` and ``image_size`` (px) are the images', NaN where that is not known.
 
     `curves` has ``data``, ``name``, ``seed``, ``seconds`` and ``accuracy`` (on validation, %), a row per epoch.
     """
@@ -135,11 +138,15 @@ class Tradeoffs:
     def rivals(self, budget: int | str, dtype: Dtype = "fp32") -> list[str]:
         """Those that fit and whose 95 % interval overlaps that of the best. Without an interval nothing is said."""
         best, own = self.best(budget, dtype), self.own
-        if best is None or math.isnan(best["half"]):
+        if best is None:
             return []
-        others = own[self.fits(budget, dtype)[own.index] & (own["name"] != best["name"])]
-        near = others[(others["score"] - best["score"]).abs() <= others["half"] + best["half"]]
+        near = own[self.fits(budget, dtype)[own.index] & level_with(best.name, own["score"], own["half"])]
         return near.sort_values("score", ascending=self.lower)["name"].tolist()
+
+    @property
+    def most(self) -> float:
+        """The best that a score can be, where there is such: 100 % of accuracies."""
+        return math.inf if self.lower else 100.0
 
     def headline(self, budget: int | str | None = None, dtype: Dtype = "fp32") -> str:
         """Who is best within the budget, and whose interval reaches into its own; without one, the front's ends."""
@@ -222,37 +229,79 @@ def size(nbytes: float) -> str:
     return f"{nbytes / 2**20:.3g} MB" if nbytes >= 2**20 else f"{nbytes / 2**10:.4g} KB"
 
 
+def built_in(name: str) -> bool:
+    """Whether `create_model` knows a network of that name."""
+    return name.partition("-")[0] in list_models()
+
+
+def teacher_name(row: Mapping[str, Any]) -> tuple[str, float]:
+    """A point's teacher and its width; an empty name where that is not known."""
+    name, _, width = str(row["teacher"]).partition(" ×")
+    return name, float(width or 1)
+
+
+def own_name(row: Mapping[str, Any]) -> str:
+    """The function that makes a point's network, or its teacher's, of one's own; empty where none is named."""
+    return next((name for name in (row["model"], teacher_name(row)[0]) if ":" in name), "")
+
+
+def own_student(row: Mapping[str, Any]) -> bool:
+    """Whether that function makes its teacher, from which `student_of` makes the point's network."""
+    return ":" not in row["model"] and row["method"] != "teacher"
+
+
 def call(row: Mapping[str, Any]) -> str:
     """Python that gives a point's network: reads its run where there is one, else trains it.
 
     That is with the usual recipe and the usual weights of its methods: a point keeps neither its own nor its seconds.
     """
-    lines, known = ["import redistill_lib as rd", ""], row["model"].partition("-")[0] in list_models()
-    if not known:
-        lines.append(f"network = ...  # your own {row['model']}, built as this point's was")
-    if row["run"]:
-        own = "" if known else ", network"
-        return "\n".join([*lines, f'model = rd.load_model("{row["run"]}"{own})'])
-    if row["model"].startswith("unet"):
+    if row["model"].startswith("unet") and not row["run"]:
         return "redistill run notebooks/07_distill_diffusion.ipynb"
+    known, lines = built_in(row["model"]), ["import redistill_lib as rd", ""]
+    student, teacher, named = f'"{row["model"]}"', "network", ""
+    if not known:
+        student, made = _own_lines(row)
+        named = f", {student}"
+        lines = [*(["import torch", ""] if "torch" in made[-1] else []), *lines, *made]
+    if row["run"]:
+        return "\n".join([*lines, f'model = rd.load_model("{row["run"]}"{named})'])
     data = row["data"] if row["data"] in BUILT_IN else f"path/to/{row['data']}"
     resized = "" if pd.isna(row["image_size"]) else f", image_size={row['image_size']:.0f}"
     lines.append(f'data = rd.load_data("{data}"{resized})')
-    student, wide = _model(row["model"], row["width"], known)
+    wide, seed = _width(row["width"], known), f", seed={row['seed']:.0f}" if row["seed"] else ""
     if row["method"] in ("student", "teacher") and row["init"] != "teacher":
-        lines.append(f"run = rd.train_classifier({student}, data{wide})")
+        lines.append(f"run = rd.train_classifier({student}, data{wide}{seed})")
     else:
-        name, _, width = str(row["teacher"] or "resnet18 ×1").partition(" ×")
-        teacher, twide = _model(name, width, known)
+        name, width = teacher_name(row) if row["teacher"] else ("resnet18", 1.0)
+        teacher = f'"{name}"' if known else "network"
+        trained = f"rd.train_classifier({teacher}, data{_width(width, known)}{seed})"
+        lines.append(f"teacher = {trained if known else f'rd.load_model({trained}, network)'}")
         methods = "kd(alpha=0.0)" if row["method"] == "student" else row["method"]
         recipe = ', rd.Recipe(init="teacher")' if row["init"] == "teacher" else ""
-        lines.append(f"teacher = rd.train_classifier({teacher}, data{twide})")
-        lines.append(f'run = rd.distill_classifier({student}, teacher, data{recipe}, methods="{methods}"{wide})')
-    return "\n".join([*lines, "model = rd.load_model(run)"])
+        lines.append(
+            f'run = rd.distill_classifier({student}, teacher, data{recipe}, methods="{methods}"{wide}{seed})'
+        )
+    return "\n".join([*lines, f"model = rd.load_model(run{named})"])
 
 
-def _model(name: str, width: float | str, known: bool) -> tuple[str, str]:
-    return f'"{name}"' if known else "network", "" if float(width) == 1 or not known else f", width={float(width):g}"
+def _own_lines(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """What a point's network of one's own is called in the code, and the lines that make it and its teacher."""
+    name, student = own_name(row), own_student(row)
+    needed = [row[column] for column in ("channels", "image_size", "factor")] if student else []
+    if not name or any(math.isnan(value) for value in needed):
+        return "network", [f"network = ...  # your own {row['model']}, built as this point's was"]
+    lines = [f'network = rd.resolve_model("{name}", seed={row["seed"]:.0f})']
+    if not student:
+        return "network", lines
+    channels, side, factor = map(int, needed)
+    return "student", [
+        *lines,
+        f"student = rd.student_of(network, {factor}, torch.zeros(1, {channels}, {side}, {side}))",
+    ]
+
+
+def _width(width: float, known: bool) -> str:
+    return "" if width == 1 or not known else f", width={width:g}"
 
 
 def _panel(frame: pd.DataFrame) -> pd.Series[str]:
