@@ -23,7 +23,7 @@ from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, 
 from redistill_lib.memory import format_size
 from redistill_lib.results import label, number
 
-_LEFT, _RIGHT, _SIDE, _FREE = 112, 12, 240, 84  # pixels beside the plot; of the accuracy, and free before it
+_LEFT, _RIGHT, _SIDE, _FREE = 112, 12, 250, 76  # pixels beside the plot; of the accuracy, and free before it
 _SLIDER, _STEPS, _BARS, _GAP, _WORDS = 62, 90, 150, 26, 22  # pixels: above, of rows, between them, below a map
 _CELL, _EDGE = 112, 7  # pixels of a map in the file, and around it
 _PALETTE = [*map(unlabel_rgb, sample_colorscale("Viridis", np.linspace(0, 1, 254).tolist()))]
@@ -108,7 +108,7 @@ def _stop(found: Exploration, factor: int, image: int, pictures: Mapping[tuple[s
 def _change(stop: _Stop, title: str) -> list[dict[str, Any]]:
     """What plotly's `update` takes: of traces, then of the layout."""
     traces = [trace.to_plotly_json() for trace in stop.traces]
-    data = {key: [trace.get(key) for trace in traces] for key in ("x", "y", "text", "hovertext", "textposition")}
+    data = {key: [trace.get(key) for trace in traces] for key in ("x", "y", "text", "hovertext")}
     sources = [source for pair in stop.pictures for source in pair]
     return [data, {f"images[{k}].source": source for k, source in enumerate(sources, 2)} | {"title.text": title}]
 
@@ -137,7 +137,7 @@ def _axes(figure: go.Figure, found: Exploration, heights: Sequence[float], share
         places = [*range(len(found.factors))]
         figure.update_layout(
             xaxis2={"domain": [share + _FREE / (PAGE - _LEFT - _RIGHT), 1], "anchor": "y4", "showgrid": False}
-            | {"tickvals": places, "ticktext": [f"×{f}" for f in found.factors], "range": [-0.4, places[-1] + 0.6]},
+            | {"tickvals": places, "ticktext": [f"×{f}" for f in found.factors], "range": [-0.4, places[-1] + 2.6]},
             yaxis4={"domain": [0.5, 1], "anchor": "x2", "title": f"accuracy on {len(found.images)} images (%)"},
         )
 
@@ -188,7 +188,7 @@ def _agreement(found: Exploration, views: Mapping[str, View | None]) -> list[go.
             go.Scatter(
                 x=places, y=[row + 0.36] * len(places), yaxis="y2", mode="markers+text", text=text, hovertext=told,
                 textposition="bottom center", textfont={"size": 12}, hovertemplate="%{hovertext}",
-                marker={"size": 44, "opacity": 0, "color": color(role)}, name=escape(label(role)), showlegend=False,
+                marker={"size": 36, "opacity": 0, "color": color(role)}, name=escape(label(role)), showlegend=False,
             )
         )  # fmt: skip
     return traces
@@ -222,7 +222,6 @@ def _memory(found: Exploration, views: Mapping[str, View]) -> list[go.Bar | go.S
 def _dots(found: Exploration, factor: int) -> list[go.Scatter]:
     """Accuracy over the stride, role by role; what the slider shows is large and named."""
     traces, at = [], {each: k for k, each in enumerate(found.factors)}
-    side = "middle left" if at[factor] >= len(at) / 2 else "middle right"
     common: dict[str, Any] = {"xaxis": "x2", "yaxis": "y4", "showlegend": False}
     points = {"teacher": {1: found.teacher.accuracy}, **_accuracies(found)} if _accuracies(found) else {}
     for role, reached in points.items():
@@ -233,7 +232,13 @@ def _dots(found: Exploration, factor: int) -> list[go.Scatter]:
         traces.append(go.Scatter(**line, marker={**mark, "size": 9}, **hover, **common))
         here = None if (role, factor) == (UNTRAINED, 1) else reached.get(factor)  # which is the teacher
         text = "" if here is None else f"  {escape(label(role).partition(' student')[0])} {here:.0f} %  "
-        large = {"x": [at[factor]], "y": [here], "mode": "markers+text", "text": [text], "textposition": [side]}
+        large = {
+            "x": [at[factor]],
+            "y": [here],
+            "mode": "markers+text",
+            "text": [text],
+            "textposition": "middle right",
+        }
         mark = {**mark, "size": 15, "line": {"color": INK, "width": 2}}
         traces.append(go.Scatter(**large, marker=mark, hoverinfo="skip", **common, cliponaxis=False))
     return traces
