@@ -136,7 +136,9 @@ def test_curves_of_a_point(everything: Tradeoffs) -> None:
     assert len(own) == 3 and all(trace.x[-1] <= 300 for trace in own)
     ends = sorted(float(trace.y[-1]) for trace in own)
     assert f"ends at {ends[0]:.1f} to {ends[-1]:.1f} % on validation" in figure.layout.title.text
-    sweep = everything.panel("cluttered")  # each seed took other seconds: the mean is over epochs, in their order
+    sweep = everything.panel(
+        "cluttered, 60 seconds"
+    )  # each seed took other seconds: the mean is over epochs, in their order
     for trace in tradeoff_curves(sweep, "teacher").data:
         assert list(trace.x) == sorted(trace.x)
     assert len(tradeoff_curves(sweep, "naive 4-11221").data[0].x) == 12  # the teacher's epochs

@@ -101,6 +101,21 @@ def test_panels_are_never_mixed(four: Tradeoffs) -> None:
     assert both.shown(False).panels == ("cluttered",)
 
 
+def test_budgets_of_one_data_set_are_panels_of_their_own(four: Tradeoffs) -> None:
+    longer = four.frame.assign(budget="240 seconds", score=99.0)
+    curves = pd.DataFrame({"data": "cluttered", "name": "a", "seed": 0, "seconds": [1.0], "accuracy": [50.0]})
+    found = Tradeoffs.of(
+        [*four.frame.assign(budget="60 seconds").to_dict("records"), *longer.to_dict("records")],
+        [curves.copy() for _ in range(2 * len(longer))],
+    )
+    assert found.panels == ("cluttered, 60 seconds", "cluttered, 240 seconds")
+    first, second = (found.panel(name) for name in found.panels)
+    assert first.frame["name"].tolist() == second.frame["name"].tolist() == four.frame["name"].tolist()
+    assert {*second.curves["budget"]} == {"240 seconds"} and len(second.curves) == len(longer)
+    with pytest.raises(ValueError, match="did you mean 'cluttered, "):
+        found.panel("cluttered, 6 seconds")
+
+
 def test_published_points_are_not_ranked_beside_measured_ones() -> None:
     rows = [made(("ours", 8, 80.0, 1.0)), made(("theirs", 4, 99.0, math.nan), source="published")]
     both = Tradeoffs(pd.concat([part.frame for part in rows], ignore_index=True), rows[0].curves)

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from redistill_lib.checks import as_path
-from redistill_lib.comparison import Comparison
+from redistill_lib.comparison import Budget, Comparison
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.models import student_name
 from redistill_lib.quality import compare_quality
@@ -32,7 +32,7 @@ _CURVES = ["run", "seconds", "accuracy"]  # those of `curves_of`
 _USUAL: dict[str, Any] = {
     "metric": ACCURACY, "source": "measured", "init": "", "width": 1.0, "channels": math.nan, "image_size": math.nan,
     "half": math.nan, "multiply_adds": math.nan, "parameters": math.nan, "convention": "fused", "teacher": "",
-    "factor": math.nan, "seed": 0, "run": "", "teacher_run": "",
+    "factor": math.nan, "seed": 0, "run": "", "teacher_run": "", "budget": "",
 }  # fmt: skip
 #: Parameters of a notebook that change nothing in a network, or over which means are made.
 _ASIDE = {"SEED", "SEEDS", "RUNS", "JOBS", "IMAGE"}
@@ -94,7 +94,8 @@ def of_comparison(found: Comparison, runs: Path = Path("runs")) -> Points:
         mean, folder = found.accuracy(str(arm)), runs / str(first["run"] or "none")
         method = first["methods"] if isinstance(first["methods"], str) and first["methods"] else "student"
         yield {
-            "name": arm, "data": found.name, "model": first["model"], "width": first["width"],
+            "name": arm, "data": found.name, "budget": str(found.budget),
+            "model": first["model"], "width": first["width"],
             "method": "teacher" if arm == "teacher" else role_key(method), "seed": first["seed"],
             "init": "teacher" if first["init"] == "teacher" else "", "score": mean.value, "half": mean.half,
             "seeds": int((found.runs["arm"] == arm).sum()), "peak_bytes": first["peak_bytes"],
@@ -234,6 +235,7 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
         "seeds": len(scores), "half": mean.half, "peak_bytes": peak,
         "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
         "parameters": row.get("parameters", math.nan), "teacher": teacher,
+        "budget": str(Budget(seconds=float(row["SECONDS"]))) if "SECONDS" in row else "",
     }  # fmt: skip
 
 

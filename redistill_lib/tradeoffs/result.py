@@ -23,15 +23,15 @@ SHARE: dict[str, float] = {"fp32": 1.0, "fp16": 0.5, "int8": 0.25}
 COLUMNS = (
     "name", "data", "metric", "source", "model", "method", "init", "width", "channels", "image_size", "score", "half",
     "seeds", "peak_bytes", "multiply_adds", "parameters", "convention", "teacher", "factor", "seed", "run",
-    "teacher_run",
+    "teacher_run", "budget",
 )  # fmt: skip
 ACCURACY = "test accuracy (%)"
-_CURVES = ("data", "name", "seed", "seconds", "accuracy")
+_CURVES = ("data", "budget", "name", "seed", "seconds", "accuracy")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Tradeoffs:
-    """Points of one or several panels; a panel is what can be compared: one metric on one data set.
+    """Points of one or several panels; a panel is what can be compared: one metric on one data set within one budget.
 
     `frame` has the columns `COLUMNS` and a row per point. ``score`` is a mean over ``seeds`` seeds and ``half`` half
     of its 95 % interval, NaN where that is not known; ``metric`` says what it is, accuracies in %. ``peak_bytes`` are
@@ -42,7 +42,8 @@ class Tradeoffs:
     ``seed``, and ``factor`` is what the student pools harder. ``run`` and ``teacher_run`` are folders of runs that
     have weights, or empty; ``channels`` and ``image_size`` (px) are the images', NaN where that is not known.
 
-    `curves` has ``data``, ``name``, ``seed``, ``seconds`` and ``accuracy`` (on validation, %), a row per epoch.
+    `curves` has ``data``, ``budget``, ``name``, ``seed``, ``seconds`` and ``accuracy`` (on validation, %), a row for
+    each epoch.
     """
 
     frame: pd.DataFrame
@@ -52,17 +53,17 @@ class Tradeoffs:
     def of(cls, points: list[dict[str, Any]], curves: list[pd.DataFrame]) -> Tradeoffs:
         """From rows that have some of `COLUMNS`; names that a panel has twice are told apart."""
         frame = pd.DataFrame(points, columns=list(COLUMNS))
-        panel = ["data", "metric", "source", "name"]
+        panel = ["data", "metric", "budget", "source", "name"]
         plans = frame["model"].str.partition("-")[2]
         wide, start = "×" + frame["width"].map("{:g}".format), frame["init"].replace("teacher", "from the teacher")
         for detail in (plans, wide, start):
             kinds = detail.groupby([frame[column] for column in panel], dropna=False).transform("nunique")
             told = frame["name"].where(kinds == 1, frame["name"] + " " + detail)
             frame["name"] = told.str.strip()
-        again = frame.groupby(["data", "metric", "name"]).cumcount()
+        again = frame.groupby(["data", "metric", "budget", "name"]).cumcount()
         frame["name"] = frame["name"].where(again == 0, frame["name"] + " (" + (again + 1).astype(str) + ")")
-        for part, name in zip(curves, frame["name"], strict=True):
-            part["name"] = name
+        for part, name, budget in zip(curves, frame["name"], frame["budget"], strict=True):
+            part["name"], part["budget"] = name, budget
         found = [part for part in curves if len(part)]
         joined = pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=list(_CURVES))
         return cls(frame, joined[list(_CURVES)])
@@ -80,7 +81,9 @@ class Tradeoffs:
                 f"there are no points of {name!r}; there are {listed(self.panels)}{hint(name, self.panels)}"
             )
         frame = self.frame[_panel(self.frame) == name].reset_index(drop=True)
-        own = self.curves["data"].isin(frame["data"]) & self.curves["name"].isin(frame["name"])
+        own = pd.Series(True, self.curves.index)
+        for column in ("data", "budget", "name"):
+            own &= self.curves[column].isin(frame[column])
         return replace(
             self, frame=frame, curves=self.curves[own] if frame["metric"][0] == ACCURACY else self.curves[:0]
         )
@@ -305,4 +308,7 @@ def _width(width: float, known: bool) -> str:
 
 
 def _panel(frame: pd.DataFrame) -> pd.Series[str]:
-    return frame["data"] + frame["metric"].map(lambda metric: "" if metric == ACCURACY else f": {metric}")
+    """Of each row; the budget is named where there are several for its data."""
+    told = frame["data"] + frame["metric"].map(lambda metric: "" if metric == ACCURACY else f": {metric}")
+    several = frame["budget"].replace("", None).groupby(told).transform("nunique") > 1
+    return told.where(~several | (frame["budget"] == ""), told + ", " + frame["budget"])
