@@ -12,6 +12,7 @@ from redistill_lib.results import role_key
 _LOOKS = {
     "teacher": ("#1F2328", "circle"),
     "student": ("#8A8F98", "circle"),
+    "untrained": ("#5E6BD8", "star-diamond"),
     "kd": ("#0072B2", "square"),
     "red": ("#CC4C00", "diamond"),
     "red+kd": ("#7A1F5C", "star"),

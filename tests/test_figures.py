@@ -347,3 +347,15 @@ def test_places_are_named_by_the_network_that_has_the_most() -> None:
     figure = figures.stride_plans(models, 64)
     assert list(figure.layout.xaxis.ticktext) == ["image", *(f"features.{k}" for k in range(16))]
     assert [row[1] for row in figure.data[0].customdata] == [64, 32, 16, 16, 8, 4, 2]
+
+
+def test_confusions_leave_out_what_is_right() -> None:
+    labels, answers = [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 2, 2, 2, 2]
+    figure = figures.confusions(labels, answers, ["cat", "<b>", "owl"])
+    assert headline(figure) == "3 of 8 images are answered wrongly; most often cat is taken for &lt;b&gt;: 2 of 3"
+    [cells] = figure.data
+    assert np.argwhere(~np.isnan(cells.z)).tolist() == [[0, 1], [1, 2]]
+    assert cells.z[0, 1] == pytest.approx(200 / 3) and cells.z[1, 2] == 50
+    assert cells.text[0, 1] == "2" and cells.text[0, 0] == ""
+    assert headline(figures.confusions([0, 1], [0, 1], ["a", "b"])) == "0 of 2 images are answered wrongly"
+    assert figures.confusions([0], [99], [str(k) for k in range(100)]).data[0].text is None

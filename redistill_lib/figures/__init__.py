@@ -12,7 +12,7 @@ from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, me
 from redistill_lib.figures.quality import quality_vs_memory
 from redistill_lib.figures.samples import images, sample_grids, trajectories, trajectory_step
 from redistill_lib.figures.tradeoffs import tradeoffs
-from redistill_lib.figures.training import accuracies, curves, denoising_curves
+from redistill_lib.figures.training import accuracies, confusions, curves, denoising_curves
 
 __all__ = [
     "accuracies",
@@ -21,6 +21,7 @@ __all__ = [
     "comparison",
     "comparison_curves",
     "comparisons",
+    "confusions",
     "curves",
     "denoising_curves",
     "exploration",

@@ -93,8 +93,10 @@ def comparison(result: Comparison) -> go.Figure:
 
 
 def comparison_curves(result: Comparison) -> go.Figure:
-    """Validation accuracy of the best epoch so far, which is kept, over seconds spent, the mean of the seeds; who needs
-    a teacher begins when that is paid."""
+    """Validation accuracy of the best epoch so far, which is kept, over seconds spent: the mean of the seeds.
+
+    Who needs a teacher begins when that is paid.
+    """
     looks, figure = _looks(result), go.Figure()
     best_yet = result.curves.groupby(["arm", "seed"], sort=False)["accuracy"].cummax()
     means = result.curves.assign(accuracy=best_yet).groupby(["arm", "seconds"], as_index=False)["accuracy"].mean()

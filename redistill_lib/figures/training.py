@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from html import escape
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from sklearn.metrics import confusion_matrix
 
 from redistill_lib.figures.theme import INK, finish, muted, name_rows, role_trace
 from redistill_lib.results import label, summarize
@@ -47,6 +50,34 @@ def accuracies(frame: pd.DataFrame) -> go.Figure:
     name_rows(figure, [f"<b>{name}</b>" for name in students["label"]])
     figure.update_xaxes(title="test accuracy (%)")
     return finish(figure, summary.headline(), note, plot=16 + 46 * len(students), margins=(170, 26, 110, 56))
+
+
+def confusions(labels: Sequence[int], answers: Sequence[int], classes: Sequence[str]) -> go.Figure:
+    """Which classes a classifier takes for which: a row per class, a column per answer, in % of the row.
+
+    Right answers stay empty, so that the others are seen; the title names the commonest mistake.
+
+    >>> confusions([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"]).layout.title.text.partition("<br>")[0]
+    '<b>1 of 4 images are answered wrongly; most often cat is taken for dog: 1 of 2</b>'
+    """
+    counts = confusion_matrix(labels, answers, labels=range(len(classes)))
+    totals, wrong = counts.sum(1, keepdims=True), counts - np.diag(np.diag(counts))
+    text = f"{wrong.sum():,} of {counts.sum():,} images are answered wrongly"
+    if wrong.any():
+        row, column = np.unravel_index(wrong.argmax(), wrong.shape)
+        text += (
+            f"; most often {classes[row]} is taken for {classes[column]}: {wrong[row, column]} of {totals[row, 0]}"
+        )
+    shown = np.where(wrong > 0, 100 * wrong / np.maximum(totals, 1), np.nan)
+    names = [escape(name) for name in classes]
+    hover = "<b>%{y}</b> is taken for <b>%{x}</b>:<br>%{customdata} images, %{z:.1f} %<extra></extra>"
+    cells = {"x": names, "y": names, "z": shown, "customdata": wrong, "hovertemplate": hover, "xgap": 1, "ygap": 1}
+    if len(names) <= 16:
+        cells |= {"text": np.where(wrong > 0, wrong.astype(str), ""), "texttemplate": "%{text}"}
+    figure = go.Figure(go.Heatmap(**cells, colorscale="Oranges", zmin=0, colorbar={"title": "% of the class"}))
+    figure.update_xaxes(title="the answer", type="category", showgrid=False)
+    figure.update_yaxes(title="the class", type="category", autorange="reversed", showgrid=False)
+    return finish(figure, escape(text, quote=False), plot=420, margins=(90, 8, 24, 56))
 
 
 def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
