@@ -166,15 +166,16 @@ def test_bounds_are_lines_on_request(explorer: MemoryExplorer) -> None:
     assert lines(explorer) == []
 
 
-def test_what_cannot_be_is_told_in_one_sentence(explorer: MemoryExplorer) -> None:
-    explorer.blocks.value = IN_PLACE
+def test_what_cannot_be_is_not_offered_and_comes_back(explorer: MemoryExplorer) -> None:
+    explorer.blocks.value, explorer.lines.value = IN_PLACE, "bounds"
     explorer.convention.value = "paper"
-    assert "knows no blocks in place: choose fused or eager" in sentence(explorer)
+    assert IN_PLACE not in [value for _, value in explorer.blocks.options] and explorer.blocks.value == NONE
+    assert "bounds" not in [value for _, value in explorer.lines.options] and explorer.lines.value == "teacher"
+    assert explorer.status.value == "" and explorer.drawn.layout.display == ""
     explorer.convention.value = "eager"
-    assert explorer.status.value == ""
-    assert explorer.drawn.layout.display == ""
-    explorer.lines.value = "bounds"
-    assert "bounds are those of the fused convention" in sentence(explorer)
+    assert (explorer.blocks.value, explorer.lines.value) == (IN_PLACE, "teacher")
+    explorer.convention.value = "fused"
+    assert (explorer.blocks.value, explorer.lines.value) == (IN_PLACE, "bounds")
 
 
 def test_a_image_too_small_is_told() -> None:

@@ -25,6 +25,7 @@ from redistill_lib.student import derive_student
 
 NONE, PLAIN, IN_PLACE = "none", "as published", "in place"
 _ROLES = {NONE: "student", PLAIN: "red", IN_PLACE: "red in place"}
+_LINES = {"the teacher's peak": "teacher", "bounds (slower)": "bounds", "none, own scale": "none"}
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,7 @@ class MemoryExplorer(Explorer):
         self.batch = slider("batch", options([1, 2, 4, 8, 16, 32]))
         self.dtype = dropdown("dtype", options(["fp32", "fp16", "int8"]))
         self.convention = dropdown("convention", options(sorted(CONVENTIONS, key="fused".__ne__)))
-        lines = {"the teacher's peak": "teacher", "bounds (slower)": "bounds", "none, own scale": "none"}
-        self.lines = dropdown("lines", [*lines.items()])
+        self.lines = dropdown("lines", [*_LINES.items()])
         controls = [self.model, self.student, self.blocks, self.size, self.batch, self.dtype, self.convention]
         if self.own:
             controls = [self.student, self.blocks, self.dtype, self.convention]
@@ -100,8 +100,6 @@ class MemoryExplorer(Explorer):
         blocks = [(layer, side, block.to(like.dtype)) for layer, side, block in made if block is not None]
         model = insert_blocks(copy.deepcopy(plain), blocks)
         if choice.blocks == IN_PLACE:
-            if choice.convention == "paper":
-                raise ValueError("The authors' estimate knows no blocks in place: choose fused or eager for them.")
             model, _ = make_in_place(model, *inputs)
         return model
 
@@ -121,13 +119,21 @@ class MemoryExplorer(Explorer):
         model = self.model.value
         factors = self.factors(model)
         factor = self.choose(self.student, options(factors, "×{}"), 4 if 4 in factors else factors[-1])
-        blocks = self.choose(self.blocks, options(_ROLES if factor > 1 else [NONE]), NONE)  # they go into students
+        known = _ROLES if factor > 1 else [NONE]  # they go into students
+        if self.convention.value == "paper":
+            known = [blocks for blocks in known if blocks != IN_PLACE]  # which the authors' estimate does not know
+        blocks = self.choose(self.blocks, options(known), NONE)
+        fused = self.convention.value == "fused"  # whose bounds they are
+        self.choose(
+            self.lines, [(text, value) for text, value in _LINES.items() if fused or value != "bounds"], "teacher"
+        )
         return MemoryChoice(
             model, factor, blocks, self.size.value, self.batch.value, self.dtype.value, self.convention.value
         )
 
     def show(self) -> go.Figure:
-        choice, lines = self._choice(), self.lines.value
+        choice = self._choice()
+        lines = self.lines.value
         profiles = {"teacher": self.profile(replace(choice, factor=1, blocks=NONE))}
         if choice.convention == "paper" and choice.blocks == PLAIN:  # beside it, what the blocks add shows
             profiles["student"] = self.profile(replace(choice, blocks=NONE))
@@ -136,8 +142,6 @@ class MemoryExplorer(Explorer):
         self.set_table(memory_table(profiles))
         if choice.convention == "paper":
             return memory_by_layer(profiles)
-        if lines == "bounds" and choice.convention != "fused":
-            raise ValueError("The bounds are those of the fused convention: choose it, or other lines.")
         *_, shown = profiles.values()
         reference = profiles["teacher"] if lines == "teacher" and choice.factor > 1 else None
         bounds = self.bounds(choice) if lines == "bounds" else None
