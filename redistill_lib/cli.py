@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     explore.add_argument("model", metavar="MODEL")
     explore.add_argument("students", nargs="*", metavar="STUDENT")
+    explore.add_argument("--network", metavar="NAME", help="what builds runs of your own network, my_net:make")
     explore.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, else cluttered)")
     explore.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
     explore.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")

@@ -130,7 +130,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "runs").mkdir()
     assert main(["runs"]) == 0
-    assert capsys.readouterr().out == "no training runs below runs\n"
+    assert capsys.readouterr().out == "no training runs below runs; in another store: redistill runs FOLDER\n"
     for number in range(2):
         run = {
             "params": {"seed": number, "data": "digits"},

@@ -26,6 +26,7 @@ from redistill_lib.exploration import Exploration, explore
 from redistill_lib.explorers.exploration import StrideExplorer
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
+from redistill_lib.own import resolve_model, student_of
 from redistill_lib.red import insert_blocks
 from redistill_lib.student import derive_student
 from redistill_lib.train import Recipe, distill_classifier, train_classifier
@@ -232,3 +233,28 @@ def test_what_cannot_be_explored_is_one_sentence(
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("redistill: ") and told in error
     assert not [*tmp_path.glob("*.html")]
+
+
+def test_runs_of_ones_own_network_are_explored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_explored.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    layers = [nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]\n"
+        "    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    recipe, running = Recipe(epochs=1), options(tmp_path / "runs")
+    big = resolve_model("my_explored:make")
+    small = student_of(big, 2, torch.zeros(2, 1, 32, 32))
+    runs = [train_classifier(net, "digits", recipe, options=running) for net in (big, small)]
+    paths = [str(run.path) for run in runs]
+    assert main(["explore", *paths, "--images", "8"]) == 2
+    assert "--network my_net:make" in capsys.readouterr().err
+    assert main(["explore", *paths, "--images", "8", "--network", "my_explored:make"]) == 0
+    page = Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8")
+    figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))
+    assert [step.label for step in figure.layout.sliders[0].steps] == ["×1", "×2"] and "yaxis4" in figure.layout
+    assert main(["explore", paths[0], "--images", "8", "--network", "torch.nn:Identity"]) == 2
+    assert "neither torch.nn:Identity nor a student of it" in capsys.readouterr().err

@@ -148,8 +148,8 @@ def test_settings_without_a_score_or_a_cost_are_there_all_the_same() -> None:
     assert found is not None and found.frame["FACTOR"].iloc[0] == 4
     assert (
         headline(found)
-        == "Highest mean accuracy: PLAN=late, FACTOR=4 with 0.750, level with PLAN=late, FACTOR=2; 3 of 6 settings "
-        "are on the Pareto front"
+        == "Highest mean accuracy: PLAN=late, FACTOR=4 with 0.750, not told from PLAN=late, FACTOR=2; 3 of 6 "
+        "settings are on the Pareto front"
     )
     drawn = pareto_figure(found, {})
     traces = {trace["name"]: trace for trace in json.loads(json.dumps(drawn, allow_nan=False))["data"]}
@@ -187,13 +187,13 @@ def test_who_is_level_with_the_best_is_said() -> None:
     found = means(arms(*rows))
     assert found is not None
     assert headline(found) == (
-        "Highest mean accuracy: red with 91 ± 2.5 at peak (KiB) 8, level with kd; 1 of 3 settings are on the Pareto "
-        "front"
+        "Highest mean accuracy: red with 91 ± 2.5 at peak (KiB) 8, not told from kd; 1 of 3 settings are on the "
+        "Pareto front"
     )
     apart = means(arms(rows[0], rows[2]))
     assert apart is not None and "level" not in headline(apart)
     many = means(arms(*rows[:1], *((f"m{k}", rows[0][1]) for k in range(4))))
-    assert many is not None and "level with 4 others" in headline(many)
+    assert many is not None and "not told from 4 others" in headline(many)
 
 
 def test_two_seeds_that_agree_by_chance_have_the_interval_of_test_images() -> None:

@@ -143,7 +143,7 @@ def headline(found: Means) -> str:
     if found.cost is not None and (cost := found.told(best, found.cost)):
         told += f" at {found.cost} {cost}"
     if near := [found.name(row) for row in found.frame[level_with(0, scores, found.half)].to_dict("records")]:
-        told += f", level with {listed(near) if len(near) < 4 else f'{len(near)} others'}"
+        told += f", not told from {listed(near) if len(near) < 4 else f'{len(near)} others'}"
     if found.cost is None:
         return told
     return f"{told}; {len(found.front)} of {count} settings are on the Pareto front" if count > 1 else told

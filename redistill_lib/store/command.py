@@ -42,7 +42,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     if arguments.delete == [] and not arguments.where:
         raise ValueError("--delete wants ids, or --where with a condition: it never means all runs")
     if found.empty and arguments.compare is None and not arguments.delete:
-        print(f"no training runs below {root}")
+        print(f"no training runs below {root}; in another store: redistill runs FOLDER")
         return 0
     chosen = where(found, arguments.where)
     if arguments.sort:
