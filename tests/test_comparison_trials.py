@@ -120,7 +120,8 @@ def test_what_diverges_under_one_seed_is_told_when_the_rest_is_finished(
     assert len(finished(tmp_path)) == 2 * 3
 
 
-def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_comparison_that_is_ended_leaves_no_worker_behind(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, os, time\n"
@@ -136,12 +137,17 @@ def test_a_killed_comparison_leaves_no_worker_behind(tmp_path: Path) -> None:
         "        common = {'options': rd.RunOptions('runs', progress=False, cpu=True), 'executor': pool}\n"
         "        rd.compare(teacher, arms, data, budget=budget, seeds=1, **common)\n"
     )
-    with subprocess.Popen([sys.executable, script], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    told: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, script], cwd=tmp_path, start_new_session=True, **told) as process:
         assert process.stdout is not None
         worker = int(process.stdout.readline())
         while not [*tmp_path.glob("runs/resnet18-4-11221*/run.json")]:  # it trains
             assert process.poll() is None
             time.sleep(0.2)
+        if number == signal.SIGINT:  # as a terminal sends it, to all
+            os.killpg(process.pid, number)
+            _, error = process.communicate(timeout=60)
+            assert "SpawnProcess" not in error and "\nKeyboardInterrupt\n" in error
         process.kill()
     for _ in range(100):
         if not Path(f"/proc/{worker}").exists():
