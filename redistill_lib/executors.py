@@ -8,8 +8,8 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 from redistill_lib.checks import check_type
@@ -31,9 +31,20 @@ def check_executor(executor: Any) -> None:
         )
 
 
+def submit(executor: Executor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """As the executor's own, to a process that ends with this one, and at Ctrl-C without a traceback of its own."""
+    with _interrupts_held():
+        return executor.submit(_in_pool, function, *arguments)
+
+
+def _in_pool(function: Callable[..., Any], *arguments: Any) -> Any:
+    _end_with_parent()
+    return function(*arguments)
+
+
 @contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back: processes spawned meanwhile are born deaf to it, until `end_with_parent` hears it."""
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back: processes spawned meanwhile are born deaf to it, until `_end_with_parent` hears it."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -45,7 +56,7 @@ def interrupts_held() -> Iterator[None]:
 
 
 @functools.cache
-def end_with_parent() -> None:
+def _end_with_parent() -> None:
     """End this process, if it is a pool's, with the one that spawned it, for which it would wait for ever, and at
     Ctrl-C, without a traceback: the other one has its own."""
     parent = multiprocessing.parent_process()

@@ -98,7 +98,7 @@ def explore(
     teacher: nn.Module,
     students: Students,
     images: Tensor,
-    labels: Sequence[object] | Tensor | None = None,
+    labels: Sequence[int] | Tensor | None = None,
     *,
     classes: Sequence[str] = (),
     factors: Sequence[int] = (2, 4, 8),
@@ -127,15 +127,19 @@ def explore(
             networks[UNTRAINED, factor] = derive_student(teacher, factor, example=as_inputs(teacher, images[:1]))[0]
     for role, one in given.items():
         for network in [one] if isinstance(one, nn.Module) else one:
-            networks[role, max(1, round(first / _first_side(network, images[0])))] = network
+            place = role, max(1, round(first / _first_side(network, images[0])))
+            if place in networks or role == "teacher":
+                raise ValueError(f"two networks are {role} at ×{place[1]}; give each a role of its own")
+            networks[place] = network
     numbers = None if labels is None else torch.as_tensor(labels)
     with progress_bar(1 + len(networks), "looking at networks") as bar:
         layers = _layers(teacher, images[0])
         seen = _look(teacher, teacher, layers, images, numbers)
+        bar.update()
         found = {UNTRAINED: {1: seen}} | {role: dict[int, View]() for role, _ in networks if role != UNTRAINED}
         for (role, factor), network in networks.items():
-            bar.update()
             found[role][factor] = _look(teacher, network, layers, images, numbers)
+            bar.update()
     named = None if numbers is None else tuple(str(classes[k] if classes else k) for k in numbers.tolist())
     return Exploration(seen, found, images, named)
 

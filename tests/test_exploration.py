@@ -165,6 +165,8 @@ def test_what_is_not_there_is_refused(found: Exploration) -> None:
         figures.exploration(found, 4, image=12)
     with pytest.raises(ValueError, match="12 images but 3 labels"):
         explore(teacher(), None, IMAGES, [1, 2, 3])
+    with pytest.raises(ValueError, match="two networks are red at ×1; give each a role of its own"):
+        explore(teacher(), {"red": [teacher(), teacher()]}, IMAGES)
     with pytest.raises(ValueError, match="no layer with a feature map"):
         explore(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), None, IMAGES)
 

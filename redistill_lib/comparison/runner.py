@@ -23,7 +23,7 @@ from redistill_lib.comparison.lengths import Budget, EpochCost, Length, lengths,
 from redistill_lib.comparison.result import Comparison
 from redistill_lib.comparison.trials import Trial, look_at, right_about, try_arm
 from redistill_lib.data import DataSplits, load_data
-from redistill_lib.executors import check_executor, interrupts_held
+from redistill_lib.executors import check_executor, submit
 from redistill_lib.models import ARCHITECTURES, create_model
 from redistill_lib.models.saved import load_model
 from redistill_lib.network import answer
@@ -309,8 +309,7 @@ class _Setting:
                 done.append(_outcome(job, partial(try_arm, *task)))
                 bar.update()
             return [*zip(jobs, done, strict=True)]
-        with interrupts_held():
-            futures = {self.executor.submit(try_arm, *task): job for job, task in zip(jobs, tasks, strict=True)}
+        futures = {submit(self.executor, try_arm, *task): job for job, task in zip(jobs, tasks, strict=True)}
         try:
             for future in as_completed(futures):
                 _outcome(futures[future], future.result)

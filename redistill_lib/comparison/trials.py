@@ -25,7 +25,6 @@ from redistill_lib.comparison.arms import Arm
 from redistill_lib.data import DataSplits, LazyImages, TensorImages, load_data, to_float
 from redistill_lib.data.splits import SPLITS, Split
 from redistill_lib.distill import Distillation, Objective, match_taps
-from redistill_lib.executors import end_with_parent
 from redistill_lib.memory import profile_memory
 from redistill_lib.methods import KD
 from redistill_lib.models import create_model
@@ -81,7 +80,6 @@ def try_arm(
     chosen: bool,
 ) -> Trial:
     """An arm's run on one thread, as found or trained; `data` may be the JSON of `load_data`'s arguments."""
-    end_with_parent()
     splits = resized(_loaded(data) if isinstance(data, str) else data, arm.image_size)
     with one_thread():
         run = train_arm(arm, splits, epochs, seed, teacher, options)

@@ -35,7 +35,7 @@ def explore(
     teacher: nn.Module,
     students: Students,
     images: Tensor,
-    labels: Sequence[object] | Tensor | None = None,
+    labels: Sequence[int] | Tensor | None = None,
     *,
     classes: Sequence[str] = (),
     factor: int | None = None,
