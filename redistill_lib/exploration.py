@@ -83,6 +83,14 @@ class Exploration:
         inside = (next(self.teacher.network.get_submodule(name).children(), None) for name in self.layers)
         return next((k for k, module in enumerate(inside) if module), 0)
 
+    def show(self, image: int = 0, channel: int | None = None) -> Shown:
+        """With the maps of one of its images; `channel` as in `View.maps`. ValueError for one that is not there."""
+        if not 0 <= image < len(self.images):
+            raise ValueError(f"there are {len(self.images)} images, counted from 0; there is no image {image}")
+        views = {(role, factor): view for role, its in self.students.items() for factor, view in its.items()}
+        views["teacher", 1] = self.teacher
+        return Shown(self, image, {key: view.maps(self.images[image], channel) for key, view in views.items()})
+
     def check(self, factor: int) -> int:
         """The factor, where a student is there at it; ValueError otherwise."""
         if factor not in self.factors:
@@ -92,6 +100,15 @@ class Exploration:
     def __repr__(self) -> str:
         kinds = ", ".join(f"{role} ×{'/'.join(map(str, views))}" for role, views in self.students.items())
         return f"Exploration({self.teacher.profile.model}: {kinds}; {len(self.images)} images)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Shown:
+    """An exploration with the maps of one image, layer by layer, by role and factor; the teacher's are at 1."""
+
+    found: Exploration
+    image: int
+    maps: Mapping[tuple[str, int], Sequence[Map | None]]
 
 
 def explore(

@@ -84,11 +84,11 @@ def pictures(figure: go.Figure) -> list[np.ndarray[Any, Any]]:
 
 
 def test_the_slider_shows_what_another_opening_would(found: Exploration) -> None:
-    shown = figures.exploration(found, 4, budget=8 * 1024)
+    shown = figures.exploration(found.show(), 4, budget=8 * 1024)
     assert [step.label for step in shown.layout.sliders[0].steps] == ["×1", "×2", "×4", "×8"]
     for factor, step in zip(found.factors, shown.layout.sliders[0].steps, strict=True):
         data, layout = step.args
-        other = figures.exploration(found, factor, budget=8 * 1024)
+        other = figures.exploration(found.show(), factor, budget=8 * 1024)
         assert layout["title.text"] == other.layout.title.text
         for k, trace in enumerate(other.data):
             told = trace.to_plotly_json()
@@ -105,13 +105,13 @@ def test_the_slider_shows_what_another_opening_would(found: Exploration) -> None
 
 def test_the_words_are_those_of_the_stop(found: Exploration) -> None:
     needs, left = (view.profile.peak_bytes for view in (found.teacher, found.students["untrained"][4]))
-    text = text_of(figures.exploration(found, 4))
+    text = text_of(figures.exploration(found.show(), 4))
     assert f"Pooled ×4 earlier: {needs / left:.1f}× less" in text and found.layers[found.first_block] == "layer1.0"
     one = found.students["untrained"][4]
     assert f"at layer1.0 agree with the teacher's by {one.correlation[found.first_block]:.2f}" in text
     assert f"the cosine, {one.cosine[found.first_block]:.2f} there" in text
-    assert "what is left of it" in text_of(figures.exploration(found, 1))
-    drawn = figures.exploration(found, 2)
+    assert "what is left of it" in text_of(figures.exploration(found.show(), 1))
+    drawn = figures.exploration(found.show(), 2)
     assert "not trained at this stride" in str(drawn.data) and "naive" not in str(
         [trace.text for trace in drawn.data]
     )
@@ -122,7 +122,7 @@ def test_one_network_without_labels_and_one_of_another_family() -> None:
     other = create_model("mobilenetv2-2-1222121", 10, 1, 0.25).eval()
     found = explore(big, other, IMAGES[:2])
     assert found.classes is None and found.students["student"].keys() == {2}
-    assert np.isnan(found.teacher.accuracy) and len(figures.exploration(found, 2).layout.images) == 2 * 3
+    assert np.isnan(found.teacher.accuracy) and len(figures.exploration(found.show(), 2).layout.images) == 2 * 3
     view = found.students["student"][2]
     assert view.sides[0] == 0 and view.maps(IMAGES[0])[0] is None  # no map of the teacher's first size
     assert {view.sides[k] for k, tap in enumerate(view.taps) if tap} <= {*found.teacher.sides}
@@ -143,7 +143,7 @@ def test_blocks_count_and_are_drawn() -> None:
     found = explore(big, {"RED": student}, IMAGES[:2])
     plain, blocks = found.students["untrained"][4], found.students["RED"][4]
     assert sum(a > b for a, b in zip(blocks.live, plain.live, strict=True)) >= 1
-    [drawn] = [trace for trace in figures.exploration(found, 4).data if trace.name == "with RED blocks"]
+    [drawn] = [trace for trace in figures.exploration(found.show(), 4).data if trace.name == "with RED blocks"]
     assert [None if y is None else round(y * 1024) for y in drawn.y] == [
         a if a > b else None for a, b in zip(blocks.live, plain.live, strict=True)
     ]
@@ -160,9 +160,9 @@ def test_other_images_are_refused(images: Any, told: str) -> None:
 
 def test_what_is_not_there_is_refused(found: Exploration) -> None:
     with pytest.raises(ValueError, match="there is no ×3; there are ×1, ×2, ×4, ×8"):
-        figures.exploration(found, 3)
+        figures.exploration(found.show(), 3)
     with pytest.raises(ValueError, match="there are 12 images, counted from 0; there is no image 12"):
-        figures.exploration(found, 4, image=12)
+        found.show(12)
     with pytest.raises(ValueError, match="12 images but 3 labels"):
         explore(teacher(), None, IMAGES, [1, 2, 3])
     with pytest.raises(ValueError, match="two networks are red at ×1; give each a role of its own"):

@@ -62,7 +62,7 @@ def explore(
         from redistill_lib.figures import exploration
         from redistill_lib.memory import parse_size
 
-        return exploration(found, opening, image=image, budget=None if budget is None else parse_size(budget))
+        return exploration(found.show(image), opening, budget=None if budget is None else parse_size(budget))
     from redistill_lib.explorers.exploration import StrideExplorer
 
     return StrideExplorer(found, opening, image, budget).view

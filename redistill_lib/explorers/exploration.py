@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import plotly.graph_objects as go
 
 from redistill_lib import figures
@@ -17,10 +19,12 @@ class StrideExplorer(Explorer):
     """The figure of an exploration, whose slider is moved here, where keys reach it."""
 
     def __init__(self, found: Exploration, factor: int, image: int, budget: int | str | None):
-        self.found = found
+        self.shown = functools.cache(found.show)
         asked = 0 if budget is None else parse_size(budget)
         names = found.classes or [""] * len(found.images)
-        images = [(f"{k} ({name})" if name else str(k), k) for k, name in enumerate(names[:_IMAGES])]
+        images = [
+            (f"{k} ({name})" if name else str(k), k) for k, name in enumerate(names) if k < _IMAGES or k == image
+        ]
         powers = (2**k for k in range(10, found.teacher.profile.peak_bytes.bit_length() + 1))
         sizes = [(format_size(size), size) for size in sorted({asked, *powers} - {0})]
         self.stride = slider("stride", options(found.factors, "×{}"), factor)
@@ -31,7 +35,7 @@ class StrideExplorer(Explorer):
 
     def show(self) -> go.Figure:
         channel = None if self.channel.value == MEAN else self.channel.value
-        shown = {"image": self.image.value, "channel": channel, "budget": self.budget.value or None}
-        figure = figures.exploration(self.found, self.stride.value, **shown)
+        shown = self.shown(self.image.value, channel)
+        figure = figures.exploration(shown, self.stride.value, budget=self.budget.value or None)
         figure.layout.sliders = ()
         return figure

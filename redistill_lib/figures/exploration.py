@@ -17,7 +17,7 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 from torch import Tensor
 from torch.nn import functional as F
 
-from redistill_lib.exploration import AGREEING, UNTRAINED, Exploration, View
+from redistill_lib.exploration import AGREEING, UNTRAINED, Exploration, Shown, View
 from redistill_lib.figures.memory import layer_name, ratio, unit_of
 from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, look, short
 from redistill_lib.memory import format_size
@@ -42,28 +42,23 @@ class _Stop(NamedTuple):
     note: str
 
 
-def exploration(
-    found: Exploration, factor: int = 4, *, image: int = 0, channel: int | None = None, budget: int | None = None
-) -> go.Figure:
+def exploration(shown: Shown, factor: int = 4, *, budget: int | None = None) -> go.Figure:
     """Layer by layer, from input to output: the size of the maps, the maps themselves, and what is alive in memory.
 
-    `found` is what `redistill_lib.exploration.explore` gives. The slider moves the students' stride, without a kernel
-    too; it opens at `factor`. Pointing at a layer marks it in every row. `image` and `channel` say which maps are
-    shown, the mean over channels where that is None; `budget` (bytes) draws a line into the memory. ValueError for a
-    factor or an image that is not there.
+    `shown` is what `redistill_lib.exploration.explore(…).show(image)` gives. The slider moves the students' stride,
+    without a kernel too; it opens at `factor`. Pointing at a layer marks it in every row. `budget` (bytes) draws a
+    line into the memory. ValueError for a factor that is not there.
 
     >>> import torch
     >>> from redistill_lib.exploration import explore
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1))
     >>> found = explore(net, None, torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8), factors=[2])
-    >>> [step.label for step in exploration(found, 2).layout.sliders[0].steps]
+    >>> [step.label for step in exploration(found.show(), 2).layout.sliders[0].steps]
     ['×1', '×2']
     """
+    found, pictures = shown.found, _pictures(shown)
     found.check(factor)
-    if not 0 <= image < len(found.images):
-        raise ValueError(f"there are {len(found.images)} images, counted from 0; there is no image {image}")
-    pictures = _pictures(found, image, channel)
-    stops = {each: _stop(found, each, image, pictures) for each in found.factors}
+    stops = {each: _stop(shown, each, pictures) for each in found.factors}
     wide = PAGE - _LEFT - _RIGHT
     share = 1 - (_SIDE / wide if _accuracies(found) else 0)  # of the width, for the layers
     cell = share * wide / (len(found.layers) + 1)  # pixels from map to map
@@ -95,14 +90,13 @@ def exploration(
     return figure.update_layout(sliders=[slider], title_text=titles[factor])
 
 
-def _stop(found: Exploration, factor: int, image: int, pictures: Mapping[tuple[str, int], Picture]) -> _Stop:
+def _stop(shown: Shown, factor: int, pictures: Mapping[tuple[str, int], Picture]) -> _Stop:
+    found = shown.found
     views = {role: its.get(factor) for role, its in found.students.items()}
     there = {role: view for role, view in views.items() if view}
     first = next(iter(there.values()))
     traces = [*_staircase(found, first), *_agreement(found, views), *_memory(found, there), *_dots(found, factor)]
-    return _Stop(
-        traces, [pictures.get((role, factor), _NOTHING) for role in views], *_words(found, factor, image, first)
-    )
+    return _Stop(traces, [pictures.get((role, factor), _NOTHING) for role in views], *_words(shown, factor, first))
 
 
 def _change(stop: _Stop, title: str) -> list[dict[str, Any]]:
@@ -244,8 +238,9 @@ def _dots(found: Exploration, factor: int) -> list[go.Scatter]:
     return traces
 
 
-def _words(found: Exploration, factor: int, image: int, student: View) -> tuple[str, str]:
+def _words(shown: Shown, factor: int, student: View) -> tuple[str, str]:
     """The finding at this stride, and how to read the figure."""
+    found, image = shown.found, shown.image
     needs, left, k = found.teacher.profile.peak_bytes, student.profile.peak_bytes, found.first_block
     which = "" if found.classes is None else f", image {image}: class {escape(found.classes[image])}"
     note = f"{escape(found.teacher.profile.model)}{which}. Below a map: its correlation with the teacher's, "
@@ -260,12 +255,9 @@ def _words(found: Exploration, factor: int, image: int, student: View) -> tuple[
     return text, note
 
 
-def _pictures(found: Exploration, image: int, channel: int | None) -> dict[tuple[str, int], Picture]:
+def _pictures(shown: Shown) -> dict[tuple[str, int], Picture]:
     """By role and factor. A map is divided by its root mean square; a layer's maps share a scale at all strides."""
-    shown = found.images[image]
-    views = {(role, f): view for role, its in found.students.items() for f, view in its.items()}
-    views["teacher", 1] = found.teacher
-    maps = {key: view.maps(shown, channel) for key, view in views.items()}
+    found, maps = shown.found, shown.maps
     strips: dict[tuple[str, int], list[NDArray[np.uint8] | None]] = {key: [] for key in maps}
     for k in range(len(found.layers)):
         scaled = {
@@ -276,7 +268,10 @@ def _pictures(found: Exploration, image: int, channel: int | None) -> dict[tuple
             share = (scaled[key] - low) / ((high - low) or 1) if key in scaled else None
             level = None if share is None else np.clip(share, 0, 1) * (len(_PALETTE) - 1)
             strip.append(None if level is None else level.round().astype(np.uint8))
-    return {key: (_thumbnail(shown, view.first), _strip(strips[key])) for key, view in views.items()}
+    image = found.images[shown.image]
+    sides = {(role, f): view.first for role, its in found.students.items() for f, view in its.items()}
+    sides["teacher", 1] = found.teacher.first
+    return {key: (_thumbnail(image, sides[key]), _strip(strip)) for key, strip in strips.items()}
 
 
 def _thumbnail(image: Tensor, side: int) -> str:
