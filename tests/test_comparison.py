@@ -377,7 +377,7 @@ class Here(Executor):
         self.given: list[Any] = []
 
     def submit(self, task: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        self.given.append(args)
+        self.given.append(args[1:])  # after what prepares a worker comes the function itself
         future: Future[Any] = Future()
         try:
             future.set_result(task(*args, **kwargs))
