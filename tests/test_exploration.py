@@ -24,6 +24,7 @@ from redistill_lib.cli import main
 from redistill_lib.data import load_data, to_float
 from redistill_lib.exploration import Exploration, explore
 from redistill_lib.explorers.exploration import StrideExplorer
+from redistill_lib.looks import dark_figures
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.own import resolve_model, student_of
@@ -191,7 +192,7 @@ def test_the_page_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*wanted, "--budget", "200KB", "--html", str(file)]) == 0
     assert capsys.readouterr().out.strip() == str(file)
     page = file.read_text(encoding="utf-8")
-    assert len(page) < 3 * 2**20 and "src=" not in page
+    assert len(page) < 3 * 2**20 and "src=" not in page and dark_figures() in page
     library = re.findall(r'id="library">(.*?)</script>', page)[0]
     assert gzip.decompress(base64.b64decode(library)).decode() == get_plotlyjs()
     figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))
