@@ -152,11 +152,23 @@ def test_blocks_count_and_are_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("images", "told"),
-    [(IMAGES.float(), "images are uint8"), (IMAGES[0], "images are uint8"), (IMAGES[:0], "images are uint8")],
+    [
+        (IMAGES.float(), "float32"),
+        (IMAGES[0], "uint8"),
+        (IMAGES[:0], "uint8"),
+        (IMAGES.float() / 255 - 0.5, "float32"),
+    ],
 )
 def test_other_images_are_refused(images: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=f"images are N×C×H×W, one or more, uint8 or floats from 0 to 1, .*{told}"):
         explore(teacher(), None, images)
+
+
+def test_images_from_0_to_1_and_half_precision() -> None:
+    plain = explore(teacher(), None, IMAGES[:4], factors=[2]).students["untrained"][2]
+    for network, images in ((teacher(), IMAGES[:4] / 255), (teacher().bfloat16(), IMAGES[:4])):
+        view = explore(network, None, images, factors=[2]).students["untrained"][2]
+        assert view.sides == plain.sides and view.correlation == pytest.approx(plain.correlation, abs=0.03)
 
 
 def test_what_is_not_there_is_refused(found: Exploration) -> None:
@@ -168,6 +180,11 @@ def test_what_is_not_there_is_refused(found: Exploration) -> None:
         explore(teacher(), None, IMAGES, [1, 2, 3])
     with pytest.raises(ValueError, match="two networks are red at ×1; give each a role of its own"):
         explore(teacher(), {"red": [teacher(), teacher()]}, IMAGES)
+    with pytest.raises(ValueError, match="an image is of class 9, but there are 3 names of classes"):
+        explore(teacher(), None, IMAGES[:1], [9], classes=["a", "b", "c"])
+    colour = create_model("resnet18-4-11221", width=0.125)
+    with pytest.raises(ValueError, match=r"^red cannot be run on these images: .*expected input"):
+        explore(teacher(), {"red": colour}, IMAGES)
     with pytest.raises(ValueError, match="no layer with a feature map"):
         explore(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), None, IMAGES)
 
