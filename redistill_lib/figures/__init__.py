@@ -2,7 +2,7 @@
 
 from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
-from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
+from redistill_lib.figures.comparison import comparison, comparison_curves, comparison_table, comparisons
 from redistill_lib.figures.diagrams import resolutions, stride_plans, taps
 from redistill_lib.figures.exploration import exploration
 from redistill_lib.figures.factorial import factorial
@@ -20,6 +20,7 @@ __all__ = [
     "attention_reach",
     "comparison",
     "comparison_curves",
+    "comparison_table",
     "comparisons",
     "confusions",
     "curves",
