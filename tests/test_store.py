@@ -162,11 +162,19 @@ def test_command_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["runs", str(tmp_path), "--compare", "run0", "run2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[:2] == [["A:", "run0"], ["B:", "run2"]]
-    assert ["seed", "0", "2", "2"] in rows and ["test_accuracy", "0.125", "0.375", "0.25"] in rows and len(rows) == 5
+    assert ["seed", "0", "2", "2"] in rows and ["test_accuracy", "0.125", "0.375", "0.250"] in rows and len(rows) == 5
     assert main(["runs", str(tmp_path), "--where", "seed>5"]) == 0
     assert "none of 3 runs below" in capsys.readouterr().out
     assert main(["runs", str(tmp_path), "--compare", "run0"]) == 2
     assert "two runs or more" in capsys.readouterr().err
+
+
+def test_numbers_of_a_column_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (score, loss) in enumerate(((-41.5, 1.0), (-46.0, 0.91234), (math.nan, 12))):
+        save(tmp_path, f"run{seed}", seed=seed, metrics={"score": score, "test_loss": loss})
+    assert main(["runs", str(tmp_path), "--columns", "id,score,test_loss"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["run0", "-41.5", "1.0000"], ["run1", "-46.0", "0.9123"], ["run2", "12.0000"]]
 
 
 def test_deleting_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from redistill_lib.report.sweeps import sweep_section
 from redistill_lib.report.text import pairs, table, text
 from redistill_lib.runs import write_text
 from redistill_lib.store.tables import listed_runs, run_tables
-from redistill_lib.sweep.manifest import planned_names
+from redistill_lib.sweep.manifest import planned_statuses
 from redistill_lib.sweep.pages import shared_library
 
 
@@ -34,13 +34,11 @@ def write_index(
     found = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
     paths = [path for path in sorted(found) if ".ipynb_checkpoints" not in path.parts]
     executed = [each for each in map(Executed.read, paths) if each]
-    plans = {folder: planned_names(folder) for folder in {each.path.parent for each in executed}}
-    executed = [each for each in executed if _planned(each.path.stem, plans[each.path.parent])]
-    alone = [each for each in executed if plans[each.path.parent] is None]
-    sections = [] if not alone and executed else [notebook_section(alone, file.parent)]
-    for folder in sorted(folder for folder, points in plans.items() if points is not None):
-        points = [each for each in executed if each.path.parent == folder]
-        sections.append(sweep_section(folder.name, folder, points, file.parent))
+    manifests = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("manifest.json")}
+    sweeps = {path.parent: planned_statuses(path.parent) for path in sorted(manifests)}
+    alone = [each for each in executed if sweeps.get(each.path.parent) is None]
+    told = [sweep_section(folder, points, file.parent) for folder, points in sweeps.items() if points is not None]
+    sections = [*([notebook_section(alone, file.parent)] if alone or not told else []), *told]
     tables = run_tables(listed_runs(root))
     for kind, each in tables.items():
         shared = f"; the same in all: {pairs(each.same)}" if each.same else ""
@@ -59,11 +57,6 @@ def write_index(
         )
     write_text(file, _PAGE.substitute(sections=body, time=time, script=script))
     return file
-
-
-def _planned(name: str, points: set[str] | None) -> bool:
-    """Whether an executed notebook still belongs to the sweep of its folder, if that is one's."""
-    return points is None or any(name == point or name.startswith(f"{point}-") for point in points)
 
 
 _DRAW = """<script>
