@@ -292,6 +292,7 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     page = file.read_text()
     assert "<h2>Sweep plans</h2>" in page and "9 points: 8 ok, 1 failed; 45 s in all" in page
     assert "None executed yet" not in page and "gone" not in page
+    assert page.count("<div class=wide><table") == 2  # which scroll, each in its own box
     assert page.count("●") == 3 and "The same in all: <code>DATA=digits</code>" in page
     links = [link for link in Links(page).found if not link.startswith("data:")]
     assert "plotly.min.js" in links and len(links) == 1 + 3 + 9

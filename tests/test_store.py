@@ -12,8 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from redistill_lib.cli import main
+from redistill_lib.identity import network_identity
+from redistill_lib.models.saved import save_tensors
 from redistill_lib.runs import Run, load_runs, locked
 from redistill_lib.store import delete as deleting
 from redistill_lib.store.choose import by_id, ordered, where
@@ -213,6 +216,26 @@ def test_a_run_in_training_and_a_teacher(tmp_path: Path, capsys: pytest.CaptureF
     assert "being trained by process" in out and "deleted 2 of 3" in out
     assert "teacher of three" in out  # the others were to go as well
     assert [*load_runs(tmp_path).id] == ["one", "three"]
+
+
+def test_a_teacher_that_is_known_by_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network that was handed over, of one's own or built-in, has no run in its students' records."""
+    torch.manual_seed(0)
+    nets = {name: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)) for name in ("mine", "other")}
+    for name, net in nets.items():
+        save_tensors(save(tmp_path, name).path / "model.safetensors", net.state_dict())
+    mine, other = map(network_identity, nets.values())
+    save(tmp_path, "student", teachers=[mine])
+    save(
+        tmp_path, "of both", environment={"teacher_runs": ["other"]}, teachers=[network_identity(nets["other"]), mine]
+    )
+    save(tmp_path, "of a run", environment={"teacher_runs": ["other"]}, teachers=[other])
+    save(tmp_path, "unfinished")
+    assert main(["runs", str(tmp_path), "--delete", "mine", "other", "unfinished", "--yes"]) == 0
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert told["mine"].endswith("teacher of of both, student")
+    assert told["other"].endswith("teacher of of a run, of both")
+    assert "teacher" not in told["unfinished"]
 
 
 def test_sweeps_that_name_a_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

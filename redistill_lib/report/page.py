@@ -105,12 +105,19 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>ReDistill lab: runs</title>$script<style>
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2.5rem auto; padding: 0 1.5rem; }
 h2 { margin-top: 2.5rem; }
 h3 { margin: 0 0 .3rem; font-size: 1.1rem; line-height: 1.35; }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .93rem; }
-th, td { text-align: left; vertical-align: top; padding: .5rem .9rem; white-space: nowrap; }
-td { border-top: 1px solid #8886; }
+.wide { overflow-x: auto; background: /* a shadow at the edge beyond which there is more */
+    linear-gradient(to right, Canvas 50%, transparent) local left / 3rem 100% no-repeat,
+    linear-gradient(to left, Canvas 50%, transparent) local right / 3rem 100% no-repeat,
+    linear-gradient(to right, #8888, transparent) scroll left / .9rem 100% no-repeat,
+    linear-gradient(to left, #8888, transparent) scroll right / .9rem 100% no-repeat; }
+table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .5rem .7rem; }
+th { vertical-align: bottom; }
+td { border-top: 1px solid #8886; white-space: nowrap; }
+td:first-child { min-width: 15rem; white-space: normal; overflow-wrap: anywhere; }
 td p { margin: 0; white-space: normal; font-size: .85rem; }
 .card { display: flex; gap: 1.5rem; padding: 1rem 0; border-top: 1px solid #8886; align-items: flex-start; }
 .card p { margin: .2rem 0; }

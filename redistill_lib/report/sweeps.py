@@ -74,6 +74,8 @@ class Means:
         value, high = row[metric], row[f"{metric} high"]
         if value != value:
             return ""
+        if metric == "point_seconds":
+            return duration(value)
         digits = self._digits(metric)
         shown = f"{value:z,.{digits}f}".replace("-", "−")
         return shown if high != high or high == value else f"{shown} ± {number(high - value, digits)}"

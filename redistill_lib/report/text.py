@@ -32,7 +32,8 @@ def table(frame: pd.DataFrame, escape: bool = True) -> str:
         for name, column in ((name, zip(frame[name], column_texts(frame[name]), strict=True)) for name in frame)
     }
     with pd.option_context("display.max_colwidth", None):
-        return str(pd.DataFrame(texts, dtype=str).to_html(index=False, escape=escape, border=0, justify="left"))
+        shown = pd.DataFrame(texts, dtype=str).to_html(index=False, escape=escape, border=0, justify="left")
+    return f"<div class=wide>{shown}</div>"
 
 
 def figure(figure: Mapping[str, Any], kind: str = "") -> str:
