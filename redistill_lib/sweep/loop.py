@@ -158,6 +158,7 @@ class Run:
             self.workers.release(future)
         if status.status == "busy":
             self.held[point.name] = point, claim(self.folder, point.name)
+            self.progress.elsewhere(point.name)
             return
         tries = self.tries[point.name] = self.tries.get(point.name, 0) + 1
         again = status.status == "died" or (self.apart and status.status == "interrupted")
@@ -177,7 +178,7 @@ class Run:
         if status is None:
             status = PointStatus(point.name, point.key, "", self.session, plain(point.parameters), started=now())
         elif status.status == "running":
-            status = replace(status, seconds=max(round(seconds, 2), status.seconds))
+            status = replace(status, seconds=round(max(seconds, status.seconds), 2))
         if status.status in ("", "running"):
             stopped = self.signal or isinstance(error, KeyboardInterrupt)
             lost = isinstance(error, BrokenExecutor)

@@ -80,6 +80,10 @@ class Progress:
             if not self.live:
                 self.say(f"[{self.ended}/{self.total}] {name}: started")
 
+    def elsewhere(self, name: str) -> None:
+        if not self.live:
+            self.say(f"[{self.ended}/{self.total}] {name}: another process runs it")
+
     def cell(self, name: str, cell: str, seconds: float) -> None:
         """Its worker is at a cell, "" before the first, so long after it began; its process took a while before."""
         if name not in self.running or self.running[name][1] == cell:
