@@ -320,7 +320,7 @@ def test_a_sweep_of_which_nothing_is_done_says_what_there_is(tmp_path: Path, mon
     page = file.read_text()
     lease.release()
     assert "6 points: none ok, 1 died, 2 interrupted, 1 running, 2 to do; 9 min in all" in page
-    assert "go on with the 5 that are not ok: <code>redistill sweep sweeps/plans.yaml</code>" in page
+    assert "go on with what is not ok (5): <code>redistill sweep sweeps/plans.yaml</code>" in page
     assert "None executed yet" not in page and "its worker process was killed" in page
     assert [link for link in Links(page).found if not link.startswith("data:")] == ["sweeps/plans/a.ipynb"]
     folder.rename(tmp_path / "runs" / "plans")

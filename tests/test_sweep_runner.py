@@ -346,6 +346,18 @@ def test_a_full_disk_is_one_sentence(
     assert [notebooks.ran.count(name) for name in names(sweep, 0, 1, 3)] == [1, 1, 1]
 
 
+def test_a_point_on_a_full_disk_is_counted_as_it_is_written(
+    sweep: Sweep, notebooks: Notebooks, tmp_path: Path
+) -> None:
+    full = NotebookError(None, "OSError", "[Errno 28] No space left on device")
+    notebooks.errors = {sweep.points[1].name: [full]}
+    result = run(replace(sweep, points=sweep.points[:2]), tmp_path)
+    assert [status.status for status in result.statuses] == ["ok", "failed"] and result.left == ()
+    told = manifest.planned_statuses(tmp_path / "rates") or {}
+    assert [status and status.status for status in told.values()] == ["ok", "failed"]
+    assert result.problem and result.exit_code == 1
+
+
 def test_a_folder_that_cannot_be(sweep: Sweep, notebooks: Notebooks, tmp_path: Path) -> None:
     (tmp_path / "rates").touch()
     with pytest.raises(OSError, match="rates cannot be written"):

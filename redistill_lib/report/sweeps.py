@@ -210,7 +210,7 @@ def sweep_section(folder: Path, points: Mapping[str, PointStatus | None], base: 
     parts = [f"<h2>Sweep {text(folder.name)}</h2>", f"<p>{count}: {', '.join(kinds)}; {total} in all</p>"]
     left = sum(status is None or status.status not in ("ok", "running") for status in points.values())
     if left:
-        parts.append(f"<p>To go on with the {left} that are not ok: <code>{text(command_of(folder))}</code></p>")
+        parts.append(f"<p>To go on with what is not ok ({left}): <code>{text(command_of(folder))}</code></p>")
     pages = {name: _pages(folder, status, base) for name, status in points.items() if status}
     links = {name: [*own.values()][-1] for name, own in pages.items() if own}
     if found := means(_rows(folder)):

@@ -151,6 +151,8 @@ class Run:
         except OSError as error:
             ours = error.errno in FULL or not self.apart
             self.lost = unwritable(self.folder, error) if ours else _gone(error)
+            if (told := self._told(point)) and told.broken:  # it could still be written
+                self._settle(told)
             return
         except Exception as error:  # of the executor: a worker that knows no such library, or died too often
             status = self._after_death(point, error, seconds)

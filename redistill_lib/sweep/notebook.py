@@ -59,7 +59,7 @@ def run_notebook(
     kept, no process of the notebook is left, and each file is whole. SIGINT, SIGTERM and SIGHUP interrupt the cell, a
     second signal kills its kernel; outside the main thread none is heard.
     """
-    path = as_path("path", path).resolve()
+    started, path = time.monotonic(), as_path("path", path).resolve()
     how, given = NotebookOptions(**options), check_parameters(path, parameters or {})
     target = output_folder(output_dir, path) / f"{name or path.stem}.ipynb"
     page, status = target.with_suffix(".html"), target.with_suffix(".json")
@@ -71,7 +71,6 @@ def run_notebook(
         return _execute(target, path.parent, how, signals)
 
     with Signals() as signals:
-        started = time.monotonic()
         error = _attempt(start_and_execute)
         if how.html and os.path.exists(target):
             failure = _attempt(lambda: write_text(page, page_of(target, target.parent)))
