@@ -1,11 +1,15 @@
-"""What a caller gives, refused in one sentence (a ValueError) where it cannot be meant."""
+"""What a caller gives, refused in one sentence (a ValueError) where it cannot be meant, or warned of."""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import math
+import os
 import reprlib
+import sys
+import sysconfig
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -120,3 +124,14 @@ def check_fields(record: Any) -> None:
     for field in fields(record):
         value = check_type(field.name, getattr(record, field.name), hints[field.name])
         object.__setattr__(record, field.name, value)  # a frozen one refuses a plain assignment
+
+
+_INSIDE = tuple(f"{folder}{os.sep}" for folder in (Path(__file__).parent, sysconfig.get_path("stdlib")))
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the caller's line, however many calls of this library and of Python's own lie between."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import check_type
+from redistill_lib.checks import check_type, warn
 from redistill_lib.distill import Tap, match_taps
 from redistill_lib.memory import format_size
 from redistill_lib.memory.arena import PACKERS, height
@@ -271,12 +270,11 @@ def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor,
         return  # what cannot be counted beforehand is trained all the same
     if excess(own, published):
         peaks = [format_size(cost.peak_bytes) for cost in (own, published, in_place)]
-        warnings.warn(
+        warn(
             f"RED blocks cost more than the student around them: multiply-adds {own.flops / 2e6:.3g} → "
             f"{published.flops / 2e6:.3g} M, parameters {own.parameters:,} → {published.parameters:,}, peak "
             f"{peaks[0]} → {peaks[1]} (in place {peaks[2]}); rd.match_taps(…, narrow=True) may find cheaper taps, "
-            "which rd.tap_costs compares",
-            stacklevel=4,
+            "which rd.tap_costs compares"
         )
 
 

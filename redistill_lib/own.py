@@ -5,7 +5,6 @@ As a program it says which of the names that a sweep gives its notebooks they wo
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
@@ -123,16 +122,16 @@ def check_named(kind: str, name: str) -> None:
 
 
 def main() -> None:
-    """Pairs of a kind and a name come as JSON on stdin; out goes the number of the first that is refused, and why."""
-    refused = None
-    with contextlib.redirect_stdout(sys.stderr):  # what one's own function prints is no part of the answer
-        for number, (kind, name) in enumerate(json.load(sys.stdin)):
-            try:
-                check_named(kind, name)
-            except (Exception, SystemExit) as error:
-                refused = number, str(error).strip().partition("\n")[0] or type(error).__name__
-                break
-    print(json.dumps(refused), flush=True)
+    """Pairs of a kind and a name come as JSON on stdin; out goes a line for each: null, or why it is refused."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what one's own function prints is no part of the answers
+    for kind, name in json.load(sys.stdin):
+        refused = None
+        try:
+            check_named(kind, name)
+        except (Exception, SystemExit) as error:
+            refused = str(error).strip().partition("\n")[0] or type(error).__name__
+        print(json.dumps(refused), file=answers, flush=True)
     os._exit(0)  # whatever threads one's own module has begun
 
 

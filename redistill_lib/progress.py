@@ -5,9 +5,12 @@ And one way to say how long something took.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -47,3 +50,25 @@ def progress_bar(total: int, description: str, enabled: bool = True) -> Any:
     log = {"file": _Lines(), "mininterval": 10.0, "maxinterval": 10.0, "delay": 2.0}
     shown = enabled and os.environ.get("REDISTILL_BATCH") != "1"
     return tqdm(total=total, desc=description, disable=not shown, **({"leave": False} if terminal else log))
+
+
+@contextlib.contextmanager
+def waiting_bar(total: int, description: str) -> Iterator[Any]:
+    """`progress_bar` of steps that may take minutes each: after two seconds it is shown, though nothing has moved."""
+    pause = 1.0 if is_live() or sys.stderr.isatty() else 10.0
+    over = threading.Event()
+
+    def show() -> None:
+        wait = 2.0
+        while not over.wait(wait):
+            bar.refresh()
+            wait = pause
+
+    with progress_bar(total, description) as bar:
+        thread = threading.Thread(target=show, daemon=True)
+        thread.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            thread.join()

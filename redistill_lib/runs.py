@@ -15,7 +15,6 @@ import re
 import socket
 import sys
 import uuid
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -27,7 +26,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
 from redistill_lib import __version__
-from redistill_lib.checks import as_path, check_fields
+from redistill_lib.checks import as_path, check_fields, warn
 from redistill_lib.source import code_identity, code_stamp
 
 
@@ -130,7 +129,7 @@ class Run:
         """The run in that folder; warns of unknown fields. FileNotFoundError or, for a bad record, ValueError."""
         run = cls._read(as_path("path", path))
         if run.note:
-            warnings.warn(f"{run.path}/run.json was {run.note}", stacklevel=2)
+            warn(f"{run.path}/run.json was {run.note}")
         return run
 
     @classmethod

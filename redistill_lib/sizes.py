@@ -36,3 +36,12 @@ def format_size(nbytes: float) -> str:
     if value >= 100:
         return f"{value:,.0f} {unit}"
     return f"{value:.{1 if value >= 10 or unit == 'KiB' else 2}f} {unit}"
+
+
+def short_size(nbytes: float) -> str:
+    """`format_size` of what is a round amount as a rule, such as a budget: no zeros after it.
+
+    >>> short_size(524288), short_size(1.5 * 2**20), short_size(4608)
+    ('512 KiB', '1.5 MiB', '4.5 KiB')
+    """
+    return f"{nbytes / 2**20:.3g} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.4g} KiB"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from redistill_lib.checks import (
     check_fields,
     check_type,
     is_number,
+    warn,
     whole,
     wholes,
 )
+from redistill_lib.runs import Run, complete_run
 
 
 @pytest.mark.parametrize(
@@ -113,3 +117,16 @@ def test_paths_are_text_or_paths() -> None:
             as_paths("notebooks", several)
     with pytest.raises(ValueError, match=r"^runs_dir='my\\x00runs' holds a null character\.$"):
         as_path("runs_dir", "my\0runs")
+
+
+def test_a_warning_is_at_the_callers_line(tmp_path: Path) -> None:
+    """Not in this library, which called itself, nor in Python's own, which called it."""
+    record = Run(tmp_path / "run", {}, "failed").save().path / "run.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "later": 1}))
+    with pytest.warns(UserWarning, match="whose later this one") as told:
+        complete_run(tmp_path / "run")
+    stack = contextlib.ExitStack()
+    stack.callback(warn, "later")
+    with pytest.warns(UserWarning, match="later") as called:
+        stack.close()
+    assert [each.filename for each in (*told, *called)] == [__file__] * 2

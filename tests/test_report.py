@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import socket
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from urllib.parse import unquote
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 from scipy import stats
@@ -26,7 +28,7 @@ from redistill_lib.looks import color
 from redistill_lib.report import write_index
 from redistill_lib.report.sweeps import headline, means, pareto_figure
 from redistill_lib.runs import Run
-from redistill_lib.sweep.manifest import PointStatus, write_status
+from redistill_lib.sweep.manifest import PointStatus, claim, write_status
 from redistill_lib.sweep.pages import FIGURE
 
 QUESTION = "# Tour\n\n**Question.** What do we *lose*\nat a `peak`?\n\n**Time.** seconds"
@@ -65,9 +67,15 @@ def write_sweep(folder: Path, table: pd.DataFrame, status: str = "ok") -> None:
     for name in table["point"]:
         its = status if name == table["point"].iloc[-1] else "ok"
         executed(folder, name, status=its)
-        write_status(folder, PointStatus(name, "key", its, "call"))
-    (folder / "manifest.json").write_text(json.dumps({"points": [{"name": name} for name in table["point"]]}))
+        write_status(folder, PointStatus(name, "key", its, "call", seconds=5.0))
+    write_plan(folder, *table["point"])
     table.to_parquet(folder / "table.parquet")
+
+
+def write_plan(folder: Path, *names: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    points = [{"name": name, "key": "key"} for name in names]
+    (folder / "manifest.json").write_text(json.dumps({"points": points, "file": "sweeps/plans.yaml"}))
 
 
 class Links(HTMLParser):
@@ -187,7 +195,7 @@ def test_who_is_level_with_the_best_is_said() -> None:
     found = means(arms(*rows))
     assert found is not None
     assert headline(found) == (
-        "Highest mean accuracy: red with 91 ± 2.5 at peak (KiB) 8, not told from kd; 1 of 3 settings are on the "
+        "Highest mean accuracy: red with 91.0 ± 2.5 at peak (KiB) 8, not told from kd; 1 of 3 settings are on the "
         "Pareto front"
     )
     apart = means(arms(rows[0], rows[2]))
@@ -282,8 +290,9 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     executed(tmp_path / "sweeps" / "plans", "p-PLAN=gone-SEED=0")  # of an earlier form of the sweep
     file = write_index(tmp_path, file=tmp_path / "pages" / "index.html")
     page = file.read_text()
-    assert "<h2>Sweep plans</h2>" in page and "8 ok, 1 failed" in page and "All 9 points" in page
+    assert "<h2>Sweep plans</h2>" in page and "9 points: 8 ok, 1 failed; 45 s in all" in page
     assert "None executed yet" not in page and "gone" not in page
+    assert page.count("<div class=wide><table") == 2  # which scroll, each in its own box
     assert page.count("●") == 3 and "The same in all: <code>DATA=digits</code>" in page
     links = [link for link in Links(page).found if not link.startswith("data:")]
     assert "plotly.min.js" in links and len(links) == 1 + 3 + 9
@@ -291,7 +300,56 @@ def test_a_report_of_a_sweep(tmp_path: Path) -> None:
     assert "http" not in page and len(page) < 100_000
     write_sweep(tmp_path / "sweeps" / "plans", points(), status="interrupted")
     page = write_index(tmp_path).read_text()
-    assert "8 ok, 1 interrupted" in page and "<summary>8 of 9 points</summary>" in page
+    assert "9 points: 8 ok, 1 interrupted; 45 s in all" in page
+
+
+def test_a_sweep_of_which_nothing_is_done_says_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that were killed have written no status beside a notebook; one that runs has a live claim."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs" / "sweeps" / "plans"
+    write_plan(folder, "a", "b", "c", "d", "e", "f")
+    (folder / "a.ipynb").write_text("{}")
+    for name, status, error in (("a", "died", "its worker process was killed"), ("b", "interrupted", None)):
+        write_status(folder, PointStatus(name, "key", status, "call", seconds=272.0, error=error))
+    for name, host in (("c", socket.gethostname()), ("d", "far")):
+        write_status(folder, PointStatus(name, "key", "running", "call", host=host, pid=psutil.Process().pid))
+    write_status(folder, PointStatus("e", "another key", "ok", "call", seconds=1000.0))
+    lease = claim(folder, "c")
+    lease.acquire()
+    file = write_index(tmp_path / "runs")
+    page = file.read_text()
+    lease.release()
+    assert "6 points: none ok, 1 died, 2 interrupted, 1 running, 2 to do; 9 min in all" in page
+    assert "go on with what is not ok (5): <code>redistill sweep sweeps/plans.yaml</code>" in page
+    assert "None executed yet" not in page and "its worker process was killed" in page
+    assert [link for link in Links(page).found if not link.startswith("data:")] == ["sweeps/plans/a.ipynb"]
+    folder.rename(tmp_path / "runs" / "plans")
+    assert (
+        "<code>redistill sweep sweeps/plans.yaml --output runs</code>" in write_index(tmp_path / "runs").read_text()
+    )
+
+
+def test_each_notebook_of_a_point_has_its_page(tmp_path: Path) -> None:
+    write_plan(tmp_path / "both", "p")
+    for stem in ("03_train", "04_distill"):
+        executed(tmp_path / "both", f"p-{stem}")
+    write_status(
+        tmp_path / "both", PointStatus("p", "key", "ok", "call", notebooks={"03_train": "", "04_distill": ""})
+    )
+    links = Links(write_index(tmp_path).read_text()).found
+    assert links == ["both/p-03_train.html", "both/p-04_distill.html"]
+
+
+def test_numbers_of_a_column_are_alike(tmp_path: Path) -> None:
+    """As many decimals and one minus sign, in means and in the table of runs."""
+    rows = points()
+    found = means(rows[rows["SEED"] == 0].assign(accuracy=[-41.5, -46.0, 12.0]))
+    assert found is not None
+    assert [found.told(row, "accuracy") for row in found.frame.to_dict("records")] == ["12.0", "−41.5", "−46.0"]
+    for seed, score in enumerate((-41.5, -46.0)):
+        Run(tmp_path / f"r{seed}", {"seed": seed}, "complete", metrics={"score": score}).save()
+    page = write_index(tmp_path).read_text()
+    assert "<td>−41.5</td>" in page and "<td>−46.0</td>" in page
 
 
 def shown(page: Path, profile: Path, theme: int = 1) -> str:

@@ -12,8 +12,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from redistill_lib.cli import main
+from redistill_lib.identity import network_identity
+from redistill_lib.models.saved import save_tensors
 from redistill_lib.runs import Run, load_runs, locked
 from redistill_lib.store import delete as deleting
 from redistill_lib.store.choose import by_id, ordered, where
@@ -162,11 +165,19 @@ def test_command_lists_and_compares(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["runs", str(tmp_path), "--compare", "run0", "run2"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[:2] == [["A:", "run0"], ["B:", "run2"]]
-    assert ["seed", "0", "2", "2"] in rows and ["test_accuracy", "0.125", "0.375", "0.25"] in rows and len(rows) == 5
+    assert ["seed", "0", "2", "2"] in rows and ["test_accuracy", "0.125", "0.375", "0.250"] in rows and len(rows) == 5
     assert main(["runs", str(tmp_path), "--where", "seed>5"]) == 0
     assert "none of 3 runs below" in capsys.readouterr().out
     assert main(["runs", str(tmp_path), "--compare", "run0"]) == 2
     assert "two runs or more" in capsys.readouterr().err
+
+
+def test_numbers_of_a_column_are_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, (score, loss) in enumerate(((-41.5, 1.0), (-46.0, 0.91234), (math.nan, 12))):
+        save(tmp_path, f"run{seed}", seed=seed, metrics={"score": score, "test_loss": loss})
+    assert main(["runs", str(tmp_path), "--columns", "id,score,test_loss"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["run0", "-41.5", "1.0000"], ["run1", "-46.0", "0.9123"], ["run2", "12.0000"]]
 
 
 def test_deleting_asks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,6 +216,26 @@ def test_a_run_in_training_and_a_teacher(tmp_path: Path, capsys: pytest.CaptureF
     assert "being trained by process" in out and "deleted 2 of 3" in out
     assert "teacher of three" in out  # the others were to go as well
     assert [*load_runs(tmp_path).id] == ["one", "three"]
+
+
+def test_a_teacher_that_is_known_by_its_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network that was handed over, of one's own or built-in, has no run in its students' records."""
+    torch.manual_seed(0)
+    nets = {name: torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)) for name in ("mine", "other")}
+    for name, net in nets.items():
+        save_tensors(save(tmp_path, name).path / "model.safetensors", net.state_dict())
+    mine, other = map(network_identity, nets.values())
+    save(tmp_path, "student", teachers=[mine])
+    save(
+        tmp_path, "of both", environment={"teacher_runs": ["other"]}, teachers=[network_identity(nets["other"]), mine]
+    )
+    save(tmp_path, "of a run", environment={"teacher_runs": ["other"]}, teachers=[other])
+    save(tmp_path, "unfinished")
+    assert main(["runs", str(tmp_path), "--delete", "mine", "other", "unfinished", "--yes"]) == 0
+    told = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert told["mine"].endswith("teacher of of both, student")
+    assert told["other"].endswith("teacher of of a run, of both")
+    assert "teacher" not in told["unfinished"]
 
 
 def test_sweeps_that_name_a_run_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -209,9 +209,9 @@ def test_one_notebook_alone_is_a_list_of_one(
     make_notebook: MakeNotebook, tmp_path: Path, no_kernel: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [r.name for r in sweep.run_notebooks(str(make_notebook("a")), output_dir=tmp_path, html=False)] == ["a"]
-    assert "a: ok after 0 s" in capsys.readouterr().err  # a line each, off a terminal
+    assert "a: ok, 0 s" in capsys.readouterr().err  # a line each, off a terminal
     sweep.run_notebooks(str(make_notebook("a")), output_dir=tmp_path, html=False, progress=True)
-    assert "after" not in capsys.readouterr().err
+    assert "a: ok" not in capsys.readouterr().err
 
 
 # committed outputs

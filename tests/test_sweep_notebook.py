@@ -344,7 +344,7 @@ def test_a_full_disk_is_told(
     monkeypatch.setattr(notebook, "write_text", write)
     result = sweep.run_notebook(make_notebook("a"), output_dir=tmp_path / "out", html=False)
     assert (result.status, result.error) == ("failed", NotebookError(None, "OSError", str(full)))
-    assert "a: ok after 0 s: OSError: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert "a: ok, 0 s; OSError: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_made_fails_the_notebook(
@@ -365,7 +365,7 @@ def test_a_name_that_is_too_long_is_a_result(
 ) -> None:
     result = sweep.run_notebook(make_notebook("a"), output_dir=tmp_path / "out", name="x" * 300)
     assert result.status == "failed" and result.error and "File name too long" in result.error.evalue
-    assert "failed after 0 s: OSError: " in capsys.readouterr().err
+    assert "failed, 0 s; OSError: " in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,6 +26,7 @@ from redistill_lib.sweep import (
     loop,
     manifest,
     run_sweep,
+    runner,
     summarise,
     worker,
 )
@@ -200,6 +203,57 @@ def test_dead_kernels_are_tried_again(
     assert notebooks.ran.count(name) == min(deaths, retries) + 1 == result.statuses[0].attempts
 
 
+def test_what_was_killed_took_as_long_as_it_ran(
+    sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not until its last cell began, which is all that its worker had told."""
+    now = [100.0]
+    monkeypatch.setattr("redistill_lib.sweep.progress.time.monotonic", lambda: now[0])
+    point = sweep.points[0]
+
+    class Killed(Inline):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            told = manifest.PointStatus(point.name, point.key, "running", args[0].session, cell="7/20", seconds=97.0)
+            manifest.write_status(tmp_path / "rates", told)
+            self.future = Future[Any]()
+            return self.future
+
+    class Watched(loop.Run):
+        def _look(self) -> None:
+            super()._look()
+            if not executor.future.done():
+                now[0] += 175.0
+                executor.future.set_exception(BrokenProcessPool())
+
+    executor = Killed()
+    monkeypatch.setattr(loop, "Workers", lambda jobs: Elsewhere(executor))
+    monkeypatch.setattr(runner, "Run", Watched)
+    result = run_sweep(replace(sweep, points=(point,)), tmp_path, options=SweepOptions(retries=0))
+    (status,) = result.statuses
+    assert (status.status, status.seconds, status.error) == ("died", 272.0, "its worker process was killed")
+    assert manifest.read_status(tmp_path / "rates", point.name) == status
+
+
+def test_what_had_not_begun_when_it_was_interrupted_is_left_as_it_was(
+    sweep: Sweep, notebooks: Notebooks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with --force and a signal while workers start."""
+    before = run(sweep, tmp_path)
+
+    class Starting(Inline):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            signal.raise_signal(signal.SIGINT)
+            future = Future[Any]()
+            future.set_running_or_notify_cancel()  # so that it cannot be taken back
+            return future
+
+    monkeypatch.setattr(loop, "Workers", lambda jobs: Elsewhere(Starting()))
+    monkeypatch.setattr(loop, "GRACE", (0.0,))
+    result = run_sweep(sweep, tmp_path, options=SweepOptions(force=True))
+    assert result.signal == signal.SIGINT and result.ran == () and list(result.left) == names(sweep, 0, 1, 2, 3)
+    assert run(sweep, tmp_path).statuses == before.statuses
+
+
 def test_shares_make_one_table(sweep: Sweep, notebooks: Notebooks, tmp_path: Path) -> None:
     assert list(run(sweep, tmp_path, shard=(1, 3)).ran) == names(sweep, 0, 3)
     assert list(run(sweep, tmp_path, shard=(2, 3)).ran) == names(sweep, 1)
@@ -268,7 +322,7 @@ def test_shrunken_sweeps_leave_files_and_tabulate_their_own(
     assert result.table is not None
     assert pd.read_csv(result.table)["point"].tolist() == names(sweep, 1)
     assert len(list((tmp_path / "rates" / "points").glob("*.json"))) == 4
-    assert manifest.planned_names(tmp_path / "rates") == {sweep.points[1].name}
+    assert list(manifest.planned_statuses(tmp_path / "rates") or ()) == names(sweep, 1)
 
 
 def test_a_full_disk_is_one_sentence(
@@ -290,6 +344,18 @@ def test_a_full_disk_is_one_sentence(
     monkeypatch.setattr(worker, "write_status", real)
     assert run(sweep, tmp_path).ok
     assert [notebooks.ran.count(name) for name in names(sweep, 0, 1, 3)] == [1, 1, 1]
+
+
+def test_a_point_on_a_full_disk_is_counted_as_it_is_written(
+    sweep: Sweep, notebooks: Notebooks, tmp_path: Path
+) -> None:
+    full = NotebookError(None, "OSError", "[Errno 28] No space left on device")
+    notebooks.errors = {sweep.points[1].name: [full]}
+    result = run(replace(sweep, points=sweep.points[:2]), tmp_path)
+    assert [status.status for status in result.statuses] == ["ok", "failed"] and result.left == ()
+    told = manifest.planned_statuses(tmp_path / "rates") or {}
+    assert [status and status.status for status in told.values()] == ["ok", "failed"]
+    assert result.problem and result.exit_code == 1
 
 
 def test_a_folder_that_cannot_be(sweep: Sweep, notebooks: Notebooks, tmp_path: Path) -> None:
@@ -425,8 +491,8 @@ def test_cells_are_told_now_and_then(capsys: pytest.CaptureFixture[str], monkeyp
     progress.started("a")
     for number in range(1, 9):
         now[0] += 5
-        progress.cell("a", f"{number}/8")
-    assert capsys.readouterr().err.splitlines() == ["[0/2] a: started", "  a: cell 3/8, 15 s", "  a: cell 6/8, 30 s"]
+        progress.cell("a", f"{number}/8", now[0] - 2)
+    assert capsys.readouterr().err.splitlines() == ["[0/2] a: started", "  a: cell 4/8, 18 s", "  a: cell 7/8, 33 s"]
 
 
 def test_a_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -434,7 +500,7 @@ def test_a_terminal_shows_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     progress = Progress("s", 3, 1, jobs=2)
     assert progress.live
     progress.started("point-a")
-    progress.cell("point-a", "2/9")
+    progress.cell("point-a", "2/9", 0.0)
     progress.show()
     progress.finished(manifest.PointStatus("point-b", "k", "failed", "s", error="In [1]: ValueError: x\ny"))
     progress.close()
@@ -450,7 +516,7 @@ def test_a_notebook_shows_a_widget_that_stays(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("IPython.display.display", shown.append)
     progress = Progress("a<b", 2, 0, jobs=1)
     progress.started("point")
-    progress.cell("point", "2/9 x = 1 < 2")
+    progress.cell("point", "2/9 x = 1 < 2", 0.0)
     progress.show()
     (widget,) = shown
     assert "<b>a&lt;b 0/2</b>" in widget.value and "0 done, 1 running" in widget.value
@@ -482,7 +548,7 @@ def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert main([*words, "--index", "runs/index.html"]) == 1
     *told, index = capsys.readouterr().out.splitlines()
     assert told == [
-        "tour-LR=0.2-EPOCHS=-2: failed, 0 s; In [4]: ValueError: no",
+        "tour-LR=0.2-EPOCHS=-2: failed, 1 s; In [4]: ValueError: no",
         f"s, 2 points: 1 ok (0 before), 1 failed; {here / 'table.csv'}",
     ]
     assert Path(index).is_file()
@@ -507,7 +573,7 @@ def test_overrides_leave_what_is_done_in_the_table(here: Path, capsys: pytest.Ca
     assert main(["sweep", "s.yaml", "-p", "LR", "0.3", "-p", "EPOCHS", "1"]) == 0
     new = "tour-LR=0.3-EPOCHS=1"
     assert tabulated() == ["tour-LR=0.1", "tour-LR=0.2", new]
-    assert manifest.planned_names(here) == {"tour-LR=0.1", "tour-LR=0.2", new}
+    assert list(manifest.planned_statuses(here) or ()) == ["tour-LR=0.1", "tour-LR=0.2", new]
     capsys.readouterr()
     assert main(["sweep", "s.yaml"]) == 0
     assert "not in the table: 1 point in the folder, of an earlier file or another -p" in capsys.readouterr().err

@@ -46,27 +46,27 @@ def grey(explorer: TradeoffExplorer) -> set[str]:
 
 
 def test_it_opens_with_the_best_within_the_budget(explorer: TradeoffExplorer) -> None:
-    assert "Within 16 KB (fp32) “small” does best on cifar10" in title(explorer.figure)
-    assert (explorer.budget.label, explorer.point.value, grey(explorer)) == ("16 KB", "small", {"teacher"})
+    assert "Within 16 KiB (fp32) “small” does best on cifar10" in title(explorer.figure)
+    assert (explorer.budget.label, explorer.point.value, grey(explorer)) == ("16 KiB", "small", {"teacher"})
     best = explorer.result.panel("cifar10").row("small")
     assert text(explorer.table.value).strip() == call(best) and "user-select:all" in explorer.table.value
 
 
 def test_moving_the_budget(explorer: TradeoffExplorer) -> None:
-    """14 KB holds the narrow network alone, 80 KB all; each opens behind its best."""
+    """14 KiB holds the narrow network alone, 80 KiB all; each opens behind its best."""
     steps = dict(explorer.budget.options)
-    explorer.budget.value = steps["12 KB"]
-    assert title(explorer.figure).startswith("Nothing fits 12 KB") and len(grey(explorer)) == 8
+    explorer.budget.value = steps["12 KiB"]
+    assert title(explorer.figure).startswith("Nothing fits 12 KiB") and len(grey(explorer)) == 8
     assert explorer.table.value == ""
-    explorer.budget.value = steps["96 KB"]
+    explorer.budget.value = steps["96 KiB"]
     assert "all 8 fit" in title(explorer.figure) and grey(explorer) == set()
-    assert all(re.fullmatch(r"[\d.]+ [KM]B", label) for label in steps)
+    assert all(re.fullmatch(r"[\d.]+ [KM]iB", label) for label in steps)
 
 
 def test_int8_is_a_quarter(explorer: TradeoffExplorer) -> None:
     explorer.dtype.value = "int8"
-    explorer.budget.value = dict(explorer.budget.options)["4 KB"]
-    assert "Within 4 KB (int8) “small”" in title(explorer.figure) and grey(explorer) == {"teacher"}
+    explorer.budget.value = dict(explorer.budget.options)["4 KiB"]
+    assert "Within 4 KiB (int8) “small”" in title(explorer.figure) and grey(explorer) == {"teacher"}
     assert "3.9 KiB" in title(explorer.details[1][0])  # a quarter of 15.75
 
 
@@ -111,7 +111,7 @@ def test_points_without_teacher_or_images_say_so() -> None:
     explorer = TradeoffExplorer(made(("a", 4, 80.0, 1.0), data="faces", channels=math.nan), None, None, "fp32", 0)
     curves, memory, plans = (text(told.value) for _, told in explorer.details)
     assert "No curve of “a” is kept" in curves and "size of the images of faces" in memory and "faces" in plans
-    assert explorer.published.disabled and explorer.budget.label == "4 KB"
+    assert explorer.published.disabled and explorer.budget.label == "4 KiB"
 
 
 def test_nothing_is_shown_in_a_batch(everything: Tradeoffs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_nothing_is_shown_in_a_batch(everything: Tradeoffs, monkeypatch: pytest.
 
 def test_it_opens_with_what_is_asked_for(everything: Tradeoffs) -> None:
     explorer = TradeoffExplorer(everything, "imagenet", "1MB", "fp32", 0)
-    assert explorer.published.value == "shown" and "Within 1 MB (fp32) “RED resnet18" in title(explorer.figure)
+    assert explorer.published.value == "shown" and "Within 1 MiB (fp32) “RED resnet18" in title(explorer.figure)
     with pytest.raises(ValueError, match="no points of 'cifar'"):
         TradeoffExplorer(everything, "cifar", None, "fp32", 0)
     with pytest.raises(ValueError, match="dtype='int4' is not"):

@@ -50,7 +50,7 @@ def test_what_does_not_fit_is_grey_and_the_best_that_does_is_ringed() -> None:
     assert math.isnan(found["c"]["half"])
     rings = [trace for trace in figure.data if trace.marker.symbol == "circle-open" and trace.hoverinfo == "skip"]
     assert [(ring.x[0], ring.y[0]) for ring in rings] == [(8 * KB, 85.0), (4 * KB, 80.0)]
-    assert {text.text for text in figure.layout.annotations} >= {"<b>8 KB</b>", "a", "b", "c"}
+    assert {text.text for text in figure.layout.annotations} >= {"<b>8 KiB</b>", "a", "b", "c"}
     line = next(shape for shape in figure.layout.shapes if shape.type == "line")
     assert line.x0 == 8 * KB
     without = tradeoffs(result, "1KB")
@@ -116,11 +116,11 @@ def test_places_of_names() -> None:
 def test_hover_and_note_name_what_is_drawn(everything: Tradeoffs) -> None:
     figure = tradeoffs(everything.panel("cifar10"), "16KB")
     text = points(figure)["small"]["text"]
-    assert "66.4 ± 0.8, 3 seeds" in text and "resnet18-2-21122 ×0.25 at 24 px" in text and "15.75 KB at peak" in text
+    assert "66.4 ± 0.8, 3 seeds" in text and "resnet18-2-21122 ×0.25 at 24 px" in text and "15.75 KiB at peak" in text
     title = figure.layout.title.text
     assert "Data: cifar10, 3 seeds; peaks: “fused”" in title and "95 % intervals" in title
     assert "best epoch on test" in tradeoffs(everything.panel("stl10")).layout.title.text.replace("<br>", " ")
-    assert figure.layout.xaxis.type == "log" and "16 KB" in figure.layout.xaxis.ticktext
+    assert figure.layout.xaxis.type == "log" and "16 KiB" in figure.layout.xaxis.ticktext
 
 
 def test_several_panels_are_refused(everything: Tradeoffs) -> None:

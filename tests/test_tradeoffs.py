@@ -22,7 +22,8 @@ from redistill_lib.identity import network_identity
 from redistill_lib.models.saved import save_tensors
 from redistill_lib.results import interval
 from redistill_lib.shipped import measured
-from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs, size
+from redistill_lib.sizes import short_size
+from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs
 from redistill_lib.tradeoffs.details import inputs_of, maps_of, network_of, plans_of, profile_of
 from redistill_lib.tradeoffs.readers import _USUAL, curves_of, of_table
 
@@ -55,7 +56,7 @@ def test_the_front_is_what_nothing_beats(four: Tradeoffs) -> None:
      ("8KB", "fp16", "d"), ("1KB", "fp32", None)],
 )  # fmt: skip
 def test_the_best_within_a_budget(four: Tradeoffs, budget: int | str, dtype: Any, best: str | None) -> None:
-    """In int8 d needs 16 / 4 KB."""
+    """In int8 d needs 16 / 4 KiB."""
     found = four.best(budget, dtype)
     assert (None if found is None else found["name"]) == best
 
@@ -66,15 +67,15 @@ def test_of_equals_the_smaller_is_best() -> None:
 
 def test_headlines(four: Tradeoffs) -> None:
     assert four.headline("8KB") == (
-        "Within 8 KB (fp32) “a” does best on cluttered: 80.0 ± 1.0 %, and the interval of “b” reaches into its own; "
+        "Within 8 KiB (fp32) “a” does best on cluttered: 80.0 ± 1.0 %, and the interval of “b” reaches into its own; "
         "1 of 4 needs more"
     )
-    assert four.headline("4KB", "int8") == "Within 4 KB (int8) “d” does best on cluttered: 90.0 %; all 4 fit"
-    assert four.headline("1KB") == "Nothing fits 1 KB (fp32) on cluttered: “c” needs 2 KB"
-    front = "On cluttered, 3 of 4 are on the front, from “c” (70.0 ± 0.5 % in 2 KB) to “d” (90.0 % in 16 KB)"
+    assert four.headline("4KB", "int8") == "Within 4 KiB (int8) “d” does best on cluttered: 90.0 %; all 4 fit"
+    assert four.headline("1KB") == "Nothing fits 1 KiB (fp32) on cluttered: “c” needs 2 KiB"
+    front = "On cluttered, 3 of 4 are on the front, from “c” (70.0 ± 0.5 % in 2 KiB) to “d” (90.0 % in 16 KiB)"
     assert four.headline() == front and repr(four) == f"Tradeoffs({front})"
     assert made(("a", 8, 0.5, 0.01), metric="KID").headline("8KB") == (
-        "Within 8 KB (fp32) “a” does best on cluttered: KID 0.50 ± 0.01; all 1 fit"
+        "Within 8 KiB (fp32) “a” does best on cluttered: KID 0.50 ± 0.01; all 1 fit"
     )
 
 
@@ -93,7 +94,7 @@ def test_panels_are_never_mixed(four: Tradeoffs) -> None:
     other = made(("e", 1, 99.0, 1.0), data="digits", source="published")
     both = Tradeoffs(pd.concat([other.frame, four.frame], ignore_index=True), four.curves)
     assert both.panels == ("cluttered", "digits")
-    assert both.panel("digits").headline("1KB").startswith("Within 1 KB (fp32) “e”")
+    assert both.panel("digits").headline("1KB").startswith("Within 1 KiB (fp32) “e”")
     with pytest.raises(ValueError, match="cluttered and digits cannot be compared"):
         both.front()
     with pytest.raises(ValueError, match=r"no points of 'digit'; .* did you mean 'digits'"):
@@ -143,7 +144,7 @@ def test_what_is_no_point_or_dtype_is_told(four: Tradeoffs) -> None:
 
 
 def test_sizes_read_as_a_data_sheet() -> None:
-    assert [size(n) for n in (512 * KB, 1536, 3 * 2**19, 2**20)] == ["512 KB", "1.5 KB", "1.5 MB", "1 MB"]
+    assert [short_size(n) for n in (512 * KB, 1536, 3 * 2**19, 2**20)] == ["512 KiB", "1.5 KiB", "1.5 MiB", "1 MiB"]
 
 
 # ------------------------------------------------------------------------------------------------------- readers

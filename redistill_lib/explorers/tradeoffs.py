@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 
 from redistill_lib.explorers.controls import Explorer, dropdown, empty_figure, options, redraw, slider
 from redistill_lib.figures import feature_maps, memory_timeline, stride_plans, tradeoff_curves, tradeoffs
-from redistill_lib.memory import parse_size
-from redistill_lib.tradeoffs import Tradeoffs, call, size
+from redistill_lib.sizes import parse_size, short_size
+from redistill_lib.tradeoffs import Tradeoffs, call
 from redistill_lib.tradeoffs.details import maps_of, plans_of, profile_of
 from redistill_lib.tradeoffs.result import SHARE
 
@@ -63,7 +63,7 @@ class TradeoffExplorer(Explorer):
         steps = panel.budgets(dtype)
         wanted = self.opening or panel.middle_budget(dtype)
         nearest = min(steps, key=lambda step: abs(step - wanted))
-        budget = self.choose(self.budget, [(size(step), step) for step in steps], nearest)
+        budget = self.choose(self.budget, [(short_size(step), step) for step in steps], nearest)
         best = panel.best(budget, dtype)
         names = [*panel.frame["name"]]
         chosen = self.choose(self.point, options(names), names[0] if best is None else best["name"])

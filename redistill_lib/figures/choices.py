@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from redistill_lib.figures.theme import INK, finish
 from redistill_lib.figures.tradeoffs import OUT
 from redistill_lib.looks import colors
-from redistill_lib.memory import parse_size
 from redistill_lib.results import capital, label, listed
-from redistill_lib.tradeoffs import Tradeoffs, lesson, size
+from redistill_lib.sizes import parse_size, short_size
+from redistill_lib.tradeoffs import Tradeoffs, lesson
 from redistill_lib.tradeoffs.result import ACCURACY, Dtype, role
 
 
@@ -81,7 +81,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     need = result.need(dtype)[frame.index]
     axes += _logarithmic("weights", frame["parameters"], lambda v: f"{v / 1e6:.3g} M")
     axes += _logarithmic("mult-adds", frame["multiply_adds"], lambda v: f"{v / 1e6:.3g} M")
-    axes += _logarithmic("peak", need, size)
+    axes += _logarithmic("peak", need, short_size)
     if budget is not None and axes and axes[-1]["label"] == "peak":
         axes[-1]["constraintrange"] = [math.log2(need.min()) - 0.01, math.log2(parse_size(budget)) + 0.01]
     score = {"label": frame["metric"].iloc[0].replace("test accuracy (%)", "accuracy (%)"), "values": frame["score"]}
@@ -104,7 +104,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=mark, name=escape(text))
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     told = f"Data: {escape(frame['data'].iloc[0])}. One line per point, coloured by method"
-    told += f"; grey: more than {size(parse_size(budget))} ({dtype})" if budget is not None else ""
+    told += f"; grey: more than {short_size(parse_size(budget))} ({dtype})" if budget is not None else ""
     told += f". The same for all: {escape(listed(same))}" if same else ""
     fit = frame[result.fits(budget or 2**60, dtype)[frame.index]]
     title = escape(_in_common(fit, kinds).replace(" that fit", " that fit" * (budget is not None)), quote=False)

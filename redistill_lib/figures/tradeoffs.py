@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from redistill_lib.figures.placing import name_places
 from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, faint, finish
 from redistill_lib.looks import colors
-from redistill_lib.memory import parse_size
 from redistill_lib.results import listed, score_range, whiskers
-from redistill_lib.tradeoffs import Tradeoffs, lesson, size
+from redistill_lib.sizes import parse_size, short_size
+from redistill_lib.tradeoffs import Tradeoffs, lesson
 from redistill_lib.tradeoffs.result import Dtype, digits, role
 
 OUT = "#B4BAC2"  # of what does not fit
@@ -43,7 +43,7 @@ def tradeoffs(
     >>> from redistill_lib.tradeoffs import read_tradeoffs
     >>> figure = tradeoffs(read_tradeoffs().panel("cifar10"), "16KB")
     >>> figure.layout.title.text.partition(",")[0]
-    '<b>Within 16 KB (fp32) “small” does best on cifar10: 66.4 ± 0.8 %'
+    '<b>Within 16 KiB (fp32) “small” does best on cifar10: 66.4 ± 0.8 %'
     """
     result.front()  # refuses several panels
     if chosen is not None:
@@ -69,12 +69,12 @@ def tradeoffs(
     if limit is not None and low < limit < high:
         figure.add_vrect(limit, high, fillcolor=GRID, opacity=0.45, line_width=0, layer="below")
         figure.add_vline(limit, line={"color": INK, "width": 1.5}, layer="below")
-        text = {"text": f"<b>{size(limit)}</b>", "font": {"color": INK}, "xanchor": "left", "yanchor": "bottom"}
+        text = {"text": f"<b>{short_size(limit)}</b>", "font": {"color": INK}, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(x=math.log10(limit), y=0, yref="paper", xshift=4, **text)
     _add_names(figure, frame, (low, high), ends)
     steps = _ticks(low, high)
     figure.update_xaxes(
-        type="log", range=[math.log10(low), math.log10(high)], tickvals=steps, ticktext=[size(v) for v in steps],
+        type="log", range=[math.log10(low), math.log10(high)], tickvals=steps, ticktext=[*map(short_size, steps)],
         title=f"peak memory of activations, {dtype}, one image",
     )  # fmt: skip
     metric = result.frame["metric"].iloc[0]
@@ -139,7 +139,7 @@ def _hover(row: Mapping[str, Any]) -> str:
     sized = "" if math.isnan(row["image_size"]) else f" at {row['image_size']:.0f} px"
     seeds = f"{row['seeds']:.0f} seed{'s' * (row['seeds'] != 1)}"
     network = f"{escape(row['model'])}{wide}{sized}, {escape(lesson(row))}"
-    needs = f"{size(row['need'])} at peak ({row['convention']}){adds}{weights}"
+    needs = f"{short_size(row['need'])} at peak ({row['convention']}){adds}{weights}"
     return f"<b>{escape(row['name'])}</b>: {score}, {seeds}<br>{network}<br>{needs}"
 
 

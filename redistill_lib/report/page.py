@@ -15,7 +15,7 @@ from redistill_lib.report.sweeps import sweep_section
 from redistill_lib.report.text import pairs, table, text
 from redistill_lib.runs import write_text
 from redistill_lib.store.tables import listed_runs, run_tables
-from redistill_lib.sweep.manifest import planned_names
+from redistill_lib.sweep.manifest import planned_statuses
 from redistill_lib.sweep.pages import shared_library
 
 
@@ -34,13 +34,11 @@ def write_index(
     found = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("*.ipynb")}
     paths = [path for path in sorted(found) if ".ipynb_checkpoints" not in path.parts]
     executed = [each for each in map(Executed.read, paths) if each]
-    plans = {folder: planned_names(folder) for folder in {each.path.parent for each in executed}}
-    executed = [each for each in executed if _planned(each.path.stem, plans[each.path.parent])]
-    alone = [each for each in executed if plans[each.path.parent] is None]
-    sections = [] if not alone and executed else [notebook_section(alone, file.parent)]
-    for folder in sorted(folder for folder, points in plans.items() if points is not None):
-        points = [each for each in executed if each.path.parent == folder]
-        sections.append(sweep_section(folder.name, folder, points, file.parent))
+    manifests = {path for folder in (root, *notebooks) for path in Path(folder).resolve().rglob("manifest.json")}
+    sweeps = {path.parent: planned_statuses(path.parent) for path in sorted(manifests)}
+    alone = [each for each in executed if sweeps.get(each.path.parent) is None]
+    told = [sweep_section(folder, points, file.parent) for folder, points in sweeps.items() if points is not None]
+    sections = [*([notebook_section(alone, file.parent)] if alone or not told else []), *told]
     tables = run_tables(listed_runs(root))
     for kind, each in tables.items():
         shared = f"; the same in all: {pairs(each.same)}" if each.same else ""
@@ -59,11 +57,6 @@ def write_index(
         )
     write_text(file, _PAGE.substitute(sections=body, time=time, script=script))
     return file
-
-
-def _planned(name: str, points: set[str] | None) -> bool:
-    """Whether an executed notebook still belongs to the sweep of its folder, if that is one's."""
-    return points is None or any(name == point or name.startswith(f"{point}-") for point in points)
 
 
 _DRAW = """<script>
@@ -112,12 +105,19 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>ReDistill lab: runs</title>$script<style>
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2.5rem auto; padding: 0 1.5rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2.5rem auto; padding: 0 1.5rem; }
 h2 { margin-top: 2.5rem; }
 h3 { margin: 0 0 .3rem; font-size: 1.1rem; line-height: 1.35; }
-table { display: block; overflow-x: auto; border-collapse: collapse; font-size: .93rem; }
-th, td { text-align: left; vertical-align: top; padding: .5rem .9rem; white-space: nowrap; }
-td { border-top: 1px solid #8886; }
+.wide { overflow-x: auto; background: /* a shadow at the edge beyond which there is more */
+    linear-gradient(to right, Canvas 50%, transparent) local left / 3rem 100% no-repeat,
+    linear-gradient(to left, Canvas 50%, transparent) local right / 3rem 100% no-repeat,
+    linear-gradient(to right, #8888, transparent) scroll left / .9rem 100% no-repeat,
+    linear-gradient(to left, #8888, transparent) scroll right / .9rem 100% no-repeat; }
+table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; vertical-align: top; padding: .5rem .7rem; }
+th { vertical-align: bottom; }
+td { border-top: 1px solid #8886; white-space: nowrap; }
+td:first-child { min-width: 15rem; white-space: normal; overflow-wrap: anywhere; }
 td p { margin: 0; white-space: normal; font-size: .85rem; }
 .card { display: flex; gap: 1.5rem; padding: 1rem 0; border-top: 1px solid #8886; align-items: flex-start; }
 .card p { margin: .2rem 0; }

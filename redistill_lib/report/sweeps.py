@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from redistill_lib.looks import colors
 from redistill_lib.progress import duration
-from redistill_lib.report.notebooks import Executed
-from redistill_lib.report.text import figure, pairs, table, text
+from redistill_lib.report.text import figure, first_line, pairs, table, text
 from redistill_lib.results import level_with, listed, number, over_seeds, pareto_front, score_range, whiskers
-from redistill_lib.sweep.manifest import planned_names, read_status
+from redistill_lib.sweep.manifest import PointStatus, command_of
 from redistill_lib.sweep.table import summarise
 
 #: Columns that are a score, the first that a table has counts; and whether less is better.
@@ -68,13 +70,23 @@ class Means:
         return ", ".join((given | {value: given.get(value, value) for value in told.values() if value}).values())
 
     def told(self, row: Mapping[str, Any], metric: str) -> str:
-        """``0.912 ± 0.013``."""
+        """``0.912 ± 0.013``, with as many decimals as all of that metric."""
         value, high = row[metric], row[f"{metric} high"]
         if value != value:
             return ""
-        digits = 3 if abs(value) < 1 else 1
-        shown = f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else number(value, digits)
+        if metric == "point_seconds":
+            return duration(value)
+        digits = self._digits(metric)
+        shown = f"{value:z,.{digits}f}".replace("-", "−")
         return shown if high != high or high == value else f"{shown} ± {number(high - value, digits)}"
+
+    def _digits(self, metric: str) -> int:
+        """Decimals by the largest value, none where all is whole."""
+        values = self.frame[metric].abs()
+        values, halves = values[values < math.inf], (self.frame[f"{metric} high"] - self.frame[metric]).dropna()
+        if (values % 1 == 0).all() and (halves % 1 == 0).all():
+            return 0
+        return next(digits for digits, least in ((0, 1000), (1, 10), (3, 0.1), (5, 0)) if values.max() >= least)
 
 
 def means(rows: pd.DataFrame) -> Means | None:
@@ -187,38 +199,51 @@ def pareto_figure(found: Means, links: Mapping[str, str]) -> dict[str, Any] | No
     return {"data": traces, "layout": {**axes, "legend": legend, "height": 420, "margin": {"t": 20, "r": 20}}}
 
 
-def sweep_section(name: str, folder: Path, points: Sequence[Executed], base: Path) -> str:
-    """Of a sweep's folder and its executed notebooks, for a page in `base`."""
-    statuses = [each.record["status"] for each in points]
-    counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(["ok", *statuses])]
-    total = duration(sum(each.record["seconds"] for each in points))
-    links = {each.path.stem: each.link(base) for each in points}
-    parts = [f"<h2>Sweep {text(name)}</h2>", f"<p>{', '.join(counts)}, {total} in all</p>"]
+def sweep_section(folder: Path, points: Mapping[str, PointStatus | None], base: Path) -> str:
+    """Of a sweep's folder and its points as `planned_statuses` gives them, for a page in `base`."""
+    statuses = [status for status in points.values() if status]
+    counts = Counter(status.status for status in statuses)
+    count = f"{len(points)} point{'s' * (len(points) != 1)}"
+    kinds = [f"{counts.pop('ok', 0) or 'none'} ok", *(f"{n} {kind}" for kind, n in sorted(counts.items()))]
+    kinds += [f"{len(points) - len(statuses)} to do"] if len(statuses) < len(points) else []
+    total = duration(sum(status.seconds for status in statuses))
+    parts = [f"<h2>Sweep {text(folder.name)}</h2>", f"<p>{count}: {', '.join(kinds)}; {total} in all</p>"]
+    left = sum(status is None or status.status not in ("ok", "running") for status in points.values())
+    if left:
+        parts.append(f"<p>To go on with what is not ok ({left}): <code>{text(command_of(folder))}</code></p>")
+    pages = {name: _pages(folder, status, base) for name, status in points.items() if status}
+    links = {name: [*own.values()][-1] for name, own in pages.items() if own}
     if found := means(_rows(folder)):
-        links |= {p: _first(links, p) for row in found.frame["points"] for p in row}
         drawn = pareto_figure(found, links)
         parts.append(f"<h3>{text(headline(found))}</h3>")
         parts.append(figure(drawn, "live") + "<p>Click a point to see its notebook.</p>" if drawn else "")
         parts.append(_table(found, links))
-    rows = []
-    for each in points:
-        status = text(each.record["status"])
-        error = each.record["error"]
-        line = f"<p class=failed>{text(str(error['evalue']).partition(chr(10))[0])}</p>" if error else ""
-        link = f'<a href="{each.link(base)}">{text(each.record["name"])}</a>{line}'
-        rows.append((link, f"<span class={status}>{status}</span>", duration(each.record["seconds"])))
-    points_table = table(pd.DataFrame(rows, columns=["point", "status", "time"]), escape=False)
-    bad = "" if all(status == "ok" for status in statuses) else " open"
-    planned = [read_status(folder, name) for name in planned_names(folder) or ()]
-    ended = sum(status is not None and (status.ok or status.broken) for status in planned)
-    count = f"{ended} of {len(planned)} points" if ended < len(planned) else f"All {len(planned)} points"
-    parts.append(f"<details{bad}><summary>{count}</summary>{points_table}</details>")
+    rows = [_row(name, status, pages.get(name, {})) for name, status in points.items()]
+    points_table = table(pd.DataFrame(rows, columns=["point", "status", "last execution"]), escape=False)
+    bad = " open" if any(status and not status.ok for status in points.values()) else ""
+    parts.append(f"<details{bad}><summary>Each point</summary>{points_table}</details>")
     return "\n".join(parts)
 
 
-def _first(links: Mapping[str, str], point: str) -> str:
-    """A point's page; of several notebooks in sequence the last."""
-    return links.get(point) or next((links[name] for name in reversed([*links]) if name.startswith(f"{point}-")), "")
+def _pages(folder: Path, status: PointStatus, base: Path) -> dict[str, str]:
+    """The page of each of a point's notebooks in their order, or the notebook itself where it has none."""
+    several = len(status.notebooks) > 1
+    names = {stem: f"{status.name}-{stem}" for stem in status.notebooks} if several else {status.name: status.name}
+    files = {
+        stem: next((file for end in ("html", "ipynb") if (file := folder / f"{name}.{end}").exists()), None)
+        for stem, name in names.items()
+    }
+    return {stem: quote(Path(os.path.relpath(f, base)).as_posix()) for stem, f in files.items() if f}
+
+
+def _row(name: str, status: PointStatus | None, pages: Mapping[str, str]) -> tuple[str, str, str]:
+    """A point, how it stands, and how long its last execution took; links and why it failed beside its name."""
+    linked = {stem: f'<a href="{page}">{text(stem)}</a>' for stem, page in pages.items()}
+    shown = linked.pop(name, text(name)) + "".join(f"<p>{link}</p>" for link in linked.values())
+    if status is None:
+        return shown, "to do", ""
+    why = f"<p class=failed>{text(first_line(status.error))}</p>" if status.error else ""
+    return shown + why, f"<span class={text(status.status)}>{text(status.status)}</span>", duration(status.seconds)
 
 
 def _rows(folder: Path) -> pd.DataFrame:

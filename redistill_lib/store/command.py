@@ -81,7 +81,10 @@ def _text(table: pd.DataFrame) -> str:
     """Aligned columns, texts to the left; only the first line of each cell."""
     import pandas as pd
 
-    cells = [[name, *(_cell(value, 120 if name == "id" else 40) for value in table[name])] for name in table]
+    from redistill_lib.store.tables import column_texts
+
+    most = {"id": 120}
+    cells = [[name, *(_cell(told, most.get(name, 40)) for told in column_texts(table[name]))] for name in table]
     numbers = [pd.to_numeric(table[name].replace("", 0), errors="coerce").notna().all() for name in table]
     widths = [max(map(len, column)) for column in cells]
     lined = [
@@ -91,16 +94,17 @@ def _text(table: pd.DataFrame) -> str:
     return "\n".join("  ".join(row).rstrip() for row in zip(*lined, strict=True))
 
 
-def _cell(value: object, most: int) -> str:
-    if value is None or value != value:
-        return ""
-    text = f"{value:.4g}" if isinstance(value, float) else str(value).partition("\n")[0]
+def _cell(text: str, most: int) -> str:
+    text = text.partition("\n")[0]
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _compare(root: Path, chosen: pd.DataFrame) -> int:
+    import pandas as pd
+
     from redistill_lib.runs import Run
     from redistill_lib.store.compare import differences
+    from redistill_lib.store.tables import column_texts
 
     if len(chosen) < 2:
         raise ValueError("--compare wants two runs or more")
@@ -110,7 +114,8 @@ def _compare(root: Path, chosen: pd.DataFrame) -> int:
         print("nothing differs")
         return 0
     table = table.set_axis([*_letters(chosen), *(["B − A"] if "difference" in table else [])], axis="columns")
-    print(_text(table.rename_axis("").reset_index()))
+    rows = {name: column_texts(values) for name, values in zip(table.index, table.to_numpy(), strict=True)}  # by row
+    print(_text(pd.DataFrame.from_dict(rows, "index", columns=table.columns).rename_axis("").reset_index()))
     return 0
 
 

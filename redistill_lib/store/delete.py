@@ -42,7 +42,7 @@ class Doomed:
 def doomed(root: Path, ids: Iterable[str], statuses: Iterable[str]) -> list[Doomed]:
     """What deleting these runs would mean."""
     chosen = dict(zip(ids, statuses, strict=True))
-    taught = _students(root)
+    taught = _students(root, chosen)
     found = []
     for name, status in chosen.items():
         path = root / name
@@ -89,14 +89,36 @@ def _held(path: Path) -> Iterator[str | None]:
         lock.release()
 
 
-def _students(root: Path) -> dict[str, list[str]]:
-    """Of each run that taught, the ids of its students."""
+def _students(root: Path, chosen: Iterable[str]) -> dict[str, list[str]]:
+    """Of each run that taught, the ids of its students: their records name it or, where a network was handed over and
+    no run, the weights that it had. By weights only those of `chosen` are looked for."""
     found: dict[str, list[str]] = {}
+    by_weights: dict[str, list[str]] = {}
     for record in sorted(root.glob("*/run.json")):
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            for teacher in json.loads(record.read_bytes())["environment"].get("teacher_runs") or []:
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+            run = json.loads(record.read_bytes())
+            named, teachers = run["environment"].get("teacher_runs") or [], run["params"].get("teachers") or []
+            for teacher in named:
                 found.setdefault(teacher, []).append(record.parent.name)
+            for teacher in teachers if len(named) < len(teachers) else []:
+                by_weights.setdefault(teacher["weights"], []).append(record.parent.name)
+    for name in chosen if by_weights else ():
+        known = found.setdefault(name, [])
+        known += [student for student in by_weights.get(_weights(root / name), []) if student not in {*known, name}]
     return found
+
+
+def _weights(run: Path) -> str:
+    """The identity of what a run has trained, of which other records may speak; empty where there is none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from redistill_lib.identity import weights_identity
+
+    try:
+        return weights_identity(load_file(run / "model.safetensors").items())
+    except (OSError, SafetensorError):
+        return ""
 
 
 def points_with(root: Path, ids: Iterable[str]) -> dict[str, list[str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,19 @@ def readable(runs: pd.DataFrame) -> pd.DataFrame:
     whole = ((floats % 1 == 0) & (floats.abs() < 2**53) | floats.isna()).all()
     runs = runs.astype(dict.fromkeys(floats.columns[whole], "Int64"))  # whole, also where a run lacks them
     return runs.astype(object).where(runs.notna(), "")
+
+
+def column_texts(values: Iterable[Any]) -> list[str]:
+    """The cells of a column as a reader sees them: all floats with the decimals that one needs for four digits.
+
+    Where that were more than eight, each has its own.
+
+    >>> column_texts([0.5, 0.91234, 3, "", None]), column_texts([1e-12, 46.25])
+    (['0.5000', '0.9123', '3', '', ''], ['1e-12', '46.25'])
+    """
+    found = list(values)
+    floats = [value for value in found if isinstance(value, float) and math.isfinite(value)]
+    needed = [-int(Decimal(f"{value:.4g}").normalize().as_tuple().exponent) for value in floats]
+    digits = max([0, *needed])
+    form = f"z.{digits}f" if digits <= 8 else ".4g"
+    return ["" if v is None or v != v else f"{v:{form}}" if isinstance(v, float) else str(v) for v in found]

@@ -10,14 +10,14 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 from redistill_lib.progress import duration
 from redistill_lib.sizes import format_size
 from redistill_lib.sweep.given import check_given
-from redistill_lib.sweep.manifest import Plan, PointStatus, make_plan, read_status, sweep_folder
+from redistill_lib.sweep.manifest import Plan, PointStatus, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
-from redistill_lib.sweep.runner import run_sweep, write_tables
+from redistill_lib.sweep.progress import outcome
+from redistill_lib.sweep.runner import plan_of, run_checked, write_tables
 from redistill_lib.sweep.spec import Sweep, read_sweep
 
 
@@ -36,20 +36,17 @@ def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int
         for sweep in sweeps:
             print(write_tables(arguments.output, sweep))
         return 0
-    how: dict[str, Any] = {"failed": options.failed, "force": options.force, "shard": options.shard}
-    if arguments.dry_run or len(sweeps) > 1:  # of all files, before the first begins
-        plans = [make_plan(folder, sweep, **how) for sweep, folder in zip(sweeps, folders, strict=True)]
-        if not arguments.scheduler:
-            for plan in plans:
-                check_given(plan.todo)
+    plans = [plan_of(sweep, folder, options) for sweep, folder in zip(sweeps, folders, strict=True)]
+    if not arguments.scheduler:  # of all files, before the first begins
+        check_given([point for plan in plans for point in plan.todo])
     if arguments.dry_run:
         for sweep, folder, plan in zip(sweeps, folders, plans, strict=True):
             print("\n".join(forecast(sweep, folder, plan, options.jobs)))
         return 0
     code = 0
     with dask(arguments.scheduler) as executor:
-        for sweep in sweeps:
-            result = run_sweep(sweep, arguments.output, executor=executor, options=options)
+        for sweep, folder in zip(sweeps, folders, strict=True):
+            result = run_checked(sweep, folder, executor, options)
             code = max(code, result.exit_code)
             with contextlib.suppress(OSError):  # a terminal that is gone
                 print("\n".join(account(result, len(sweep.points))), flush=True)
@@ -82,19 +79,15 @@ def dask(address: str | None) -> Iterator[Executor | None]:
 
 
 def account(result: SweepResult, total: int) -> list[str]:
-    """A line for each point that ran and did not end well, and one about all."""
+    """A line for each point that failed, which may be far above, and one about all."""
     bad = [status for status in result.statuses if not status.ok]
-    lines = [f"{s.name}: {s.status}, {duration(s.seconds)}{f'; {_first(s.error)}' if s.error else ''}" for s in bad]
+    lines = [f"{status.name}: {outcome(status)}" for status in bad if status.broken]
     ok = len(result.statuses) - len(bad)
     parts = [f"{ok} ok ({ok - sum(s.ok for s in result.statuses if s.name in result.ran)} before)"]
     parts += [f"{count} {kind}" for kind, count in Counter(status.status for status in bad).items()]
     parts += [f"{len(result.left)} left"] if result.left else []
     where = f"; {result.table}" if result.table else ""
     return [*lines, f"{result.name}, {total} points: {', '.join(parts)}{where}"]
-
-
-def _first(text: str) -> str:
-    return text.strip().partition("\n")[0]
 
 
 def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any
 import nbformat
 
 from redistill_lib.checks import check_above_zero
+from redistill_lib.progress import duration
 from redistill_lib.runs import write_text
 from redistill_lib.sweep.processes import MARK, end_processes, marked, start_guard
 
@@ -220,8 +221,8 @@ class _Execution:
         if isinstance(failure, PapermillExecutionError):
             cell = failure.exec_count
         if self.stopped == "timeout":
-            ran = f"this cell ran for {self.stopped_at - self.cell_begun:.0f} s"
-            told = f"the notebook took more than {self.options.timeout:g} s; {ran}"
+            ran = f"this cell ran for {duration(self.stopped_at - self.cell_begun)}"
+            told = f"the notebook took more than {duration(self.options.timeout or 0.0)}; {ran}"
             return NotebookError(cell, "TimeoutError", told)
         if self.stopped:
             return NotebookError(cell, "KeyboardInterrupt", "" if self.stopped == "SIGINT" else self.stopped)

@@ -122,18 +122,22 @@ class Run:
     def _take_back(self) -> None:
         """Points that wait in the executor. Not all executors know which have begun: those that said so have."""
         for future, point in [*self.running.items()]:
-            status = read_status(self.folder, point.name)
-            begun = status is not None and status.session == self.session and status.status == "running"
-            if not begun and future.cancel():
+            status = self._told(point)
+            if not (status and status.status == "running") and future.cancel():
                 self._drop(future)
 
-    def _drop(self, future: Future[PointStatus]) -> Point:
+    def _told(self, point: Point) -> PointStatus | None:
+        """What is written of it, if that is of this call."""
+        status = read_status(self.folder, point.name)
+        return status if status and status.session == self.session else None
+
+    def _drop(self, future: Future[PointStatus]) -> tuple[Point, float]:
+        """Its point, and the seconds since that began."""
         point = self.running.pop(future)
-        self.progress.forget(point.name)
-        return point
+        return point, self.progress.forget(point.name)
 
     def _collect(self, future: Future[PointStatus]) -> None:
-        point = self._drop(future)
+        point, seconds = self._drop(future)
         try:
             status = future.result()
         except (BrokenExecutor, CancelledError, KeyboardInterrupt) as error:
@@ -143,17 +147,20 @@ class Run:
                 if told and told.settles(point.key, self.seen[point.name]):
                     self._settle(told)
                 return
-            status = self._after_death(point, error)
+            status = self._after_death(point, error, seconds)
         except OSError as error:
             ours = error.errno in FULL or not self.apart
             self.lost = unwritable(self.folder, error) if ours else _gone(error)
+            if (told := self._told(point)) and told.broken:  # it could still be written
+                self._settle(told)
             return
         except Exception as error:  # of the executor: a worker that knows no such library, or died too often
-            status = self._after_death(point, error)
+            status = self._after_death(point, error, seconds)
         finally:
             self.workers.release(future)
         if status.status == "busy":
             self.held[point.name] = point, claim(self.folder, point.name)
+            self.progress.elsewhere(point.name)
             return
         tries = self.tries[point.name] = self.tries.get(point.name, 0) + 1
         again = status.status == "died" or (self.apart and status.status == "interrupted")
@@ -167,11 +174,13 @@ class Run:
         self.results[status.name] = status
         self.progress.finished(status)
 
-    def _after_death(self, point: Point, error: BaseException) -> PointStatus:
-        """What became of a point whose process is gone: it could not tell."""
-        status = read_status(self.folder, point.name)
-        if status is None or status.session != self.session:
+    def _after_death(self, point: Point, error: BaseException, seconds: float) -> PointStatus:
+        """What became of a point whose process is gone, so long after it began: it could not tell."""
+        status = self._told(point)
+        if status is None:
             status = PointStatus(point.name, point.key, "", self.session, plain(point.parameters), started=now())
+        elif status.status == "running":
+            status = replace(status, seconds=round(max(seconds, status.seconds), 2))
         if status.status in ("", "running"):
             stopped = self.signal or isinstance(error, KeyboardInterrupt)
             lost = isinstance(error, BrokenExecutor)
@@ -184,10 +193,10 @@ class Run:
     def _look(self) -> None:
         """How far running points are, and whether those that others hold have become free."""
         for point in self.running.values():
-            status = read_status(self.folder, point.name)
-            if status and status.session == self.session and status.status == "running":
+            status = self._told(point)
+            if status and status.status == "running":
                 self.progress.started(point.name)
-                self.progress.cell(point.name, status.cell)
+                self.progress.cell(point.name, status.cell, status.seconds)
         for name, (point, lease) in [*self.held.items()]:
             with contextlib.suppress(TimeoutError):
                 lease.acquire(blocking=False)
@@ -221,7 +230,8 @@ class Run:
             while self.running and time.monotonic() < deadline and self.signals == signals:
                 self._wait(0.2)
         self.workers.close()
-        for future, point in [*self.running.items()]:
-            self._drop(future)
-            self._settle(self._after_death(point, KeyboardInterrupt()))
+        for future in [*self.running]:
+            point, seconds = self._drop(future)
+            if self._told(point):
+                self._settle(self._after_death(point, KeyboardInterrupt(), seconds))
         self.progress.close()

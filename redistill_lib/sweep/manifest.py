@@ -12,13 +12,16 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import socket
+import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import SoftFileLease
 
 from redistill_lib import __version__
@@ -43,7 +46,7 @@ class PointStatus:
     notebooks: dict[str, str] = field(default_factory=dict)  # stem → digest of its cells
     attempts: int = 1  # executions under this key, also by earlier calls
     started: str = ""
-    seconds: float = 0.0
+    seconds: float = 0.0  # of this execution: its notebooks', or until it was told, interrupted or killed
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     versions: dict[str, str] = field(default_factory=dict)
@@ -101,13 +104,17 @@ def write_status(folder: Path, status: PointStatus) -> PointStatus:
     return status
 
 
+def claim_file(folder: Path, name: str) -> Path:
+    return folder / "claims" / f"{name}.lock"
+
+
 def claim(folder: Path, name: str) -> SoftFileLease:
     """The lock of a point, not acquired yet: a file, so that it holds on any shared folder, NFS without locks too.
 
     It names its process and machine and is touched every 20 seconds. That of a killed process is taken over at once
     on the same machine; from another one, when nothing has touched it for `LEASE` seconds of the waiting one's clock.
     """
-    path = folder / "claims" / f"{name}.lock"
+    path = claim_file(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return SoftFileLease(path, lease_duration=LEASE, thread_local=False)
 
@@ -135,11 +142,35 @@ def write_manifest(folder: Path, sweep: Sweep) -> None:
     write_text(folder / "manifest.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
-def planned_names(folder: Path) -> set[str] | None:
-    """The points that the sweep in this folder has now; None where no sweep is."""
-    with contextlib.suppress(KeyError, TypeError):  # it has no manifest, or another tool's
-        return {point["name"] for point in _read(folder)["points"]}
-    return None
+def planned_statuses(folder: Path) -> dict[str, PointStatus | None] | None:
+    """The points that the sweep in this folder has now, in its order, and how each stands; None where no sweep is.
+
+    A point that has not been executed as it is now has None. One whose process was killed is ``interrupted``.
+    """
+    try:
+        keys = {point["name"]: point["key"] for point in _read(folder)["points"]}
+    except (KeyError, TypeError):  # it has no manifest, or another tool's
+        return None
+    found = {name: read_status(folder, name) for name in keys}
+    return {name: _seen(folder, s) if s and s.key == keys[name] else None for name, s in found.items()}
+
+
+def _seen(folder: Path, status: PointStatus) -> PointStatus:
+    if status.status != "running":
+        return status
+    touched = 0.0
+    with contextlib.suppress(OSError):
+        touched = claim_file(folder, status.name).stat().st_mtime
+    here = status.host == socket.gethostname()
+    alive = time.time() - touched < LEASE and (not here or psutil.pid_exists(status.pid))
+    return status if alive else replace(status, status="interrupted")
+
+
+def command_of(folder: Path) -> str:
+    """What goes on with the sweep in this folder, to be typed in the working folder."""
+    place = os.path.relpath(folder.parent)
+    words = ["redistill", "sweep", os.path.relpath(_read(folder)["file"])]
+    return shlex.join(words if place == os.path.join("runs", "sweeps") else [*words, "--output", place])
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from redistill_lib.checks import as_path
 from redistill_lib.parameters import check_parameters, with_parameters
+from redistill_lib.progress import duration
 from redistill_lib.runs import write_text
 from redistill_lib.sweep.kernel import NotebookError, NotebookOptions, Signals
 from redistill_lib.sweep.kernel import execute as _execute
@@ -25,7 +26,7 @@ class NotebookResult:
 
     name: str
     status: str  # "ok" | "failed" | "interrupted"
-    seconds: float
+    seconds: float  # with its page
     error: NotebookError | None
     parameters: dict[str, Any]  # those given; the others ran at the notebook's defaults
     notebook: Path
@@ -58,7 +59,7 @@ def run_notebook(
     kept, no process of the notebook is left, and each file is whole. SIGINT, SIGTERM and SIGHUP interrupt the cell, a
     second signal kills its kernel; outside the main thread none is heard.
     """
-    path = as_path("path", path).resolve()
+    started, path = time.monotonic(), as_path("path", path).resolve()
     how, given = NotebookOptions(**options), check_parameters(path, parameters or {})
     target = output_folder(output_dir, path) / f"{name or path.stem}.ipynb"
     page, status = target.with_suffix(".html"), target.with_suffix(".json")
@@ -70,9 +71,7 @@ def run_notebook(
         return _execute(target, path.parent, how, signals)
 
     with Signals() as signals:
-        started = time.monotonic()
         error = _attempt(start_and_execute)
-        seconds = round(time.monotonic() - started, 2)
         if how.html and os.path.exists(target):
             failure = _attempt(lambda: write_text(page, page_of(target, target.parent)))
             error = error or failure
@@ -80,7 +79,7 @@ def run_notebook(
         if error and error.ename == "KeyboardInterrupt":
             outcome = "interrupted"
         shown = page if how.html and os.path.exists(page) else None
-        signal = signals.came[0] if signals.came else None
+        signal, seconds = signals.came[0] if signals.came else None, round(time.monotonic() - started, 2)
         return _told(NotebookResult(target.stem, outcome, seconds, error, given, target, shown, signal))
 
 
@@ -99,7 +98,7 @@ def _told(result: NotebookResult) -> NotebookResult:
     failure = _attempt(lambda: write_text(status, json.dumps(record, indent=1, default=repr) + "\n"))
     if failure is None:
         return result
-    print(f"{result.name}: {result.status} after {result.seconds:.0f} s: {result.error or failure}", file=sys.stderr)
+    print(f"{result.name}: {result.status}, {duration(result.seconds)}; {result.error or failure}", file=sys.stderr)
     return replace(result, status="failed" if result.ok else result.status, error=result.error or failure)
 
 

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 BUILT_IN = ("cluttered", "pairs", "digits", "elpv")  # data sets, whatever folders there are
 _OWN = re.compile(r"(?:(?P<folder>.+)/)?(?P<module>[^\W\d]\w*(?:\.\w+)*):[^\W\d]\w*")
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a parameter's value is written, and the folders from which it may count, the working folder last."""
+
+    where: str  # "a.yaml, line 4"
+    folders: tuple[Path, ...]
 
 
 def located(name: str, value: Any, folder: Path) -> str | None:
@@ -33,6 +44,25 @@ def holds(folder: Path, module: str) -> bool:
     """Whether a module of one's own lies there."""
     top = folder / module.partition(".")[0]
     return top.with_suffix(".py").is_file() or top.is_dir()
+
+
+def missing(name: str, value: str, folders: Iterable[Path]) -> str | None:
+    """What is said of a module that none of these folders has and that is not installed, or of a folder of DATA that
+    is in none of them; None for all else."""
+    value, places = os.path.expanduser(value), list(dict.fromkeys(map(os.path.abspath, folders)))
+    among = f"{', '.join(places[:-1])} or {places[-1]}" if len(places) > 1 else places[0]
+    if os.path.isabs(value):
+        return None
+    if name == "DATA":
+        there = "/" not in value or value.startswith("hf:") or any(os.path.exists(f"{f}/{value}") for f in places)
+        return None if there else f"there is no folder {value} in {among}"
+    own = _OWN.fullmatch(value)
+    if own is None or any(holds(Path(folder, own["folder"] or ""), own["module"]) for folder in places):
+        return None
+    if own["folder"]:
+        return f"there is no module {own['folder']}/{own['module']} in {among}"
+    installed = importlib.util.find_spec(own["module"].partition(".")[0])
+    return None if installed else f"there is no module {own['module']} in {among}, nor is one installed"
 
 
 def home_of(value: Any) -> Path | None:

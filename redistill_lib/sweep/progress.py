@@ -17,6 +17,16 @@ CELL_SECONDS = 15.0  # between two lines about cells of one point
 ROWS = 8  # of points that run now
 
 
+def outcome(status: PointStatus) -> str:
+    """How a point ended, after how long, and why.
+
+    >>> outcome(PointStatus("a", "key", "failed", "call", seconds=74, error="In [4]: ValueError: no"))
+    'failed, 74 s; In [4]: ValueError: no'
+    """
+    why = "" if status.ok or not status.error else f"; {status.error.strip().partition(chr(10))[0]}"
+    return f"{status.status}, {duration(status.seconds)}{why}"
+
+
 class Progress:
     """Counts the points of one sweep and shows them.
 
@@ -27,7 +37,7 @@ class Progress:
         self.name, self.total, self.jobs = name, total, max(jobs, 1)
         self.counts = {"done": done, "failed": 0, "interrupted": 0}
         self.earlier, self.lengths = [*earlier], list[float]()
-        self.running: dict[str, tuple[float, str]] = {}  # point → when it began, and its cell
+        self.running: dict[str, tuple[float, str | None]] = {}  # point → when it began, and its cell once seen
         self._told: dict[str, float] = {}
         self._note = ""
         self._bars: list[Any] = []
@@ -66,22 +76,29 @@ class Progress:
 
     def started(self, name: str) -> None:
         if name not in self.running:
-            self.running[name] = time.monotonic(), ""
+            self.running[name] = time.monotonic(), None
             if not self.live:
                 self.say(f"[{self.ended}/{self.total}] {name}: started")
 
-    def cell(self, name: str, cell: str) -> None:
-        if not cell or name not in self.running or self.running[name][1] == cell:
-            return
-        since, now = self.running[name][0], time.monotonic()
-        self.running[name] = since, cell
-        if not self.live and self.jobs == 1 and now - self._told.get(name, since) >= CELL_SECONDS:
-            self._told[name] = now
-            self.say(f"  {name}: cell {cell}, {duration(now - since)}")
+    def elsewhere(self, name: str) -> None:
+        if not self.live:
+            self.say(f"[{self.ended}/{self.total}] {name}: another process runs it")
 
-    def forget(self, name: str) -> None:
-        """It did not run after all, or is tried again."""
-        self.running.pop(name, None)
+    def cell(self, name: str, cell: str, seconds: float) -> None:
+        """Its worker is at a cell, "" before the first, so long after it began; its process took a while before."""
+        if name not in self.running or self.running[name][1] == cell:
+            return
+        now = time.monotonic()
+        self.running[name] = now - seconds, cell
+        if cell and not self.live and self.jobs == 1 and now - self._told.get(name, now - seconds) >= CELL_SECONDS:
+            self._told[name] = now
+            self.say(f"  {name}: cell {cell}, {duration(seconds)}")
+
+    def forget(self, name: str) -> float:
+        """It has ended, did not run after all, or is tried again; the seconds since it began."""
+        self._told.pop(name, None)
+        since, _ = self.running.pop(name, (now := time.monotonic(), None))
+        return now - since
 
     def finished(self, status: PointStatus) -> None:
         self.forget(status.name)
@@ -89,13 +106,10 @@ class Progress:
         self.counts[kind] += 1
         if status.ok:
             self.lengths.append(status.seconds)
-        told = f"{status.status}, {duration(status.seconds)}"
-        if status.error and not status.ok:
-            told += f"; {status.error.strip().partition(chr(10))[0]}"
         left = None if self.counts["interrupted"] else self.left
         ahead = f"; about {duration(left)} left" if left and self.ended < self.total else ""
         if not (self.live and status.ok):
-            self.say(f"[{self.ended}/{self.total}] {status.name}: {told}{ahead}")
+            self.say(f"[{self.ended}/{self.total}] {status.name}: {outcome(status)}{ahead}")
         self.show()
 
     def show(self) -> None:

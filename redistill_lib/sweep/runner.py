@@ -13,9 +13,10 @@ from filelock import Timeout
 
 from redistill_lib.checks import as_path, as_paths, check_type
 from redistill_lib.executors import check_executor
+from redistill_lib.progress import duration
 from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.loop import Run, listening, unwritable
-from redistill_lib.sweep.manifest import claim, make_plan, sweep_folder, write_manifest
+from redistill_lib.sweep.manifest import Plan, claim, make_plan, sweep_folder, write_manifest
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
 from redistill_lib.sweep.options import SweepOptions, SweepResult
 from redistill_lib.sweep.spec import Sweep, notebook_point
@@ -49,7 +50,7 @@ def run_notebooks(
             result = run_notebook(source, placed, folder, name=name, **options)
             results.append(result)
             if not options.get("progress"):  # off a terminal, where no bar shows the cells
-                print(f"{result.name}: {result.status} after {result.seconds:.0f} s", file=sys.stderr)
+                print(f"{result.name}: {result.status}, {duration(result.seconds)}", file=sys.stderr)
             if result.interrupted:
                 break
     return results
@@ -95,9 +96,18 @@ def run_sweep(
     options = check_type("options", options, SweepOptions, None) or SweepOptions()
     check_executor(executor)
     folder = sweep_folder(as_path("output_dir", output_dir), sweep)
-    plan = make_plan(folder, sweep, failed=options.failed, force=options.force, shard=options.shard)
     if executor is None:  # on other machines other data and modules may be there
-        check_given(plan.todo)
+        check_given(plan_of(sweep, folder, options).todo)
+    return run_checked(sweep, folder, executor, options)
+
+
+def plan_of(sweep: Sweep, folder: Path, options: SweepOptions) -> Plan:
+    return make_plan(folder, sweep, failed=options.failed, force=options.force, shard=options.shard)
+
+
+def run_checked(sweep: Sweep, folder: Path, executor: Executor | None, options: SweepOptions) -> SweepResult:
+    """`run_sweep` once what its points name has been tried."""
+    plan = plan_of(sweep, folder, options)
     with _writable(folder):
         write_manifest(folder, sweep)
         (folder / "claims").mkdir(exist_ok=True)

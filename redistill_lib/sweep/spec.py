@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from redistill_lib.parameters import convert, notebook_parameters
 from redistill_lib.source import library_identity
 from redistill_lib.sweep.keys import IDLE, digest_of, named_modules, notebook_code, own_code, told
 from redistill_lib.sweep.names import point_names
-from redistill_lib.sweep.places import home_of, located
+from redistill_lib.sweep.places import Written, home_of, located
 from redistill_lib.sweep.ranges import MOST, read_range
 from redistill_lib.sweep.strict import Node, read_strict
 
@@ -25,10 +25,10 @@ class Point:
     """What is executed once, and what it is known by.
 
     `notebooks` are absolute and executed in this order, each with those of `parameters` that it has. `parameters` are
-    those given, as the types of the notebooks' defaults, and `located` the absolute form of those that name a path or
-    a module, with which the notebooks are executed. `key` is 16 hex digits over all parameters but `IDLE` ones (the
-    defaults too), the notebooks' other code cells, the library's code, and modules of one's own that a notebook
-    imports or a parameter names (``my_net:make``): while it stays, so does the result.
+    those given, as the types of the notebooks' defaults, `located` the absolute form of those that name a path or
+    a module, with which the notebooks are executed, and `written` where they stand. `key` is 16 hex digits over all
+    parameters but `IDLE` ones (the defaults too), the notebooks' other code cells, the library's code, and modules of
+    one's own that a notebook imports or a parameter names (``my_net:make``): while it stays, so does the result.
     """
 
     name: str  # of files; one of its kind in its sweep, the same whatever other points there are
@@ -36,6 +36,7 @@ class Point:
     parameters: Mapping[str, Any] = field(hash=False)
     key: str
     located: Mapping[str, str] = field(default_factory=dict, hash=False)
+    written: Mapping[str, Written] = field(default_factory=dict, hash=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
     node, text = read_strict(path)
     sections = _sections(node)
     sources = _sources(path, node, sections)
-    fixed = {name: _converted(sources, name, entry) for name, entry in _mapping(sections, "parameters").items()}
+    parameters = _mapping(sections, "parameters")
+    fixed = {name: _converted(sources, name, entry) for name, entry in parameters.items()}
     axes = [axis for section, read in _AXES.items() if section in sections for axis in read(sections, sources)]
     order = list(sections)
     axes.sort(key=lambda axis: order.index(axis[0].section))  # stable: within a section as written
@@ -88,10 +90,12 @@ def read_sweep(path: str | Path, overrides: Mapping[str, Any] | None = None) -> 
 
     named = [row.values | changed for row in combinations]
     names = point_names(sources.paths, named)
-    points = [
-        sources.point(name, fixed | added | row.values, path.parent, pinned)
-        for name, row in zip(names, combinations, strict=True)
-    ]
+    beside, typed = (path.parent, Path.cwd()), Written(f"{path}, overrides", (Path.cwd(),))
+    points = []
+    for name, row in zip(names, combinations, strict=True):
+        written = {given: Written(node.where, beside) for given, node in (parameters | row.written).items()}
+        written |= dict.fromkeys(pinned, typed)
+        points.append(sources.point(name, fixed | added | row.values, written))
     _check_distinct(points, combinations)
     others: tuple[Point, ...] = ()
     with contextlib.suppress(ValueError):  # without the overrides it may have no point
@@ -110,7 +114,7 @@ def notebook_point(notebook: str | Path, parameters: Mapping[str, Any]) -> Point
     """
     sources = _Sources.read([as_path("path", notebook).resolve()])
     given = {name: sources.convert(name, value) for name, value in parameters.items()}
-    return sources.point(point_names(sources.paths, [given])[0], given)
+    return sources.point(point_names(sources.paths, [given])[0], given, {})
 
 
 @dataclass(frozen=True)
@@ -158,19 +162,17 @@ class _Sources:
             {name: told(given.get(name, default)) for name, default in defaults.items()} for defaults in self.defaults
         ]
 
-    def point(
-        self, name: str, given: dict[str, Any], folder: Path | None = None, typed: Collection[str] = ()
-    ) -> Point:
-        """Where `folder` is the sweep file's, and `typed` are given on the command line."""
-        places, decides = dict[str, str](), dict(given)
+    def point(self, name: str, given: dict[str, Any], written: Mapping[str, Written]) -> Point:
+        places, decides, here = dict[str, str](), dict(given), (Path.cwd(),)
         for each, value in given.items():
-            beside = folder and each not in typed and located(each, value, folder)
-            if place := beside or located(each, value, Path.cwd()):
+            folders = written[each].folders if each in written else here
+            *beside, typed = (located(each, value, folder) for folder in folders)
+            if place := next(filter(None, (*beside, typed)), None):
                 places[each] = place
-                decides[each] = value if beside else place  # as the same file means the same
+                decides[each] = value if any(beside) else place  # as the same file means the same
         values = [{n: text for n, text in own.items() if n not in IDLE} for own in self.values(decides)]
         key = digest_of([self.code, values, self._modules(given | places)])
-        return Point(name, self.paths, given, key[:16], places)
+        return Point(name, self.paths, given, key[:16], places, written)
 
     def _modules(self, given: Mapping[str, Any]) -> list[str]:
         """Digests of one's own modules that parameters name."""
@@ -192,12 +194,12 @@ class _Row:
     """A place on an axis: parameters with their values, how they are written, where."""
 
     values: dict[str, Any]
-    written: dict[str, str]
+    written: dict[str, Node]
     where: str = ""
     section: str = ""
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}={text}" for name, text in self.written.items()) or "{}"
+        return ", ".join(f"{name}={node}" for name, node in self.written.items()) or "{}"
 
 
 _Axis = list[_Row]
@@ -285,8 +287,7 @@ _AXES = {"grid": _grid, "zip": _zip, "points": _points, "seeds": _seeds}
 
 def _row(section: str, sources: _Sources, entries: Mapping[str, Node]) -> _Row:
     values = {name: _converted(sources, name, entry) for name, entry in entries.items()}
-    written = {name: str(entry) for name, entry in entries.items()}
-    return _Row(values, written, next((entry.where for entry in entries.values()), ""), section)
+    return _Row(values, dict(entries), next((entry.where for entry in entries.values()), ""), section)
 
 
 def _converted(sources: _Sources, name: str, entry: Node) -> Any:
@@ -349,8 +350,8 @@ def _pin(axis: _Axis, pinned: Mapping[str, Any]) -> _Axis:
     if not names:
         return axis
     values = {name: pinned[name] for name in names}
-    texts = {name: str(value) for name, value in values.items()}
-    rows = [replace(row, values=row.values | values, written=row.written | texts) for row in axis]
+    nodes = {name: Node(value, "overrides", str(value)) for name, value in values.items()}
+    rows = [replace(row, values=row.values | values, written=row.written | nodes) for row in axis]
     return list({told(row.values): row for row in reversed(rows)}.values())[::-1]
 
 
@@ -361,7 +362,7 @@ def _combinations(node: Node, axes: Sequence[_Axis]) -> list[_Row]:
     found = []
     for rows in itertools.product(*axes):
         values = {name: value for row in rows for name, value in row.values.items()}
-        written = {name: text for row in rows for name, text in row.written.items()}
+        written = {name: node for row in rows for name, node in row.written.items()}
         found.append(_Row(values, written, rows[-1].where if rows else node.where))
     return found
 

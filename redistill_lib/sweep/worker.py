@@ -77,12 +77,12 @@ def run_point(task: Task) -> PointStatus:
 
 
 def _execute(task: Task, attempts: int) -> PointStatus:
-    point, begun = task.point, time.monotonic()
+    point = task.point
     cells = {path.stem: cells_digest(path) for path in point.notebooks}
     facts: dict[str, Any] = {"parameters": plain(point.parameters), "notebooks": cells, "versions": versions()}
     facts |= {"attempts": attempts, "started": now()}
     running = write_status(task.folder, PointStatus(point.name, point.key, "running", task.session, **facts))
-    told = begun
+    begun = told = time.monotonic()
 
     def on_cell(done: int, count: int, line: str = "") -> None:
         nonlocal told
@@ -91,12 +91,13 @@ def _execute(task: Task, attempts: int) -> PointStatus:
             with contextlib.suppress(OSError):
                 write_status(task.folder, replace(running, cell=cell, seconds=told - begun))
 
-    status, error, rows, size = "ok", None, list[dict[str, Any]](), 0
+    status, error, rows, size, seconds = "ok", None, list[dict[str, Any]](), 0, 0.0
     unwritable: OSError | None = None
     with _interruptible(task):
         try:
             for path in point.notebooks:
                 result = _run_notebook(task, path, begun, on_cell)
+                seconds += result.seconds
                 files = filter(None, (result.notebook, result.html))
                 size += sum(file.stat().st_size for file in files if file.exists())
                 if not result.ok or (result.interrupted and path != point.notebooks[-1]):
@@ -105,11 +106,10 @@ def _execute(task: Task, attempts: int) -> PointStatus:
                     break
                 rows += _rows(result.notebook)
         except KeyboardInterrupt:
-            status = "interrupted"
+            status, seconds = "interrupted", time.monotonic() - begun
         except Exception as failure:
-            status, error = "failed", f"{type(failure).__name__}: {failure}"
-    seconds = round(time.monotonic() - begun, 2)
-    done = replace(running, status=status, error=error, seconds=seconds, rows=rows, bytes=size)
+            status, error, seconds = "failed", f"{type(failure).__name__}: {failure}", time.monotonic() - begun
+    done = replace(running, status=status, error=error, seconds=round(seconds, 2), rows=rows, bytes=size)
     write_status(task.folder, done)
     if unwritable:  # the folder, not a file of a cell's: no other point could be kept either
         raise unwritable

@@ -12,9 +12,9 @@ import pandas as pd
 
 from redistill_lib.checks import check_type, hint
 from redistill_lib.data.sources import BUILT_IN
-from redistill_lib.memory.sizes import parse_size
 from redistill_lib.models import list_models
 from redistill_lib.results import label, level_with, listed, number, pareto_front
+from redistill_lib.sizes import parse_size, short_size
 
 Dtype = Literal["fp32", "fp16", "int8"]
 #: Bytes of an activation, and so of a profile's peak, as a share of those in fp32, in which all are recorded.
@@ -155,14 +155,15 @@ class Tradeoffs:
         """Who is best within the budget, and whose interval reaches into its own; without one, the front's ends."""
         own, data, front = self.own, self.frame["data"].iloc[0], self.front()
         if budget is None:
-            ends = [f"“{row['name']}” ({self.told(row)} in {size(row['peak_bytes'])})" for _, row in front.iterrows()]
+            rows = (row for _, row in front.iterrows())
+            ends = [f"“{row['name']}” ({self.told(row)} in {short_size(row['peak_bytes'])})" for row in rows]
             if len(ends) == 1:
                 return f"On {data}, {ends[0]} beats all {len(own)} in peak and score"
             return f"On {data}, {len(ends)} of {len(own)} are on the front, from {ends[0]} to {ends[-1]}"
-        within, best = f"{size(parse_size(budget))} ({dtype})", self.best(budget, dtype)
+        within, best = f"{short_size(parse_size(budget))} ({dtype})", self.best(budget, dtype)
         if best is None:
             need = self.need(dtype)[own.index]
-            return f"Nothing fits {within} on {data}: “{own['name'][need.idxmin()]}” needs {size(need.min())}"
+            return f"Nothing fits {within} on {data}: “{own['name'][need.idxmin()]}” needs {short_size(need.min())}"
         near = [f"“{name}”" for name in self.rivals(budget, dtype)]
         rivals = f"{len(near)} others" if len(near) > 3 else listed(near or ["none"])
         close = f", and the interval{'s' * (len(near) > 1)} of {rivals} reach{'es' * (len(near) == 1)} into its own"
@@ -221,15 +222,6 @@ def _taught(row: Mapping[str, Any], method: str) -> str:
     if row["init"] != "teacher":
         return method
     return "from the teacher" if row["method"] == "student" else f"{method} from the teacher"
-
-
-def size(nbytes: float) -> str:
-    """Bytes as a data sheet and `parse_size` have them, KB being 1,024.
-
-    >>> size(524288), size(1.5 * 2**20), size(4608)
-    ('512 KB', '1.5 MB', '4.5 KB')
-    """
-    return f"{nbytes / 2**20:.3g} MB" if nbytes >= 2**20 else f"{nbytes / 2**10:.4g} KB"
 
 
 def built_in(name: str) -> bool:
