@@ -29,7 +29,7 @@ __all__ = [
     "sampling_trajectories",
     "tradeoff_explorer",
 ]
-_SHOTS = 13  # of every second of 25 steps, the first and the last among them
+_SHOTS = 9  # every third of 25 steps, the first and the last among them
 
 
 def explore(
@@ -104,7 +104,7 @@ def sampling_trajectories(
     `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` images per role
     are drawn by DDIM in `steps`, all roles from the same noise, that of `seed`. In a live notebook another number of
     steps, of `choices`, and another noise can be chosen; elsewhere this is the film of `figures.trajectories`, with
-    13 of the steps so that a notebook stays small, which moves without a kernel.
+    9 of the steps so that a notebook stays small, which moves without a kernel.
 
     >>> from redistill_lib.models import create_model
     >>> film = sampling_trajectories({"teacher": create_model("unet-1-2", ch=8, mult=(1, 2))}, shape=8, n=2, steps=3)

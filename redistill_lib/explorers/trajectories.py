@@ -87,6 +87,7 @@ class TrajectoryExplorer(Explorer):
         self.play.max = len(times) - 1
         stops = [(f"{k} of {len(times)}: t = {t}", t) for k, t in enumerate(times, 1)]
         self.choose(self.step, stops, min(times, key=lambda t: abs(t - wanted)))
-        figure = go.Figure(film.data, film.layout).update_layout(sliders=[], updatemenus=[])
+        figure = go.Figure(film.data, film.layout)
+        figure.layout.sliders = figure.layout.updatemenus = ()  # `step` and `play` are here
         self._move(figure)
         return figure

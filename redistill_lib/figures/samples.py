@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import plotly.graph_objects as go
@@ -58,7 +59,7 @@ def trajectories(paths: Mapping[str, Trajectory], step: int | None = None) -> go
     `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps: a row each
     of its first four images. Slider and buttons need no kernel; it opens at `step`, by default half way. How far
     students are from the teacher stands beside their rows and in the chart. A step of four networks that draw 16×16
-    grey pixels takes 6 kB. Raises ValueError for paths that differ in time steps or size, and for another step.
+    grey pixels takes 7 kB. Raises ValueError for paths that differ in time steps or size, and for another step.
 
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
     >>> [stop.label for stop in trajectories({"teacher": path, "student": path}).layout.sliders[0].steps]
@@ -70,19 +71,23 @@ def trajectories(paths: Mapping[str, Trajectory], step: int | None = None) -> go
     if not 0 <= step <= last:
         raise ValueError(f"the trajectories have {len(times)} steps, counted from 0; there is no step {step}")
     apart = {role: far.mean(1) for role, far in _differences({r: path.seen for r, path in paths.items()}).items()}
-    sheets = [_sheet(paths, k) for k in range(len(times))]
     beside = [[number(float(apart[role][k])) if role in apart else "" for role in paths] for k in range(len(times))]
+    sheets = [_sheet(paths, k) for k in range(len(times))]
     frames = [_frame(t, sheets[k], k, beside[k]) for k, t in enumerate(times)]
-    figure = go.Figure(frames[step].data, frames[step].layout, frames)
+    height, width = sheets[0].shape[1:]
+    middles = [height * (k + 0.5) / len(paths) for k in range(len(paths))]
+    figure = go.Figure(layout=frames[step].layout, frames=frames)
+    numbers = {"x": [width + 1] * len(paths), "y": middles, "text": beside[step], "textposition": "middle right"}
+    figure.add_scatter(**numbers, mode="text", cliponaxis=False)
+    figure.add_scatter(x=[step, step], y=[0, 1], mode="lines", line_color=MUTED, xaxis="x2", yaxis="y3")
+    figure.update_traces(hoverinfo="skip", showlegend=False)
     for role, far in apart.items():
         told = {"x": [*range(len(times))], "y": far.tolist(), "text": times, "mode": "lines+markers"}
         figure.add_trace(role_trace(role, ": %{y:.2f} at t = %{text}", **told, xaxis="x2", yaxis="y2"))
-    height, width = sheets[0].shape[1:]
     wide, chart = PAGE - _NAMES - _FAR, 150 if apart else 0
     tall = wide * height / width
-    for k, role in enumerate(paths):
-        place = {"x": 0, "xshift": -8, "xanchor": "right", "y": height * (k + 0.5) / len(paths)}
-        figure.add_annotation(text=f"<b>{label(role)}</b>", **place)
+    for role, y in zip(paths, middles, strict=True):
+        figure.add_annotation(text=f"<b>{label(role)}</b>", x=0, xshift=-8, xanchor="right", y=y)
     for head, x in (("is given (x<sub>t</sub>)", 0), ("sees in it", (width + _BETWEEN) / 2)):
         figure.add_annotation(text=head, x=x, xanchor="left", y=0, yanchor="bottom")
     plot = tall + 20 + chart
@@ -120,14 +125,13 @@ def _frame(name: str, sheet: Tensor, k: int, beside: Sequence[str]) -> go.Frame:
 
     _, height, width = sheet.shape
     few = Image.fromarray(sheet.permute(1, 2, 0).squeeze(-1).numpy()).quantize(16 if len(sheet) == 1 else 64)
-    sharp = few.resize((2 * width, 2 * height), Image.Resampling.NEAREST)  # browsers blur what they enlarge
+    png = _address(few, "png", optimize=True)
+    sharp = "style='image-rendering:pixelated'"  # browsers blur what they enlarge
+    drawn = f"<image width='{width}' height='{height}' href='{png}' {sharp}/>"
+    framed = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}'>{drawn}</svg>"
     place = {"x": 0, "y": 0, "xref": "x", "yref": "y", "sizex": width, "sizey": height, "sizing": "stretch"}
-    rows = {"x": [width + 1] * len(beside), "y": [height * (row + 0.5) / len(beside) for row in range(len(beside))]}
-    told = go.Scatter(**rows, mode="text", text=beside, textposition="middle right", cliponaxis=False)
-    here = go.Scatter(x=[k, k], y=[0, 1], mode="lines", line_color=MUTED, xaxis="x2", yaxis="y3")
-    data = [trace.update(hoverinfo="skip", showlegend=False) for trace in (told, here)]
-    layout = {"images": [{"source": _address(sharp, "png", optimize=True), **place}]}
-    return go.Frame(name=name, traces=[0, 1], data=data, layout=layout)
+    layout = {"images": [{"source": "data:image/svg+xml," + quote(framed, "/+=;:,' "), **place}]}
+    return go.Frame(name=name, traces=[0, 1], data=[go.Scatter(text=beside), go.Scatter(x=[k, k])], layout=layout)
 
 
 def _sheet(paths: Mapping[str, Trajectory], k: int) -> Tensor:
