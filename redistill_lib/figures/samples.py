@@ -77,7 +77,7 @@ def trajectories(paths: Mapping[str, Trajectory], step: int | None = None) -> go
     height, width = sheets[0].shape[1:]
     middles = [height * (k + 0.5) / len(paths) for k in range(len(paths))]
     figure = go.Figure(layout=frames[step].layout, frames=frames)
-    numbers = {"x": [width + 1] * len(paths), "y": middles, "text": beside[step], "textposition": "middle right"}
+    numbers = {"x": [width] * len(paths), "y": middles, "text": beside[step], "textposition": "middle right"}
     figure.add_scatter(**numbers, mode="text", cliponaxis=False)
     figure.add_scatter(x=[step, step], y=[0, 1], mode="lines", line_color=MUTED, xaxis="x2", yaxis="y3")
     figure.update_traces(hoverinfo="skip", showlegend=False)
