@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import ipywidgets as widgets
+import nbformat
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from redistill_lib import explorers, figures
@@ -22,6 +31,7 @@ from redistill_lib.explorers.trajectories import TrajectoryExplorer
 from redistill_lib.maps import compare_denoisers
 from redistill_lib.models import create_model
 from redistill_lib.network import record_maps
+from redistill_lib.sweep import pages
 
 ROOT = Path(__file__).parents[1]
 TIMES = (999, 599, 199)
@@ -49,31 +59,89 @@ def words(figure: go.Figure) -> list[str]:
 
 
 def test_trajectories_show_each_role_and_how_far_it_is_from_the_teacher() -> None:
-    figure = figures.trajectories(PATHS)
+    film = figures.trajectories(PATHS)
     expected = (
         "Difference from what the teacher sees: 0.90 (naive student) and 0.80 (RED) at t = 999, "
-        "0.20 (naive student) and 0.10 (RED) at the end"
+        "0.30 (naive student) and 0.20 (RED) at the end"
     )
-    assert headline(figure) == expected
-    assert [trace.name for trace in figure.data[:4]] == [
-        "teacher is given at t = 999", "teacher is given at t = 599", "teacher is given at t = 199",
-        "teacher sees at t = 999",
-    ]  # fmt: skip
-    assert len(figure.data) == 3 + 3 * 4 and figure.data[-1].name == "RED ends in"
-    texts = words(figure)
-    assert [text for text in texts if text[0] == "0"] == [
-        "0.90",
-        "0.50",
-        "0.30",
-        "0.20",
-        "0.80",
-        "0.40",
-        "0.20",
-        "0.10",
+    assert headline(film) == expected
+    assert words(film) == ["teacher", "naive student", "RED", "is given (x t )", "sees in it"]
+    assert [(trace.name, *trace.y) for trace in film.data[2:]] == [
+        ("naive student", *map(pytest.approx, (0.9, 0.5, 0.3))),
+        ("RED", *map(pytest.approx, (0.8, 0.4, 0.2))),
     ]
-    heads = [note for note in figure.layout.annotations if note.text.startswith(("t =", "<b>the end"))]
-    assert [note.text for note in heads] == ["t = 999", "t = 599", "t = 199", "<b>the end</b>"]
-    assert len({note.y for note in heads}) == 1  # all on top of their columns
+
+
+def test_the_slider_of_the_film_shows_what_another_opening_would() -> None:
+    film = figures.trajectories(PATHS)
+    (slider,), (buttons,) = film.layout.sliders, film.layout.updatemenus
+    assert slider.active == 1 and [stop.label for stop in slider.steps] == ["999", "599", "199"]
+    assert [button.label for button in buttons.buttons] == ["play", "pause"]
+    for k, (frame, stop) in enumerate(zip(film.frames, slider.steps, strict=True)):
+        other = figures.trajectories(PATHS, k)
+        assert stop.method == "animate" and [*stop.args[0]] == [frame.name] == [str(TIMES[k])]
+        assert frame.layout.images == other.layout.images and other.layout.sliders[0].active == k
+        for place, trace in zip(frame.traces, frame.data, strict=True):
+            assert trace.to_plotly_json() == {
+                key: other.data[place].to_plotly_json()[key] for key in trace.to_plotly_json()
+            }
+        assert list(frame.data[0].text) == ["", *(f"{PATHS[role].seen[k].max():.2f}" for role in ("student", "red"))]
+        assert list(frame.data[1].x) == [k, k]
+
+
+def test_the_pictures_of_the_film_are_what_is_given_and_seen() -> None:
+    source = figures.trajectories(PATHS, 1).layout.images[0].source
+    png = re.findall(r"href='data:image/png;base64,(.*?)'", unquote(source))[0]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))).convert("L")).astype(int)
+    assert pixels.shape == (3 * 8 + 2 * 2, 8 * 8 + 6 * 2 + 6)  # four images given, four seen, and what is between
+    assert (pixels[:, 38:44] == 255).all() and (pixels[8:10] == 255).all()
+    for row, level in enumerate((0, 0.5, 0.4)):
+        given, seen = pixels[10 * row + 4, 4], pixels[10 * row + 4, 48]
+        assert abs(given - 127.5) <= 9 and abs(seen - (level + 1) * 127.5) <= 9  # of 16 greys the nearest
+
+
+def test_a_film_without_a_teacher_has_no_chart() -> None:
+    film = figures.trajectories({"red": PATHS["red"]})
+    assert headline(film) == "RED on its way out of the noise" and len(film.data) == 2
+    assert list(film.data[0].text) == [""] and not film.layout.showlegend
+
+
+@pytest.mark.browser
+def test_the_film_plays_and_its_slider_moves_in_a_page_without_a_network(tmp_path: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    data = {pages.FIGURE: json.loads(figures.trajectories(PATHS).to_json())}
+    cell = nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=data)])
+    notebook = tmp_path / "film.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    page_file = notebook.with_suffix(".html")
+    page_file.write_text(pages.page_of(notebook, tmp_path), encoding="utf-8")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        )
+        context = browser.new_context(offline=True)
+        page, told = context.new_page(), list[str]()
+        page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.goto(page_file.as_uri())
+        now, picture = page.locator("text.slider-label").first, page.locator(".main-svg image").first
+        expect(now).to_have_text("t = 599", timeout=30_000)
+        seen = {picture.get_attribute("href")}
+        page.locator(".plotly-graph-div").focus()
+        for key, label in (("ArrowRight", "199"), ("ArrowRight", "199"), ("ArrowLeft", "599"), ("ArrowLeft", "999")):
+            page.keyboard.press(key)
+            expect(now).to_have_text(f"t = {label}", timeout=10_000)
+            seen.add(picture.get_attribute("href"))
+        assert len(seen) == 3
+        page.locator(".updatemenu-button", has_text="play").click()
+        expect(now).to_have_text("t = 199", timeout=20_000)
+        rail = page.locator(".slider-rail-touch-rect").bounding_box()
+        assert rail is not None
+        page.mouse.click(rail["x"] + rail["width"] / 2, rail["y"] + rail["height"] / 2)
+        expect(now).to_have_text("t = 599", timeout=10_000)
+        assert told == []
+        browser.close()
 
 
 @pytest.mark.parametrize(
@@ -85,15 +153,10 @@ def test_trajectories_refuse(paths: Any, message: str) -> None:
         figures.trajectories(paths)
 
 
-def test_a_step_shows_what_all_are_given_and_see() -> None:
-    figure = figures.trajectory_step(PATHS, 1)
-    assert headline(figure) == (
-        "At t = 599 the difference from what the teacher sees is 0.50 (naive student) and 0.40 (RED)"
-    )
-    assert len(figure.data) == 2 * 3
-    assert headline(figures.trajectory_step(PATHS, -1)).startswith("At t = 199 ")
-    with pytest.raises(ValueError, match="no shot 3"):
-        figures.trajectory_step(PATHS, 3)
+def test_a_step_that_is_not_there_is_refused() -> None:
+    for step in (3, -1):
+        with pytest.raises(ValueError, match=f"3 steps, counted from 0; there is no step {step}"):
+            figures.trajectories(PATHS, step)
 
 
 # --------------------------------------------------------------------------------------------------------- samples
@@ -178,13 +241,16 @@ def test_maps_need_a_teacher_a_student_and_one_image(networks: dict[str, nn.Modu
 
 @pytest.fixture
 def explorer(networks: dict[str, nn.Module]) -> TrajectoryExplorer:
-    return TrajectoryExplorer(networks, shape=16, n=2, steps=4, choices=(2, 8))
+    return TrajectoryExplorer(networks, shape=16, n=2, steps=4, choices=(2, 8), seed=0)
 
 
-def test_nothing_is_shown_or_imported_in_a_batch() -> None:
+def test_in_a_batch_it_is_the_film_without_widgets() -> None:
     code = (
-        "import sys\nfrom redistill_lib import explorers\nassert explorers.sampling_trajectories({}) is None\n"
-        "assert not {'ipywidgets', 'plotly'} & set(sys.modules)"
+        "import sys\nfrom redistill_lib import explorers, models\n"
+        "net = models.create_model('unet-1-2', ch=8, mult=(1, 2))\n"
+        "film = explorers.sampling_trajectories({'teacher': net}, shape=8, n=1, steps=30)\n"
+        "assert [frame.name for frame in film.frames][::8] == ['999', '32'], [f.name for f in film.frames]\n"
+        "assert 'redistill_lib.explorers.controls' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -192,36 +258,66 @@ def test_nothing_is_shown_or_imported_in_a_batch() -> None:
 
 def test_it_opens_half_way_with_all_controls(networks: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorers, "is_live", lambda: True)
-    view = explorers.sampling_trajectories(networks, shape=16, n=1, steps=4, choices=(2,))
-    assert view is not None
+    view = explorers.sampling_trajectories(networks, shape=16, n=1, steps=4, choices=(2,), seed=9)
     controls = {control.description: control for control in view.children[0].children}
-    assert [*controls] == ["step", "steps", "noise"]
+    assert [*controls] == ["step", "steps", "noise", ""] and isinstance(controls[""], widgets.Play)
     assert controls["steps"].value == 4 and controls["step"].label == "3 of 4: t = 499"
-    assert "At t = 499 " in view.children[2].children[0].layout.title.text
+    assert controls["noise"].value == 9 and controls[""].max == 3
+
+
+async def drawn(explorer: TrajectoryExplorer) -> None:
+    assert explorer.drawing is not None
+    await explorer.drawing
 
 
 def test_another_number_of_steps_stays_at_its_time_and_is_drawn_once(explorer: TrajectoryExplorer) -> None:
-    explorer.step.value = 1
-    assert headline(explorer.figure).startswith("At t = 749 ")
-    explorer.steps.value = 8
-    assert explorer.step.label == "3 of 8: t = 749"
-    explorer.steps.value = 2
-    assert explorer.step.label == "1 of 2: t = 999"
-    explorer.steps.value = 4
-    assert explorer.step.label == "2 of 4: t = 749"  # what was chosen by hand, not what 2 steps made of it
-    assert explorer.paths.cache_info().misses == 3
+    async def choose() -> None:
+        explorer.step.value = 749
+        assert list(explorer.figure.data[1].x) == [1, 1]
+        for steps, label in ((8, "3 of 8: t = 749"), (2, "1 of 2: t = 999")):
+            explorer.steps.value = steps
+            assert f"Drawing {steps} steps" in explorer.status.value
+            await drawn(explorer)
+            assert explorer.step.label == label and explorer.status.value == ""
+        explorer.steps.value = 4
+        assert explorer.step.label == "2 of 4: t = 749"  # what was chosen by hand, not what 2 steps made of it
+        assert explorer.path.cache_info().misses == 3 * 2
+
+    asyncio.run(choose())
 
 
-def test_the_figure_is_the_trajectories(explorer: TrajectoryExplorer) -> None:
-    explorer.seed.value = 3
-    paths = explorer.paths(4, 3)
-    assert torch.equal(paths["teacher"].noisy[0], paths["student"].noisy[0])
-    expected = figures.trajectory_step(paths, explorer.step.value)
-    assert headline(explorer.figure) == headline(expected)
-    assert [trace.source for trace in explorer.figure.data] == [trace.source for trace in expected.data]
-    assert np.ptp([len(times.t) for times in paths.values()]) == 0
+def test_what_is_overtaken_is_not_drawn(explorer: TrajectoryExplorer) -> None:
+    async def choose() -> None:
+        explorer.steps.value = 8
+        explorer.steps.value = 2
+        explorer.seed.value = 5
+        explorer.step.value = 249  # while it draws
+        await drawn(explorer)
+        assert {*explorer.films} == {(4, 0), (2, 5)} and explorer.path.cache_info().misses == 2 * 2
+        assert explorer.step.label == "2 of 2: t = 499" and explorer.status.value == ""
+        explorer.steps.value = 8
+        explorer.steps.value, explorer.seed.value = 4, 0  # which is kept: nothing more is drawn
+        await asyncio.sleep(0.2)
+        assert (8, 5) not in explorer.films and "Drawing" not in explorer.status.value
+
+    asyncio.run(choose())
+
+
+def test_the_figure_is_the_film_at_that_step(explorer: TrajectoryExplorer) -> None:
+    for place, t in enumerate((999, 749, 499, 249)):
+        explorer.step.value = t
+        paths = {role: explorer.path(role, 4, 0) for role in explorer.models}
+        assert torch.equal(paths["teacher"].noisy[0], paths["student"].noisy[0])
+        expected = figures.trajectories(paths, place)
+        assert headline(explorer.figure) == headline(expected)
+        assert [*explorer.figure.layout.images] == [*expected.layout.images]
+        for shown, wanted in zip(explorer.figure.data, expected.data, strict=True):
+            assert (str(shown.x), str(shown.y), str(shown.text)) == (str(wanted.x), str(wanted.y), str(wanted.text))
+        assert not explorer.figure.layout.sliders and not explorer.figure.layout.updatemenus
 
 
 def test_an_explorer_without_networks_says_so() -> None:
     with pytest.raises(ValueError, match="at least one denoiser"):
-        TrajectoryExplorer({}, shape=16, n=2, steps=4, choices=())
+        TrajectoryExplorer({}, shape=16, n=2, steps=4, choices=(), seed=0)
+    with pytest.raises(ValueError, match="no trajectory to show"):
+        explorers.sampling_trajectories({})

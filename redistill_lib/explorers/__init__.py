@@ -1,7 +1,7 @@
 """Explorers: widgets over the figures, in a live notebook.
 
-Elsewhere `explore` is a figure whose slider still moves, `live_curves` collects, and the others return None. What
-draws is imported when an explorer is shown.
+Elsewhere `explore` and `sampling_trajectories` are figures whose sliders still move, `live_curves` collects, and the
+others return None. What draws is imported when an explorer is shown.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "sampling_trajectories",
     "tradeoff_explorer",
 ]
+_SHOTS = 9  # every third of 25 steps, the first and the last among them
 
 
 def explore(
@@ -96,20 +97,29 @@ def sampling_trajectories(
     n: int = 9,
     steps: int = 25,
     choices: Sequence[int] = (5, 10, 25, 50, 100),
-) -> widgets.VBox | None:
-    """Choose a step, the number of steps and the noise; see what each network is given there and what it sees in it.
+    seed: int = 0,
+) -> widgets.VBox | go.Figure:
+    """Out of the noise, step by step: what each network is given and what it sees in it, for all of them at once.
 
     `models` by role: networks, runs or their folders. `shape` as for `sample`, known for a run. `n` images per role
-    are drawn by DDIM, all roles from the same noise. `steps` is what it opens with, `choices` what else there is.
+    are drawn by DDIM in `steps`, all roles from the same noise, that of `seed`. In a live notebook another number of
+    steps, of `choices`, and another noise can be chosen; elsewhere this is the film of `figures.trajectories`, with
+    9 of the steps so that a notebook stays small, which moves without a kernel.
 
-    >>> sampling_trajectories({}) is None
-    True
+    >>> from redistill_lib.models import create_model
+    >>> film = sampling_trajectories({"teacher": create_model("unet-1-2", ch=8, mult=(1, 2))}, shape=8, n=2, steps=3)
+    >>> [frame.name for frame in film.frames]
+    ['999', '666', '332']
     """
     if not is_live():
-        return None
+        from redistill_lib.diffusion import trajectory
+        from redistill_lib.figures import trajectories
+
+        how = dict[str, Any](shape=shape, steps=steps, seed=seed, progress=False)
+        return trajectories({role: trajectory(model, n, _SHOTS, **how) for role, model in models.items()})
     from redistill_lib.explorers.trajectories import TrajectoryExplorer
 
-    return TrajectoryExplorer(models, shape, n, steps, choices).view
+    return TrajectoryExplorer(models, shape, n, steps, choices, seed).view
 
 
 def tradeoff_explorer(

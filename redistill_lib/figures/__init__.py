@@ -9,8 +9,8 @@ from redistill_lib.figures.factorial import factorial
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
-from redistill_lib.figures.quality import quality_vs_memory
-from redistill_lib.figures.samples import images, sample_grids, trajectories, trajectory_step
+from redistill_lib.figures.quality import quality
+from redistill_lib.figures.samples import images, sample_grids, trajectories
 from redistill_lib.figures.tradeoffs import tradeoffs
 from redistill_lib.figures.training import accuracies, confusions, curves, denoising_curves
 
@@ -34,7 +34,7 @@ __all__ = [
     "memory_table",
     "memory_timeline",
     "published_footprints",
-    "quality_vs_memory",
+    "quality",
     "resolutions",
     "sample_grids",
     "stride_plans",
@@ -44,5 +44,4 @@ __all__ = [
     "tradeoff_curves",
     "tradeoffs",
     "trajectories",
-    "trajectory_step",
 ]

@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import plotly.graph_objects as go
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
-from redistill_lib.figures.theme import PAGE, finish, muted
+from redistill_lib.figures.theme import MUTED, PAGE, finish, role_trace
 from redistill_lib.results import label, listed, number, paired_difference, role_key, the
 
 SIDE = 96  # pixels an image is reduced to when it is larger
+_SHOWN, _BETWEEN = 4, 6  # images of a film's row, and pixels between what is given and what is seen
+_NAMES, _FAR = 124, 48  # pixels left and right of it
 _MEASURE = "Difference: root mean square over pixels, where black is −1 and white 1"
 Panel = tuple[go.Image | go.Heatmap | None, str, str]  # what is shown, the text above it, the text below it
 Rows = Sequence[Sequence[Panel]]
@@ -50,58 +53,110 @@ def images(
     return panels(rows, (height, width), found, shape if title else "")
 
 
-def trajectories(paths: Mapping[str, Trajectory]) -> go.Figure:
-    """The first image on its way out of the noise, from left to right in time: a row per role.
+def trajectories(paths: Mapping[str, Trajectory], step: int | None = None) -> go.Figure:
+    """Out of the noise, step by step: x_t, which each network is given, and the image that it sees in it.
 
-    `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps. First row:
-    x_t, what the first of the networks is given; then the image that each sees in what it is given; last column:
-    where it ends. Below a student's images stands how far they are from the teacher's; the title has the means over
-    all images of the trajectories. Raises ValueError for paths that differ in time steps or size.
+    `paths` (`redistill_lib.diffusion.trajectory`) by role, all from the same noise at the same time steps: a row each
+    of its first four images. Slider and buttons need no kernel; it opens at `step`, by default half way. How far
+    students are from the teacher stands beside their rows and in the chart. A step of four networks that draw 16×16
+    grey pixels takes 7 kB. Raises ValueError for paths that differ in time steps or size, and for another step.
 
     >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
-    >>> len(trajectories({"teacher": path, "student": path}).data)
-    8
+    >>> [stop.label for stop in trajectories({"teacher": path, "student": path}).layout.sliders[0].steps]
+    ['999', '499']
     """
     first, leader = _checked(paths), next(iter(paths))
-    seen = {role: torch.cat([path.seen, path.final[None]]) for role, path in paths.items()}
-    apart, times = _differences(seen), [f"t = {t}" for t in first.t]
-    lines = [(leader, "is given", first.noisy), *((role, "sees", shots) for role, shots in seen.items())]
-    rows: list[list[Panel]] = [[] for _ in lines]
-    for r, (role, does, shots) in enumerate(lines):
-        for k, shown in enumerate(shots[:, 0]):
-            name = f"{label(role)} ends in" if k == len(times) else f"{label(role)} {does} at {times[k]}"
-            far = number(float(apart[role][k, 0])) if r and role in apart else ""
-            rows[r].append((image_trace(to_uint8(shown), name), "" if r else times[k], far and muted(far)))
-    rows[0].append((None, "<b>the end</b>", ""))  # nothing is given there
-    note = f"Below students: difference from the teacher's. {_MEASURE}; title: mean over {len(first.final)} images."
+    times, last = [str(t) for t in first.t], len(first.t) - 1
+    step = len(times) // 2 if step is None else step
+    if not 0 <= step <= last:
+        raise ValueError(f"the trajectories have {len(times)} steps, counted from 0; there is no step {step}")
+    apart = {role: far.mean(1) for role, far in _differences({r: path.seen for r, path in paths.items()}).items()}
+    beside = [[number(float(apart[role][k])) if role in apart else "" for role in paths] for k in range(len(times))]
+    sheets = [_sheet(paths, k) for k in range(len(times))]
+    frames = [_frame(t, sheets[k], k, beside[k]) for k, t in enumerate(times)]
+    height, width = sheets[0].shape[1:]
+    middles = [height * (k + 0.5) / len(paths) for k in range(len(paths))]
+    figure = go.Figure(layout=frames[step].layout, frames=frames)
+    numbers = {"x": [width] * len(paths), "y": middles, "text": beside[step], "textposition": "middle right"}
+    figure.add_scatter(**numbers, mode="text", cliponaxis=False)
+    figure.add_scatter(x=[step, step], y=[0, 1], mode="lines", line_color=MUTED, xaxis="x2", yaxis="y3")
+    figure.update_traces(hoverinfo="skip", showlegend=False)
+    for role, far in apart.items():
+        told = {"x": [*range(len(times))], "y": far.tolist(), "text": times, "mode": "lines+markers"}
+        figure.add_trace(role_trace(role, ": %{y:.2f} at t = %{text}", **told, xaxis="x2", yaxis="y2"))
+    wide, chart = PAGE - _NAMES - _FAR, 150 if apart else 0
+    tall = wide * height / width
+    for role, y in zip(paths, middles, strict=True):
+        figure.add_annotation(text=f"<b>{label(role)}</b>", x=0, xshift=-8, xanchor="right", y=y)
+    for head, x in (("is given (x<sub>t</sub>)", 0), ("sees in it", (width + _BETWEEN) / 2)):
+        figure.add_annotation(text=head, x=x, xanchor="left", y=0, yanchor="bottom")
+    plot = tall + 20 + chart
+    edge = 10 * last / (wide - 20)  # the slider keeps 10 pixels free at its ends, the chart above it the same
+    figure.update_layout(
+        xaxis={"visible": False, "range": [0, width]},
+        yaxis={"visible": False, "range": [height, 0], "domain": [1 - tall / plot, 1]},
+        xaxis2={
+            "range": [-edge, last + edge],
+            "anchor": "y2",
+            "showticklabels": False,
+            "tickvals": [*range(last + 1)],
+        },
+        yaxis2={"domain": [0, chart / plot], "title": "difference", "rangemode": "tozero"},
+        yaxis3={
+            "overlaying": "y2",
+            "anchor": "x2",
+            "visible": False,
+            "range": [0, 1],
+        },  # of the line through the chart
+        **_controls(times, step),
+    )
+    note = "In what it is given a network sees an image, early on a guess."
     text = f"{label(leader)} on its way out of the noise"
     if apart:
-        starts, ends = (_told({role: values[k] for role, values in apart.items()}) for k in (0, -1))
-        text = f"Difference from what the teacher sees: {starts} at t = {first.t[0]}, {ends} at the end"
-    names = [f"<b>{label(role)}</b><br>{does}" for role, does, _ in lines]
-    return panels(rows, first.final.shape[-2:], text, note, names=names)
+        note += f" {_MEASURE}; beside the rows and below, mean over {len(first.final)} images."
+        starts, ends = (_told({role: far[k] for role, far in apart.items()}) for k in (0, -1))
+        text = f"Difference from what the teacher sees: {starts} at t = {times[0]}, {ends} at the end"
+    return finish(figure, text, note, plot=round(plot), margins=(_NAMES, 22, _FAR, 96), legend=bool(apart))
 
 
-def trajectory_step(paths: Mapping[str, Trajectory], shot: int) -> go.Figure:
-    """All images of each role at one shot: above what the networks are given, below what they see in it.
+def _frame(name: str, sheet: Tensor, k: int, beside: Sequence[str]) -> go.Frame:
+    """What changes from step to step: the picture, the numbers beside its rows, and where the chart is looked at."""
+    from PIL import Image
 
-    `paths` as for `trajectories`; `shot` counts from 0, −1 is the last. One column per role.
+    _, height, width = sheet.shape
+    few = Image.fromarray(sheet.permute(1, 2, 0).squeeze(-1).numpy()).quantize(16 if len(sheet) == 1 else 64)
+    png = _address(few, "png", optimize=True)
+    sharp = "style='image-rendering:pixelated'"  # browsers blur what they enlarge
+    drawn = f"<image width='{width}' height='{height}' href='{png}' {sharp}/>"
+    framed = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}'>{drawn}</svg>"
+    place = {"x": 0, "y": 0, "xref": "x", "yref": "y", "sizex": width, "sizey": height, "sizing": "stretch"}
+    layout = {"images": [{"source": "data:image/svg+xml," + quote(framed, "/+=;:,' "), **place}]}
+    return go.Frame(name=name, traces=[0, 1], data=[go.Scatter(text=beside), go.Scatter(x=[k, k])], layout=layout)
 
-    >>> path = Trajectory((999, 499), *torch.zeros(2, 2, 4, 1, 8, 8), torch.zeros(4, 1, 8, 8))
-    >>> trajectory_step({"teacher": path, "red": path}, 1).layout.title.text.partition("<br>")[0]
-    '<b>At t = 499 the difference from what the teacher sees is 0.00 (RED)</b>'
-    """
-    first = _checked(paths)
-    if not -len(first.t) <= shot < len(first.t):
-        raise ValueError(f"the trajectories have {len(first.t)} shots, counted from 0; there is no shot {shot}")
-    given, extent = _grids({role: path.noisy[shot] for role, path in paths.items()})
-    images = {role: path.seen[shot] for role, path in paths.items()}
-    text = f"At t = {first.t[shot]}"
-    if apart := _differences(images):
-        text += f" the difference from what the teacher sees is {_told(apart)}"
-    note = f"{_MEASURE}; mean over {len(first.final)} images."
-    names = ["each<br>is given", "each<br>sees"]
-    return panels([given, _grids(images)[0]], extent, text, note, names=names)
+
+def _sheet(paths: Mapping[str, Trajectory], k: int) -> Tensor:
+    """A step in 16 greys, to be small: left what the networks are given, right what they see, a row each."""
+    halves = []
+    for shots in ([path.noisy[k] for path in paths.values()], [path.seen[k] for path in paths.values()]):
+        chosen = torch.cat([shot[:_SHOWN] for shot in shots])
+        halves.append(image_grid(to_uint8(chosen), len(chosen) // len(shots)))
+    between = torch.full_like(halves[0][..., :_BETWEEN], 255)
+    return torch.cat([halves[0], between, halves[1]], -1).div(17).round().mul(17).byte()
+
+
+def _controls(times: Sequence[str], step: int) -> dict[str, Any]:
+    """Slider and buttons of a film whose frames have these names."""
+    now, slow = (
+        {"mode": "immediate", "frame": {"duration": ms, "redraw": True}, "transition": {"duration": 0}}
+        for ms in (0, 250)
+    )
+    stops = [{"label": t, "method": "animate", "args": [[t], now]} for t in times]
+    slider = {"steps": stops, "active": step, "x": 0, "len": 1, "y": 0, "currentvalue": {"prefix": "t = "}}
+    play = {"label": "play", "method": "animate", "args": [None, {"fromcurrent": True, **slow}]}
+    pause = {"label": "pause", "method": "animate", "args": [[None], now]}
+    place = {"x": 0, "xanchor": "right", "y": 0, "yanchor": "top", "pad": {"t": 20, "r": 12}}
+    buttons = {"type": "buttons", "direction": "left", "showactive": False, "buttons": [play, pause], **place}
+    return {"sliders": [slider], "updatemenus": [buttons]}
 
 
 def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure:
@@ -167,16 +222,20 @@ def image_trace(image: Any, name: str, *, most: int = SIDE, extent: Sequence[int
     pixels = np.asarray(image).transpose(1, 2, 0)
     step = math.ceil(max(pixels.shape[:2]) / most)
     shown = pixels[::step, ::step]
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 88})):  # JPEG where PNG would be large
-        buffer = io.BytesIO()
-        Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown).save(buffer, kind, **options)
-        if buffer.tell() < 6000:
-            break
-    source = f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    picture = Image.fromarray(shown[..., 0] if shown.shape[-1] == 1 else shown)
+    source = _address(picture, "png", optimize=True)
+    if len(source) > 8000:  # as of a photograph
+        source = _address(picture, "jpeg", quality=88)
     height, width = extent or pixels.shape[:2]
     dy, dx = height / shown.shape[0], width / shown.shape[1]
     place = {"x0": dx / 2, "y0": dy / 2, "dx": dx, "dy": dy}
     return go.Image(source=source, name=name, hovertemplate=f"{name}<extra></extra>", **place)
+
+
+def _address(picture: Any, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _grids(images: Mapping[str, Tensor]) -> tuple[list[Panel], Sequence[int]]:

@@ -25,8 +25,8 @@ def page_of(notebook: Path, folder: Path) -> str:
     """The page to be put beside an executed notebook, as HTML.
 
     Figures are drawn by a plotly.min.js in `folder` (5 MB), which is copied there once from the installed plotly and
-    may serve any number of pages in it and below. The page follows the reader's light or dark theme, its figures
-    too. Only formulas need a network, for MathJax.
+    may serve any number of pages in it and below; the arrow keys move the slider of a figure that has the focus. The
+    page follows the reader's light or dark theme, its figures too. Only formulas need a network, for MathJax.
     """
     from nbconvert import HTMLExporter
 
@@ -95,6 +95,17 @@ document.addEventListener("DOMContentLoaded", () => {
       figure.config = { responsive: true, ...figure.config };
       data.remove();
       Plotly.newPlot(place, figure);
+      if (!figure.layout.sliders) continue;
+      place.tabIndex = 0;
+      place.ariaLabel = "a figure whose slider the left and right arrow keys move";
+      place.addEventListener("keydown", event => {
+        const way = {ArrowRight: 1, ArrowLeft: -1}[event.key], {steps, active} = place.layout.sliders[0];
+        if (!way) return;
+        event.preventDefault();
+        const next = Math.min(Math.max((active || 0) + way, 0), steps.length - 1);
+        const moved = Plotly[steps[next].method](place, ...steps[next].args);
+        moved.then(() => Plotly.relayout(place, {"sliders[0].active": next}), () => {});  // unless overtaken
+      });
     } else {
       place.append("This figure needs the file {{ resources.library }}, which is not there.");
     }
