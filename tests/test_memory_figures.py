@@ -27,12 +27,13 @@ from redistill_lib.figures import (
     published_footprints,
     theme,
 )
-from redistill_lib.figures.memory import GREYS, ROLES, ratio
+from redistill_lib.figures.memory import GREYS, ROLES
 from redistill_lib.figures.memory_layers import role_name
 from redistill_lib.memory import Profile, Row, format_size, memory_bounds, profile_memory
 from redistill_lib.memory.layers import block_names, layers_of, red_runs
 from redistill_lib.models import create_model, student_name
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
+from redistill_lib.sizes import ratio
 
 
 def inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redistill_lib.exploration import AGREEING, UNTRAINED, Exploration, Shown, View
-from redistill_lib.figures.memory import ratio, unit_of
+from redistill_lib.figures.memory import unit_of
 from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, look, short
 from redistill_lib.memory import format_size
 from redistill_lib.memory.profile import place_name
 from redistill_lib.results import label, number
+from redistill_lib.sizes import ratio
 
 _LEFT, _RIGHT, _SIDE, _FREE = 112, 12, 250, 76  # pixels beside the plot; of the accuracy, and free before it
 _SLIDER, _STEPS, _BARS, _GAP, _WORDS = 62, 90, 150, 26, 22  # pixels: above, of rows, between them, below a map

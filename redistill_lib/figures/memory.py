@@ -14,6 +14,7 @@ from redistill_lib.memory import Bounds, Profile, Row, format_size
 from redistill_lib.memory.layers import block_names, red_runs
 from redistill_lib.memory.profile import place_name
 from redistill_lib.memory.schedule import Buffer
+from redistill_lib.sizes import ratio
 
 _PLOT = 330  # pixels
 _VEIL = "rgba(255,255,255,0.75)"  # behind texts over areas
@@ -211,11 +212,3 @@ def setting(profile: Profile) -> str:
     """The input and how memory is counted: what every number here depends on."""
     shapes = ", ".join("×".join(map(str, shape)) for shape in profile.inputs)
     return f"on {shapes}, {profile.dtype}, {profile.convention} convention"
-
-
-def ratio(reference: float, value: float) -> str:
-    """How much less, or more, than a reference."""
-    times = max(reference, value) / min(reference, value)
-    if times < 1.005:
-        return "about as much as"
-    return f"{times:.{2 if times < 1.995 else 1}f}× {'less' if value < reference else 'more'} than"

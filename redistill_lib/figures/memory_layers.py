@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from redistill_lib.figures.memory import bound_values, ratio, setting, unit_of
+from redistill_lib.figures.memory import bound_values, setting, unit_of
 from redistill_lib.figures.theme import (
     INK,
     PAGE,
@@ -28,6 +28,7 @@ from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.memory.layers import layers_of
 from redistill_lib.memory.profile import place_name
 from redistill_lib.results import capital, label, listed, role_key, the
+from redistill_lib.sizes import ratio
 
 if TYPE_CHECKING:
     from torchinfo import ModelStatistics
