@@ -41,7 +41,7 @@ def budget(fit: BudgetFit, budgets: Sequence[int] = ()) -> go.Figure:
         last = [len(figure.data) - 1]  # the ring, the only trace that changes
         steps = [{"label": round_size(k), "method": "update", "args": [*changes[k], last]} for k in stops]
         slider: dict[str, Any] = {"steps": steps, "active": [*stops].index(fit.budget_bytes), "y": 1}
-        slider |= {"yanchor": "bottom", "pad": {"b": 26, "t": 0}, "currentvalue": {"prefix": "budget "}}
+        slider |= {"yanchor": "bottom", "pad": {"b": 32, "t": 0}, "currentvalue": {"prefix": "budget "}}
         figure.update_layout(sliders=[slider])
     return figure
 
@@ -64,7 +64,7 @@ def every_plan(fit: BudgetFit) -> go.Figure:
 
 
 def _finish(figure: go.Figure, fit: BudgetFit, slider: bool) -> go.Figure:
-    return finish(figure, fit.verdict, _note(fit), plot=380, margins=(78, 84 if slider else 22, 24, 56), legend=True)
+    return finish(figure, fit.verdict, _note(fit), plot=380, margins=(78, 90 if slider else 22, 24, 56), legend=True)
 
 
 def _move(figure: go.Figure, ring: dict[str, Any], layout: dict[str, Any]) -> None:
