@@ -80,6 +80,7 @@ class Explorer:
         self.drawn = widgets.VBox([self.figure, self.code, self.table])
         self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn])
         self.draw()
+        self.figure._repr_mimebundle_()  # gives the page all that is drawn, as plotly does for a figure in no box
         for control in controls:
             control.observe(self.draw, "value")
 

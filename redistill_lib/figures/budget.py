@@ -14,7 +14,8 @@ from redistill_lib.budget import FORMS, Blocks, BudgetFit, Fit
 from redistill_lib.figures.theme import INK, MUTED, faint, finish, look, round_size, size_axis
 from redistill_lib.memory import format_size
 
-_VEIL = "rgba(247,248,249,0.8)"  # over what does not fit, which turns grey without being drawn anew
+# Over what does not fit, which turns grey without being drawn anew; it spares a plan that needs all of the budget.
+_VEIL = "rgba(247,248,249,0.8)"
 _ENDS: tuple[Blocks, ...] = "published", "none"
 
 
@@ -144,7 +145,7 @@ def _change(fit: BudgetFit, title: str) -> list[dict[str, Any]]:
     text = f"<b>{best.plan}</b><br>{best.dtype}, {format_size(x)}"
     at = {"annotations[1].x": math.log10(x), "annotations[1].y": math.log10(y), "annotations[1].text": text}
     at |= {"annotations[0].x": math.log10(edge), "annotations[0].text": f"<b>budget {round_size(edge)}</b>"}
-    at |= {"shapes[0].x0": edge, "shapes[1].x0": edge, "shapes[1].x1": edge}
+    at |= {"shapes[0].x0": edge * 1.06, "shapes[1].x0": edge, "shapes[1].x1": edge}
     return [{"x": [[x]], "y": [[y]]}, at | {"title.text": title}]
 
 
