@@ -120,35 +120,36 @@ def explore(
     classes: Sequence[str] = (),
     factors: Sequence[int] = (2, 4, 8),
 ) -> Exploration:
-    """Look at a teacher and its students on the same images (uint8, N×C×H×W), layer by layer.
+    """Look at a teacher and its students on the same images (N×C×H×W: uint8, or floats from 0 to 1), layer by layer.
 
     `students` is a network, or networks by role (``naive``, ``red``, …), several where they pool unlike. Beside them
     stands an untrained student at each of `factors` that the teacher's stride allows: the teacher's own weights,
     pooled that much harder in its first layer. `labels` are the numbers of the images' classes, named by `classes`:
-    with them, each network's accuracy on these images is measured. Raises ValueError for other images, or a teacher
-    without a layer whose map can be shown.
+    with them, each network's accuracy on these images is measured. Raises ValueError for other images, a network
+    that cannot be run on them, or a teacher without a layer whose map can be shown.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1))
     >>> explore(net, None, torch.randint(0, 255, (2, 1, 32, 32), dtype=torch.uint8), factors=[2])
     Exploration(Sequential: untrained ×1/2; 2 images)
     """
-    if images.ndim != 4 or images.dtype != torch.uint8 or not len(images):
-        raise ValueError(f"images are uint8, N×C×H×W, one or more, not {images.dtype} {tuple(images.shape)}")
-    if labels is not None and len(labels) != len(images):
-        raise ValueError(f"{len(images)} images but {len(labels)} labels; give one per image")
+    images = _as_bytes(images)
+    numbers = None if labels is None else torch.as_tensor(labels)
+    if numbers is not None and len(numbers) != len(images):
+        raise ValueError(f"{len(images)} images but {len(numbers)} labels; give one per image")
+    if numbers is not None and classes and int(numbers.max()) >= len(classes):
+        raise ValueError(f"an image is of class {int(numbers.max())}, but there are {len(classes)} names of classes")
     given = {"student": students} if isinstance(students, nn.Module) else dict(students or {})
-    first = _first_side(teacher, images[0])
+    first = _first_side(teacher, images[0], "the teacher")
     networks: dict[tuple[str, int], nn.Module] = {}
     for factor in factors:
         with contextlib.suppress(ValueError, RuntimeError):  # the teacher's strides have no such factor
             networks[UNTRAINED, factor] = derive_student(teacher, factor, example=as_inputs(teacher, images[:1]))[0]
     for role, one in given.items():
         for network in [one] if isinstance(one, nn.Module) else one:
-            place = role, max(1, round(first / _first_side(network, images[0])))
+            place = role, max(1, round(first / _first_side(network, images[0], role)))
             if place in networks or role == "teacher":
                 raise ValueError(f"two networks are {role} at ×{place[1]}; give each a role of its own")
             networks[place] = network
-    numbers = None if labels is None else torch.as_tensor(labels)
     with progress_bar(1 + len(networks), "looking at networks") as bar:
         layers = _layers(teacher, images[0])
         seen = _look(teacher, teacher, layers, images, numbers)
@@ -161,9 +162,24 @@ def explore(
     return Exploration(seen, found, images, named)
 
 
-def _first_side(model: nn.Module, image: Tensor) -> int:
+def _as_bytes(images: Tensor) -> Tensor:
+    """Images of 0 to 1 as those of 0 to 255."""
+    if images.ndim == 4 and len(images):
+        if images.dtype == torch.uint8:
+            return images
+        if images.is_floating_point() and 0 <= images.min() <= images.max() <= 1:
+            return (255 * images).round().byte()
+    told = f"{images.dtype} {tuple(images.shape)}"
+    raise ValueError(f"images are N×C×H×W, one or more, uint8 or floats from 0 to 1, not normalised, not {told}")
+
+
+def _first_side(model: nn.Module, image: Tensor, role: str) -> int:
     """Height of the map after its first layer."""
-    if not (maps := layer_maps(model, image)):
+    try:
+        maps = layer_maps(model, image)
+    except RuntimeError as error:  # PyTorch's own, from some layer inside
+        raise ValueError(f"{role} cannot be run on these images: {str(error).splitlines()[0]}") from None
+    if not maps:
         raise ValueError(f"{type(model).__name__} has no layer with a feature map that could be shown")
     return maps[0][1][1]
 

@@ -232,9 +232,9 @@ def _check_one(image: Tensor) -> None:
 
 
 def as_inputs(model: nn.Module, images: Tensor) -> tuple[Tensor]:
-    """Images (uint8) as a network takes them."""
-    parameter = next(model.parameters(), None)
-    return (to_float(images if parameter is None else images.to(parameter.device)),)
+    """Images (uint8) as a network takes them: where its weights are, and of their precision."""
+    weights = next((each for each in model.parameters() if each.is_floating_point()), None)
+    return (to_float(images) if weights is None else to_float(images.to(weights.device)).to(weights.dtype),)
 
 
 def read_maps(model: nn.Module, places: Sequence[tuple[MapRef, Extent | None]], *inputs: Tensor) -> list[Tensor]:

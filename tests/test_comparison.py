@@ -672,6 +672,21 @@ def test_marks_stand_where_the_table_says(found: Comparison) -> None:
     assert found.headline().partition(" reaches")[0][:20] in drawn.layout.title.text
 
 
+def test_the_table_to_read_says_what_the_numbers_say(found: Comparison) -> None:
+    numbers, shown = found.table.set_index("arm"), figures.comparison_table(found)
+    assert shown.index.tolist() == found.table["arm"].tolist()
+    for arm, row in shown.iterrows():
+        its = numbers.loc[arm]
+        assert row["test accuracy"] == f"{its['accuracy']:.1f} ± {(its['high'] - its['low']) / 2:.1f} %"
+        assert row["peak"] == "18.8 KiB" and row["epochs"] == f"{its['epochs']:.0f}"
+    assert shown.loc["naive", ["above naive", "of the gap to the teacher"]].tolist() == ["", ""]
+    blank = replace(
+        found, runs=found.runs.assign(peak_bytes=math.nan, multiply_adds=[math.nan, *[1e6] * 99][: len(found.runs)])
+    )
+    shown = figures.comparison_table(blank)
+    assert "peak" not in shown and "nan" not in shown.to_string() and "mult-adds" in shown
+
+
 def test_many_arms_of_strange_names(found: Comparison) -> None:
     long = "<b>&x; the very long name of an arm that is a reference, learning rate 0.1"
     names = [long, *(f"arm {k}" for k in range(19))]

@@ -24,6 +24,7 @@ from redistill_lib.cli import main
 from redistill_lib.data import load_data, to_float
 from redistill_lib.exploration import Exploration, explore
 from redistill_lib.explorers.exploration import StrideExplorer
+from redistill_lib.looks import dark_figures
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.own import resolve_model, student_of
@@ -151,11 +152,23 @@ def test_blocks_count_and_are_drawn() -> None:
 
 @pytest.mark.parametrize(
     ("images", "told"),
-    [(IMAGES.float(), "images are uint8"), (IMAGES[0], "images are uint8"), (IMAGES[:0], "images are uint8")],
+    [
+        (IMAGES.float(), "float32"),
+        (IMAGES[0], "uint8"),
+        (IMAGES[:0], "uint8"),
+        (IMAGES.float() / 255 - 0.5, "float32"),
+    ],
 )
 def test_other_images_are_refused(images: Any, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=f"images are N×C×H×W, one or more, uint8 or floats from 0 to 1, .*{told}"):
         explore(teacher(), None, images)
+
+
+def test_images_from_0_to_1_and_half_precision() -> None:
+    plain = explore(teacher(), None, IMAGES[:4], factors=[2]).students["untrained"][2]
+    for network, images in ((teacher(), IMAGES[:4] / 255), (teacher().bfloat16(), IMAGES[:4])):
+        view = explore(network, None, images, factors=[2]).students["untrained"][2]
+        assert view.sides == plain.sides and view.correlation == pytest.approx(plain.correlation, abs=0.03)
 
 
 def test_what_is_not_there_is_refused(found: Exploration) -> None:
@@ -167,6 +180,11 @@ def test_what_is_not_there_is_refused(found: Exploration) -> None:
         explore(teacher(), None, IMAGES, [1, 2, 3])
     with pytest.raises(ValueError, match="two networks are red at ×1; give each a role of its own"):
         explore(teacher(), {"red": [teacher(), teacher()]}, IMAGES)
+    with pytest.raises(ValueError, match="an image is of class 9, but there are 3 names of classes"):
+        explore(teacher(), None, IMAGES[:1], [9], classes=["a", "b", "c"])
+    colour = create_model("resnet18-4-11221", width=0.125)
+    with pytest.raises(ValueError, match=r"^red cannot be run on these images: .*expected input"):
+        explore(teacher(), {"red": colour}, IMAGES)
     with pytest.raises(ValueError, match="no layer with a feature map"):
         explore(nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), None, IMAGES)
 
@@ -191,7 +209,7 @@ def test_the_page_needs_no_network(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*wanted, "--budget", "200KB", "--html", str(file)]) == 0
     assert capsys.readouterr().out.strip() == str(file)
     page = file.read_text(encoding="utf-8")
-    assert len(page) < 3 * 2**20 and "src=" not in page
+    assert len(page) < 3 * 2**20 and "src=" not in page and dark_figures() in page
     library = re.findall(r'id="library">(.*?)</script>', page)[0]
     assert gzip.decompress(base64.b64decode(library)).decode() == get_plotlyjs()
     figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))

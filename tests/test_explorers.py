@@ -25,6 +25,7 @@ from redistill_lib import explorers, figures
 from redistill_lib.exploration import explore
 from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
 from redistill_lib.explorers.exploration import StrideExplorer
+from redistill_lib.looks import dark_figures
 from redistill_lib.models import create_model
 
 ROOT = Path(__file__).parents[1]
@@ -153,9 +154,9 @@ def test_every_control_is_described(explorer: StrideExplorer, live: None) -> Non
 
 def test_live_curves_grow(live: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr("IPython.display.display", shown.append)
+    monkeypatch.setattr("IPython.display.display", lambda *widgets: shown.extend(widgets))
     curves = explorers.live_curves(["teacher", "red"])
-    assert shown == [curves.shown]
+    assert shown[0] is curves.shown and dark_figures('[data-jp-theme-light="false"]') in shown[1].value
     assert title(curves.shown) == "Waiting for the first epoch"
     rows = [{"epoch": k, "validation_accuracy": 0.1 * k, "train_task": 2.0 / k} for k in (1, 2, 3)]
     traces = curves.shown.data
@@ -246,4 +247,8 @@ def test_moving_the_slider_changes_the_figure_in_jupyterlab(lab: str) -> None:
         page.keyboard.press("ArrowRight")
         expect(headline).to_contain_text("Pooled ×8 earlier", timeout=15_000)
         expect(stride).to_contain_text("×8")
+        drawn = page.locator(".main-svg").first
+        expect(drawn).to_have_css("filter", "none")
+        page.evaluate("document.body.dataset.jpThemeLight = 'false'")  # as JupyterLab's dark theme does
+        expect(drawn).to_have_css("filter", re.compile(r"invert\(0\.93\)"))
         browser.close()

@@ -16,10 +16,12 @@ from test_results import runs
 from torch import nn
 
 from redistill_lib import figures
+from redistill_lib.distill import Tap, match_taps
 from redistill_lib.figures import theme
 from redistill_lib.figures.diagrams import map_sides
 from redistill_lib.maps import MapComparison
 from redistill_lib.methods import METHODS
+from redistill_lib.models import create_model
 from redistill_lib.network import find_resolutions
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import interval, label, summarize
@@ -49,9 +51,9 @@ def comparison(side: int = 20, ours: int = 10, score: float = 0.414, **changes: 
 def test_figures_take_results_and_run_no_network() -> None:
     rooms = {"network", "student", "distill", "red", "train", "methods"}
     for file in Path(figures.__file__).parent.glob("*.py"):
-        code = file.read_text(encoding="utf-8").replace(
-            "from redistill_lib.network import Resolutions, Step", ""
-        )  # a result
+        code = file.read_text(encoding="utf-8")
+        for names in ("network import MapRef, Resolutions, Step", "distill import Tap"):  # results
+            code = code.replace(f"from redistill_lib.{names}\n", "")
         found = re.findall(r"(?:from|import) redistill_lib\.(\w+)", code)
         assert not rooms & set(found), file.name
 
@@ -297,6 +299,31 @@ def test_resolutions_of_any_networks_share_an_axis() -> None:
     assert [row[1:] for row in figure.data[0].customdata] == [[64, 1], [32, 2], [16, 2], [8, 2]]
     assert [row[1:] for row in figure.data[1].customdata] == [[64, 1], [16, 4], [8, 2], [8, 1]]
     assert "works on 16×16 maps from its 0 on, where the teacher still has 32×32" in headline(figure)
+
+
+def test_taps_are_arrows_between_maps_of_one_size() -> None:
+    image = torch.zeros(1, 1, 40, 40)
+    student, teacher = (
+        create_model(name, width=0.125, in_channels=1) for name in ("resnet18-4-11221", "resnet18-1-21222")
+    )
+    pairs = match_taps(student, teacher, image)
+    found = {"teacher": find_resolutions(teacher, image), "student": find_resolutions(student, image)}
+    figure = figures.taps(*found.values(), pairs)
+    assert headline(figure) == "5 taps pair maps of one size, which the student has earlier than its teacher"
+    bars = dict(zip(found, figure.data, strict=True))
+    assert [*bars["teacher"].hovertext] == ["40×40", "20×20", "10×10", "5×5", "3×3"]
+    assert [*bars["student"].hovertext] == ["40×40", "10×10", "5×5", "3×3"]
+
+    def size(role: str, place: float) -> str:
+        return [text for start, text in zip(bars[role].base, bars[role].hovertext, strict=True) if start < place][-1]
+
+    arrows = [note for note in figure.layout.annotations if note.showarrow]
+    assert [size("teacher", arrow.ax) for arrow in arrows] == [size("student", arrow.x) for arrow in arrows]
+    assert [arrow.hovertext for arrow in arrows] == [repr(tap) for tap in pairs]
+    names = [note.text for note in figure.layout.annotations if not note.showarrow]
+    assert names[:2] == ["layer2.0", "before layer3.0"] and names[5:7] == ["conv1", "before layer2.0"]
+    late = figures.taps(found["student"], found["teacher"], [Tap("layer2.0", "output", "conv1", "output")])
+    assert headline(late) == "1 tap pairs maps of one size"
 
 
 def test_the_title_of_resolutions_is_true_of_one_network_and_of_unlike_ends() -> None:

@@ -29,8 +29,8 @@ FLOORS = [
     {"train", "budget", "exploration", "export"},
     {"attention", "costs", "diffusion", "maps", "own", "quality"},
     {"student"},
-    {"distill", "memory"},
-    {"looks", "methods", "models", "network", "shipped", "store", "sweep"},
+    {"distill", "memory", "sweep"},
+    {"looks", "methods", "models", "network", "shipped", "store"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
     {"checks", "progress", "sizes", "source"},
 ]

@@ -196,11 +196,11 @@ class LiveCurves:
         if is_live():
             from IPython.display import display
 
-            from redistill_lib.explorers.controls import empty_figure
+            from redistill_lib.explorers.controls import empty_figure, in_the_dark
 
             self.shown = empty_figure()
             self._draw()
-            display(self.shown)
+            display(self.shown, in_the_dark())
 
     def update(self, role: str, history: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
         """The history of a role so far: the rows that ``on_log`` is given, or a frame from `Run.history`."""

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.theme import LINE, TEMPLATE
+from redistill_lib.looks import dark_figures
 
 Options = Sequence[tuple[str, Any]]  # what is shown, and the value it stands for
 _LOOK = {"layout": {"width": "420px"}, "style": {"description_width": "88px"}}
@@ -34,6 +35,12 @@ def dropdown(description: str, options: Options = (("", 0),)) -> widgets.Dropdow
 
 def empty_figure() -> go.FigureWidget:
     return go.FigureWidget(layout={"template": TEMPLATE})
+
+
+def in_the_dark() -> widgets.HTML:
+    """What makes the notebook's figures follow JupyterLab's theme; nothing is seen of it."""
+    rule = dark_figures('[data-jp-theme-light="false"]')
+    return widgets.HTML(f"<style>{rule}</style>", layout={"display": "none"})
 
 
 def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
@@ -78,7 +85,7 @@ class Explorer:
         self.wanted: dict[str, Any] = {}
         self.figure, (self.status, self.code, self.table) = empty_figure(), (widgets.HTML() for _ in range(3))
         self.drawn = widgets.VBox([self.figure, self.code, self.table])
-        self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn])
+        self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn, in_the_dark()])
         self.draw()
         self.figure._repr_mimebundle_()  # gives the page all that is drawn, as plotly does for a figure in no box
         for control in controls:

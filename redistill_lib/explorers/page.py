@@ -11,20 +11,21 @@ from string import Template
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from redistill_lib.looks import dark_figures
 from redistill_lib.runs import write_text
 
 
 def write_page(figure: go.Figure, file: str | Path, title: str) -> Path:
     """Write a figure to a page of its own, plotly.js inside it, packed: below 3 MB where it would have 5.
 
-    The arrow keys move the figure's slider, as the mouse does. It needs a browser of 2023 or later. OSError where
-    the file cannot be written.
+    The page follows the reader's light or dark theme, and the arrow keys move the figure's slider, as the mouse does.
+    It needs a browser of 2023 or later. OSError where the file cannot be written.
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     shown = figure.to_json().replace("</", "<\\/")  # a closing tag in a text would end the script
-    write_text(file, _PAGE.substitute(title=escape(title), library=packed, figure=shown))
+    write_text(file, _PAGE.substitute(title=escape(title), dark=dark_figures(), library=packed, figure=shown))
     return file
 
 
@@ -32,6 +33,10 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>$title</title><style>
 body { margin: 1rem auto; width: fit-content; max-width: 100%; font: 16px system-ui, sans-serif; background: #fff; }
+@media (prefers-color-scheme: dark) {
+  body { background: #121212; color: #eee; }
+  $dark
+}
 </style></head><body>
 <div id="figure" tabindex="0" role="application" aria-label="$title; the arrow keys move the slider">
 Unpacking the figure; this needs JavaScript and a browser of 2023 or later.</div>

@@ -3,8 +3,8 @@
 from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.budget import budget
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
-from redistill_lib.figures.comparison import comparison, comparison_curves, comparisons
-from redistill_lib.figures.diagrams import resolutions, stride_plans
+from redistill_lib.figures.comparison import comparison, comparison_curves, comparison_table, comparisons
+from redistill_lib.figures.diagrams import resolutions, stride_plans, taps
 from redistill_lib.figures.exploration import exploration
 from redistill_lib.figures.factorial import factorial
 from redistill_lib.figures.maps import feature_maps, tap_scores
@@ -22,6 +22,7 @@ __all__ = [
     "budget",
     "comparison",
     "comparison_curves",
+    "comparison_table",
     "comparisons",
     "confusions",
     "curves",
@@ -40,6 +41,7 @@ __all__ = [
     "sample_grids",
     "stride_plans",
     "tap_scores",
+    "taps",
     "tradeoff_choices",
     "tradeoff_curves",
     "tradeoffs",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.comparison import Comparison
@@ -180,6 +181,37 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
     note = "In pairs of one teacher and one test image; lines: 95 % interval for other seeds and other test images."
     title = escape(f"Most accurate at one peak, in equal seconds: {'; '.join(leaders)}", quote=False)
     return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))
+
+
+def comparison_table(result: Comparison) -> pd.DataFrame:
+    """A row per arm, the best first, to read: what `Comparison.table` has as numbers. Intervals are of 95 %.
+
+    >>> from redistill_lib.shipped import measured
+    >>> found = comparison_table(Comparison.load(measured("cluttered")))
+    >>> found.loc["RED", ["test accuracy", "above naive", "peak"]].tolist()
+    ['92.6 ± 1.6 %', '1.9 ± 1.2', '18.8 KiB']
+    """
+    rows = {}
+    for row in result.table.to_dict("records"):
+        arm, half = row["arm"], (row["high"] - row["low"]) / 2
+        told = {
+            f"above {result.reference}": in_points(row["above"], row["±"]),
+            "of the gap to the teacher": f"{number(row['recovered'])} %",
+        }
+        rows[arm] = {
+            "network": result.network(arm),
+            "test accuracy": f"{in_points(row['accuracy'], half)} %",
+            **(dict.fromkeys(told, "") if arm == result.reference else told),
+            "epochs": f"{row['epochs']:,}",
+            "seconds": f"{row['seconds']:.0f}",
+            "parameters": f"{row['parameters']:,}",
+            "peak": format_size(1024 * row["peak (KiB)"]),
+            "mult-adds": f"{row['mult-adds (M)']:.1f} M",
+            "training holds": format_size(2**20 * row["training (MiB)"]),
+        }
+    known = pd.DataFrame.from_dict(rows, "index").rename_axis("arm")
+    known = known.mask(known.apply(lambda column: column.str.startswith("nan")), "")
+    return known.loc[:, known.ne("").any()]
 
 
 def in_points(value: float, half: float) -> str:

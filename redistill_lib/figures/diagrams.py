@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
-from redistill_lib.figures.theme import finish, name_columns, role_trace
+from redistill_lib.distill import Tap
+from redistill_lib.figures.theme import INK, color, finish, name_columns, role_trace, short
 from redistill_lib.models import place_names, student_name
-from redistill_lib.network import Resolutions, Step
+from redistill_lib.network import MapRef, Resolutions, Step
 from redistill_lib.plans import StridePlan
 from redistill_lib.results import capital, label, listed, the
 
@@ -68,6 +70,89 @@ def resolutions(networks: Mapping[str, Resolutions] | Resolutions) -> go.Figure:
             side.append(steps.get(name, side[-1]))
         sides[role] = side
     return _staircase(sides, names, dict.fromkeys(sides, ""), "layer that changes the resolution")
+
+
+def taps(teacher: Resolutions, student: Resolutions, pairs: Sequence[Tap]) -> go.Figure:
+    """Two networks from input to output in pieces of one map size, and an arrow from teacher to student for each tap.
+
+    `teacher` and `student` are what `find_resolutions` found on one image, `pairs` what `match_taps` gives. Lengths
+    are shares of the operators that run.
+
+    >>> import torch
+    >>> import redistill_lib as rd
+    >>> x, names = torch.zeros(1, 3, 32, 32), ("resnet18-1-21222", "resnet18-4-11221")
+    >>> networks = [rd.create_model(name, width=0.125) for name in names]
+    >>> found = [rd.find_resolutions(network, x) for network in networks]
+    >>> taps(*found, rd.match_taps(networks[1], networks[0], x)).layout.title.text.partition("<br>")[0]
+    '<b>5 taps pair maps of one size, which the student has earlier than its teacher</b>'
+    """
+    networks = {1: teacher, 0: student}  # by row
+    sizes = sorted({side for found in networks.values() for _, _, side in _pieces(found)}, reverse=True)
+    shades = sample_colorscale("Blues", [0.1 + 0.5 * k / len(sizes) for k in range(len(sizes))])
+    figure, half = go.Figure(), 0.16  # of a bar
+    for row, found in networks.items():
+        starts, stops, sides = zip(*_pieces(found), strict=True)
+        lengths = [stop - start for start, stop in zip(starts, stops, strict=True)]
+        told = [f"{side}×{side}" for side in sides]
+        figure.add_bar(
+            x=lengths, base=starts, y=[row] * len(sides), orientation="h", width=2 * half, showlegend=False,
+            marker={"color": [shades[sizes.index(side)] for side in sides], "line": {"color": INK, "width": 1}},
+            text=[size if length > 0.06 else "" for size, length in zip(told, lengths, strict=True)],
+            textangle=0, textposition="inside", insidetextanchor="middle", textfont={"color": INK},
+            hovertext=told, hovertemplate="maps of %{hovertext} pixels<extra></extra>",
+        )  # fmt: skip
+    ends = {1: [(_at(teacher, tap.source), _name(tap.source)) for tap in pairs]}
+    ends[0] = [(_at(student, tap.place), _name(tap.place)) for tap in pairs]
+    for tap, (source, _), (place, _) in zip(pairs, ends[1], ends[0], strict=True):
+        arrow = {"x": place, "y": half, "ax": source, "ay": 1 - half, "axref": "x", "ayref": "y", "arrowhead": 2}
+        arrow |= {"arrowwidth": 2, "arrowcolor": color("red"), "hovertext": repr(tap)}
+        figure.add_annotation(**arrow, showarrow=True, text="")
+    for row, y, anchors in ((1, 1 + half, ("left", "bottom")), (0, -half, ("right", "top"))):
+        slant = {"textangle": -40, "xanchor": anchors[0], "yanchor": anchors[1], "font": {"size": 12}}
+        for x, text in _apart(ends[row]).items():
+            figure.add_annotation(x=x, y=y, text=text, **slant)
+    names = ["<b>student</b>", "<b>teacher</b>"]
+    figure.update_yaxes(tickvals=[0, 1], ticktext=names, range=[-half, 1 + half], showgrid=False)
+    figure.update_xaxes(range=[-0.005, 1.005], showgrid=False, showticklabels=False)
+    figure.update_layout(barmode="overlay")
+    title = f"{len(pairs)} tap{'s' * (len(pairs) > 1)} pair{'s' * (len(pairs) == 1)} maps of one size"
+    if all(place < source for (source, _), (place, _) in zip(ends[1], ends[0], strict=True)):
+        title += ", which the student has earlier than its teacher"
+    note = (
+        "From input (left) to output; a piece has maps of one size, in pixels. Arrow: a tap, where the student gets "
+    )
+    note += "a RED block whose output is pulled towards the teacher's map."
+    above, below = (round(14 + 5 * max(len(name) for _, name in ends[row])) for row in (1, 0))
+    return finish(figure, title, note, plot=170, margins=(84, above, 24, below))
+
+
+def _apart(places: Sequence[tuple[float, str]], least: float = 0.03) -> dict[float, str]:
+    """Names by place, from left to right; those that would overlap are one text of several lines."""
+    found: dict[float, str] = {}
+    for x, name in sorted(places):
+        near = next((other for other in found if x - other < least), None)
+        if near is None:
+            found[x] = name
+        elif name not in found[near].split("<br>"):
+            found[near] += f"<br>{name}"
+    return found
+
+
+def _pieces(found: Resolutions) -> list[tuple[float, float, int]]:
+    """Start, end and height of the maps between two changes of resolution."""
+    places = [(place, step.after[0]) for step in found.steps if (place := found.position(step)) is not None]
+    starts, sides = zip((0.0, found.image[0]), *places, strict=True)
+    return [*zip(starts, [*starts[1:], 1.0], sides, strict=True)]
+
+
+def _at(found: Resolutions, ref: MapRef) -> float:
+    """Where in the pass a map is, from 0 to 1."""
+    visit = next(visit for visit in found.flow.visits if visit.run[0] == ref.layer)
+    return (visit.first if ref.side == "input" else visit.last) / len(found.flow.calls)
+
+
+def _name(ref: MapRef) -> str:
+    return short(f"{'before ' * (ref.side == 'input')}{ref.layer}", 24)
 
 
 def _named(found: Resolutions) -> Iterator[tuple[str, Step]]:

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import nbformat
 
+from redistill_lib.looks import dark_figures
 from redistill_lib.runs import replacing
 
 FIGURE = "application/vnd.plotly.v1+json"
@@ -24,8 +25,8 @@ def page_of(notebook: Path, folder: Path) -> str:
     """The page to be put beside an executed notebook, as HTML.
 
     Figures are drawn by a plotly.min.js in `folder` (5 MB), which is copied there once from the installed plotly and
-    may serve any number of pages in it and below. The page follows the reader's light or dark theme; figures keep
-    their own colours. Only formulas need a network, for MathJax.
+    may serve any number of pages in it and below. The page follows the reader's light or dark theme, its figures
+    too. Only formulas need a network, for MathJax.
     """
     from nbconvert import HTMLExporter
 
@@ -37,7 +38,7 @@ def page_of(notebook: Path, folder: Path) -> str:
     exporter = HTMLExporter(raw_template=_TEMPLATE)
     dark, *_ = exporter.environment.loader.get_source(exporter.environment, "static/theme-dark.css")
     text = json.dumps(document)
-    resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dark": dark}
+    resources = {"metadata": {"name": notebook.stem, "path": str(notebook.parent)}, "dark": dark + dark_figures()}
     resources |= {"formulas": "$" in text, "diagrams": "mermaid" in text, "library": ""}
     if figures:
         library = shared_library(folder)
