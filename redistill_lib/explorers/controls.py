@@ -83,13 +83,10 @@ class Explorer:
         """Draw now and whenever one of the controls is changed by hand."""
         self.busy = False
         self.wanted: dict[str, Any] = {}
-        self.figure, (self.status, self.code, self.table) = go.Figure(), (widgets.HTML() for _ in range(3))
-        self.figure.layout.template = TEMPLATE
-        self.drawn = widgets.VBox()
+        self.figure, (self.status, self.code, self.table) = empty_figure(), (widgets.HTML() for _ in range(3))
+        self.drawn = widgets.VBox([self.figure, self.code, self.table])
         self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn, in_the_dark()])
         self.draw()
-        self.figure = go.FigureWidget(self.figure)  # born with all it shows: a slow page may miss what is sent after
-        self.drawn.children = [self.figure, self.code, self.table]
         for control in controls:
             control.observe(self.draw, "value")
 

@@ -41,15 +41,11 @@ class TradeoffExplorer(Explorer):
         self.details = [(empty_figure(), widgets.HTML()) for _ in range(3)]
         self.shells = [widgets.VBox([figure]) for figure, _ in self.details]
         self.lay_out(self.data, self.budget, self.dtype, self.published, self.point)
-        self.listen()
         for shell, (_, text) in zip(self.shells, self.details, strict=True):
             self.view.children += (shell, text)
 
     def draw(self, change: Any = None) -> None:
         super().draw(change)
-        self.listen()
-
-    def listen(self) -> None:
         for trace in self.figure.data:
             trace.on_click(self.click)
 
