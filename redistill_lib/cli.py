@@ -96,7 +96,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help=(
             'which stride plans fit, e.g. "256KB": those worth a look, in fp32 and int8 unless --dtype says; '
-            "of a transformer, larger patches; of a runtime, its arena has to fit"
+            "of a transformer, larger patches; of a runtime, its arena has to fit; with --factor, whether that "
+            "student does"
         ),
     )
     what = "the RED blocks that have to fit, too (default published)"
@@ -192,9 +193,7 @@ def _memory(arguments: argparse.Namespace) -> int:
 
     if arguments.budget and arguments.html is not None:
         raise ValueError("--budget gives a table or JSON: leave out --html")
-    if arguments.budget and arguments.factor > 1:
-        raise ValueError("--factor makes one student, --budget looks at all plans: give one of the two")
-    if arguments.blocks and not arguments.budget:
+    if arguments.blocks and (not arguments.budget or arguments.factor > 1):
         raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
     if arguments.budget and arguments.convention == "paper":
         raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
@@ -213,8 +212,9 @@ def _memory(arguments: argparse.Namespace) -> int:
             f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {reason}): fit --image-size "
             "and --in-channels, or --inputs, to it; if it branches on values, rd.profile_memory takes them"
         ) from None
-    if arguments.budget:
+    if arguments.budget and arguments.factor == 1:
         return _print_budget(arguments, model, inputs)
+    fits = _fitting(arguments, model, teacher, inputs) if arguments.budget else {}
     bounds = memory_bounds(model, *inputs, dtype=arguments.dtype)
     costs = _tap_costs(arguments, model, teacher, inputs) if arguments.factor > 1 and arguments.html is None else None
     if arguments.json:
@@ -225,6 +225,7 @@ def _memory(arguments: argparse.Namespace) -> int:
         record |= {"bounds": vars(bounds), "rows": profile.to_frame().to_dict("records")}
         record |= {"changes": [asdict(change) for change in changes]} if changes else {}
         record |= {"taps": costs.to_frame().to_dict("records")} if costs else {}
+        record |= {"fits": fits} if fits else {}
         print(json.dumps(record, indent=1, ensure_ascii=False))
     elif arguments.html is not None:
         from redistill_lib.figures import memory_by_layer, memory_timeline
@@ -239,23 +240,52 @@ def _memory(arguments: argparse.Namespace) -> int:
         figure.write_html(file, include_plotlyjs=True)
         print(file)
     else:
-        if arguments.factor > 1:
-            own_profile = profile_memory(teacher, *inputs, convention=arguments.convention, **how)
-            print(_saved(own_profile, profile, arguments.factor), *changes, sep="\n  ", end="\n\n")
+        if changes:
+            print(f"×{arguments.factor} student:", *changes, sep="\n  ", end="\n\n")
         _print_profile(profile, bounds)
         if costs:
             table = costs.to_frame().to_string(index=False, float_format="%.4g")
             print("", costs, "", table, sep="\n")
-    return 0
+        if arguments.factor > 1:
+            whole = profile_memory(teacher, *inputs, convention=arguments.convention, **how)
+            print("", _verdict(arguments, whole, profile, fits), sep="\n")
+    return 1 if fits and all(word == "no" for word in fits.values()) else 0
 
 
-def _saved(teacher: Profile, student: Profile, factor: int) -> str:
-    from redistill_lib.memory import format_size
+def _verdict(arguments: argparse.Namespace, teacher: Profile, student: Profile, fits: dict[str, str]) -> str:
+    from redistill_lib.memory import format_size, parse_size
+    from redistill_lib.sizes import ratio
 
     before, after = teacher.peak_bytes, student.peak_bytes
-    plans = f", {teacher.model} → {student.model}" if teacher.model != student.model else ""
-    peaks = f"{format_size(before)} → {format_size(after)}, {before / after:.3g}× less"
-    return f"×{factor} student{plans}: peak {peaks}"
+    plans = f" ({student.model})" if teacher.model != student.model else ""
+    told = f"×{arguments.factor} in the stem{plans}: {format_size(after)}, {ratio(before, after)} the teacher"
+    if fits:
+        answers = ", ".join(f"in {dtype} {word}" for dtype, word in fits.items())
+        told += f"; fits {format_size(parse_size(arguments.budget))} with RED blocks: {answers}"
+    return told
+
+
+def _fitting(
+    arguments: argparse.Namespace, model: nn.Module, teacher: nn.Module, inputs: tuple[Any, ...]
+) -> dict[str, str]:
+    """By dtype, whether a student fits the budget: as it is taught, only without its blocks, or not at all."""
+    from redistill_lib.costs import followed
+    from redistill_lib.distill import match_taps
+    from redistill_lib.memory import parse_size
+    from redistill_lib.memory.runtime import RUNTIMES
+
+    runtime = RUNTIMES[arguments.convention]
+    runtime = replace(runtime, in_place_depthwise=arguments.in_place_depthwise or runtime.in_place_depthwise)
+    plain = followed(model, inputs, runtime)
+    forms = {"only without blocks": plain}
+    with contextlib.suppress(ValueError):  # no place for blocks, which `_tap_costs` tells
+        published, in_place = plain.with_blocks(match_taps(model, teacher, inputs))
+        forms = {"yes": published, "only with blocks in place": in_place, **forms}
+    budget, found = parse_size(arguments.budget), {}
+    for dtype in [arguments.dtype] if arguments.dtype else ["fp32", "int8"]:
+        enough = (word for word, form in forms.items() if form.cost(dtype, runtime).needed_bytes <= budget)
+        found[dtype] = next(enough, "no")
+    return found
 
 
 def _tap_costs(
@@ -274,21 +304,23 @@ def _tap_costs(
 def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Sequence[Any]) -> int:
     from redistill_lib.budget import fit_to_budget
     from redistill_lib.memory.runtime import FUSED
+    from redistill_lib.results import capital
 
     named = arguments.in_channels in (None, 3) and ":" not in arguments.model
     dtypes = arguments.dtype or ("fp32", "int8")
     convention = replace(FUSED, in_place_depthwise=True) if arguments.in_place_depthwise else arguments.convention
     how: dict[str, Any] = {"dtypes": dtypes, "convention": convention, "blocks": arguments.blocks or "published"}
     fit = fit_to_budget(arguments.model if named else model, arguments.budget, *inputs, **how)
-    table = fit.to_frame()
     if arguments.json:
-        record = {"answer": str(fit), "plans": table.to_dict("records"), "nearest": asdict(fit.closest)}
+        record = {"answer": str(fit), "plans": fit.to_frame().to_dict("records"), "nearest": asdict(fit.closest)}
         print(json.dumps({**record, "refused": dict(fit.refused)}, indent=1, ensure_ascii=False))
     else:
-        print(fit)
-        if not table.empty:
-            shares = [name for name in table if name.endswith("÷ own")]
-            print("", table.drop(columns=shares).to_string(index=False, float_format="%.4g"), sep="\n")
+        print(fit.verdict)
+        if fit.fits:
+            shown = fit.table()
+            print("", _table(list(shown), shown.values.tolist()), sep="\n")
+        made = [f"to make it: {fit.call(fit.best)}"] if fit.fits else []
+        print("", *(capital(remark) for remark in (*fit.remarks, *made)), sep="\n")
     return 0 if fit.fits else 1
 
 

@@ -24,6 +24,7 @@ from redistill_lib.memory.trace import Trace, trace
 from redistill_lib.methods import RED
 from redistill_lib.network import MapRef, asking, find_layer
 from redistill_lib.red import GridBlock, InPlaceRedBlock, RedBlock, as_map, describe_block, restore_place
+from redistill_lib.sizes import millions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,10 +99,10 @@ class TapCosts:
         name = f"{row.taps}: " if several else ""
         taps = [other for other in self.rows if other.taps == row.taps and other.tap != "all"]
         peaks = [format_size(cost.peak_bytes) for cost in (own, red, row.in_place)]
-        adds = [f"{cost.flops / 2e6:,.3g}" for cost in (own, red, self.teacher)]
+        adds = [millions(cost.flops / 2) for cost in (own, red, self.teacher)]
         told = (
             f"{name}RED blocks at {len(taps)} tap{'s' * (len(taps) != 1)} take the student's peak from {peaks[0]} to "
-            f"{peaks[1]} (in place {peaks[2]}), its multiply-adds from {adds[0]} to {adds[1]} M (teacher {adds[2]}), "
+            f"{peaks[1]} (in place {peaks[2]}), its multiply-adds from {adds[0]} to {adds[1]} (teacher {adds[2]}), "
             f"its parameters from {own.parameters:,} to {red.parameters:,}"
         )
         costly = [other for other in taps if other.reasons]
@@ -271,8 +272,8 @@ def warn_of_costs(student: nn.Module, taps: Sequence[Tap], inputs: tuple[Tensor,
     if excess(own, published):
         peaks = [format_size(cost.peak_bytes) for cost in (own, published, in_place)]
         warn(
-            f"RED blocks cost more than the student around them: multiply-adds {own.flops / 2e6:.3g} → "
-            f"{published.flops / 2e6:.3g} M, parameters {own.parameters:,} → {published.parameters:,}, peak "
+            f"RED blocks cost more than the student around them: multiply-adds {millions(own.flops / 2)} → "
+            f"{millions(published.flops / 2)}, parameters {own.parameters:,} → {published.parameters:,}, peak "
             f"{peaks[0]} → {peaks[1]} (in place {peaks[2]}); rd.match_taps(…, narrow=True) may find cheaper taps, "
             "which rd.tap_costs compares"
         )

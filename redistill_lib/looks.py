@@ -20,6 +20,11 @@ _LOOKS = {
     "red-blocks": ("#E6B03C", "hexagon"),
     "red-blocks+kd": ("#56B4E9", "pentagon"),
     "red-loss+kd": ("#AA4499", "octagon"),
+    # What activations are stored as, which no figure has beside methods.
+    "fp32": ("#332288", "circle"),
+    "fp16": ("#88672F", "square"),
+    "bf16": ("#C77CB5", "triangle-up"),
+    "int8": ("#1B9E77", "diamond"),
 }
 # Other methods share six colours; those of one marker stay apart for every eye.
 _GREEN, _TEAL, _OLIVE, _PURPLE, _BLUE, _BROWN = SPARE = (

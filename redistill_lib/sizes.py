@@ -45,3 +45,24 @@ def short_size(nbytes: float) -> str:
     ('512 KiB', '1.5 MiB', '4.5 KiB')
     """
     return f"{nbytes / 2**20:.3g} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.4g} KiB"
+
+
+def millions(count: float) -> str:
+    """Multiply-adds and the like.
+
+    >>> millions(1_724_400_000), millions(59_120_000)
+    ('1,724 M', '59.1 M')
+    """
+    return f"{count / 1e6:,.0f} M" if count >= 99.95e6 else f"{count / 1e6:.3g} M"
+
+
+def ratio(reference: float, value: float) -> str:
+    """How much less, or more, than a reference.
+
+    >>> ratio(10, 4), ratio(100, 99.8)
+    ('2.5× less than', 'about as much as')
+    """
+    times = max(reference, value) / min(reference, value)
+    if times < 1.005:
+        return "about as much as"
+    return f"{times:.{2 if times < 1.995 else 1}f}× {'less' if value < reference else 'more'} than"

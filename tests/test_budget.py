@@ -233,8 +233,8 @@ def test_the_sentence_tells_what_costly_blocks_cost(name: str, told: bool) -> No
     plain, red = fit.fits[0].plain, fit.fits[0].published
     assert red is not None and (red.flops > 2 * plain.flops) == told
     words = f"{red.flops / plain.flops:.1f} times the multiply-adds"
-    assert (words in str(fit)) == told and ("but the blocks" in str(fit)) == told
-    assert "but the blocks" not in str(fit_to_budget(name, "4MB", X, plans=fit.fits[0].plan, blocks="none"))
+    assert (words in str(fit)) == told and ("its RED blocks make it" in str(fit)) == told
+    assert "its RED blocks make it" not in str(fit_to_budget(name, "4MB", X, plans=fit.fits[0].plan, blocks="none"))
 
 
 def pyramid() -> nn.Module:

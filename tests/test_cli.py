@@ -225,12 +225,13 @@ def test_memory_of_a_function_of_ones_own(
     (tmp_path / "my_blocks.py").write_text("from torch import nn\nblock = nn.Conv2d(1, 8, 3)\n")
     arguments = ["memory", "my_nets:small", "--image-size", "32", "--in-channels", "1"]
     assert main(arguments) == 0
-    assert "Sequential on 1×1×32×32 (fused, fp32): peak 40.0 KiB at 1" in capsys.readouterr().out
+    assert "Sequential on 1×1×32×32 (fused, fp32): peak 40.0 KiB at layer 1" in capsys.readouterr().out
     assert main(["memory", "my_nets:small", "--image-size", "32x16", "--in-channels", "1"]) == 0
-    assert "Sequential on 1×1×32×16 (fused, fp32): peak 20.0 KiB at 1" in capsys.readouterr().out
+    assert "Sequential on 1×1×32×16 (fused, fp32): peak 20.0 KiB at layer 1" in capsys.readouterr().out
     assert main([*arguments, "--factor", "2"]) == 0
     out = capsys.readouterr().out
-    assert "peak 12.0 KiB at 0" in out and "×2 student" in out
+    assert "peak 12.0 KiB at layer 0" in out and "×2 student" in out
+    assert out.splitlines()[-1] == "×2 in the stem: 12.0 KiB, 3.3× less than the teacher"
     with torch.device("meta"):
         net = importlib.import_module("my_nets").small()
     _, changes = redistill_lib.derive_student(net, 2, example=torch.zeros(1, 1, 32, 32, device="meta"))
@@ -310,7 +311,12 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["memory", "unet", "--budget", "300KB", "--dtype", "int8"]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert out.startswith("unet in 300 KiB: 2-212 in int8 keeps most")
+    verdict, _, head, first, *_, call = out.splitlines()
+    assert verdict.startswith("unet in 300 KiB: 2-212 in int8 keeps most")
+    assert verdict.endswith("; peak 288 KiB, 4.0× less than the teacher")
+    assert head.split()[:3] == ["plan", "dtype", "peak"]
+    assert first.split()[:4] == ["2-212", "int8", "288", "KiB"] and "RED block after upblocks.11" in first
+    assert call == 'To make it: student = rd.create_model("unet-2-212")'
     assert main([*arguments, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["plans"][0]["plan"] == "2-212" and record["nearest"]["plan"] == "8-111" and record["refused"] == {}
@@ -320,6 +326,28 @@ def test_memory_within_a_budget(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_budget_that_nothing_fits_has_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["memory", "unet", "--budget", "1KB", "--dtype", "int8"]) == 1
     assert capsys.readouterr().out.startswith("no plan of unet fits 1.0 KiB with RED blocks as published")
+
+
+@pytest.mark.parametrize(
+    ("budget", "answers", "code"),
+    [
+        ("256KB", "in fp32 no, in int8 only with blocks in place", 0),
+        ("520KB", "in fp32 only with blocks in place, in int8 yes", 0),
+        ("100KB", "in fp32 no, in int8 no", 1),
+    ],
+)
+def test_a_student_ends_with_whether_it_fits(
+    budget: str, answers: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MobileNetV2 ×4 needs 520 KiB, with blocks as published 1,152, in place 520; in int8 a quarter of each."""
+    arguments = ["memory", "mobilenetv2-1-1222121", "--image-size", "128", "--factor", "4", "--budget", budget]
+    assert main(arguments) == code
+    verdict = capsys.readouterr().out.splitlines()[-1]
+    assert verdict.startswith("×4 in the stem (mobilenetv2-4-1221111): 520 KiB, 14.8× less than the teacher; fits ")
+    assert verdict.endswith(f" with RED blocks: {answers}")
+    assert main([*arguments, "--json", "--dtype", "int8"]) == code
+    fits = json.loads(capsys.readouterr().out)["fits"]
+    assert fits == {"int8": answers.rpartition(" in int8 ")[2]}
 
 
 def test_blocks_that_have_to_fit_are_chosen(
@@ -352,8 +380,7 @@ def test_blocks_that_have_to_fit_are_chosen(
         (["resnet18", "--factor", "16"], "puts stride 32 at conv1"),
         (["resnet18", "--budget", "1MB", "--convention", "paper"], "budgets cannot be counted by paper"),
         (["resnet18", "--budget", "1MB", "--html"], "leave out --html"),
-        (["resnet18", "--budget", "1MB", "--factor", "4"], "give one of the two"),
-        (["resnet18", "--factor", "4", "--blocks", "none"], "--blocks says what --budget counts"),
+        (["resnet18", "--budget", "1MB", "--factor", "4", "--blocks", "none"], "--blocks says what --budget counts"),
         (["my_nets.py:make"], "write the module, not its file: my_nets:make"),
         (["nets/edge.py"], "write the module, not its file: nets.edge:function"),
         (["my.nets.edge"], "my.nets.edge names no function; did you mean 'my.nets:edge' (module:function)?"),

@@ -59,7 +59,7 @@ def title(figure: Any) -> str:
 def test_nothing_is_shown_or_imported_in_a_batch() -> None:
     code = (
         "import sys, torch\nfrom redistill_lib import explorers\n"
-        "assert explorers.memory_explorer() is None\n"
+        "assert explorers.tradeoff_explorer(None) is None\n"
         "explorers.live_curves(['teacher']).update('teacher', [{'epoch': 1}])\n"
         "assert not {'ipywidgets', 'plotly'} & set(sys.modules)\n"
         "net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1))\n"

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from redistill_lib import explorers
-from redistill_lib.explorers import memory
-from redistill_lib.explorers.memory import IN_PLACE, NONE, PLAIN, MemoryChoice, MemoryExplorer
+from redistill_lib.explorers import networks
+from redistill_lib.explorers.memory import MemoryExplorer
+from redistill_lib.explorers.networks import IN_PLACE, NONE, PLAIN, MemoryChoice
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.memory.profile import CONVENTIONS
 from redistill_lib.models import create_model
@@ -42,10 +43,12 @@ def lines(explorer: MemoryExplorer) -> list[float]:
     return [shape.y0 for shape in explorer.figure.layout.shapes if shape.type == "line"]
 
 
-def test_nothing_is_shown_or_imported_in_a_batch() -> None:
+def test_in_a_batch_it_is_the_figure_that_it_would_open_with() -> None:
     code = (
-        "import sys\nfrom redistill_lib import explorers\nassert explorers.memory_explorer() is None\n"
-        "assert not {'ipywidgets', 'plotly'} & set(sys.modules)"
+        "import sys\nfrom redistill_lib import explorers\n"
+        f"title = explorers.memory_explorer({TEACHER!r}, factor=2).layout.title.text\n"
+        "assert 'The peak is 1.25 MiB' in title and '4.0× less' in title, title\n"
+        "assert 'ipywidgets' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -77,7 +80,7 @@ def test_moving_the_slider_redraws(explorer: MemoryExplorer) -> None:
     peaks = []
     for factor in (1, 2, 4, 8):
         explorer.student.value = factor
-        peaks.append(explorer.profile(MemoryChoice(TEACHER, factor)).peak_bytes)
+        peaks.append(explorer.networks.profile(MemoryChoice(TEACHER, factor)).peak_bytes)
         assert title(explorer).startswith(f"The peak is {format_size(peaks[-1])} at")
         assert lines(explorer) == ([] if factor == 1 else [peaks[0] / 2**20])
         assert explorer.table.value.count("<tr") == (2 if factor == 1 else 3)
@@ -86,7 +89,7 @@ def test_moving_the_slider_redraws(explorer: MemoryExplorer) -> None:
 
 def test_what_was_drawn_is_not_computed_again(explorer: MemoryExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
     explorer.student.value = 8
-    monkeypatch.setattr(memory, "profile_memory", None)
+    monkeypatch.setattr(networks, "profile_memory", None)
     start = time.perf_counter()
     explorer.student.value = 4
     assert time.perf_counter() - start < 0.5
@@ -96,8 +99,8 @@ def test_what_was_drawn_is_not_computed_again(explorer: MemoryExplorer, monkeypa
 def test_size_batch_and_dtype_count(explorer: MemoryExplorer) -> None:
     def peak() -> int:
         choice = explorer._choice()
-        assert format_size(explorer.profile(choice).peak_bytes) in title(explorer)
-        return explorer.profile(choice).peak_bytes
+        assert format_size(explorer.networks.profile(choice).peak_bytes) in title(explorer)
+        return explorer.networks.profile(choice).peak_bytes
 
     first = peak()
     explorer.size.value = 256
@@ -114,13 +117,13 @@ def test_size_batch_and_dtype_count(explorer: MemoryExplorer) -> None:
 def test_only_legal_students_are_offered(explorer: MemoryExplorer) -> None:
     explorer.student.value = 8
     explorer.model.value = "unet"
-    assert [factor for _, factor in explorer.student.options] == list(explorer.factors("unet"))
+    assert [factor for _, factor in explorer.student.options] == list(explorer.networks.factors("unet"))
     assert title(explorer).startswith("The peak is")
     with torch.device("meta"):
         net, x = create_model("unet-2-221"), torch.zeros(1, 3, 128, 128)
         t = torch.zeros(1, dtype=torch.int64)
-    assert explorer.profile(MemoryChoice("unet", 2)).peak_bytes == profile_memory(net, x, t).peak_bytes
-    assert MemoryExplorer("resnet18-1-11112").factors("resnet18-1-11112") == (1, 2)
+    assert explorer.networks.profile(MemoryChoice("unet", 2)).peak_bytes == profile_memory(net, x, t).peak_bytes
+    assert MemoryExplorer("resnet18-1-11112").networks.factors("resnet18-1-11112") == (1, 2)
 
 
 def test_red_blocks_go_into_students(explorer: MemoryExplorer) -> None:
@@ -158,7 +161,7 @@ def test_bounds_are_lines_on_request(explorer: MemoryExplorer) -> None:
     explorer.model.value = "mobilenetv2"
     explorer.student.value = 1
     explorer.lines.value = "bounds"
-    bounds = explorer.bounds(MemoryChoice("mobilenetv2"))
+    bounds = explorer.networks.bounds(MemoryChoice("mobilenetv2"))
     assert bounds.in_place_depthwise_bytes < bounds.peak_bytes
     scale = 2**20 if bounds.peak_bytes >= 2**20 else 2**10
     assert bounds.in_place_depthwise_bytes / scale in lines(explorer)

@@ -27,12 +27,13 @@ from redistill_lib.figures import (
     published_footprints,
     theme,
 )
-from redistill_lib.figures.memory import GREYS, ROLES, ratio
+from redistill_lib.figures.memory import GREYS, ROLES
 from redistill_lib.figures.memory_layers import role_name
 from redistill_lib.memory import Profile, Row, format_size, memory_bounds, profile_memory
 from redistill_lib.memory.layers import block_names, layers_of, red_runs
 from redistill_lib.models import create_model, student_name
 from redistill_lib.red import RedBlock, insert_blocks, make_in_place
+from redistill_lib.sizes import ratio
 
 
 def inputs(name: str, size: int) -> tuple[torch.Tensor, ...]:
@@ -199,7 +200,7 @@ def test_red_blocks_are_marked_below_the_axis() -> None:
     strips = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert [(strip.x0 - 0.5, strip.x1 - 0.5) for strip in strips] == red_runs(profile.rows)
     assert {strip.fillcolor for strip in strips} == {theme.color("red")}
-    assert "at the RED block after conv1" in headline(figure)
+    assert "at RED block after conv1" in headline(figure)
 
 
 def test_slabs_are_drawn_narrow() -> None:
@@ -296,7 +297,8 @@ def test_published_values_are_those_of_the_csv() -> None:
     profiles = dict(profiled("mobilenetv2-1-1222121", 8, 128, convention="paper"))
     del profiles["red in place"]
     figure = memory_by_layer(profiles, published=published)
-    overlay = {trace.name: list(trace.y) for trace in figure.data if trace.name.endswith(", published")}
+    theirs = (trace for trace in figure.data if trace.name.endswith(", published"))
+    overlay = {trace.name: [y / 2**20 for y in trace.y] for trace in theirs}
     assert overlay == {f"{role_name(role)}, published": values for role, values in published.items()}
     assert all("-open" in trace.marker.symbol for trace in figure.data if trace.name.endswith(", published"))
     count = sum(map(len, published.values()))
@@ -315,9 +317,22 @@ def test_red_is_told_apart_under_the_paper_convention_too() -> None:
     profiles = profiled("mobilenetv2-1-1222121", 8, 128, convention="paper")
     figure = memory_by_layer({role: profiles[role] for role in ("teacher", "student", "red")})
     (added,) = (trace for trace in figure.data if trace.name.startswith("what its RED block"))
-    (top,) = ((base + y) * 2**20 for base, y in zip(added.base, added.y, strict=True))
+    (top,) = (base + y for base, y in zip(added.base, added.y, strict=True))
     (row,) = (row for row in profiles["red"].rows if row.module == "features.2")
     assert top == row.live_bytes
+
+
+def test_a_student_of_a_tenth_can_still_be_read() -> None:
+    """MobileNetV2 at ×8 needs 1/14.8: on a linear axis its bars are a line."""
+    profiles = profiled("mobilenetv2-1-1222121", 8, 128)
+    figure, axis = memory_by_layer(profiles), memory_by_layer(profiles).layout.yaxis
+    sizes = [size for profile in profiles.values() for size in layers_of(profile).values()]
+    assert axis.type == "log" and axis.range[0] < np.log10(min(sizes)) < np.log10(max(sizes)) < axis.range[1]
+    assert "512 KiB" in axis.ticktext or "256 KiB" in axis.ticktext
+    (peak,) = (each for each in figure.layout.annotations if each.text == "<b>7.50 MiB</b>")
+    assert 10**peak.y == pytest.approx(profiles["teacher"].peak_bytes)
+    assert texts(figure).count("520 KiB") == 1  # that of student and RED at one place
+    assert memory_by_layer(profiled(*RESNEXT)).layout.yaxis.type is None
 
 
 def test_unlike_profiles_are_refused() -> None:
@@ -384,9 +399,10 @@ def test_the_table_has_our_numbers_and_torchinfos() -> None:
     found = torchinfo.summary(model, input_data=x, verbose=0)
     table = memory_table({"student": profile, "red": profile_of("red")}, torchinfo={"student": found})
     first, second = table.to_dict("records")
-    assert first["parameters"] == first["torchinfo: parameters"] == sum(p.numel() for p in model.parameters())
-    assert first["multiply-adds"] == profile.flops // 2
-    assert first["multiply-adds"] == pytest.approx(first["torchinfo: mult-adds"], rel=0.01)
+    weights = f"{sum(p.numel() for p in model.parameters()):,}"
+    assert first["parameters"] == first["torchinfo: parameters"] == weights
+    ours, theirs = (int(first[name].replace(",", "")) for name in ("multiply-adds", "torchinfo: mult-adds"))
+    assert ours == profile.flops // 2 == pytest.approx(theirs, rel=0.01)
     assert first["peak"] == format_size(profile.peak_bytes)
     assert first["where"] == profile.peak_op.module
     assert first["steps"] == len(profile.rows)

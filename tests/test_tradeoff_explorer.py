@@ -49,7 +49,7 @@ def test_it_opens_with_the_best_within_the_budget(explorer: TradeoffExplorer) ->
     assert "Within 16 KiB (fp32) “small” does best on cifar10" in title(explorer.figure)
     assert (explorer.budget.label, explorer.point.value, grey(explorer)) == ("16 KiB", "small", {"teacher"})
     best = explorer.result.panel("cifar10").row("small")
-    assert text(explorer.table.value).strip() == call(best) and "user-select:all" in explorer.table.value
+    assert text(explorer.code.value).strip() == call(best) and "user-select:all" in explorer.code.value
 
 
 def test_moving_the_budget(explorer: TradeoffExplorer) -> None:
@@ -57,7 +57,7 @@ def test_moving_the_budget(explorer: TradeoffExplorer) -> None:
     steps = dict(explorer.budget.options)
     explorer.budget.value = steps["12 KiB"]
     assert title(explorer.figure).startswith("Nothing fits 12 KiB") and len(grey(explorer)) == 8
-    assert explorer.table.value == ""
+    assert explorer.code.value == ""
     explorer.budget.value = steps["96 KiB"]
     assert "all 8 fit" in title(explorer.figure) and grey(explorer) == set()
     assert all(re.fullmatch(r"[\d.]+ [KM]iB", label) for label in steps)

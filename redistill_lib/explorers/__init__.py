@@ -1,7 +1,8 @@
 """Explorers: widgets over the figures, in a live notebook.
 
-Elsewhere `explore` and `sampling_trajectories` are figures whose sliders still move, `live_curves` collects, and the
-others return None. What draws is imported when an explorer is shown.
+Elsewhere `explore`, `budget_explorer` and `sampling_trajectories` are figures whose sliders still move,
+`memory_explorer` is one of what it would open with, `live_curves` collects, and the others return None. What draws is
+imported when it is shown.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from redistill_lib.tradeoffs import Tradeoffs
 
 __all__ = [
+    "budget_explorer",
     "explore",
     "live_curves",
     "memory_explorer",
@@ -69,25 +71,67 @@ def explore(
     return StrideExplorer(found, opening, image, budget).view
 
 
+def budget_explorer(
+    model: str | nn.Module,
+    image_size: int = 128,
+    *,
+    example: Tensor | tuple[Any, ...] | None = None,
+    budget: int | str | None = None,
+) -> widgets.VBox | go.Figure:
+    """Move the budget: stride plans that do not fit turn grey, the one that keeps most has a ring; its call is below.
+
+    `model` and `example` as for `memory_explorer`. It opens with `budget`, such as "256KB", or a quarter of what the
+    network needs. In a live notebook dtype and RED blocks can be chosen too; elsewhere this is the figure of
+    `figures.budget`, whose slider needs no kernel.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 3, stride, 1) for stride in (1, 2, 2)))
+    >>> page = budget_explorer(net, example=torch.zeros(1, 3, 32, 32), budget="16KB")
+    >>> page.layout.sliders[0].steps[page.layout.sliders[0].active].label
+    '16 KiB'
+    """
+    from redistill_lib.budget import fit_to_budget
+    from redistill_lib.explorers.networks import inputs_of
+    from redistill_lib.memory import parse_size
+
+    found = fit_to_budget(model, 2**62, *inputs_of(model, image_size, example))  # so that it knows all budgets
+    opening = parse_size(budget or max(fit.plain.needed_bytes for fit in found.own) // 4)
+    sizes = found.sizes()
+    opening = min(sizes, key=lambda size: abs(size - opening)) if budget is None else opening
+    if not is_live():
+        from redistill_lib.figures import budget as draw
+
+        return draw(found.within(opening), sizes)
+    from redistill_lib.explorers.budget import BudgetExplorer
+
+    return BudgetExplorer(found, sorted({*sizes, opening}), opening).view
+
+
 def memory_explorer(
     model: str | nn.Module = "resnext18-1-21222",
     image_size: int = 128,
     *,
     example: Tensor | tuple[Any, ...] | None = None,
-) -> widgets.VBox | None:
+    factor: int | None = None,
+) -> widgets.VBox | go.Figure:
     """Choose a network, its student, RED blocks, input, dtype and convention; see what is alive at each step.
 
     `model` is the name of a built-in teacher, or a network of your own together with `example`, a batch that it can
-    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights.
+    be called with (or the tuple of its inputs). Networks are untrained: memory does not depend on weights. It opens
+    with the student of `factor`, ×4 if there is that; outside a live notebook this is the figure of that student.
 
-    >>> memory_explorer("resnet18", image_size=224) is None
-    True
+    >>> memory_explorer("resnet18", image_size=224).layout.title.text.partition(" at")[0]
+    '<b>The peak is 784 KiB'
     """
     if not is_live():
-        return None
+        from redistill_lib.explorers.networks import MemoryChoice, Networks
+
+        networks = Networks(model, image_size, example)
+        name = model if isinstance(model, str) else "own network"
+        return networks.figure(MemoryChoice(name, factor or networks.usual(name), size=image_size))
     from redistill_lib.explorers.memory import MemoryExplorer
 
-    return MemoryExplorer(model, image_size, example).view
+    return MemoryExplorer(model, image_size, example, factor).view
 
 
 def sampling_trajectories(

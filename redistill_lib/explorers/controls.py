@@ -76,15 +76,15 @@ class Explorer:
     note = ""
 
     def show(self) -> go.Figure:
-        """The figure, and besides, if wanted, `set_table`, `note`, and `refusal` in case of an error."""
+        """The figure, and besides, if wanted, `set_code`, `set_table`, `note`, and `refusal` in case of an error."""
         raise NotImplementedError
 
     def lay_out(self, *controls: Any) -> None:
         """Draw now and whenever one of the controls is changed by hand."""
         self.busy = False
         self.wanted: dict[str, Any] = {}
-        self.figure, self.status, self.table = empty_figure(), widgets.HTML(), widgets.HTML()
-        self.drawn = widgets.VBox([self.figure, self.table])
+        self.figure, (self.status, self.code, self.table) = empty_figure(), (widgets.HTML() for _ in range(3))
+        self.drawn = widgets.VBox([self.figure, self.code, self.table])
         self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn, in_the_dark()])
         self.draw()
         for control in controls:
@@ -111,9 +111,13 @@ class Explorer:
         self.status.value = f'<p style="margin:4px 8px">{text}</p>' if text else ""
 
     def set_table(self, table: pd.DataFrame) -> None:
-        numbers = dict.fromkeys(("parameters", "multiply-adds"), "{:,}".format)
-        text = table.to_html(index=False, border=0, justify="left", formatters=numbers)
+        text = table.to_html(index=False, border=0, justify="left")
         self.table.value = re.sub("<(t[dh])>", r'<\1 style="padding:0 16px 0 8px;text-align:left">', text)
+
+    def set_code(self, code: str) -> None:
+        """Below the figure, as text that can be selected at a click; above the table, if that is set."""
+        box = "margin:4px 8px;padding:8px;border:1px solid #8A8F96;user-select:all;white-space:pre-wrap"
+        self.code.value = f'<pre style="{box}">{html.escape(code)}</pre>' if code else ""
 
     def choose(self, control: Any, options: Options, otherwise: Any) -> Any:
         """Give a control its options and a value; with a single option it can only be read."""

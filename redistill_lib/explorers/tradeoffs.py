@@ -67,7 +67,7 @@ class TradeoffExplorer(Explorer):
         best = panel.best(budget, dtype)
         names = [*panel.frame["name"]]
         chosen = self.choose(self.point, options(names), names[0] if best is None else best["name"])
-        self.table.value = _copyable(panel, budget, dtype)
+        self.set_code("" if best is None else call(best))
         row = panel.row(chosen)
         self._detail(0, lambda: tradeoff_curves(panel, chosen))
         self._detail(1, lambda: memory_timeline(self.profile(panel.panels[0], chosen, dtype)))
@@ -94,12 +94,3 @@ class TradeoffExplorer(Explorer):
             told = str(error.args[0] if isinstance(error, KeyError) else error)
             self.shells[place].layout.display = "none"
             text.value = f'<p style="margin:4px 8px">{html.escape(told[:1].upper() + told[1:])}.</p>'
-
-
-def _copyable(panel: Tradeoffs, budget: int, dtype: Any) -> str:
-    """The call that makes the best again, as text that can be selected."""
-    best = panel.best(budget, dtype)
-    if best is None:
-        return ""
-    box = "margin:4px 8px;padding:8px;border:1px solid #8A8F96;user-select:all;white-space:pre-wrap"
-    return f'<pre style="{box}">{html.escape(call(best))}</pre>'

@@ -1,6 +1,7 @@
 """Figures: pure functions from a result to a plotly Figure whose title states the finding."""
 
 from redistill_lib.figures.attention import attention_maps, attention_reach
+from redistill_lib.figures.budget import budget
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
 from redistill_lib.figures.comparison import comparison, comparison_curves, comparison_table, comparisons
 from redistill_lib.figures.diagrams import resolutions, stride_plans, taps
@@ -18,6 +19,7 @@ __all__ = [
     "accuracies",
     "attention_maps",
     "attention_reach",
+    "budget",
     "comparison",
     "comparison_curves",
     "comparison_table",

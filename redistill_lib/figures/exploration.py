@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from redistill_lib.exploration import AGREEING, UNTRAINED, Exploration, Shown, View
-from redistill_lib.figures.memory import layer_name, ratio, unit_of
+from redistill_lib.figures.memory import unit_of
 from redistill_lib.figures.theme import INK, MUTED, PAGE, color, faint, finish, look, short
 from redistill_lib.memory import format_size
+from redistill_lib.memory.profile import place_name
 from redistill_lib.results import label, number
+from redistill_lib.sizes import ratio
 
 _LEFT, _RIGHT, _SIDE, _FREE = 112, 12, 250, 76  # pixels beside the plot; of the accuracy, and free before it
 _SLIDER, _STEPS, _BARS, _GAP, _WORDS = 62, 90, 150, 26, 22  # pixels: above, of rows, between them, below a map
@@ -109,7 +111,7 @@ def _change(stop: _Stop, title: str) -> list[dict[str, Any]]:
 
 def _axes(figure: go.Figure, found: Exploration, heights: Sequence[float], share: float) -> None:
     """Three rows over one axis of layers, the accuracy beside them. `heights` and `share` are parts of the plot."""
-    names = ["image", *(layer_name(short(name, 14)) for name in found.layers)]
+    names = ["image", *(place_name(short(name, 14)) for name in found.layers)]
     steps, _, bars = heights
     between = (1 - sum(heights)) / 2
     rows = ["teacher", *found.students]

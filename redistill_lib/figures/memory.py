@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish, name_columns, short
 from redistill_lib.memory import Bounds, Profile, Row, format_size
-from redistill_lib.memory.layers import block_names, red_place, red_runs
+from redistill_lib.memory.layers import block_names, red_runs
+from redistill_lib.memory.profile import place_name
 from redistill_lib.memory.schedule import Buffer
+from redistill_lib.sizes import ratio
 
 _PLOT = 330  # pixels
 _VEIL = "rgba(255,255,255,0.75)"  # behind texts over areas
@@ -65,7 +67,7 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
     side, other = ("left", "right") if at < 0.5 * edges[-1] else ("right", "left")
     figure.add_annotation(
         x=at, y=profile.peak_bytes / scale, showarrow=True, arrowhead=0, arrowcolor=INK, arrowwidth=1.5, standoff=1,
-        text=f"<b>peak {format_size(profile.peak_bytes)}</b> at {place_of(profile.peak_op)}", ay=-16,
+        text=f"<b>peak {format_size(profile.peak_bytes)}</b> at {short(profile.peak_op.place, 44)}", ay=-16,
         ax=14 if side == "left" else -14, xanchor=side, yanchor="bottom", bgcolor=_VEIL,
     )  # fmt: skip
     lines = {reference.peak_bytes: ["teacher"]} if reference else {}
@@ -127,7 +129,7 @@ def _areas(profile: Profile) -> list[tuple[str, str, NDArray[np.float64]]]:
 def _name(profile: Profile, tensor: Buffer) -> str:
     if tensor.kind == "input":
         return "the input"
-    return layer_name(tensor.module) or profile.rows[tensor.first].op.partition("+")[0]
+    return place_name(tensor.module) or profile.rows[tensor.first].op.partition("+")[0]
 
 
 def _shape(shape: Sequence[int]) -> str:
@@ -145,7 +147,7 @@ def _add_hover(figure: go.Figure, profile: Profile, edges: NDArray[np.float64], 
         alive = sorted((tensors[index] for index in row.alive), key=lambda tensor: -tensor.nbytes)
         names = [f"{short(_name(profile, t), 20)} {format_size(t.nbytes)}" for t in alive[:3]]
         told.append(
-            f"<b>{short(row.name, 40)}</b>: {short(row.op, 40)}<br>step {k + 1}, makes {_shape(row.shape)}<br>"
+            f"<b>{short(row.place, 40)}</b>: {short(row.op, 40)}<br>step {k + 1}, makes {_shape(row.shape)}<br>"
             f"{format_size(row.live_bytes)} alive: {', '.join([*names, '…'][: len(alive)])}"
         )
     # As text and not by template, so that the axis does not show the place as if it were a step's number.
@@ -170,7 +172,7 @@ def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
 
 def _words(profile: Profile, bounds: Bounds | None, reference: Profile | None) -> tuple[str, str]:
     """The finding, and what one has to know to read the figure."""
-    text = f"The peak is {format_size(profile.peak_bytes)} at {place_of(profile.peak_op)}"
+    text = f"The peak is {format_size(profile.peak_bytes)} at {short(profile.peak_op.place, 44)}"
     if reference:
         text += f", {ratio(reference.peak_bytes, profile.peak_bytes)} the teacher's"
     else:
@@ -206,26 +208,7 @@ def unit_of(nbytes: float) -> tuple[str, int]:
     return ("MiB", 2**20) if nbytes >= 2**20 else ("KiB", 2**10)
 
 
-def layer_name(path: str) -> str:
-    """A bare number, as the layers of a sequence have it, is said to be a layer's."""
-    return f"layer {path}" if path.isdigit() else path
-
-
-def place_of(row: Row) -> str:
-    """What a reader calls the place of a step: its module, or the RED block that it belongs to."""
-    layer, side = red_place(row)
-    return f"the RED block {side} {layer}" if side else layer_name(short(row.name, 36))
-
-
 def setting(profile: Profile) -> str:
     """The input and how memory is counted: what every number here depends on."""
     shapes = ", ".join("×".join(map(str, shape)) for shape in profile.inputs)
     return f"on {shapes}, {profile.dtype}, {profile.convention} convention"
-
-
-def ratio(reference: float, value: float) -> str:
-    """How much less, or more, than a reference."""
-    times = max(reference, value) / min(reference, value)
-    if times < 1.005:
-        return "about as much as"
-    return f"{times:.{2 if times < 1.995 else 1}f}× {'less' if value < reference else 'more'} than"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from redistill_lib.figures.memory import bound_values, layer_name, place_of, ratio, setting, unit_of
+from redistill_lib.figures.memory import bound_values, setting, unit_of
 from redistill_lib.figures.theme import (
     INK,
     PAGE,
@@ -21,10 +22,13 @@ from redistill_lib.figures.theme import (
     name_columns,
     name_rows,
     short,
+    size_axis,
 )
 from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.memory.layers import layers_of
+from redistill_lib.memory.profile import place_name
 from redistill_lib.results import capital, label, listed, role_key, the
+from redistill_lib.sizes import ratio
 
 if TYPE_CHECKING:
     from torchinfo import ModelStatistics
@@ -60,8 +64,9 @@ def memory_by_layer(
     """The most that is alive in each layer: the teacher as a silhouette, students as bars before it.
 
     `profiles` by role: ``teacher``, ``student``, ``red``, ``red in place``; all under one convention. What a RED
-    block needs beyond the student's layer is hatched. `published` (`published_footprints`) are the authors' values in
-    MiB, as open markers; they are estimates of the ``paper`` convention and need profiles of it.
+    block needs beyond the student's layer is hatched. Where the peaks are a decade apart the axis is logarithmic.
+    `published` (`published_footprints`) are the authors' values in MiB, as open markers; they are estimates of the
+    ``paper`` convention and need profiles of it.
 
     Raises ValueError for profiles of unlike conventions, and for published values that do not fit the layers.
 
@@ -86,32 +91,39 @@ def memory_by_layer(
     names = list(dict.fromkeys(name for live in sorted(layers.values(), key=len, reverse=True) for name in live))
     peaks = {role: max(live.items(), key=lambda item: item[1]) for role, live in layers.items()}
     highest = max(size for _, size in peaks.values())
-    unit, scale = unit_of(highest)
+    decades = highest >= 10 * min(size for _, size in peaks.values())
+    unit, scale = ("log scale", 1) if decades else unit_of(highest)
     students = [role for role in layers if role != "teacher"]
     wide, figure, equal = 0.8 / max(1, len(students)), go.Figure(), []
+    told: list[tuple[str, int]] = []
     for role, live in layers.items():
         shift = wide * (students.index(role) - (len(students) - 1) / 2) if role in students else 0
         at = {name: names.index(name) + shift for name in live}
         bare = layers.get("student", live) if role in students else live
         figure.add_traces(_bars(role, live, bare, at, scale))
         layer, size = peaks[role]
-        figure.add_annotation(
-            x=at[layer], y=size / scale, text=f"<b>{format_size(size)}</b>",
-            textangle=-90 if len(students) > 1 and role in students else 0,
-            yanchor="bottom", yshift=8 if role in values else 4,
-        )  # fmt: skip
+        if peaks[role] not in told:  # else the label beside it says so
+            figure.add_annotation(
+                x=at[layer], y=math.log10(size) if decades else size / scale, text=f"<b>{format_size(size)}</b>",
+                textangle=-90 if len(students) > 1 and role in students else 0,
+                yanchor="bottom", yshift=8 if role in values else 4,
+            )  # fmt: skip
+        told.append(peaks[role])
         if role in values:
             sizes = {name: mib * 2**20 for name, mib in zip(live, values[role], strict=True)}
             equal += [sizes[name] == size for name, size in live.items()]
             tone, symbol = look(role)
             marker = {"symbol": f"{symbol}-open", "size": 9, "color": tone, "line": {"width": 1.5}}
-            told = _told(f"{role_name(role)}, published", sizes, at, scale)
-            figure.add_scatter(**told, mode="markers", marker=marker)
+            points = _told(f"{role_name(role)}, published", sizes, at, scale)
+            figure.add_scatter(**points, mode="markers", marker=marker)
     figure.update_traces(width=wide, selector={"type": "bar"})
     figure.update_traces(width=1, selector={"name": "teacher"})
     below = name_columns(figure, {k: short(name, 16) for k, name in enumerate(names)}, "layer, from input to output")
     figure.update_xaxes(range=[-0.6, len(names) - 0.4])
     figure.update_yaxes(title=f"most alive in the layer ({unit})", range=[0, highest / scale * 1.14])
+    if decades:
+        lowest = min(size for live in layers.values() for size in live.values())
+        figure.update_yaxes(size_axis(lowest / 1.5, highest * (highest / lowest) ** 0.12))
     figure.update_layout(barmode="overlay", hovermode="closest")
     note = f"{listed(dict.fromkeys(p.model for p in profiles.values()))} {setting(profile)}; weights not included."
     if values:
@@ -143,7 +155,7 @@ def _bars(role: str, live: Sizes, bare: Sizes, at: Mapping[str, float], scale: i
 
 def _finding(peaks: Mapping[str, tuple[str, float]]) -> str:
     told = {
-        role: f"{format_size(size)}{layer and f' at {layer_name(layer)}'}" for role, (layer, size) in peaks.items()
+        role: f"{format_size(size)}{layer and f' at {place_name(layer)}'}" for role, (layer, size) in peaks.items()
     }
     first, *others = peaks
     base = "student" if "student" in others else [*others, first][0]
@@ -175,7 +187,7 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     tones = colors(profiles)
     beside = {"x": 1.02, "xref": "paper", "xanchor": "left"}
     for k, (role, profile) in enumerate(profiles.items()):
-        peak, where = format_size(profile.peak_bytes), f"at {place_of(profile.peak_op)}"
+        peak, where = format_size(profile.peak_bytes), f"at {short(profile.peak_op.place, 44)}"
         where += f", arena {format_size(profile.arena_bytes)}" * bool(profile.packing)
         reach = max(reach, profile.peak_bytes / scale * _ROOM / (_ROOM - 31 - 7 * len(peak + where)))
         figure.add_bar(
@@ -216,22 +228,23 @@ def memory_table(
     >>> from redistill_lib.memory import profile_memory
     >>> profile = profile_memory(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 32, 32))
     >>> memory_table({"teacher": profile})[["role", "peak", "parameters", "multiply-adds"]].values.tolist()
-    [['teacher', '44.0 KiB', 224, 221184]]
+    [['teacher', '44.0 KiB', '224', '221,184']]
     """
     rows = []
     for role, profile in profiles.items():
         row: dict[str, object] = {
             "role": role_name(role), "model": profile.model, "peak": format_size(profile.peak_bytes),
-            "where": profile.peak_op.name, "weights": format_size(profile.weight_bytes),
-            "parameters": profile.weight_count,
+            "where": profile.peak_op.place, "weights": format_size(profile.weight_bytes),
+            "parameters": f"{profile.weight_count:,}",
         }  # fmt: skip
         if any(each.packing for each in profiles.values()):
             row["arena"] = format_size(profile.arena_bytes)
         if profile.convention != "paper":  # which counts no steps
-            row |= {"multiply-adds": profile.flops // 2, "steps": len(profile.rows)}
+            row |= {"multiply-adds": f"{profile.flops // 2:,}", "steps": len(profile.rows)}
         if torchinfo and role in torchinfo:
             found = torchinfo[role]
-            row |= {"torchinfo: parameters": found.total_params, "torchinfo: mult-adds": found.total_mult_adds}
+            counts = {"parameters": found.total_params, "mult-adds": found.total_mult_adds}
+            row |= {f"torchinfo: {name}": f"{count:,}" for name, count in counts.items()}
             row["torchinfo: all outputs"] = format_size(found.total_output_bytes)
         rows.append(row)
     return pd.DataFrame(rows)

@@ -16,6 +16,7 @@ from redistill_lib.looks import color as color
 from redistill_lib.looks import colors as colors
 from redistill_lib.looks import look as look
 from redistill_lib.results import label
+from redistill_lib.sizes import short_size
 
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
@@ -78,6 +79,21 @@ def name_columns(figure: go.Figure, names: Mapping[float, str], title: str) -> i
     """Name places of the x axis at a slant; the pixels that this needs below the plot, title included."""
     figure.update_xaxes(tickvals=[*names], ticktext=[*names.values()], tickangle=-60, showgrid=False, title=title)
     return 44 + 6 * max(len(re.sub("<.*?>", "", name)) for name in names.values())
+
+
+def powers(low: float, high: float, most: int = 10) -> list[float]:
+    """Ticks of a logarithmic axis of bytes: powers of two, or in between where these are few."""
+    found = [2.0**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
+    if len(found) < 3:
+        found = sorted(part * 2.0**k for part in (1, 1.25, 1.5) for k in range(60) if low <= part * 2.0**k <= high)
+    return found[:: math.ceil(len(found) / most) or 1]
+
+
+def size_axis(low: float, high: float) -> dict[str, Any]:
+    """A logarithmic axis from so many bytes to so many."""
+    ticks = powers(low, high)
+    text = [short_size(tick) for tick in ticks]
+    return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": text}
 
 
 def finish(

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.placing import name_places
-from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, faint, finish
+from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, faint, finish, powers
 from redistill_lib.looks import colors
 from redistill_lib.results import listed, score_range, whiskers
 from redistill_lib.sizes import parse_size, short_size
@@ -72,7 +72,7 @@ def tradeoffs(
         text = {"text": f"<b>{short_size(limit)}</b>", "font": {"color": INK}, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(x=math.log10(limit), y=0, yref="paper", xshift=4, **text)
     _add_names(figure, frame, (low, high), ends)
-    steps = _ticks(low, high)
+    steps = powers(low, high)
     figure.update_xaxes(
         type="log", range=[math.log10(low), math.log10(high)], tickvals=steps, ticktext=[*map(short_size, steps)],
         title=f"peak memory of activations, {dtype}, one image",
@@ -177,14 +177,6 @@ def _x_range(need: pd.Series[float], limit: float | None) -> tuple[float, float]
         low, high = min(low, limit), max(high, limit)
     room = max(0.22 * math.log10(high / low), 0.12)
     return 10 ** (math.log10(low) - room / 2), 10 ** (math.log10(high) + room)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    powers = [2.0**k for k in range(math.ceil(math.log2(low)), math.floor(math.log2(high)) + 1)]
-    if len(powers) < 3:
-        powers = sorted({*powers, *(1.5 * 2.0**k for k in range(-2, 60)), *(1.25 * 2.0**k for k in range(-2, 60))})
-        powers = [value for value in powers if low <= value <= high]
-    return powers[:: math.ceil(len(powers) / 10) or 1]
 
 
 def _explain(figure: go.Figure, frame: pd.DataFrame, tones: Mapping[str, str], shapes: Mapping[str, str]) -> None:

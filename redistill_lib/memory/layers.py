@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 import pandas as pd
 
-from redistill_lib.memory.profile import Profile, Row
-
-
-def red_place(row: Row) -> tuple[str, str]:
-    """The layer that carries the RED block of this step, and its side, before or after; "" outside RED blocks."""
-    found = re.fullmatch(r"(?:(.*?)\.)?(before|after)(?:\..*)?", row.module)
-    return (found[1] or "", found[2]) if found else (row.module, "")
+from redistill_lib.memory.profile import Profile, Row, red_place
 
 
 def red_runs(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """First step of each RED block, and the step after its last."""
-    groups = itertools.groupby(range(len(rows)), key=lambda k: red_place(rows[k]))
+    groups = itertools.groupby(range(len(rows)), key=lambda k: red_place(rows[k].module))
     runs = [(side, [*steps]) for (_, side), steps in groups]
     return [(steps[0], steps[-1] + 1) for side, steps in runs if side]
 
@@ -32,7 +25,7 @@ def block_names(rows: Sequence[Row]) -> list[str]:
     """
     inside: defaultdict[str, set[str]] = defaultdict(set)  # what stands below each first part of a path
     for row in rows:
-        if row.module and not red_place(row)[1]:
+        if row.module and not red_place(row.module)[1]:
             first, _, below = row.module.partition(".")
             inside[first].add(below)
     names: list[str | None] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -45,6 +46,11 @@ class Row:
     def name(self) -> str:
         """The module's path, or the operator outside any."""
         return self.module or self.op
+
+    @property
+    def place(self) -> str:
+        """What a reader calls it."""
+        return place_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ class Profile:
         at = self.peak_op
         return (
             f"{self.model} on {shapes} ({self.convention}, {self.dtype}): peak {format_size(self.peak_bytes)} "
-            f"at {at.name} ({at.op}){self.packing}, weights {format_size(self.weight_bytes)}"
+            f"at {at.place} ({at.op}){self.packing}, weights {format_size(self.weight_bytes)}"
         )
 
 
@@ -174,6 +180,27 @@ def profile_memory(
     as_python = runtime is not None and runtime.frees == "as python"
     passed = trace(model, *inputs, kwargs=kwargs, fast_attention=as_python)
     return _build(model, passed, runtime, dtype)
+
+
+def red_place(path: str) -> tuple[str, str]:
+    """The layer that carries the RED block in which a module is, and its side, before or after; else "" for the side.
+
+    >>> red_place("features.7.before.logit.0"), red_place("conv1")
+    (('features.7', 'before'), ('conv1', ''))
+    """
+    found = re.fullmatch(r"(?:(.*?)\.)?(before|after)(?:\..*)?", path)
+    return (found[1] or "", found[2]) if found else (path, "")
+
+
+def place_name(path: str) -> str:
+    """What a reader calls a module; a bare number, as the layers of a sequence have it, is said to be a layer's.
+
+    >>> place_name("features.7.before.logit.0"), place_name("2"), place_name("conv1")
+    ('RED block before features.7', 'layer 2', 'conv1')
+    """
+    layer, side = red_place(path)
+    name = f"layer {layer}" if layer.isdigit() else layer
+    return f"RED block {side} {name}".rstrip() if side else name
 
 
 def runtime_of(convention: Convention) -> Runtime | None:

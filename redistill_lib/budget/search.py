@@ -1,4 +1,4 @@
-"""Which stride plans and dtypes fit a device's memory."""
+"""The search for stride plans within a budget."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import pandas as pd
 from torch import Tensor, nn
 
+from redistill_lib.budget.result import Blocks, BudgetFit, Fit
 from redistill_lib.checks import check_type
-from redistill_lib.costs import Cost, Followed, followed
+from redistill_lib.costs import Followed, followed
 from redistill_lib.distill.pairing import pair_steps
-from redistill_lib.memory import format_size, parse_size
+from redistill_lib.memory import parse_size
 from redistill_lib.memory.profile import Convention, runtime_of, storage_size
 from redistill_lib.memory.reuse import Runs
 from redistill_lib.models import ARCHITECTURES, create_model
@@ -31,142 +31,6 @@ from redistill_lib.student.places import find_layout
 from redistill_lib.student.ratios import embeds
 
 MANY = 500  # plans; more of them are narrowed down to those that nowhere pool later than the network itself
-
-
-Blocks = Literal["none", "published", "in place", "narrow", "narrow in place"]
-# In words, and what would take less.
-_FORMS: dict[Blocks, tuple[str, tuple[Blocks, ...]]] = {
-    "none": ("without RED blocks", ()),
-    "published": ("with RED blocks as published", ("in place", "none")),
-    "in place": ("with RED blocks in place", ("none",)),
-    "narrow": ("with RED blocks at narrow taps", ("narrow in place", "none")),
-    "narrow in place": ("with RED blocks in place at narrow taps", ("none",)),
-}
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One stride plan in one dtype, and what it needs.
-
-    `published` and `in_place` count RED blocks at the taps of `match_taps` too, and are `plain` for the network's own
-    plan, which nothing teaches. They are None where another plan is better even without, or no taps were found.
-    """
-
-    plan: str
-    dtype: str
-    plain: Cost
-    published: Cost | None = None
-    in_place: Cost | None = None
-
-    def needs(self, blocks: Blocks) -> Cost | None:
-        return self.plain if blocks == "none" else self.in_place if "in place" in blocks else self.published
-
-    def peak(self, blocks: Blocks) -> float:
-        """What has to fit, in bytes: the arena of a runtime that plans one. Infinite where it is not known."""
-        return math.inf if (cost := self.needs(blocks)) is None else cost.needed_bytes
-
-
-@dataclass(frozen=True)
-class BudgetFit:
-    """The answer to `fit_to_budget`. `fits` is empty where nothing fits; `closest` then comes nearest."""
-
-    model: str
-    budget_bytes: int
-    own: tuple[Fit, ...]  # the network as it is, once per dtype
-    candidates: tuple[Fit, ...] = field(repr=False)  # every plan looked at
-    blocks: Blocks = "published"  # those that have to fit too
-    refused: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans that cannot be derived, and why
-    untapped: Mapping[str, str] = field(default_factory=dict, repr=False)  # plans without a place for blocks, and why
-    convention: str = "fused"
-
-    @property
-    def fits(self) -> tuple[Fit, ...]:
-        """Those within the budget, except where another of the same dtype computes as much in as little memory."""
-        return self.fits_with(self.blocks)
-
-    def fits_with(self, blocks: Blocks) -> tuple[Fit, ...]:
-        """`fits` if these blocks had to fit."""
-        least: dict[str, float] = dict.fromkeys((fit.dtype for fit in self.candidates), self.budget_bytes + 1)
-        kept = []
-        for fit in sorted(self.candidates, key=lambda fit: (-fit.plain.flops, fit.peak(blocks), fit.plan)):
-            if fit.peak(blocks) < least[fit.dtype]:
-                least[fit.dtype] = fit.peak(blocks)
-                kept.append(fit)
-        return tuple(kept)
-
-    @property
-    def closest(self) -> Fit:
-        """The plan that needs the least memory of all."""
-        return min(self.candidates, key=lambda fit: (fit.peak(self.blocks), fit.plain.needed_bytes))
-
-    def to_frame(self) -> pd.DataFrame:
-        """`fits` as a table: KiB, multiply-adds in millions, and both as shares of the network as it is.
-
-        Peaks are live bytes; under a runtime that plans an arena, the columns with that word are what has to fit.
-        """
-        own = {fit.dtype: fit.plain for fit in self.own}
-        nothing = Cost(*[math.nan] * 5)  # type: ignore[arg-type]
-        rows = [
-            {
-                "plan": fit.plan,
-                "dtype": fit.dtype,
-                "peak (KiB)": fit.plain.peak_bytes / 1024,
-                "with RED (KiB)": (fit.published or nothing).peak_bytes / 1024,
-                "RED in place (KiB)": (fit.in_place or nothing).peak_bytes / 1024,
-                **arenas(fit),
-                "set by": fit.plain.peak_at,
-                "peak ÷ own": fit.plain.peak_bytes / own[fit.dtype].peak_bytes,
-                "mult-adds (M)": fit.plain.flops / 2e6,
-                "with RED (M)": (fit.published or nothing).flops / 2e6,
-                "mult-adds ÷ own": fit.plain.flops / own[fit.dtype].flops,
-                "weights (KiB)": fit.plain.weight_bytes / 1024,
-                "weights with RED (KiB)": (fit.published or nothing).weight_bytes / 1024,
-            }
-            for fit in self.fits
-        ]
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        (words, lighter), fits = _FORMS[self.blocks], self.fits
-        budget = format_size(self.budget_bytes) + f" under {self.convention}" * (self.convention != "fused")
-        best = fits[0] if fits else self.closest
-        needed, plan = best.needs(self.blocks) or best.plain, f"{best.plan} in {best.dtype}"
-        peak, arena = f"peak {format_size(needed.peak_bytes)} at {needed.peak_at}", needed.arena_bytes
-        peak = peak if arena is None else f"arena {format_size(arena)} (live {peak})"
-        if fits:
-            count = f"{len(fits)} plan{'s' * (len(fits) > 1)} worth a look"
-            answer = f"{self.model} in {budget}: {plan} keeps most {words}, {peak} ({count})"
-            answer += _price(best.plain, needed)
-        else:
-            answer = f"no plan of {self.model} fits {budget} {words}: the nearest is {plan}, {peak}"
-            if not any(self.fits_with(blocks) for blocks in lighter):
-                answer += "; try a smaller input or width"
-        most = best.plain.flops if fits else 0
-        for blocks in lighter:
-            for other in self.fits_with(blocks)[:1]:
-                if other.plain.flops > most:
-                    most, peak = other.plain.flops, format_size(other.peak(blocks))
-                    answer += f"; {_FORMS[blocks][0]} {other.plan} in {other.dtype} would fit too, with {peak}"
-        for reasons, what in ((self.refused, "more cannot be derived"), (self.untapped, "have no place for blocks")):
-            for plan, reason in [*reasons.items()][:1]:
-                answer += f"; {len(reasons)} {what}, such as {plan}: {reason}"
-        return answer
-
-
-def _price(plain: Cost, taught: Cost) -> str:
-    """What blocks add to a network, where that is as much as half of it."""
-    adds, weights = taught.flops / max(1, plain.flops), taught.weight_bytes / max(1, plain.weight_bytes)
-    if max(adds, weights) < 1.5:
-        return ""
-    return f"; but the blocks make it {adds:.1f} times the multiply-adds and {weights:.1f} times the weights"
-
-
-def arenas(fit: Fit) -> dict[str, float]:
-    """The table's columns of arenas, where the runtime plans one."""
-    if fit.plain.arena_bytes is None:
-        return {}
-    forms = {"arena": fit.plain, "arena with RED": fit.published, "arena, RED in place": fit.in_place}
-    return {f"{name} (KiB)": cost.needed_bytes / 1024 if cost else math.nan for name, cost in forms.items()}
 
 
 def fit_to_budget(
@@ -273,7 +137,11 @@ def fit_to_budget(
         for plan in _worthwhile(found, plans_found, budget_bytes, blocks):
             count_blocks(plan)
     candidates = tuple(fit for plan in plans_found for fit in found[plan])
-    return BudgetFit(name, budget_bytes, tuple(found[own]), candidates, blocks, refused, untapped, runtime.name)
+    shapes = tuple(tuple(x.shape) for x in inputs)
+    left = refused, untapped
+    return BudgetFit(
+        name, budget_bytes, tuple(found[own]), candidates, blocks, *left, runtime.name, shapes, runs is not None
+    )
 
 
 def _worthwhile(
