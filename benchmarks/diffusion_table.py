@@ -26,7 +26,8 @@ among as many test images: for images held out about half, and for copies what t
 
 One thread per training, `--jobs` trainings at a time; while steps are measured, nothing else should run. Writes
 benchmarks/results/diffusion/: runs.csv (a row per run and judge), trials.csv, kid.png and nearest.png (they need
-Chrome or Chromium), and prints the tables; diffusion_report.py makes tables and kid.png anew from runs.csv.
+Chrome or Chromium), and prints the tables; diffusion_report.py makes tables and kid.png anew from runs.csv. What the
+first judge says is redistill_lib/measured/diffusion/table.csv.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ from redistill_lib.runs import Run, write_text
 from redistill_lib.source import code_identity
 from redistill_lib.train import DDPM_CIFAR10, DIGITS_UNET, DiffusionRecipe
 
+RESULTS = Path(__file__).parent / "results"
 TRIAL_SEED = 100
 MOST = 10_000  # images looked at
 MADE_BY = {"ema": True, "sampler": "ddim", "steps": 25}
@@ -281,8 +283,12 @@ def near(images: Features, seen: Mapping[str, Features]) -> float:
     return float(torch.cat(shares).mean())
 
 
+def load(setting: Setting, arm: Arm, run: Run) -> nn.Module:
+    return rd.load_model(run, setting.build(arm.model) if arm.from_teacher else None)
+
+
 def draw(setting: Setting, arm: Arm, run: Run) -> Tensor:
-    model = rd.load_model(run, setting.build(arm.model) if arm.from_teacher else None)
+    model = load(setting, arm, run)
     count = min(MOST, len(setting.load.test))
     how = {"sampler": MADE_BY["sampler"], "steps": MADE_BY["steps"], "seed": 0, "progress": False}
     return rd.sample(model.to(setting.device), count, setting.image_size, **how)
@@ -379,6 +385,17 @@ def compare(
     )
 
 
+def by_first_judge(setting: Setting, frame: pd.DataFrame, runs: Mapping[str, tuple[Arm, Run]]) -> pd.DataFrame:
+    """A row per run: what `figures.quality` draws and `read_tradeoffs` reads."""
+    first = frame[(frame["judge"] == frame["judge"].iloc[0]) & (frame["arm"] != REAL)].drop(columns="judge")
+    networks = {name: load(setting, arm, run) for name, (arm, run) in runs.items()}
+    networks["teacher"] = setting.build(setting.teacher)
+    example = setting.example(setting.student)
+    adds = {name: rd.profile_memory(each, *example).flops // 2 for name, each in networks.items()}
+    named = first.rename(columns={"arm": "role", "network": "model"})
+    return named.assign(data=setting.name, multiply_adds=first["arm"].map(adds))
+
+
 def neighbours(setting: Setting, scores: Scores, runs: Mapping[str, tuple[Arm, Run]], count: int = 9) -> go.Figure:
     """The first samples of the best arm and the reference, each above its nearest training and test image."""
     judge, seen = judges(setting)["pixels"]
@@ -414,7 +431,7 @@ def main() -> None:
     parser.add_argument("--arms", help="some of them, by name, with semicolons between; the first is the reference")
     parser.add_argument("--runs", default="runs/diffusion")
     parser.add_argument("--jobs", type=int, help="trainings at a time; one on a GPU")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
     setting = replace(SETTINGS[given.setting], runs=given.runs)
     setting = replace(setting, data=given.data or setting.data, seconds=given.seconds or setting.seconds)
@@ -431,10 +448,13 @@ def main() -> None:
     order = torch.randperm(len(setting.load.train), generator=torch.Generator().manual_seed(0))[:count]
     real = pd.DataFrame(assess(setting, setting.load.train.take(order), "test", [*judges(setting)]))
     frame = pd.concat([frame, real.assign(arm=REAL, seed=0)], ignore_index=True)
-    folder = given.output / ("diffusion" if setting.name == "digits" else f"diffusion_{setting.name}")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "runs.csv", frame.to_csv(index=False, float_format="%.7g"))
-    write_text(folder / "trials.csv", trials.to_csv(index=False, float_format="%.7g"))
+    name = "diffusion" if setting.name == "digits" else f"diffusion_{setting.name}"
+    folder, table = given.output / name, by_first_judge(setting, frame, runs)
+    package = rd.measured(name) if given.output == RESULTS else folder
+    for kept in (folder, package):
+        kept.mkdir(parents=True, exist_ok=True)
+    for file, rows in ((folder / "runs.csv", frame), (folder / "trials.csv", trials), (package / "table.csv", table)):
+        write_text(file, rows.to_csv(index=False, float_format="%.7g"))
     print(trials[["arm", "methods", "rate", "steps", "kid", "chosen"]].to_string(index=False), end="\n\n")
     for name, (judge, seen) in judges(setting).items():
         accuracy = "" if judge.accuracy is None else f", {judge.accuracy:.1%} on test"
