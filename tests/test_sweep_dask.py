@@ -1,4 +1,4 @@
-"""Sweeps on a Dask cluster of two worker processes, which are killed half-way, as is their scheduler."""
+"""Sweeps on a Dask cluster whose worker is killed half-way, or its scheduler."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ with open("../executions", "a") as file:
 while Path("../hold").exists() or Path(f"../hold {EPOCHS}").exists():
     time.sleep(0.05)
 """
-POINTS = [f"tour-EPOCHS={n}" for n in range(1, 6)]
+POINTS = [f"tour-EPOCHS={n}" for n in range(1, 4)]
 
 
 class Cluster:
-    """A scheduler and two workers of one thread, and a sweep of five points whose kernels wait for each other."""
+    """A scheduler and workers of one thread, and a sweep of three points whose kernels wait for each other."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, workers: int):
         self.folder, self.file = folder, folder / "scheduler.json"
-        (folder / "s.yaml").write_text("notebook: notebooks/tour.ipynb\ngrid: {EPOCHS: [1, 2, 3, 4, 5]}\n")
+        (folder / "s.yaml").write_text("notebook: notebooks/tour.ipynb\ngrid: {EPOCHS: [1, 2, 3]}\n")
         self.hold = folder / "hold"
         self.hold.touch()
         self.started: list[subprocess.Popen[str]] = []
         self.scheduler = self.start("distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard")
         alone = "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", str(folder / "dask")
-        self.workers = [self.start("distributed.cli.dask_worker", *alone) for _ in range(2)]
+        self.workers = [self.start("distributed.cli.dask_worker", *alone) for _ in range(workers)]
         self.until(self.file.exists)
 
     def start(self, module: str, *words: str) -> subprocess.Popen[str]:
@@ -81,9 +81,9 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(make_notebook: Callable[..., Path], tmp_path: Path) -> Iterator[Cluster]:
+def cluster(make_notebook: Callable[..., Path], tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
     make_notebook("tour", CELL)
-    found = Cluster(tmp_path)
+    found = Cluster(tmp_path, getattr(request, "param", 2))
     yield found
     found.close()
 
@@ -99,28 +99,26 @@ def test_a_killed_dask_worker_costs_its_point_an_attempt_and_nothing_else(cluste
     cluster.hold.unlink()
     assert sweep.wait(200) == 0
     ran = [point for point, _ in cluster.executions]
-    assert sorted(ran) == sorted([*"12345", first[0]])
+    assert sorted(ran) == sorted([*"123", first[0]])
     assert sorted(cluster.table) == POINTS
     assert second[0] != first[0]
-    again = cluster.sweep()
-    assert again.wait(60) == 0
-    assert len(cluster.executions) == 6  # nothing is run twice
     assert not [pid for _, pid in cluster.executions if psutil.pid_exists(pid)]
 
 
+@pytest.mark.parametrize("cluster", [1], indirect=True)
 def test_without_its_scheduler_a_sweep_ends_and_keeps_what_is_done(cluster: Cluster) -> None:
-    late = [cluster.folder / f"hold {epochs}" for epochs in (3, 4, 5)]
+    late = [cluster.folder / f"hold {epochs}" for epochs in (2, 3)]
     for file in late:
         file.touch()
     cluster.hold.unlink()
     sweep = cluster.sweep()
     points = cluster.folder / "runs" / "sweeps" / "s" / "points"
-    cluster.until(lambda: sum('"ok"' in file.read_text() for file in points.glob("*.json")) == 2)
+    cluster.until(lambda: sum('"ok"' in file.read_text() for file in points.glob("*.json")) == 1)
     cluster.scheduler.kill()
     assert sweep.wait(120) == 1
     log = (cluster.folder / f"log {len(cluster.started) - 1}").read_text()
     assert "Traceback" not in log
-    assert sorted(cluster.table) == POINTS[:2]
+    assert sorted(cluster.table) == POINTS[:1]
     for file in late:
         file.unlink()
 

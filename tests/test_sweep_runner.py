@@ -563,6 +563,22 @@ def test_command(here: Path, notebooks: Notebooks, capsys: pytest.CaptureFixture
     assert len(notebooks.ran) == 3
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_are_exit_codes(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: str, code: int
+) -> None:
+    class Pressing(Inline):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(fn, *args, **kwargs)
+            signal.raise_signal(getattr(signal, number))
+            return future
+
+    monkeypatch.setattr(loop, "Workers", lambda jobs: Elsewhere(Pressing()))
+    assert main(["sweep", "s.yaml", "--index", "runs/index.html"]) == code
+    assert capsys.readouterr().out.startswith(f"s, 2 points: 1 ok (0 before), 1 left; {here / 'table.csv'}\n")
+    assert pd.read_csv(here / "table.csv")["point"].tolist() == ["tour-LR=0.1"] and Path("runs/index.html").exists()
+
+
 def test_overrides_leave_what_is_done_in_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def tabulated() -> list[str]:
         return list(pd.read_csv(here / "table.csv")["point"])

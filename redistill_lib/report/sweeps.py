@@ -148,7 +148,7 @@ def headline(found: Means) -> str:
     """Which setting has the best mean and at what cost, and how many are worth a look."""
     count = len(found.frame)
     if found.score is None:
-        return f"{count} settings"
+        return f"{count} setting{'s' * (count != 1)}"
     best, scores = found.frame.iloc[0].to_dict(), found.frame[found.score]
     name = f"{found.name(best)} with " if found.name(best) else ""
     told = f"{'Lowest' if found.lower else 'Highest'} mean {found.score}: {name}{found.told(best, found.score)}"

@@ -87,7 +87,7 @@ def account(result: SweepResult, total: int) -> list[str]:
     parts += [f"{count} {kind}" for kind, count in Counter(status.status for status in bad).items()]
     parts += [f"{len(result.left)} left"] if result.left else []
     where = f"; {result.table}" if result.table else ""
-    return [*lines, f"{result.name}, {total} points: {', '.join(parts)}{where}"]
+    return [*lines, f"{result.name}, {total} point{'s' * (total != 1)}: {', '.join(parts)}{where}"]
 
 
 def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:

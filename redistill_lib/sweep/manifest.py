@@ -208,7 +208,8 @@ class Plan:
         lines = []
         if self.done:
             share = len(self.todo) + len(self.done)
-            lines.append(f"{len(self.done)} of {share} points are done{f', of {total} in all' * (share < total)}")
+            are = "is" if len(self.done) == 1 else "are"
+            lines.append(f"{len(self.done)} of {share} points {are} done{f', of {total} in all' * (share < total)}")
         for reason in dict.fromkeys(self.changed.values()):
             names = [name for name, why in self.changed.items() if why == reason]
             more = f" and {len(names) - 2} more" if len(names) > 3 else ""
