@@ -236,9 +236,14 @@ class Notebook(Sheet):
             if before != (before := control.evaluate(PLACE)):
                 self.settle()
                 moved.append(self.changed(explorer, shown, 1.0 if idle else 60.0))
-        self.page.keyboard.press("Home")
-        for _ in range(opening):
-            self.page.keyboard.press("ArrowDown" if control.evaluate("e => e.tagName") == "SELECT" else "ArrowRight")
+        if (
+            control.evaluate("control => control.tagName") == "SELECT"
+        ):  # whose arrow keys JupyterLab takes for its cells
+            control.select_option(index=opening)
+        else:
+            self.page.keyboard.press("Home")
+            for _ in range(opening):
+                self.page.keyboard.press("ArrowRight")
         self.settle()
         return bool(moved) and all(moved)
 

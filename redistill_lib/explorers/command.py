@@ -28,9 +28,11 @@ def run_command(arguments: argparse.Namespace) -> Path:
 
 def show(**arguments: Any) -> None:
     """Display the explorer, in a kernel."""
-    from IPython.display import display
+    from IPython.display import clear_output, display
 
-    display(explore(**look(argparse.Namespace(**arguments))))
+    view = explore(**look(argparse.Namespace(**arguments)))
+    clear_output()  # of a progress bar that is closed Voilà would say that its model is not found
+    display(view)
 
 
 def title(model: str) -> str:
