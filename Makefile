@@ -8,7 +8,7 @@ LONG   := sweeps/stl10.yaml sweeps/imagenet.yaml sweeps/tradeoffs.yaml
 GRIDS  ?= $(filter-out $(LONG),$(sort $(wildcard sweeps/*.yaml)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab notebooks lint bench sweep clean
+.PHONY: help run test browser lab app notebooks lint bench sweep clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,14 @@ $(READY): pyproject.toml constraints.txt
 run: $(READY) ## execute every notebook into runs/notebooks, with an index at runs/index.html
 	$(BIN)/redistill run $(NOTEBOOKS) --output runs/notebooks --index runs/index.html
 
-test: $(READY) ## run all tests with coverage
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --cov
+test: $(READY) ## run the tests with coverage, without those of make browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n auto --dist loadfile --cov
+
+browser: $(READY) ## open each notebook in JupyterLab and Chromium and move what moves; pictures are in runs/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/test_browser.py
+
+app: $(READY) ## open the explorer of the tour's networks as a page
+	$(BIN)/redistill app
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=notebooks

@@ -114,14 +114,27 @@ def _parser() -> argparse.ArgumentParser:
         "students stand beside them. With a run for MODEL accuracy is shown too.",
     )
     explore.add_argument("model", metavar="MODEL")
-    explore.add_argument("students", nargs="*", metavar="STUDENT")
-    explore.add_argument("--network", metavar="NAME", help="what builds runs of your own network, my_net:make")
-    explore.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, else cluttered)")
-    explore.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
-    explore.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
-    explore.add_argument("--factor", type=int, metavar="F", help="at which the page opens (default 4)")
-    explore.add_argument("--budget", metavar="SIZE", help='a line in the memory, e.g. "64KB"')
     explore.add_argument("--html", type=Path, metavar="FILE", help="the page (default MODEL-explored.html)")
+
+    app = commands.add_parser(
+        "app",
+        help="the same page with a kernel: image, channel and budget move, too (needs voila)",
+        description="Serve the explorer of MODEL and its students on this machine alone, behind a token, until "
+        "Ctrl-C. Without MODEL it shows the networks of notebook 00, which are trained first where they are missing.",
+    )
+    app.add_argument("model", nargs="?", metavar="MODEL")
+    app.add_argument("--runs", default="runs", metavar="DIR", help="where notebook 00's are kept (default runs)")
+    app.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866, or one near it")
+    app.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
+
+    for command in (explore, app):
+        command.add_argument("students", nargs="*", metavar="STUDENT")
+        command.add_argument("--network", metavar="NAME", help="what builds runs of your own network, my_net:make")
+        command.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, or cluttered)")
+        command.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
+        command.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
+        command.add_argument("--factor", type=int, metavar="F", help="at which the page opens (default 4)")
+        command.add_argument("--budget", metavar="SIZE", help='a line in the memory, e.g. "64KB"')
 
     commands.add_parser("models", help="list the built-in networks and their usual stride plans")
     return parser
@@ -392,6 +405,16 @@ def _explore(arguments: argparse.Namespace) -> None:
     print(run_command(arguments))
 
 
+def _app(arguments: argparse.Namespace) -> None:
+    try:
+        from redistill_lib.explorers.app import run_command
+    except ModuleNotFoundError as error:
+        if error.name != "voila":
+            raise
+        raise ValueError('the app needs Voilà: pip install "redistill-lab[app]"') from None
+    run_command(arguments)
+
+
 def _models(arguments: argparse.Namespace) -> None:
     from redistill_lib.models import list_models, usual_plan
 
@@ -406,4 +429,7 @@ def _table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-_COMMANDS = {"run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "explore": _explore, "models": _models}
+_COMMANDS = {
+    "run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "explore": _explore, "app": _app,
+    "models": _models,
+}  # fmt: skip

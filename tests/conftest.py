@@ -46,5 +46,5 @@ def make_notebook(tmp_path: Path) -> Callable[..., Path]:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("browser") and not shutil.which("chromium"):
+    if item.get_closest_marker("chromium") and not shutil.which("chromium"):
         pytest.skip("needs chromium on the PATH (Debian: apt-get install chromium)")

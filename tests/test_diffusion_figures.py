@@ -106,7 +106,7 @@ def test_a_film_without_a_teacher_has_no_chart() -> None:
     assert list(film.data[0].text) == [""] and not film.layout.showlegend
 
 
-@pytest.mark.browser
+@pytest.mark.chromium
 def test_the_film_plays_and_its_slider_moves_in_a_page_without_a_network(tmp_path: Path) -> None:
     from playwright.sync_api import expect, sync_playwright
 

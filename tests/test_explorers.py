@@ -222,7 +222,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
             server.wait(20)
 
 
-@pytest.mark.browser
+@pytest.mark.chromium
 def test_moving_the_slider_changes_the_figure_in_jupyterlab(lab: str) -> None:
     from playwright.sync_api import expect, sync_playwright
 

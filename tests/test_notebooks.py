@@ -9,15 +9,11 @@ from typing import Any
 
 import nbformat
 import pytest
-import yaml
+from smoke import NOTEBOOKS, SMOKE, smoke_values
 
 from redistill_lib.parameters import notebook_parameters
 from redistill_lib.report import outputs_match_source
 from redistill_lib.sweep import run_notebook
-
-ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SMOKE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "tests" / "smoke.yaml").read_text())
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
@@ -99,9 +95,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @each_notebook
 def test_runs_at_smoke_scale(path: Path, runs: Path) -> None:
-    trains = re.search(r'"RUNS = ', path.read_text())  # 02 trains nothing
-    values = SMOKE[path.stem] | ({"RUNS": str(runs)} if trains else {})
-    result = run_notebook(path, values, runs / "notebooks")
+    result = run_notebook(path, smoke_values(path, runs), runs / "notebooks")
     assert result.ok, result.error
     assert result.html is not None and "plotly" in result.html.read_text()
     assert json.loads(result.notebook.with_suffix(".json").read_text())["status"] == "ok"

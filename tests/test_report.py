@@ -360,7 +360,7 @@ def shown(page: Path, profile: Path, theme: int = 1) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=True).stdout
 
 
-@pytest.mark.browser
+@pytest.mark.chromium
 def test_the_figure_is_drawn_in_either_theme(tmp_path: Path) -> None:
     """The teacher in the colour of the words, as black would not be seen in the dark, and the others in their own."""
     dark, purple, teal, blue = "rgb(208, 215, 222)", "rgb(170, 68, 153)", "rgb(68, 170, 153)", "rgb(0, 114, 178)"
@@ -372,7 +372,7 @@ def test_the_figure_is_drawn_in_either_theme(tmp_path: Path) -> None:
         assert re.findall(r'class="point[^>]*fill: (rgb.*?\))', drawn) == [first, teal, blue]
 
 
-@pytest.mark.browser
+@pytest.mark.chromium
 def test_a_click_on_a_point_opens_its_notebook(tmp_path: Path) -> None:
     write_sweep(tmp_path / "sweeps" / "plans", points())
     page = write_index(tmp_path)

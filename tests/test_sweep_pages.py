@@ -81,7 +81,7 @@ def test_links_between_pages_stay_among_pages(tmp_path: Path) -> None:
     assert 'href="../index.html"' in page
 
 
-@pytest.mark.browser
+@pytest.mark.chromium
 def test_figures_are_drawn_without_a_network(tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     assert browser

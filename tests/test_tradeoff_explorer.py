@@ -124,6 +124,14 @@ def test_nothing_is_shown_in_a_batch(everything: Tradeoffs, monkeypatch: pytest.
     assert view.children[0].children[0].value == "digits: KID"
 
 
+def test_each_panel_can_be_opened(everything: Tradeoffs) -> None:
+    """By the name that notebook 08 has of it; several are of one data set, in other seconds."""
+    for name in everything.panels:
+        explorer = TradeoffExplorer(everything, everything.panel(name).panels[0], None, "fp32", 0)
+        told = [text(told.value) for _, told in explorer.details]
+        assert explorer.data.value == name and not any("no points of" in each for each in told), told
+
+
 def test_it_opens_with_what_is_asked_for(everything: Tradeoffs) -> None:
     explorer = TradeoffExplorer(everything, "imagenet", "1MB", "fp32", 0)
     assert explorer.published.value == "shown" and "Within 1 MiB (fp32) “RED resnet18" in title(explorer.figure)

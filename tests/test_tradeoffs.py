@@ -111,6 +111,8 @@ def test_budgets_of_one_data_set_are_panels_of_their_own(four: Tradeoffs) -> Non
     )
     assert found.panels == ("cluttered, 60 seconds", "cluttered, 240 seconds")
     first, second = (found.panel(name) for name in found.panels)
+    assert [panel.panels for panel in (first, second, first.shown(False))] == [(found.panels[k],) for k in (0, 1, 0)]
+    assert first.panel(found.panels[0]) is first
     assert first.frame["name"].tolist() == second.frame["name"].tolist() == four.frame["name"].tolist()
     assert {*second.curves["budget"]} == {"240 seconds"} and len(second.curves) == len(longer)
     with pytest.raises(ValueError, match="did you mean 'cluttered, "):

@@ -1,4 +1,4 @@
-"""`redistill explore`: a page on which the stride moves picture, maps, memory and accuracy."""
+"""What `redistill explore` and `redistill app` show: networks and images by name, side by side, stride by stride."""
 
 from __future__ import annotations
 
@@ -21,6 +21,28 @@ from redistill_lib.runs import Run
 
 def run_command(arguments: argparse.Namespace) -> Path:
     """Write the page, and return where it is. ValueError or OSError for what cannot be shown."""
+    name = title(arguments.model)
+    file = arguments.html or Path(f"{name}-explored.html")
+    return write_page(explore(**look(arguments)), file, f"{name}: what pooling earlier does to it")
+
+
+def show(**arguments: Any) -> None:
+    """Display the explorer, in a kernel."""
+    from IPython.display import clear_output, display
+
+    view = explore(**look(argparse.Namespace(**arguments)))
+    clear_output()  # of a progress bar that is closed Voilà would say that its model is not found
+    display(view)
+
+
+def title(model: str) -> str:
+    """What a page of this network is called."""
+    run = _run(model)
+    return str(run.name) if run else model.rpartition(":")[2]
+
+
+def look(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `explorers.explore` is called with. ValueError or OSError for names that are none."""
     first = _run(arguments.model)
     known: dict[str, Any] = first.params.get("data", {}) if first else {}
     size = arguments.image_size or (None if arguments.data else known.get("image_size"))
@@ -32,11 +54,8 @@ def run_command(arguments: argparse.Namespace) -> Path:
         run = _run(each)
         role = str(run.params.get("methods") or "naive") if run else each
         students.setdefault(role, []).append(_network(each, data, arguments.network))
-    options = {"classes": data.classes, "factor": arguments.factor, "budget": arguments.budget}
-    figure = explore(teacher, students, images, labels if first else None, **options)
-    name = first.name if first else arguments.model.rpartition(":")[2]
-    file = arguments.html or Path(f"{name}-explored.html")
-    return write_page(figure, file, f"{name}: what pooling earlier does to it")
+    found = {"teacher": teacher, "students": students, "images": images, "labels": labels if first else None}
+    return found | {"classes": data.classes, "factor": arguments.factor, "budget": arguments.budget}
 
 
 def _run(name: str) -> Run | None:

@@ -23,14 +23,19 @@ def options(values: Iterable[Any], text: str = "{}") -> Options:
     return [(text.format(value), value) for value in values]
 
 
+def _named(description: str) -> dict[str, Any]:
+    """Without a tooltip a label is titled "null"."""
+    return {"description": description, "tooltip": description, **_LOOK}
+
+
 def slider(description: str, options: Options = (("", 0),), value: Any = None) -> widgets.SelectionSlider:
     """It opens at `value`, or at the first option where that is none."""
     value = value if value in [known for _, known in options] else options[0][1]
-    return widgets.SelectionSlider(options=options, value=value, description=description, **_LOOK)
+    return widgets.SelectionSlider(options=options, value=value, **_named(description))
 
 
 def dropdown(description: str, options: Options = (("", 0),)) -> widgets.Dropdown:
-    return widgets.Dropdown(options=options, description=description, **_LOOK)
+    return widgets.Dropdown(options=options, **_named(description))
 
 
 def empty_figure() -> go.FigureWidget:
@@ -61,6 +66,15 @@ def redraw(shown: go.FigureWidget, figure: go.Figure) -> None:
         shown.layout.update({**gone, **layout}, overwrite=True)
 
 
+def complete(shown: go.FigureWidget) -> None:
+    """Before a figure inside a box is displayed: let the page have all that it holds by now.
+
+    What changed since it was made is lost on a page that is slower, unless plotly brings the widget's state up to
+    date, which it does only for figures that are displayed themselves.
+    """
+    shown._repr_mimebundle_()
+
+
 def _settings(part: Any) -> dict[str, Any]:
     return {key: value for key, value in part.to_plotly_json().items() if key not in ("type", "uid", "template")}
 
@@ -87,6 +101,7 @@ class Explorer:
         self.drawn = widgets.VBox([self.figure, self.code, self.table])
         self.view = widgets.VBox([widgets.Box(controls, layout=_ROWS), self.status, self.drawn, in_the_dark()])
         self.draw()
+        complete(self.figure)
         for control in controls:
             control.observe(self.draw, "value")
 

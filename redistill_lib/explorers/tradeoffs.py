@@ -10,7 +10,7 @@ from typing import Any
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from redistill_lib.explorers.controls import Explorer, dropdown, empty_figure, options, redraw, slider
+from redistill_lib.explorers.controls import Explorer, complete, dropdown, empty_figure, options, redraw, slider
 from redistill_lib.figures import feature_maps, memory_timeline, stride_plans, tradeoff_curves, tradeoffs
 from redistill_lib.sizes import parse_size, short_size
 from redistill_lib.tradeoffs import Tradeoffs, call
@@ -41,7 +41,8 @@ class TradeoffExplorer(Explorer):
         self.details = [(empty_figure(), widgets.HTML()) for _ in range(3)]
         self.shells = [widgets.VBox([figure]) for figure, _ in self.details]
         self.lay_out(self.data, self.budget, self.dtype, self.published, self.point)
-        for shell, (_, text) in zip(self.shells, self.details, strict=True):
+        for shell, (figure, text) in zip(self.shells, self.details, strict=True):
+            complete(figure)
             self.view.children += (shell, text)
 
     def draw(self, change: Any = None) -> None:

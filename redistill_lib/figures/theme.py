@@ -21,7 +21,7 @@ from redistill_lib.sizes import short_size
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
 Box = tuple[int, int, int, int]
-PAGE = 860  # pixels: fits a notebook's output cell with the side bar open
+PAGE = 840  # pixels: fits a notebook's output cell in a window of 1280 with the side bar open
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}

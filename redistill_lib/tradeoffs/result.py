@@ -43,11 +43,12 @@ class Tradeoffs:
     have weights, or empty; ``channels`` and ``image_size`` (px) are the images', NaN where that is not known.
 
     `curves` has ``data``, ``budget``, ``name``, ``seed``, ``seconds`` and ``accuracy`` (on validation, %), a row for
-    each epoch.
+    each epoch. `name` is what a panel was taken out by: alone, it could not know of others like it.
     """
 
     frame: pd.DataFrame
     curves: pd.DataFrame
+    name: str = ""
 
     @classmethod
     def of(cls, points: list[dict[str, Any]], curves: list[pd.DataFrame]) -> Tradeoffs:
@@ -71,6 +72,8 @@ class Tradeoffs:
     @cached_property
     def panels(self) -> tuple[str, ...]:
         """What `panel` takes, those with own results first."""
+        if self.name:
+            return (self.name,)
         own = self.frame.sort_values("source", key=lambda source: source == "published", kind="stable")
         return tuple(dict.fromkeys(_panel(own)))
 
@@ -80,13 +83,14 @@ class Tradeoffs:
             raise ValueError(
                 f"there are no points of {name!r}; there are {listed(self.panels)}{hint(name, self.panels)}"
             )
+        if self.name:
+            return self
         frame = self.frame[_panel(self.frame) == name].reset_index(drop=True)
         own = pd.Series(True, self.curves.index)
         for column in ("data", "budget", "name"):
             own &= self.curves[column].isin(frame[column])
-        return replace(
-            self, frame=frame, curves=self.curves[own] if frame["metric"][0] == ACCURACY else self.curves[:0]
-        )
+        curves = self.curves[own] if frame["metric"][0] == ACCURACY else self.curves[:0]
+        return Tradeoffs(frame, curves, name)
 
     def shown(self, published: bool) -> Tradeoffs:
         """Itself, or without the authors' points."""
