@@ -77,11 +77,11 @@ def test_the_page_moves_and_hides_its_code(address: str) -> None:
         plot = sheet.page.locator(".js-plotly-plot .gtitle")
         plot.wait_for(timeout=60_000)
         before = sheet.shown(sheet.page.locator("body"))
-        assert "Pooled ×4" in plot.inner_text()
+        assert "Pooled ×4" in str(plot.text_content())
         stride.focus()
         sheet.page.keyboard.press("End")
         assert sheet.changed(sheet.page.locator("body"), before)
-        assert "Pooled ×8" in plot.inner_text()
+        assert "Pooled ×8" in str(plot.text_content())
         text = sheet.page.locator("body").inner_text()
         assert "import os" not in text and "resnet18-1-21222: what pooling earlier does to it" in text
         assert sheet.errors == []
