@@ -196,7 +196,7 @@ def comparison_table(result: Comparison) -> pd.DataFrame:
         arm, half = row["arm"], (row["high"] - row["low"]) / 2
         told = {
             f"above {result.reference}": in_points(row["above"], row["±"]),
-            "of the gap to the teacher": f"{number(row['recovered'])} %",
+            "of the gap to the teacher": f"{number(row['recovered'], 0)} %",
         }
         rows[arm] = {
             "network": result.network(arm),
