@@ -276,7 +276,7 @@ def test_another_table_of_curves_beside_a_sweep_is_not_read(tmp_path: Path) -> N
 
 def test_scores_of_drawn_images_make_two_panels() -> None:
     found = read_tradeoffs(measured("diffusion"))
-    table = pd.read_csv(measured("diffusion/table.csv"))
+    table = pd.read_csv(measured("diffusion") / "table.csv")
     assert found.panels == ("digits: FID", "digits: KID")
     fid = found.panel("digits: FID").row("RED + MSE")
     assert fid["score"] == pytest.approx(table.loc[table["role"] == "RED + MSE", "fid"].mean())
