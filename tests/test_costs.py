@@ -208,7 +208,7 @@ def test_inputs_that_do_not_fit() -> None:
 def test_a_warning_names_what_blocks_cost_more_than_and_none_is_given_without_cause() -> None:
     student = mobile(4, 1, 1)
     with pytest.warns(
-        UserWarning, match=r"multiply-adds 0\.\d+ → 3\.\d+ M, parameters .*narrow=True\) may find cheaper"
+        UserWarning, match=r"multiply-adds 0\.\d+ M → 3\.\d+ M, parameters .*narrow=True\) may find cheaper"
     ):
         warn_of_costs(student, [rd.Tap("2.filter.0", "output", "2", "output", channels=32)], (X,))
     warn_of_costs(student, [rd.Tap("1", "output", "2", "output", channels=8)], (X,))  # warnings are errors here

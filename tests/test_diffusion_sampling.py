@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from redistill_lib.data.augment import derive_seed
 from redistill_lib.diffusion import DiffusionProcess, image_grid, peak_of_sampling, sample, sampling, trajectory
 from redistill_lib.diffusion.sampling import Guided, time_steps
-from redistill_lib.explorers.trajectories import draw_paths
 from redistill_lib.memory import profile_memory
 from redistill_lib.models import create_model
 from redistill_lib.models.saved import save_tensors
@@ -395,7 +394,7 @@ def test_a_run_is_drawn_by_its_own_process(tmp_path: Path) -> None:
         sample(run, 2, 0, progress=False)
     assert torch.equal(drawn, draw(model, 2, steps=3, process=process))
     assert torch.equal(sample(run, 2, steps=3, process=DDPM, progress=False), draw(model, 2, steps=3))
-    (path,) = draw_paths({"student": run}, None, 2, 3, 0).values()
+    path = trajectory(run, 2, shots=3, steps=3, seed=0, progress=False)
     torch.testing.assert_close(path.final, drawn)
 
 
