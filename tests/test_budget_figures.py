@@ -8,7 +8,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -173,15 +172,6 @@ def test_the_budget_moves_title_ring_call_and_table(explorer: BudgetExplorer, fo
     assert headline(explorer.figure) == fit.verdict and " in fp32 " in fit.verdict
     explorer.budget.value = found.sizes()[0]
     assert headline(explorer.figure).startswith("no plan of Sequential fits") and explorer.code.value == ""
-
-
-def test_moving_the_budget_is_fast(explorer: BudgetExplorer) -> None:
-    spent = []
-    for size in [size for _, size in explorer.budget.options] * 2:
-        start = time.perf_counter()
-        explorer.budget.value = size
-        spent.append(time.perf_counter() - start)
-    assert sorted(spent)[len(spent) // 2] < 0.3  # on a machine that does something else besides
 
 
 def test_it_is_a_figure_in_a_batch_and_widgets_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:

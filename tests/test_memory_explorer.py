@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,9 +89,7 @@ def test_moving_the_slider_redraws(explorer: MemoryExplorer) -> None:
 def test_what_was_drawn_is_not_computed_again(explorer: MemoryExplorer, monkeypatch: pytest.MonkeyPatch) -> None:
     explorer.student.value = 8
     monkeypatch.setattr(networks, "profile_memory", None)
-    start = time.perf_counter()
     explorer.student.value = 4
-    assert time.perf_counter() - start < 0.5
     assert "6.7× less" in title(explorer)
 
 
