@@ -30,6 +30,17 @@ from redistill_lib.checks import as_path, check_fields, warn
 from redistill_lib.source import code_identity, code_stamp
 
 
+def interrupt(message: str) -> KeyboardInterrupt:
+    """An interrupt of which a notebook shows this message alone, not the lines that it came upon.
+
+    >>> print(*interrupt("stopped after 3 of 7 steps")._render_traceback_())
+    KeyboardInterrupt: stopped after 3 of 7 steps
+    """
+    error = KeyboardInterrupt(message)
+    vars(error)["_render_traceback_"] = lambda: [f"KeyboardInterrupt: {message}"]  # which IPython asks for
+    return error
+
+
 @dataclass(frozen=True)
 class Run:
     """One training and what it left on disk."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import redistill_lib as rd
 from redistill_lib.attention import AttentionMaps, read_attention
-from redistill_lib.figures import attention_maps, attention_reach
+from redistill_lib.figures import attention_maps, attention_reach, headline
 from redistill_lib.network import record_maps
 from redistill_lib.red import RedBlock, insert_blocks
 
@@ -121,11 +121,11 @@ def test_the_picture_shows_shares_on_one_scale() -> None:
     np.testing.assert_allclose(maps[0].z, 1)
     np.testing.assert_allclose(maps[1].z, [[0.4, 2.8], [0.4, 0.4]], rtol=1e-5)
     assert figure.layout.coloraxis.cmax == pytest.approx(2.8)
-    title = figure.layout.title.text.partition("<br>")[0]
-    assert title == "<b>In block 2 the most-watched patch gets 1.0× (naive student) and 2.8× (RED) its even share</b>"
+    found = "In block 2 the most-watched patch gets 1.0× (naive student) and 2.8× (RED) its even share"
+    assert headline(figure) == found
     assert "colours end" not in figure.layout.title.text
-    last = attention_maps({"red": replace(made(one, 2.0), depth=3)}).layout.title.text
-    assert last.startswith("<b>In block 2, the last, the most-watched patch gets 2.8× (RED)")
+    last = headline(attention_maps({"red": replace(made(one, 2.0), depth=3)}))
+    assert last.startswith("In block 2, the last, the most-watched patch gets 2.8× (RED)")
     shallow = {"red": replace(made(one, 2.0), depth=3), "kd": replace(made(one, 2.0), depth=4)}
     assert ", the last," not in attention_maps(shallow).layout.title.text
     assert read_attention(network(), IMAGES, [5]).depth == 6

@@ -5,13 +5,11 @@ from __future__ import annotations
 import html
 import itertools
 import math
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 from test_budget import X, pyramid
@@ -21,6 +19,7 @@ import redistill_lib as rd
 from redistill_lib import explorers, figures
 from redistill_lib.budget import Blocks, BudgetFit, fit_to_budget
 from redistill_lib.explorers.budget import BOTH, BudgetExplorer
+from redistill_lib.figures import headline
 from redistill_lib.figures.budget import at_budget, every_plan
 from redistill_lib.looks import look
 from redistill_lib.memory.profile import DTYPES
@@ -32,10 +31,6 @@ BLOCKS: tuple[Blocks, ...] = ("none", "published", "in place")
 @pytest.fixture(scope="module")
 def found() -> BudgetFit:
     return fit_to_budget(pyramid(), 2**62, X)
-
-
-def headline(figure: go.Figure) -> str:
-    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
 
 
 # ------------------------------------------------------------------------------------------------ one search for all

@@ -343,7 +343,7 @@ def test_a_call_that_was_stopped_goes_on_and_trains_nothing_twice(
         return compare(TEACHER, arms, digits(), budget=Budget(epochs=1), seeds=seeds, options=options(tmp_path))
 
     monkeypatch.setattr(runner, "try_arm", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="the comparison was stopped; what is trained is in"):
         call(2)
     assert len(trained) == 5
     monkeypatch.setattr(runner, "try_arm", true)

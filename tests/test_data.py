@@ -232,6 +232,19 @@ def test_an_image_folder_without_splits_is_divided(tmp_path: Path) -> None:
             assert image[:, 0, 0].tolist() == list(COLOURS[int(label)])
 
 
+def test_images_read_on_access_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_folder(tmp_path / "mine")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    data = load_data("mine", lazy=True, cache_dir="kept")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert data.train[0][0].shape == (3, 8, 8)
+    assert data.reading == {"lazy": True, "cache_dir": str(tmp_path / "kept")}
+    again = load_data(**data.params, **data.reading)
+    assert again.fingerprint() == data.fingerprint() and again.params == data.params
+    assert not [*(tmp_path / "elsewhere").iterdir()]
+
+
 def test_an_image_folder_with_splits_keeps_them(tmp_path: Path) -> None:
     root = image_folder(tmp_path, ("train", "val", "test", "unlabelled"), per_class=4)
     data = load_data(root, cache_dir=None)

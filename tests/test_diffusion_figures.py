@@ -28,6 +28,7 @@ from redistill_lib import explorers, figures
 from redistill_lib.diffusion import Trajectory, to_uint8
 from redistill_lib.distill import Tap, match_taps
 from redistill_lib.explorers.trajectories import TrajectoryExplorer
+from redistill_lib.figures import headline
 from redistill_lib.maps import compare_denoisers
 from redistill_lib.models import create_model
 from redistill_lib.network import record_maps
@@ -45,10 +46,6 @@ def path(*levels: float, t: tuple[int, ...] = TIMES, n: int = 4) -> Trajectory:
 
 
 PATHS = {"teacher": path(0, 0, 0, 0), "student": path(0.9, 0.5, 0.3, 0.2), "red": path(0.8, 0.4, 0.2, 0.1)}
-
-
-def headline(figure: go.Figure) -> str:
-    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
 
 
 def words(figure: go.Figure) -> list[str]:

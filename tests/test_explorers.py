@@ -25,6 +25,7 @@ from redistill_lib import explorers, figures
 from redistill_lib.exploration import explore
 from redistill_lib.explorers.controls import Explorer, dropdown, options, slider
 from redistill_lib.explorers.exploration import StrideExplorer
+from redistill_lib.figures import headline
 from redistill_lib.looks import dark_figures
 from redistill_lib.models import create_model
 
@@ -52,10 +53,6 @@ def live(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explorers, "is_live", lambda: True)
 
 
-def title(figure: Any) -> str:
-    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
-
-
 def test_nothing_is_shown_or_imported_in_a_batch() -> None:
     code = (
         "import sys, torch\nfrom redistill_lib import explorers\n"
@@ -72,13 +69,14 @@ def test_nothing_is_shown_or_imported_in_a_batch() -> None:
 
 def test_the_stride_slider_redraws_in_place(explorer: StrideExplorer) -> None:
     traces = explorer.figure.data
-    assert title(explorer.figure).startswith("Pooled ×4 earlier")
+    assert headline(explorer.figure).startswith("Pooled ×4 earlier")
     explorer.stride.value = 8
-    assert title(explorer.figure).startswith("Pooled ×8 earlier")
+    assert headline(explorer.figure).startswith("Pooled ×8 earlier")
     assert all(new is old for new, old in zip(explorer.figure.data, traces, strict=True))
-    assert len(explorer.figure.layout.images) == 2 * 3 and not explorer.figure.layout.images[5].source
+    rows = {y: [each.source for each in explorer.figure.layout.images if each.y == y] for y in (0, 1, 2)}
+    assert len({len(row) for row in rows.values()}) == 1 and all(rows[0]) and all(rows[1]) and not any(rows[2])
     explorer.stride.value = 4
-    assert explorer.figure.layout.images[5].source
+    assert all(each.source for each in explorer.figure.layout.images)
 
 
 def test_images_are_named(explorer: StrideExplorer) -> None:
@@ -157,16 +155,27 @@ def test_live_curves_grow(live: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("IPython.display.display", lambda *widgets: shown.extend(widgets))
     curves = explorers.live_curves(["teacher", "red"])
     assert shown[0] is curves.shown and dark_figures('[data-jp-theme-light="false"]') in shown[1].value
-    assert title(curves.shown) == "Waiting for the first epoch"
+    assert headline(curves.shown) == "Waiting for the first epoch"
     rows = [{"epoch": k, "validation_accuracy": 0.1 * k, "train_task": 2.0 / k} for k in (1, 2, 3)]
     traces = curves.shown.data
     for k in (1, 2, 3):
         curves.update("red", rows[:k])
         assert len(curves.shown.data[3].x) == k
-    assert title(curves.shown) == "Best on validation: RED 30.0 %"
+    assert headline(curves.shown) == "Best on validation: RED 30.0 %"
     assert all(new is old for new, old in zip(curves.shown.data, traces, strict=True))
     curves.update("teacher", pd.DataFrame(rows))
-    assert "teacher 30.0 %" in title(curves.shown)
+    assert "teacher 30.0 %" in headline(curves.shown)
+
+
+def test_axes_of_live_curves_stand_still_where_the_end_is_known(live: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("IPython.display.display", lambda *widgets: None)
+    curves = explorers.live_curves(["red"], epochs=4)
+    ranges = []
+    for last in (1, 2, 3, 4):
+        rows = [{"epoch": k, "validation_accuracy": 0.1 * k, "train_task": 2.0 / k} for k in range(1, last + 1)]
+        curves.update("red", rows)
+        ranges.append((curves.shown.layout.xaxis.range, curves.shown.layout.yaxis.range))
+    assert set(ranges) == {((0.5, 4.5), (0, 100))}
 
 
 # ------------------------------------------------------------------------------------------------ a real browser

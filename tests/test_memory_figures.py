@@ -20,6 +20,7 @@ from torch import nn
 import redistill_lib as rd
 from redistill_lib.distill import match_taps
 from redistill_lib.figures import (
+    headline,
     memory_bars,
     memory_by_layer,
     memory_table,
@@ -74,10 +75,6 @@ CASES = {
 def profile_of(case: str, **settings: Any) -> Profile:
     name, factor, size, role = CASES[case]
     return profiled(name, factor, size, **settings)[role]
-
-
-def headline(figure: go.Figure) -> str:
-    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
 
 
 def note(figure: go.Figure) -> str:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 import pytest
 
 from redistill_lib import figures
+from redistill_lib.figures import headline
 from redistill_lib.looks import look
 from redistill_lib.quality import Quality, compare_quality
 
@@ -30,10 +31,6 @@ def scores(rows: list[tuple[Any, ...]], **settings: Any) -> pd.DataFrame:
     """(role, MiB, FID[, KID]) each."""
     frames = [quality(*row[2:], **settings).to_frame().assign(role=row[0], peak_bytes=row[1] * MIB) for row in rows]
     return pd.concat(frames).assign(parameters=[int(1e6 * row[1]) for row in rows])
-
-
-def headline(figure: go.Figure) -> str:
-    return " ".join(re.findall(r"<b>(.*?)</b>", figure.layout.title.text))
 
 
 def note(figure: go.Figure) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from redistill_lib.models.saved import load_model
 from redistill_lib.network import answer
 from redistill_lib.progress import progress_bar
 from redistill_lib.results import listed
-from redistill_lib.runs import Run
+from redistill_lib.runs import Run, interrupt
 from redistill_lib.train import RunOptions
 from redistill_lib.train.setup import TeacherLike, open_teacher
 
@@ -224,8 +224,9 @@ class _Setting:
             self.teacher = run or self.network
             self.rated = answer(self.network, (torch.zeros(2, *size),), "teacher").shape[-1:] == (data.num_classes,)
         self.given: DataSplits | str = data  # to other processes: how they load it, where that gives the same images
-        if executor is not None and data.params and load_data(**data.params).fingerprint() == data.fingerprint():
-            self.given = json.dumps(data.params)
+        again = {**data.params, **data.reading}
+        if executor is not None and data.params and load_data(**again).fingerprint() == data.fingerprint():
+            self.given = json.dumps(again)
 
     @property
     def teacher_epochs(self) -> int:
@@ -303,22 +304,26 @@ class _Setting:
         """The jobs, in their order, and what came of each; one that diverges stops no other."""
         options = replace(self.options, progress=False)
         tasks = [(job.arm, self.given, job.length.epochs, job.seed, job.teacher, options, chosen) for job in jobs]
-        if self.executor is None:
-            done = []
-            for job, task in zip(jobs, tasks, strict=True):
-                done.append(_outcome(job, partial(try_arm, *task)))
-                bar.update()
-            return [*zip(jobs, done, strict=True)]
-        futures = {submit(self.executor, try_arm, *task): job for job, task in zip(jobs, tasks, strict=True)}
+        futures = dict[Future[Trial], _Job]()
         try:
+            if self.executor is None:
+                done = []
+                for job, task in zip(jobs, tasks, strict=True):
+                    done.append(_outcome(job, partial(try_arm, *task)))
+                    bar.update()
+                return [*zip(jobs, done, strict=True)]
+            futures = {submit(self.executor, try_arm, *task): job for job, task in zip(jobs, tasks, strict=True)}
             for future in as_completed(futures):
                 _outcome(futures[future], future.result)
                 bar.update()
-        except BaseException:
+            return [(job, _outcome(job, future.result)) for future, job in futures.items()]
+        except BaseException as error:
             for future in futures:
                 future.cancel()
+            if isinstance(error, KeyboardInterrupt):
+                kept = f"what is trained is in {self.options.runs_dir}, and the same call goes on from there"
+                raise interrupt(f"the comparison was stopped; {kept}") from None
             raise
-        return [(job, _outcome(job, future.result)) for future, job in futures.items()]
 
 
 def _outcome(job: _Job, training: Callable[[], Trial]) -> Trial | FloatingPointError:

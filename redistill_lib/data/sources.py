@@ -295,7 +295,7 @@ def _from_images(folder: Path, labelled: bool) -> tuple[dict[str, Any], str]:
             empty = ", ".join(sorted({path.name for path in _folders(root)} - set(labels)))
             if labelled and split == "train" and empty:
                 raise ValueError(f"The class folders {empty} of {root} hold no images; fill or remove them.")
-            images = [{"path": str(path), "bytes": None} for path in files]
+            images = [{"path": os.path.abspath(path), "bytes": None} for path in files]  # for other processes, too
             tables[split] = datasets.Dataset.from_dict({"image": images, "label": labels}, features)
             used += files
         stamp = _stamp(used, folder)

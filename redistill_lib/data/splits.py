@@ -34,7 +34,8 @@ class DataSplits:
 
     Each has ``len()``, ``[i]`` → (uint8 C×H×W, int64 scalar), ``.labels``, and ``__getitems__(indices)`` → (uint8
     B×C×H×W, int64 B); ``image_size`` is the side H = W in pixels. ``origin`` says where validation and test come
-    from, and how many images were left out. ``params`` are JSON: ``load_data(**params)`` gives the same images again.
+    from, and how many images were left out. ``params`` are JSON: ``load_data(**params)`` gives the same images again,
+    and ``load_data(**params, **reading)`` reads and keeps them in the same way.
     """
 
     train: Split
@@ -47,6 +48,7 @@ class DataSplits:
     name: str
     origin: str = ""
     params: dict[str, Any] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -143,11 +145,14 @@ def load_data(
     if limit is not None and (absent := [word for number, word in enumerate(classes) if number not in present]):
         warnings.warn(f"limit={limit} leaves no training image of {', '.join(absent[:10])}; raise it.", stacklevel=2)
     same_images = ("canvas", "lazy", "cache_dir")  # image_size, and what only says when and where to keep them
+    reading = {k: v for k, v in vars(settings).items() if k in ("lazy", "cache_dir")}
+    if reading.get("cache_dir") is not None:
+        reading["cache_dir"] = os.path.abspath(reading["cache_dir"])
     changed = {k: v for k, v in vars(settings).items() if v != getattr(kind, k) and k not in same_images}
     folder = name not in BUILT_IN and os.path.isdir(name)  # which is the same one from wherever it is named
     params = {**asdict(request), "name": os.path.abspath(name) if folder else name, "image_size": size, **changed}
     facts: Any = {"num_classes": len(classes), "in_channels": channels, "image_size": size, "classes": classes}
-    return DataSplits(**splits, **facts, name=name, origin=origin, params=params)
+    return DataSplits(**splits, **facts, name=name, origin=origin, params=params, reading=reading)
 
 
 @dataclass(frozen=True)

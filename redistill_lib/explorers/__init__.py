@@ -193,16 +193,18 @@ def tradeoff_explorer(
 class LiveCurves:
     """A figure of `figures.curves` that grows with every `update`; outside a live notebook it only collects.
 
-    As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``.
+    As a callback: ``RunOptions(on_log=lambda rows, _: live.update("teacher", rows))``. With `epochs`, the
+    number there will be, the axes stand still.
 
-    >>> live = live_curves(["teacher", "student"])
+    >>> live = live_curves(["teacher", "student"], epochs=12)
     >>> live.update("teacher", [{"epoch": 1, "validation_accuracy": 0.5, "train_task": 1.2}])
     >>> len(live.histories["teacher"])
     1
     """
 
-    def __init__(self, roles: Iterable[str]):
+    def __init__(self, roles: Iterable[str], epochs: int | None = None):
         self.histories = {role: pd.DataFrame() for role in roles}
+        self.epochs = epochs
         self.shown: Any = None
         if is_live():
             from IPython.display import display
@@ -223,7 +225,7 @@ class LiveCurves:
             from redistill_lib.explorers.controls import redraw
             from redistill_lib.figures import curves
 
-            redraw(self.shown, curves(self.histories))
+            redraw(self.shown, curves(self.histories, self.epochs))
 
 
 live_curves = LiveCurves  # called like the other explorers

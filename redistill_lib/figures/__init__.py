@@ -12,6 +12,7 @@ from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
 from redistill_lib.figures.quality import quality
 from redistill_lib.figures.samples import images, sample_grids, trajectories
+from redistill_lib.figures.theme import headline
 from redistill_lib.figures.tradeoffs import tradeoffs
 from redistill_lib.figures.training import accuracies, confusions, curves, denoising_curves
 
@@ -30,6 +31,7 @@ __all__ = [
     "exploration",
     "factorial",
     "feature_maps",
+    "headline",
     "images",
     "memory_bars",
     "memory_by_layer",

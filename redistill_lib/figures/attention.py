@@ -51,7 +51,12 @@ def attention_maps(attention: Mapping[str, AttentionMaps], *, block: int | None 
         note += f" The colours end where 1 patch in 100 is above; the highest has {number(highest, 1)}."
     figure = panels(rows, extent, title, note, right=76)
     ticks = {0.0: "0", 1.0: "1", round(top, 1): "≥ " * capped + number(top, 1)}
-    bar = {"thickness": 10, "x": 1.01, "tickvals": [*ticks], "ticktext": [*ticks.values()]}
+    bar = {
+        "thickness": 10,
+        "x": figure.layout.xaxis.domain[1] + 0.01,
+        "tickvals": [*ticks],
+        "ticktext": [*ticks.values()],
+    }
     return figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": top, "colorbar": bar})
 
 
@@ -70,8 +75,9 @@ def attention_reach(attention: Mapping[str, AttentionMaps]) -> go.Figure:
 
     >>> maps = np.full((1, 1, 2, 2), 0.2, np.float32)
     >>> one = AttentionMaps(np.zeros((1, 1, 8, 8), np.uint8), (0,), maps, np.ones((1, 1, 2), np.float32))
-    >>> attention_reach({"student": one}).layout.title.text.partition("<br>")[0]
-    '<b>In block 0 patches look 1.0 px (naive student) far</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(attention_reach({"student": one}))
+    'In block 0 patches look 1.0 px (naive student) far'
     """
     first, figure = _checked(attention), go.Figure()
     for role, its in attention.items():

@@ -30,8 +30,9 @@ def budget(fit: BudgetFit, budgets: Sequence[int] = ()) -> go.Figure:
     >>> import torch
     >>> from redistill_lib.budget import fit_to_budget
     >>> fit = fit_to_budget("mobilenetv2", "256KB", torch.zeros(1, 3, 96, 96), plans=["2-1222121", "4-1221121"])
-    >>> budget(fit).layout.title.text.partition(" with")[0]
-    '<b>mobilenetv2 in 256 KiB: 4-1221121 in int8 keeps most'
+    >>> from redistill_lib.figures import headline
+    >>> headline(budget(fit)).partition(" with")[0]
+    'mobilenetv2 in 256 KiB: 4-1221121 in int8 keeps most'
     """
     stops = {size: fit.within(size) for size in sorted({fit.budget_bytes, *budgets})}
     layouts = {size: _finish(go.Figure(), stop, bool(budgets)).layout for size, stop in stops.items()}

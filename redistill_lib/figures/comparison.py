@@ -25,7 +25,7 @@ _HUES = {
 }
 _MARKS = {False: ("circle-open", "without a teacher"), True: ("diamond", "with its teacher")}
 _OTHERS, _OTHER = "other networks", "#8A8F96"  # than the first that there are colours for
-_PLACES = 12, 84, 182, 248  # where the columns beside the plot stand, in pixels
+_PLACES = 10, 72, 166, 220  # where the columns beside the plot stand, in pixels
 
 
 class _Look(NamedTuple):
@@ -77,7 +77,7 @@ def comparison(result: Comparison) -> go.Figure:
         place = {"y": 1, "yref": "paper", "yanchor": "bottom", "xanchor": {"left": "right", "right": "left"}[side]}
         figure.add_vline(best, line=line)
         figure.add_annotation(x=best, text=text, **place)
-    lines = [textwrap.wrap(arm, 26, max_lines=2, placeholder=" …") for arm in table["arm"]]
+    lines = [textwrap.wrap(arm, 20, max_lines=2, placeholder=" …") for arm in table["arm"]]
     name_rows(figure, ["<br>".join(f"<b>{escape(line)}</b>" for line in name) for name in lines])
     figure.update_xaxes(title="test accuracy (%)")
     if result.seeds == 1:
@@ -87,7 +87,7 @@ def comparison(result: Comparison) -> go.Figure:
         told += f"Above {escape(result.reference)}: in pairs of one teacher, with a 95 % interval"
     networks = {look.network for look in looks.values()}
     data = f"{escape(result.name)}; all are {networks.pop()}" if len(networks) == 1 else escape(result.name)
-    note, margins = f"Data: {data}. {told}.", (190, 30, 330, 56)
+    note, margins = f"Data: {data}. {told}.", (156, 30, 294, 56)
     title = escape(result.headline(), quote=False)
     figure = finish(figure, title, note, plot=20 + 36 * len(table), margins=margins, legend=bool(networks))
     return figure.update_layout(legend={"x": 0.02, "xref": "container"})
@@ -151,7 +151,7 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
         looks, present = _looks(result), [arm for arm in names if arm in result.arms]
         peak = format_size(int(result.runs.loc[result.runs["arm"] == result.reference, "peak_bytes"].max()))
         seeds = f"{result.seeds} seed{'s' * (result.seeds != 1)}"
-        rows.append(f"<b>{escape(data)}</b><br>{muted(f'{peak}, {result.budget}, {seeds}')}")
+        rows.append(f"<b>{escape(data)}</b><br>{muted(f'{peak}, {seeds}')}<br>{muted(str(result.budget))}")
         places.append(y + (len(present) - 1) / 2)
         for arm in present:
             gap, look = result.difference(arm, result.reference), looks[arm]
@@ -180,7 +180,7 @@ def comparisons(results: Mapping[str, Comparison], arms: Sequence[str] | None = 
         leaders.append(f"on {data} {best}{told}" if len(alike) < len(others) or not others else f"on {data} no one")
     note = "In pairs of one teacher and one test image; lines: 95 % interval for other seeds and other test images."
     title = escape(f"Most accurate at one peak, in equal seconds: {'; '.join(leaders)}", quote=False)
-    return finish(figure, title, note, plot=round(24 * y) + 20, margins=(190, 8, 300, 56))
+    return finish(figure, title, note, plot=round(24 * y) + 20, margins=(136, 8, 290, 56))
 
 
 def comparison_table(result: Comparison) -> pd.DataFrame:

@@ -83,8 +83,9 @@ def taps(teacher: Resolutions, student: Resolutions, pairs: Sequence[Tap]) -> go
     >>> x, names = torch.zeros(1, 3, 32, 32), ("resnet18-1-21222", "resnet18-4-11221")
     >>> networks = [rd.create_model(name, width=0.125) for name in names]
     >>> found = [rd.find_resolutions(network, x) for network in networks]
-    >>> taps(*found, rd.match_taps(networks[1], networks[0], x)).layout.title.text.partition("<br>")[0]
-    '<b>5 taps pair maps of one size, which the student has earlier than its teacher</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(taps(*found, rd.match_taps(networks[1], networks[0], x)))
+    '5 taps pair maps of one size, which the student has earlier than its teacher'
     """
     networks = {1: teacher, 0: student}  # by row
     sizes = sorted({side for found in networks.values() for _, _, side in _pieces(found)}, reverse=True)

@@ -27,19 +27,18 @@ from redistill_lib.sizes import ratio
 
 _LEFT, _RIGHT, _SIDE, _FREE = 112, 12, 250, 76  # pixels beside the plot; of the accuracy, and free before it
 _SLIDER, _STEPS, _BARS, _GAP, _WORDS = 62, 90, 150, 26, 22  # pixels: above, of rows, between them, below a map
-_CELL, _EDGE = 112, 7  # pixels of a map in the file, and around it
+_CELL = 112  # pixels of a map in the file
 _PALETTE = [*map(unlabel_rgb, sample_colorscale("Viridis", np.linspace(0, 1, 254).tolist()))]
-_NOTHING = ("", "")
 _MISSING = "not trained at this stride"
 
-Picture = tuple[str, str]  # the image, and a strip of maps: addresses of PNGs
+Pictures = list[str]  # the image and the maps, from input to output: addresses of PNGs
 
 
 class _Stop(NamedTuple):
     """What the slider changes: all traces, the pictures of the students' rows, and words."""
 
     traces: list[go.Scatter | go.Bar]
-    pictures: list[Picture]
+    pictures: list[Pictures]
     title: str
     note: str
 
@@ -72,11 +71,11 @@ def exploration(shown: Shown, factor: int = 4, *, budget: int | None = None) -> 
     figure = max(drafts.values(), key=lambda draft: draft.layout.height)  # that of the longest title
     figure.add_traces(stops[factor].traces)
     _axes(figure, found, [height / plot for height in heights], share)
-    place: dict[str, Any] = {"xref": "x", "yref": "y2", "sizing": "stretch", "layer": "above"}
-    place["sizey"] = cell / (cell + _WORDS)
-    for row, (small, strip) in enumerate([pictures["teacher", 1], *stops[factor].pictures]):
-        figure.add_layout_image(source=small, y=row, x=-0.44, sizex=0.88, **place)
-        figure.add_layout_image(source=strip, y=row, x=0.5, sizex=len(found.layers), **place)
+    place: dict[str, Any] = {"xref": "x", "yref": "y2", "xanchor": "center", "sizing": "contain", "layer": "above"}
+    place |= {"sizex": 0.88, "sizey": cell / (cell + _WORDS)}
+    for row, sources in enumerate([pictures["teacher", 1], *stops[factor].pictures]):
+        for k, source in enumerate(sources):
+            figure.add_layout_image(source=source, x=k, y=row, **place)
     if budget is not None:
         _add_budget(figure, found, budget)
     steps = [{"label": f"×{f}", "method": "update", "args": _change(stop, titles[f])} for f, stop in stops.items()]
@@ -92,21 +91,23 @@ def exploration(shown: Shown, factor: int = 4, *, budget: int | None = None) -> 
     return figure.update_layout(sliders=[slider], title_text=titles[factor])
 
 
-def _stop(shown: Shown, factor: int, pictures: Mapping[tuple[str, int], Picture]) -> _Stop:
+def _stop(shown: Shown, factor: int, pictures: Mapping[tuple[str, int], Pictures]) -> _Stop:
     found = shown.found
     views = {role: its.get(factor) for role, its in found.students.items()}
     there = {role: view for role, view in views.items() if view}
     first = next(iter(there.values()))
     traces = [*_staircase(found, first), *_agreement(found, views), *_memory(found, there), *_dots(found, factor)]
-    return _Stop(traces, [pictures.get((role, factor), _NOTHING) for role in views], *_words(shown, factor, first))
+    nothing = [""] * (1 + len(found.layers))
+    return _Stop(traces, [pictures.get((role, factor), nothing) for role in views], *_words(shown, factor, first))
 
 
 def _change(stop: _Stop, title: str) -> list[dict[str, Any]]:
     """What plotly's `update` takes: of traces, then of the layout."""
     traces = [trace.to_plotly_json() for trace in stop.traces]
     data = {key: [trace.get(key) for trace in traces] for key in ("x", "y", "text", "hovertext")}
-    sources = [source for pair in stop.pictures for source in pair]
-    return [data, {f"images[{k}].source": source for k, source in enumerate(sources, 2)} | {"title.text": title}]
+    sources = [source for row in stop.pictures for source in row]
+    first = len(sources) // len(stop.pictures)  # the teacher's stay
+    return [data, {f"images[{k}].source": source for k, source in enumerate(sources, first)} | {"title.text": title}]
 
 
 def _axes(figure: go.Figure, found: Exploration, heights: Sequence[float], share: float) -> None:
@@ -133,7 +134,7 @@ def _axes(figure: go.Figure, found: Exploration, heights: Sequence[float], share
         places = [*range(len(found.factors))]
         figure.update_layout(
             xaxis2={"domain": [share + _FREE / (PAGE - _LEFT - _RIGHT), 1], "anchor": "y4", "showgrid": False}
-            | {"tickvals": places, "ticktext": [f"×{f}" for f in found.factors], "range": [-0.4, places[-1] + 2.6]},
+            | {"tickvals": places, "ticktext": [f"×{f}" for f in found.factors], "range": [-0.4, places[-1] + 3.4]},
             yaxis4={"domain": [0.5, 1], "anchor": "x2", "title": f"accuracy on {len(found.images)} images (%)"},
         )
 
@@ -257,23 +258,21 @@ def _words(shown: Shown, factor: int, student: View) -> tuple[str, str]:
     return text, note
 
 
-def _pictures(shown: Shown) -> dict[tuple[str, int], Picture]:
+def _pictures(shown: Shown) -> dict[tuple[str, int], Pictures]:
     """By role and factor. A map is divided by its root mean square; a layer's maps share a scale at all strides."""
     found, maps = shown.found, shown.maps
-    strips: dict[tuple[str, int], list[NDArray[np.uint8] | None]] = {key: [] for key in maps}
+    image = found.images[shown.image]
+    sides = {(role, f): view.first for role, its in found.students.items() for f, view in its.items()}
+    sides["teacher", 1] = found.teacher.first
+    pictures = {key: [_thumbnail(image, sides[key])] for key in maps}
     for k in range(len(found.layers)):
         scaled = {
             key: x / (np.sqrt(np.mean(np.square(x))) or 1) for key, its in maps.items() if (x := its[k]) is not None
         }
         low, high = np.percentile(np.concatenate([x.ravel() for x in scaled.values()]), [1, 99])
-        for key, strip in strips.items():
-            share = (scaled[key] - low) / ((high - low) or 1) if key in scaled else None
-            level = None if share is None else np.clip(share, 0, 1) * (len(_PALETTE) - 1)
-            strip.append(None if level is None else level.round().astype(np.uint8))
-    image = found.images[shown.image]
-    sides = {(role, f): view.first for role, its in found.students.items() for f, view in its.items()}
-    sides["teacher", 1] = found.teacher.first
-    return {key: (_thumbnail(image, sides[key]), _strip(strip)) for key, strip in strips.items()}
+        for key, its in pictures.items():
+            its.append(_map((scaled[key] - low) / ((high - low) or 1)) if key in scaled else "")
+    return pictures
 
 
 def _thumbnail(image: Tensor, side: int) -> str:
@@ -285,19 +284,15 @@ def _thumbnail(image: Tensor, side: int) -> str:
     return _png(picture.resize((_CELL, _CELL), Image.Resampling.NEAREST))
 
 
-def _strip(maps: Sequence[NDArray[np.uint8] | None]) -> str:
-    """The maps side by side, all of one size; what is between them is transparent."""
-    pitch, clear = _CELL + 2 * _EDGE, len(_PALETTE)
-    strip = Image.new("P", (pitch * len(maps), _CELL), clear)
-    strip.putpalette([round(part) for tone in [*_PALETTE, (255, 255, 255)] for part in tone])
-    for k, level in enumerate(maps):
-        if level is not None:
-            one = Image.fromarray(level).resize((_CELL, _CELL), Image.Resampling.NEAREST)
-            strip.paste(one, (k * pitch + _EDGE, 0))
-    return _png(strip, transparency=clear)
+def _map(shares: NDArray[np.floating[Any]]) -> str:
+    """A map in colours, from 0 to 1."""
+    levels = (np.clip(shares, 0, 1) * (len(_PALETTE) - 1)).round().astype(np.uint8)
+    picture = Image.fromarray(levels).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+    picture.putpalette([round(part) for tone in _PALETTE for part in tone])
+    return _png(picture)
 
 
-def _png(picture: Image.Image, **options: Any) -> str:
+def _png(picture: Image.Image) -> str:
     buffer = io.BytesIO()
-    picture.save(buffer, "png", optimize=True, **options)
+    picture.save(buffer, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -63,7 +63,12 @@ def feature_maps(comparisons: MapComparison | Sequence[MapComparison] | Mapping[
     cosines = listed(f"{number(c.cosine)} ({name.partition(',')[0]})" for name, c in told[:4])
     note += f". RED's loss sees the cosine, in which the mean counts, with its sign: {cosines}"
     figure = panels(rows, extent, _finding(told, len(rows)), f"{note}.", right=76)
-    bar = {"thickness": 10, "tickvals": [3, 97], "ticktext": ["weak", "strong"], "x": 1.01}
+    bar = {
+        "thickness": 10,
+        "tickvals": [3, 97],
+        "ticktext": ["weak", "strong"],
+        "x": figure.layout.xaxis.domain[1] + 0.01,
+    }
     return figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 0, "cmax": 100, "colorbar": bar})
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from redistill_lib.figures.theme import INK, MUTED, PAGE, color, finish, name_columns, short
+from redistill_lib.figures.theme import INK, MUTED, NARROW, color, finish, name_columns, short
 from redistill_lib.memory import Bounds, Profile, Row, format_size
 from redistill_lib.memory.layers import block_names, red_runs
 from redistill_lib.memory.profile import place_name
@@ -40,8 +40,9 @@ def memory_timeline(profile: Profile, *, bounds: Bounds | None = None, reference
     >>> from redistill_lib.memory import profile_memory
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.MaxPool2d(2))
     >>> figure = memory_timeline(profile_memory(net, torch.zeros(1, 3, 32, 32)))
-    >>> figure.layout.title.text.partition("<br>")[0]
-    '<b>The peak is 44.0 KiB at layer 0, step 1 of 2</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(figure)
+    'The peak is 44.0 KiB at layer 0, step 1 of 2'
     """
     if profile.schedule is None:
         raise ValueError("the paper's convention counts layers and has no tensors: use memory_by_layer for it")
@@ -162,7 +163,7 @@ def _ticks(profile: Profile, edges: NDArray[np.float64]) -> dict[float, str]:
     names = block_names(profile.rows)
     starts = [k for k, name in enumerate(names) if not k or name != names[k - 1]]
     peak = max(k for k in starts if k <= profile.peak_index)
-    room, kept = 20 * edges[-1] / (PAGE - 90), [peak]
+    room, kept = 20 * edges[-1] / (NARROW - 90), [peak]
     for k in starts:
         if all(abs(edges[k] - edges[other]) >= room for other in kept):
             kept.append(k)

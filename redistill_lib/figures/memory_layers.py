@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from redistill_lib.figures.memory import bound_values, setting, unit_of
 from redistill_lib.figures.theme import (
     INK,
-    PAGE,
+    NARROW,
     color,
     colors,
     faint,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 Sizes = Mapping[str, float]  # bytes by layer
 _MARKERS = ("circle", "diamond", "triangle-up", "square", "pentagon")
-_ROOM = PAGE - 310  # pixels for the longest bar and the text beside it
+_ROOM = NARROW - 310  # pixels for the longest bar and the text beside it
 
 
 def role_name(role: str) -> str:
@@ -73,8 +73,9 @@ def memory_by_layer(
     >>> import torch
     >>> from redistill_lib.memory import profile_memory
     >>> def profile(s): return profile_memory(torch.nn.Conv2d(3, 8, 3, s, padding=1), torch.zeros(1, 3, 32, 32))
-    >>> memory_by_layer({"teacher": profile(1), "student": profile(4)}).layout.title.text.partition("<br>")[0]
-    '<b>Naive student: the peak is 14.0 KiB at conv, 3.1× less than the teacher (44.0 KiB at conv)</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(memory_by_layer({"teacher": profile(1), "student": profile(4)}))
+    'Naive student: the peak is 14.0 KiB at conv, 3.1× less than the teacher (44.0 KiB at conv)'
     """
     if not profiles:
         raise ValueError("memory_by_layer needs at least one profile")
@@ -176,8 +177,9 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     >>> import torch
     >>> from redistill_lib.memory import profile_memory
     >>> profile = profile_memory(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 32, 32))
-    >>> memory_bars({"teacher": profile}).layout.title.text.partition("<br>")[0]
-    '<b>Teacher: the peak is 44.0 KiB</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(memory_bars({"teacher": profile}))
+    'Teacher: the peak is 44.0 KiB'
     """
     if not profiles:
         raise ValueError("memory_bars needs at least one profile")
@@ -187,13 +189,13 @@ def memory_bars(profiles: Mapping[str, Profile], bounds: Mapping[str, Bounds] | 
     tones = colors(profiles)
     beside = {"x": 1.02, "xref": "paper", "xanchor": "left"}
     for k, (role, profile) in enumerate(profiles.items()):
-        peak, where = format_size(profile.peak_bytes), f"at {short(profile.peak_op.place, 44)}"
+        peak, where = format_size(profile.peak_bytes), f"at {short(profile.peak_op.place, 20)}"
         where += f", arena {format_size(profile.arena_bytes)}" * bool(profile.packing)
-        reach = max(reach, profile.peak_bytes / scale * _ROOM / (_ROOM - 31 - 7 * len(peak + where)))
+        reach = max(reach, profile.peak_bytes / scale * _ROOM / (_ROOM - 31 - 7 * max(len(peak), len(where))))
         figure.add_bar(
             x=[profile.peak_bytes / scale], y=[k], orientation="h", width=0.6, name=role_name(role), showlegend=False,
             marker={"color": tones[role], "line": {"width": 0}}, textposition="outside", cliponaxis=False,
-            text=f" <b>{peak}</b> {muted(where)}",
+            text=f" <b>{peak}</b><br> {muted(where)}",
             hovertemplate=f"<b>{role_name(role)}</b>, {profile.model}: %{{text}}<extra></extra>",
         )  # fmt: skip
         figure.add_annotation(y=k, text=format_size(profile.weight_bytes), **beside)

@@ -29,8 +29,9 @@ def quality(frame: pd.DataFrame, *, floor: Quality | None = None) -> go.Figure:
 
     >>> score = Quality(9.0, 8.0, 0.5, 0.009, 0.001, 5.0, 0.1, 0.8, 0.7, {"extractor": "teacher"})
     >>> frame = score.to_frame().assign(role="teacher", peak_bytes=2**20, parameters=10**6)
-    >>> quality(frame).layout.title.text.partition("<br>")[0]
-    '<b>The lowest FID in one run: teacher 9.0 at 1.00 MiB</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(quality(frame))
+    'The lowest FID in one run: teacher 9.0 at 1.00 MiB'
     """
     result = compare_quality(frame, floor)
     table = result.table.sort_values("fid", kind="stable", ignore_index=True)

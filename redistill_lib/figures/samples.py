@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from redistill_lib.diffusion import Trajectory, image_grid, to_uint8
-from redistill_lib.figures.theme import MUTED, PAGE, finish, role_trace
+from redistill_lib.figures.theme import MUTED, NARROW, PAGE, finish, role_trace
 from redistill_lib.results import label, listed, number, paired_difference, role_key, the
 
 SIDE = 96  # pixels an image is reduced to when it is larger
@@ -93,8 +93,9 @@ def trajectories(paths: Mapping[str, Trajectory], step: int | None = None) -> go
     plot = tall + 20 + chart
     edge = 10 * last / (wide - 20)  # the slider keeps 10 pixels free at its ends, the chart above it the same
     figure.update_layout(
-        xaxis={"visible": False, "range": [0, width]},
-        yaxis={"visible": False, "range": [height, 0], "domain": [1 - tall / plot, 1]},
+        xaxis={"visible": False, "range": [0, width], "constrain": "domain", "constraintoward": "left"},
+        yaxis={"visible": False, "range": [height, 0], "domain": [1 - tall / plot, 1], "scaleanchor": "x"}
+        | {"constrain": "domain", "constraintoward": "top"},
         xaxis2={
             "range": [-edge, last + edge],
             "anchor": "y2",
@@ -168,8 +169,9 @@ def sample_grids(samples: Mapping[str, Tensor], *, count: int = 16) -> go.Figure
 
     >>> teacher = torch.zeros(9, 1, 8, 8)
     >>> figure = sample_grids({"teacher": teacher, "student": teacher + 0.5, "red": teacher + 0.25})
-    >>> figure.layout.title.text.partition("<br>")[0]
-    "<b>Difference from the teacher's images: 0.25 (RED) and 0.50 (naive student)</b>"
+    >>> from redistill_lib.figures import headline
+    >>> headline(figure)
+    "Difference from the teacher's images: 0.25 (RED) and 0.50 (naive student)"
     """
     shapes = ["×".join(map(str, images.shape)) for images in samples.values()]
     if len(set(shapes)) != 1:
@@ -194,25 +196,29 @@ def panels(
     """
     height, width = extent
     columns, left = max(map(len, rows)), 124 if names else 12
-    side = min(250, (PAGE - left - right) // columns, max(110, 800 // len(rows)))  # pixels from panel to panel
+    wide = PAGE - left - right
+    side = min(250, wide // columns, max(110, 800 // len(rows)))  # pixels from panel to panel
     unit = 1.1 * width / side  # of the axes, per pixel
+    room = unit * wide / (NARROW - left - right)  # the same at the least width, where words are as high as ever
     figure, across, above = go.Figure(), side * unit, 0.0
     for row, name in zip(rows, names or [""] * len(rows), strict=True):
-        top = above + unit * 18 * max(1 + head.count("<br>") if head else 0 for _, head, _ in row)
+        top = above + room * 17 * max(1 + head.count("<br>") if head else 0 for _, head, _ in row)
         for k, (trace, head, word) in enumerate(row):
             if trace:
                 figure.add_trace(trace.update(x0=trace.x0 + k * across, y0=trace.y0 + top))
-            for text, y in ((head, above), (word, top + height)):
+            for text, y, edge in ((head, top, "bottom"), (word, top + height, "top")):
                 if text:
-                    figure.add_annotation(text=text, x=k * across + width / 2, y=y, yanchor="top")
+                    figure.add_annotation(text=text, x=k * across + width / 2, y=y, yanchor=edge)
         if name:
             figure.add_annotation(text=name, x=0, xshift=-8, xanchor="right", y=top + height / 2, align="right")
-        above = top + height + unit * (26 if any(word for _, _, word in row) else 8)
+        above = top + height + (room * 24 if any(word for _, _, word in row) else unit * 8)
     figure.update_annotations(font_size=12)
-    figure.update_xaxes(visible=False, range=[0, columns * across], constrain="domain")
-    figure.update_yaxes(visible=False, range=[above, 0], scaleanchor="x", constrain="domain")
-    margins = (left, 4, PAGE - left - columns * side, 4)
-    return finish(figure, title, note, plot=round(above / unit), margins=margins)
+    figure.update_layout(
+        xaxis={"range": [0, columns * across], "domain": [0, columns * side / wide], "constraintoward": "left"},
+        yaxis={"range": [above, 0], "scaleanchor": "x", "constraintoward": "top"},
+    )
+    figure.update_xaxes(visible=False, constrain="domain").update_yaxes(visible=False, constrain="domain")
+    return finish(figure, title, note, plot=round(above / unit), margins=(left, 4, right, 4))
 
 
 def image_trace(image: Any, name: str, *, most: int = SIDE, extent: Sequence[int] = ()) -> go.Image:

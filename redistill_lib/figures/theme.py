@@ -6,6 +6,8 @@ import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from functools import partial
+from html import unescape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -21,12 +23,14 @@ from redistill_lib.sizes import short_size
 NBSP = "\u00a0"
 LINE = 22  # pixels from line to line in a title of size 17
 Box = tuple[int, int, int, int]
-PAGE = 840  # pixels: fits a notebook's output cell in a window of 1280 with the side bar open
+PAGE = 840  # pixels of a figure where nothing else says how wide it is, as in a file
+NARROW = 600  # the least width that titles, legends and what stands beside a plot have room in
 INK, MUTED, GRID = "#1F2328", "#59636E", "#E6E8EB"
 
 _AXIS = {"gridcolor": GRID, "zeroline": False, "title": {"font": {"size": 13}, "standoff": 8}}
 TEMPLATE = go.layout.Template(
     layout={
+        "width": PAGE,
         "font": {"family": "Inter, 'Segoe UI', Roboto, Arial, sans-serif", "size": 13, "color": INK},
         "title": {"font": {"size": 17}, "x": 0, "xanchor": "left", "yanchor": "top", "pad": {"l": 12}},
         "hoverlabel": {"bgcolor": "white", "bordercolor": GRID, "font": {"size": 13, "color": INK}, "align": "left"},
@@ -99,33 +103,43 @@ def size_axis(low: float, high: float) -> dict[str, Any]:
 def finish(
     figure: go.Figure, title: str, note: str = "", *, plot: int, margins: Box = (64, 8, 24, 56), legend: bool = False
 ) -> go.Figure:
-    """Give a figure the template, its size, and its title: the finding, and below it what one has to know to read it.
+    """Give a figure the template, its height, and its title: the finding, then what one has to know to read it.
 
-    `plot` is the height of the plot area and `margins` what is around it (left, above, right, below) without title
-    and legend, all in pixels.
+    The width is that of where it is shown. `plot` is the height of the plot area and `margins` what is around it
+    (left, above, right, below) without title and legend, all in pixels.
     """
     # No line break before a number, %, = or a bracket, inside short brackets, nor inside a role's name.
     joined = re.sub(r"(?<![,;:]) (?=[\d−×±(%+=]|blocks)|(?<=\+) ", NBSP, title)
     joined = re.sub(r"\([^()]{,30}\)", lambda found: found[0].replace(" ", NBSP), joined)
-    lines, small = _lines(joined, 100), _lines(note, 134)
+    lines, small = _lines(joined, 66), _lines(note, 92)
     text = [f"<b>{line.replace(NBSP, ' ')}</b>" for line in lines]
     if small:  # in the title's text: plotly misplaces a title's own subtitle when the title has several lines
         text.append(f'<span style="font-size:13px;color:{MUTED}">{"<br>".join(small)}</span>')
     left, above, right, below = margins
     top = 26 + LINE * (len(lines) + len(small)) + above
-    bottom = below + (26 * _legend_rows(figure, PAGE - left - right) if legend else 0)
+    bottom = below + (26 * _legend_rows(figure, NARROW - left - right) if legend else 0)
     height = top + plot + bottom
     return figure.update_layout(
-        template=TEMPLATE, width=PAGE, height=height, showlegend=legend,
+        template=TEMPLATE, height=height, showlegend=legend,
         margin={"l": left, "t": top, "r": right, "b": bottom},
         title={"text": "<br>".join(text), "y": 1 - 20 / height},
     )  # fmt: skip
 
 
+def headline(figure: go.Figure) -> str:
+    """What a figure finds: its title on one line, without the note below it.
+
+    >>> headline(finish(go.Figure(), "Less memory", "One run.", plot=100))
+    'Less memory'
+    """
+    return unescape(" ".join(re.findall("<b>(.*?)</b>", figure.layout.title.text or "")))
+
+
 def _lines(text: str, most: int) -> list[str]:
     """As few lines of at most so many characters as there can be, of about one length."""
-    found = textwrap.wrap(text, most)
-    tries = (textwrap.wrap(text, width) for width in range(most * 3 // 4, most))
+    wrap = partial(textwrap.wrap, text, break_on_hyphens=False)  # names of networks have some
+    found = wrap(most)
+    tries = (wrap(width) for width in range(most * 3 // 4, most))
     return next((lines for lines in tries if len(lines) == len(found)), found)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from redistill_lib.figures.placing import name_places
-from redistill_lib.figures.theme import GRID, INK, MUTED, PAGE, faint, finish, powers
+from redistill_lib.figures.theme import GRID, INK, MUTED, NARROW, faint, finish, powers
 from redistill_lib.looks import colors
 from redistill_lib.results import listed, score_range, whiskers
 from redistill_lib.sizes import parse_size, short_size
@@ -20,7 +20,7 @@ from redistill_lib.tradeoffs.result import Dtype, digits, role
 
 OUT = "#B4BAC2"  # of what does not fit
 _PLOT, _MARGINS = 430, (64, 14, 24, 56)
-_WIDE = PAGE - _MARGINS[0] - _MARGINS[2]  # pixels of the plot
+_WIDE = NARROW - _MARGINS[0] - _MARGINS[2]  # pixels of the plot, at least
 _LARGEST = 40  # pixels across the largest bubble
 _FRONT = "Pareto front"
 _SHAPES = {
@@ -42,8 +42,9 @@ def tradeoffs(
 
     >>> from redistill_lib.tradeoffs import read_tradeoffs
     >>> figure = tradeoffs(read_tradeoffs().panel("cifar10"), "16KB")
-    >>> figure.layout.title.text.partition(",")[0]
-    '<b>Within 16 KiB (fp32) “small” does best on cifar10: 66.4 ± 0.8 %'
+    >>> from redistill_lib.figures import headline
+    >>> headline(figure).partition(", ")[0]
+    'Within 16 KiB (fp32) “small” does best on cifar10: 66.4 ± 0.8 %'
     """
     result.front()  # refuses several panels
     if chosen is not None:

@@ -25,8 +25,9 @@ def accuracies(frame: pd.DataFrame) -> go.Figure:
     much, and whether the seeds can tell.
 
     >>> runs = pd.DataFrame({"role": ["teacher", "student", "red"], "test_accuracy": [0.9, 0.8, 0.85]})
-    >>> accuracies(runs).layout.title.text.partition("<br>")[0]
-    '<b>RED does best in one run: 85.0 %, 5.0 points above the naive student; teacher 90.0 %</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(accuracies(runs))
+    'RED does best in one run: 85.0 %, 5.0 points above the naive student; teacher 90.0 %'
     """
     summary = summarize(frame)
     students, figure = summary.students, go.Figure()
@@ -57,8 +58,9 @@ def confusions(labels: Sequence[int], answers: Sequence[int], classes: Sequence[
 
     Right answers stay empty, so that the others are seen; the title names the commonest mistake.
 
-    >>> confusions([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"]).layout.title.text.partition("<br>")[0]
-    '<b>1 of 4 images are answered wrongly; most often cat is taken for dog: 1 of 2</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(confusions([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"]))
+    '1 of 4 images are answered wrongly; most often cat is taken for dog: 1 of 2'
     """
     counts = confusion_matrix(labels, answers, labels=range(len(classes)))
     totals, wrong = counts.sum(1, keepdims=True), counts - np.diag(np.diag(counts))
@@ -80,15 +82,17 @@ def confusions(labels: Sequence[int], answers: Sequence[int], classes: Sequence[
     return finish(figure, escape(text, quote=False), plot=420, margins=(90, 8, 24, 56))
 
 
-def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
+def curves(histories: Mapping[str, pd.DataFrame], epochs: int | None = None) -> go.Figure:
     """Validation accuracy and task loss on train, epoch by epoch, one colour per role.
 
     `histories` are what `Run.history()` gives, by role; an empty one draws nothing yet. A marker shows the epoch that
-    was kept, the best on validation. The task loss is comparable between methods, the total is not.
+    was kept, the best on validation. The task loss is comparable between methods, the total is not. While trainings
+    go on, `epochs` says how many there will be, so that the axes stand still.
 
     >>> rows = pd.DataFrame({"epoch": [1, 2], "validation_accuracy": [0.4, 0.6], "train_task": [1.9, 1.2]})
-    >>> curves({"red": rows}).layout.title.text.partition("<br>")[0]
-    '<b>Best on validation: RED 60.0 %</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(curves({"red": rows}))
+    'Best on validation: RED 60.0 %'
     """
     figure = make_subplots(1, 2, horizontal_spacing=0.11)
     longest, best, at = 1, [], ", epoch %{x}<br>"
@@ -105,8 +109,9 @@ def curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
             role_trace(role, at + "task loss %{y:.3f}", x=x, y=rows["train_task"], mode="lines", showlegend=False),
         ]
         figure.add_traces(traces, rows=[1, 1, 1], cols=[1, 1, 2])
+    longest = max(longest, epochs or 1)
     figure.update_xaxes(title="epoch", range=[0.5, longest + 0.5], dtick=1 if longest <= 10 else None)
-    figure.update_yaxes(title="validation accuracy (%)", row=1, col=1)
+    figure.update_yaxes(title="validation accuracy (%)", range=[0, 100] if epochs else None, row=1, col=1)
     figure.update_yaxes(title="training loss (task, nats)", rangemode="tozero", row=1, col=2)
     told = ", ".join(f"{name} {value:.1f} %" for value, name in sorted(best, reverse=True))
     found = f"Best on validation: {told}" if best else "Waiting for the first epoch"
@@ -122,8 +127,9 @@ def denoising_curves(histories: Mapping[str, pd.DataFrame]) -> go.Figure:
     Raises ValueError for no history at all.
 
     >>> rows = pd.DataFrame({"step": [100, 200], "validation_loss": [0.2, 0.1]})
-    >>> denoising_curves({"teacher": rows, "student": rows + 0.02}).layout.title.text.partition("<br>")[0]
-    '<b>Validation loss at the end: teacher 0.1000, naive student 0.1200</b>'
+    >>> from redistill_lib.figures import headline
+    >>> headline(denoising_curves({"teacher": rows, "student": rows + 0.02}))
+    'Validation loss at the end: teacher 0.1000, naive student 0.1200'
     """
     if not histories:
         raise ValueError("there is no history to show")

@@ -29,7 +29,7 @@ from redistill_lib.models.saved import read_tensors, save_tensors
 from redistill_lib.network import MapRef
 from redistill_lib.progress import progress_bar
 from redistill_lib.red import describe_block, inserted_blocks
-from redistill_lib.runs import Run, canonical, complete_run, find_run, locked, write_history
+from redistill_lib.runs import Run, canonical, complete_run, find_run, interrupt, locked, write_history
 from redistill_lib.source import code_identity
 from redistill_lib.train.options import History, RunOptions, describe, open_accelerator
 from redistill_lib.train.recipe import OPTIMIZERS, Recipe
@@ -140,7 +140,7 @@ class Trainer:
                 self.run.stopped(error)
             if isinstance(error, KeyboardInterrupt):
                 reached = f"stopped after {self.step} of {self.total} steps"
-                raise KeyboardInterrupt(f"{reached}; the same call goes on from there ({self.run.path})") from None
+                raise interrupt(f"{reached}; the same call goes on from there ({self.run.path})") from None
             raise
 
     def _run(self) -> Run:
