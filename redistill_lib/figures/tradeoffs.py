@@ -55,8 +55,9 @@ def tradeoffs(
     up, down = whiskers(frame["score"], frame["half"], result.most)
     frame = frame.assign(up=up, down=down)
     low, high = _x_range(frame["need"], limit)
-    bottom, top = score_range(frame["score"], frame["half"], frame["seeds"], result.most)
-    ends = (top, bottom) if result.lower else (bottom, top)
+    decades, ends = _y_range(frame, result)
+    on_axis = (math.log10(ends[0]), math.log10(ends[1])) if decades else ends
+    frame = frame.assign(height=frame["score"].map(math.log10) if decades else frame["score"])
     tones, shapes = colors(frame.apply(role, axis=1)), shapes_of(frame)
     figure = go.Figure()
     _add_front(figure, result, frame)
@@ -72,15 +73,17 @@ def tradeoffs(
         figure.add_vline(limit, line={"color": INK, "width": 1.5}, layer="below")
         text = {"text": f"<b>{short_size(limit)}</b>", "font": {"color": INK}, "xanchor": "left", "yanchor": "bottom"}
         figure.add_annotation(x=math.log10(limit), y=0, yref="paper", xshift=4, **text)
-    _add_names(figure, frame, (low, high), ends)
+    _add_names(figure, frame, (low, high), on_axis)
     steps = powers(low, high)
     figure.update_xaxes(
         type="log", range=[math.log10(low), math.log10(high)], tickvals=steps, ticktext=[*map(short_size, steps)],
         title=f"peak memory of activations, {dtype}, one image",
     )  # fmt: skip
     metric = result.frame["metric"].iloc[0]
-    figure.update_yaxes(title=f"{metric}{' (lower is better, so above)' * result.lower}")
-    figure.update_yaxes(range=ends)
+    better = f" (lower is better, so above{', log scale' * decades})" * result.lower
+    figure.update_yaxes(title=f"{metric}{better}", range=on_axis)
+    if decades:
+        figure.update_yaxes(type="log", tickvals=[k * 10**p for p in range(-6, 6) for k in (1, 2, 5)])
     _explain(figure, frame, tones, shapes)
     title = escape(result.headline(budget, dtype), quote=False)
     note = _note(result, frame, dtype, limit is not None, ends)
@@ -157,12 +160,12 @@ def _add_names(figure: go.Figure, frame: pd.DataFrame, xs: tuple[float, float], 
     frame = frame.sort_values(["fits", "score"], ascending=[False, ys[0] > ys[1]])
     texts = frame["name"].str.replace(" (published)", "")
     names = [name if len(name) <= 38 else f"{name[:37]}…" for name in texts]
-    spots = _spots(frame["need"], frame["score"], xs, ys)
+    spots = _spots(frame["need"], frame["height"], xs, ys)
     places = name_places(spots, [6.3 * len(name) for name in names], _WIDE, _PLOT)
     for name, place, (_, row) in zip(names, places, frame.iterrows(), strict=True):
         if place is not None:
             tone = INK if row["fits"] else MUTED
-            at: dict[str, Any] = {"x": math.log10(row["need"]), "y": row["score"], "xanchor": place.anchor}
+            at: dict[str, Any] = {"x": math.log10(row["need"]), "y": row["height"], "xanchor": place.anchor}
             if place.led:
                 at |= {"ax": place.right, "ay": -place.above, "showarrow": True, "arrowhead": 0, "arrowwidth": 0.8}
                 at |= {"arrowcolor": MUTED, "standoff": 7}
@@ -178,6 +181,17 @@ def _x_range(need: pd.Series[float], limit: float | None) -> tuple[float, float]
         low, high = min(low, limit), max(high, limit)
     room = max(0.22 * math.log10(high / low), 0.12)
     return 10 ** (math.log10(low) - room / 2), 10 ** (math.log10(high) + room)
+
+
+def _y_range(frame: pd.DataFrame, result: Tradeoffs) -> tuple[bool, tuple[float, float]]:
+    """Whether the axis is logarithmic, as one point far off would squash all others, and its ends from below."""
+    score = frame["score"]
+    lowest, highest = float((score - frame["half"].fillna(0)).min()), float((score + frame["up"].fillna(0)).max())
+    if decades := bool(result.lower and lowest > 0 and score.max() > 8 * score.min()):
+        bottom, top = lowest / 1.1, highest * 1.2
+    else:
+        bottom, top = score_range(score, frame["half"], frame["seeds"], result.most)
+    return decades, (top, bottom) if result.lower else (bottom, top)
 
 
 def _explain(figure: go.Figure, frame: pd.DataFrame, tones: Mapping[str, str], shapes: Mapping[str, str]) -> None:
