@@ -195,7 +195,8 @@ def main() -> None:
     kept = sorted(file.parent for file in given.output.glob("*/comparison.json"))
     every = {folder.name: Comparison.load(folder) for folder in kept}
     every = {name: each for name, each in every.items() if each.reference == "naive"}
-    figures.comparisons(every, WAYS).write_image(pictures / "comparisons.png", scale=2)
+    ways = [way for way in WAYS if any(way in each.arms for each in every.values())]
+    figures.comparisons(every, ways).write_image(pictures / "comparisons.png", scale=2)
 
 
 if __name__ == "__main__":

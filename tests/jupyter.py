@@ -122,6 +122,10 @@ DESCRIPTIONS = """explorer => [...explorer.querySelectorAll(".widget-inline-hbox
 WIDE = """() => [...document.querySelectorAll(".jp-OutputArea-output")]
   .filter(output => output.scrollWidth > output.clientWidth + 1)
   .map(output => ({needs: output.scrollWidth, has: output.clientWidth, says: output.textContent.slice(0, 80)}))"""
+DRAWN = """() => Object.fromEntries([...document.querySelectorAll(".js-plotly-plot")].map((plot, k) => [
+  `${k}: ${plot.querySelector(".gtitle")?.textContent.slice(0, 60)}`,
+  plot.data.length > 0 && plot.getBoundingClientRect().height > 50 && [...plot.querySelectorAll(
+    ".trace, .imagelayer image, .heatmaplayer image, .shapelayer path, .parcoords, .barlayer path")].length > 0]))"""
 STDERR = "[data-mime-type='application/vnd.jupyter.stderr']"
 ERROR = ".jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
 
@@ -210,6 +214,10 @@ class Notebook(Sheet):
     def too_wide(self) -> list[dict[str, Any]]:
         """Outputs that do not fit their cell."""
         return list(self.page.evaluate(WIDE))
+
+    def drawn(self) -> dict[str, bool]:
+        """Of each figure of the page, by its title: whether something is in it."""
+        return dict(self.page.evaluate(DRAWN))
 
     def explorers(self) -> list[Locator]:
         cells = self.page.locator(".jp-CodeCell", has=self.page.locator(".noUi-handle"))

@@ -66,8 +66,8 @@ def test_no_output_is_wider_than_its_cell(opened: Any) -> None:
 
 def test_every_figure_is_drawn(opened: Any) -> None:
     """Live curves, too, which have had their epochs."""
-    plots = opened.page.locator(".js-plotly-plot")
-    assert plots.count() and plots.locator(".main-svg").count() >= plots.count()
+    plots = opened.drawn()
+    assert plots and all(plots.values()), plots
     assert "Waiting" not in " ".join(opened.page.locator(".gtitle").all_text_contents())
 
 
