@@ -11,6 +11,8 @@ import re
 import shutil
 import socket
 import subprocess
+import time
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -283,6 +285,18 @@ def test_a_foreign_notebook_stops_nothing(tmp_path: Path) -> None:
         executed(tmp_path / "mine", "tour")
         (tmp_path / "mine" / "manifest.json").write_text(manifest)
         assert "1 ok, 5 s in all" in write_index(tmp_path).read_text()
+
+
+def test_a_notebook_that_was_killed_is_told(tmp_path: Path) -> None:
+    """What papermill leaves of it: a start and no end."""
+    executed(tmp_path, "tour")
+    began = datetime.fromtimestamp(time.time() - 90).astimezone().isoformat()
+    for name, end in (("killed", None), ("done by papermill alone", began)):
+        told = {"metadata": {"papermill": {"start_time": began, "end_time": end}}, "cells": []}
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps(told))
+    page = write_index(tmp_path).read_text()
+    assert "1 ok, 1 unfinished" in page and "<span class=unfinished>unfinished</span> 90 s" in page
+    assert "by papermill alone" not in page
 
 
 def test_a_report_of_a_sweep(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,13 +37,24 @@ class Executed:
 
     @classmethod
     def read(cls, path: Path) -> Executed | None:
-        """None where the file beside it is not a status."""
+        """None where the file beside it is not a status. Without one, of what was killed or still runs, its start."""
         try:
+            if not path.with_suffix(".json").exists():
+                return cls._unfinished(path)
             record = json.loads(path.with_suffix(".json").read_bytes())
             known = isinstance(record, dict) and {"name", "status", "seconds", "error", "html"} <= record.keys()
             return cls(path, {"parameters": {}, **record}) if known else None
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError, AttributeError):  # damaged, or another tool's
             return None
+
+    @classmethod
+    def _unfinished(cls, path: Path) -> Executed | None:
+        told = json.loads(path.read_bytes()).get("metadata", {}).get("papermill", {})
+        if not told.get("start_time") or told.get("end_time"):
+            return None
+        seconds = path.stat().st_mtime - datetime.fromisoformat(told["start_time"]).timestamp()
+        facts = {"status": "unfinished", "seconds": max(0.0, seconds), "error": None, "html": None}
+        return cls(path, {"name": path.stem, "parameters": {}, **facts})
 
     def link(self, base: Path) -> str:
         """Its page, or the notebook itself, from a page in `base`."""
@@ -54,7 +66,7 @@ def notebook_section(notebooks: Sequence[Executed], base: Path) -> str:
     if not notebooks:
         return "<h2>Notebooks</h2><p>None executed yet: <code>redistill run notebooks/*.ipynb</code></p>"
     records = [each.record for each in notebooks]
-    bad = {status: sum(r["status"] == status for r in records) for status in ("failed", "interrupted")}
+    bad = {status: sum(r["status"] == status for r in records) for status in ("failed", "interrupted", "unfinished")}
     counts = [f"{len(records) - sum(bad.values())} ok", *(f"{n} {status}" for status, n in bad.items() if n)]
     total = duration(sum(record["seconds"] for record in records))
     cards = "\n".join(_card(each, base) for each in notebooks)

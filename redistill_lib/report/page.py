@@ -127,11 +127,11 @@ td p { margin: 0; white-space: normal; font-size: .85rem; }
 .thumbnail .small { zoom: .279; pointer-events: none; }
 .ok { color: #1a7f37; }
 .failed, .died { color: #d1242f; }
-.interrupted { color: #9a6700; }
+.interrupted, .unfinished { color: #9a6700; }
 @media (prefers-color-scheme: dark) {
   .thumbnail { filter: brightness(.8); } /* its colours are told by their hue: it is not turned */
   .thumbnail:hover { filter: none; }
-  .ok { color: #3fb950; } .failed, .died { color: #f85149; } .interrupted { color: #d29922; }
+  .ok { color: #3fb950; } .failed, .died { color: #f85149; } .interrupted, .unfinished { color: #d29922; }
 }
 @media (max-width: 44rem) { .card { flex-direction: column; } }
 </style></head><body>
