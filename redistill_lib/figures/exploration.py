@@ -73,9 +73,9 @@ def exploration(shown: Shown, factor: int = 4, *, budget: int | None = None) -> 
     _axes(figure, found, [height / plot for height in heights], share)
     place: dict[str, Any] = {"xref": "x", "yref": "y2", "xanchor": "center", "sizing": "contain", "layer": "above"}
     place |= {"sizex": 0.88, "sizey": cell / (cell + _WORDS)}
-    for row, sources in enumerate([pictures["teacher", 1], *stops[factor].pictures]):
-        for k, source in enumerate(sources):
-            figure.add_layout_image(source=source, x=k, y=row, **place)
+    rows = enumerate([pictures["teacher", 1], *stops[factor].pictures])
+    images = [{"source": each, "x": k, "y": row, **place} for row, sources in rows for k, each in enumerate(sources)]
+    figure.update_layout(images=images)  # at once: adding one by one is slow
     if budget is not None:
         _add_budget(figure, found, budget)
     steps = [{"label": f"×{f}", "method": "update", "args": _change(stop, titles[f])} for f, stop in stops.items()]
