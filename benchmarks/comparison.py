@@ -14,7 +14,8 @@ peak (fp32, `fused`) or less: that of the paper's student, which pools `--factor
   pool later), that is narrower (`narrow`), and that sees smaller images (`small`); the first two taught, too.
 
 `--extra` takes, in place of these, what RED is made of, all of the paper's student: other kernels and distances,
-spatial means (STAGE), taps at outputs alone and at narrow places; and another method.
+taps at outputs alone and at narrow places; and another method. (STAGE compares channel by channel, of which this student
+has fewer at a tap than its teacher.)
 
 1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
    their own; the best on validation is taken.
@@ -122,7 +123,6 @@ def extra_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
         "RED with 1×1 kernel": taught(student, changed("kernel_size=1"), width),
         "RED with 5×5 kernel": taught(student, changed("kernel_size=5"), width),
         "RED with MSE": taught(student, changed("distance='mse'"), width),
-        "STAGE": taught(student, tuple(red.replace("red", "stage") for red in RED), width),
         "DIST": taught(student, ("dist", "dist(alpha=0.3)"), width),
         "RED at outputs": taught(student, RED, width, outputs),
         "naive": rated(student, width),
