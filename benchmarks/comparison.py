@@ -14,8 +14,8 @@ peak (fp32, `fused`) or less: that of the paper's student, which pools `--factor
   pool later), that is narrower (`narrow`), and that sees smaller images (`small`); the first two taught, too.
 
 `--extra` takes, in place of these, what RED is made of, all of the paper's student: other kernels and distances,
-taps at outputs alone and at narrow places; and another method. (STAGE compares channel by channel, of which this student
-has fewer at a tap than its teacher.)
+taps at outputs alone and at narrow places; and another method. (STAGE compares channel by channel, of which this
+student has fewer.)
 
 1. Every arm has two candidates (learning rate or weight of its losses), tried with half the seconds on a seed of
    their own; the best on validation is taken.

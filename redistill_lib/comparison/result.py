@@ -80,7 +80,7 @@ class Comparison:
     def accuracy(self, arm: str) -> Estimate:
         """Its mean test accuracy, and the 95 % interval for other seeds and other test images; of one seed, for
         other test images alone."""
-        return crossed_interval(100.0 * self._right(arm))
+        return _share(100.0 * self._right(arm))
 
     def difference(self, a: str | Sequence[str], b: str | Sequence[str]) -> Estimate:
         """By how many points `a` is above `b`: of one seed, one teacher and one test image each; of several arms on
@@ -127,7 +127,7 @@ class Comparison:
         for arm in [*["teacher"] * ("teacher" in runs), *self.table["arm"]]:
             for k, run in runs[arm].iterrows():
                 ours, theirs = (100.0 * self._right(name)[[k]] for name in (arm, self.reference))
-                one, over = crossed_interval(ours), crossed_interval(ours - theirs)
+                one, over = _share(ours), crossed_interval(ours - theirs)
                 row = {name: run.get(name) for name in ("arm", "seed", "model", "methods", "width", "image", "init")}
                 row |= {"accuracy": one.value, "low": one.low, "high": one.high, "above": over.value}
                 row |= {"±": over.half if arm != self.reference else math.nan, "epochs": run["epochs"]}
@@ -197,6 +197,13 @@ class Comparison:
             raise FileNotFoundError(f"{folder} holds no comparison: {error.filename} is missing") from None
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(damaged(folder / "comparison.json", error)) from None
+
+
+def _share(right: NDArray[np.floating[Any]]) -> Estimate:
+    """The mean of runs × images that are 0 or 100 each. Where all are alike it is known to 3 images."""
+    found = crossed_interval(right)
+    half = 300.0 / right.shape[1] if found.half == 0 else found.half
+    return Estimate(found.value, found.value - half, found.value + half)
 
 
 def _costs(run: pd.Series[Any], latency: float) -> dict[str, float]:

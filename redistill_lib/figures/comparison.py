@@ -52,10 +52,10 @@ def comparison(result: Comparison) -> go.Figure:
         dots = {"color": faint(look.color, 0.4), "size": 6}
         one = f"<b>{arm}</b>, one run: %{{x:.1f}} %<extra></extra>"
         figure.add_scatter(x=runs, y=[k] * len(runs), mode="markers", marker=dots, hovertemplate=one)
-        mean = (
-            f"<b>{arm}</b>: {row['accuracy']:.1f} %, 95 %: {row['low']:.1f} to {row['high']:.1f} %<br>{look.network}"
-        )
-        spread = {"array": [row["high"] - row["accuracy"]], "color": look.color, "thickness": 1.5, "width": 4}
+        low, high = max(row["low"], 0.0), min(row["high"], 100.0)
+        spread: dict[str, Any] = {"color": look.color, "thickness": 1.5, "width": 4}
+        spread |= {"array": [high - row["accuracy"]], "arrayminus": [row["accuracy"] - low]}
+        mean = f"<b>{arm}</b>: {row['accuracy']:.1f} %, 95 %: {low:.1f} to {high:.1f} %<br>{look.network}"
         point = {"x": [row["accuracy"]], "y": [k], "mode": "markers", "marker": look.mark, "error_x": spread}
         figure.add_scatter(**point, hovertemplate=mean + "<extra></extra>")
         above = in_points(row["above"], row["±"])
