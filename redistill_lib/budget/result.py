@@ -152,15 +152,15 @@ class BudgetFit:
         row = {"plan": fit.plan, "dtype": fit.dtype}
         row |= {name: format_size(cost.needed_bytes) for name, form in needs.items() if (cost := fit.needs(form))}
         row["set by"] = place_name((fit.needs(self.blocks) or fit.plain).peak_at)
-        row["multiply-adds"] = f"{millions(fit.plain.flops / 2)} ({self._share(fit)})"
+        row["multiply-adds"] = f"{millions(fit.plain.flops / 2)} ({self._share(fit, fit.plain)})"
         return row | ({"multiply-adds with RED": millions(fit.published.flops / 2)} if fit.published else {})
 
     def _own(self, fit: Fit) -> Cost:
         return next(own.plain for own in self.own if own.dtype == fit.dtype)
 
-    def _share(self, fit: Fit) -> str:
+    def _share(self, fit: Fit, cost: Cost) -> str:
         """Of the network's own multiply-adds."""
-        return f"{100 * fit.plain.flops / max(1, self._own(fit).flops):.0f} %"
+        return f"{100 * cost.flops / max(1, self._own(fit).flops):.0f} %"
 
     @property
     def verdict(self) -> str:
@@ -174,9 +174,10 @@ class BudgetFit:
         peak += f", {ratio(self._own(best).needed_bytes, needed.needed_bytes)} the teacher"
         if not self.fits:
             return f"no plan of {self.model} fits {budget} {words}: the nearest is {plan}, {peak}"
-        return (
-            f"{self.model} in {budget}: {plan} keeps most {words}, {self._share(best)} of the multiply-adds; {peak}"
-        )
+        adds = f"{self._share(best, best.plain)} of the multiply-adds"
+        if _price(best.plain, needed):
+            adds += f" ({self._share(best, needed)} with them)"
+        return f"{self.model} in {budget}: {plan} keeps most {words}, {adds}; {peak}"
 
     @property
     def remarks(self) -> list[str]:
