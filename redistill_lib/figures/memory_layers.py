@@ -28,7 +28,7 @@ from redistill_lib.memory import Bounds, Profile, format_size
 from redistill_lib.memory.layers import layers_of
 from redistill_lib.memory.profile import place_name
 from redistill_lib.results import capital, label, listed, role_key, the
-from redistill_lib.sizes import ratio
+from redistill_lib.sizes import millions, ratio
 
 if TYPE_CHECKING:
     from torchinfo import ModelStatistics
@@ -230,7 +230,7 @@ def memory_table(
     >>> from redistill_lib.memory import profile_memory
     >>> profile = profile_memory(torch.nn.Conv2d(3, 8, 3, padding=1), torch.zeros(1, 3, 32, 32))
     >>> memory_table({"teacher": profile})[["role", "peak", "parameters", "multiply-adds"]].values.tolist()
-    [['teacher', '44.0 KiB', '224', '221,184']]
+    [['teacher', '44.0 KiB', '224', '0.221 M']]
     """
     rows = []
     for role, profile in profiles.items():
@@ -242,11 +242,11 @@ def memory_table(
         if any(each.packing for each in profiles.values()):
             row["arena"] = format_size(profile.arena_bytes)
         if profile.convention != "paper":  # which counts no steps
-            row |= {"multiply-adds": f"{profile.flops // 2:,}", "steps": len(profile.rows)}
+            row |= {"multiply-adds": millions(profile.flops / 2), "steps": len(profile.rows)}
         if torchinfo and role in torchinfo:
             found = torchinfo[role]
-            counts = {"parameters": found.total_params, "mult-adds": found.total_mult_adds}
-            row |= {f"torchinfo: {name}": f"{count:,}" for name, count in counts.items()}
+            row["torchinfo: parameters"] = f"{found.total_params:,}"
+            row["torchinfo: mult-adds"] = millions(found.total_mult_adds)
             row["torchinfo: all outputs"] = format_size(found.total_output_bytes)
         rows.append(row)
     return pd.DataFrame(rows)
