@@ -245,7 +245,6 @@ def memory_table(
             row |= {"multiply-adds": millions(profile.flops / 2), "steps": len(profile.rows)}
         if torchinfo and role in torchinfo:
             found = torchinfo[role]
-            row["torchinfo: parameters"] = f"{found.total_params:,}"
             row["torchinfo: mult-adds"] = millions(found.total_mult_adds)
             row["torchinfo: all outputs"] = format_size(found.total_output_bytes)
         rows.append(row)
