@@ -133,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, or cluttered)")
         command.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
         command.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
-        command.add_argument("--factor", type=int, metavar="F", help="at which the page opens (default 4)")
+        command.add_argument(
+            "--factor", type=int, metavar="F", help="at which it opens (default 4, or that of its students)"
+        )
         command.add_argument("--budget", metavar="SIZE", help='a line in the memory, e.g. "64KB"')
 
     commands.add_parser("models", help="list the built-in networks and their usual stride plans")

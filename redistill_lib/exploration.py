@@ -73,6 +73,13 @@ class Exploration:
         return tuple(sorted({factor for views in self.students.values() for factor in views}))
 
     @property
+    def opening(self) -> int:
+        """The factor to begin with: ×4 where a student that was given has it, or else the largest of theirs; without
+        any, the untrained one's that is nearest to ×4."""
+        given = {factor for role, views in self.students.items() if role != UNTRAINED for factor in views}
+        return 4 if 4 in given else max(given) if given else min(self.factors, key=lambda one: abs(one - 4))
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """As the teacher has them."""
         return tuple(tap.teacher_layer for tap in self.teacher.taps if tap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable
 
@@ -63,9 +64,19 @@ def color(role: str) -> str:
 
 
 def look(role: str) -> tuple[str, str]:
-    """The role's colour and marker; where it has none, a left triangle, which no method has."""
-    key = role_key(role)
+    """The role's colour and marker, those of its methods whatever their options; where it has none, a left triangle,
+    which no method has.
+
+    >>> look("red(alpha=0.5) + kd") == look("kd+red")
+    True
+    """
+    key = _methods_of(role)
     return _LOOKS.get(key) or (SPARE[zlib.crc32(key.encode()) % len(SPARE)], "triangle-left")
+
+
+def _methods_of(role: str) -> str:
+    """The names of its methods, without their options: two of one method with other options are two roles still."""
+    return role_key(re.sub(r"\([^()]*=[^()]*\)", "", role))
 
 
 def colors(roles: Iterable[str]) -> dict[str, str]:
@@ -76,7 +87,7 @@ def colors(roles: Iterable[str]) -> dict[str, str]:
     {'red': '#CC4C00', 'dkd': '#44AA99', 'nst': '#117733', 'mine': '#999933'}
     """
     found: dict[str, str] = {}
-    for role in sorted(dict.fromkeys(roles), key=lambda role: role_key(role) not in _LOOKS):
+    for role in sorted(dict.fromkeys(roles), key=lambda role: _methods_of(role) not in _LOOKS):
         own = color(role)
         found[role] = next((tone for tone in (own, *_MORE) if tone not in found.values()), own)
     return found

@@ -40,13 +40,15 @@ def label(role: str) -> str:
 
     >>> label("student"), label("red+kd"), label("red-blocks"), label("RED blocks + kd")
     ('naive student', 'RED + KD', 'RED blocks', 'RED blocks + KD')
+    >>> label("red(alpha=0.5) + kd")
+    'RED(alpha=0.5) + KD'
     """
     key = role_key(role)
     if key in _LABELS:
         return _LABELS[key]
     known = set(key.split("+")) <= _PARTS.keys()
-    parts = (part.strip() for part in (key if known else role).split("+"))
-    return " + ".join(_PARTS.get(part.lower(), part) for part in parts)
+    parts = (part.strip().partition("(") for part in (key if known else role).split("+"))
+    return " + ".join(_PARTS.get(name.lower(), name) + bracket + options for name, bracket, options in parts)
 
 
 def the(role: str) -> str:

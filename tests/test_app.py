@@ -39,8 +39,8 @@ def test_a_wrong_name_is_told_before_anything_is_served(capsys: pytest.CaptureFi
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of an app of two untrained networks, with its token."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The address of an app of two untrained networks, with its token, and the file of what its terminal shows."""
     from jupyter import free_port, said, started
 
     folder = tmp_path_factory.mktemp("app")
@@ -48,7 +48,12 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     words += ["--port", str(free_port())]
     command = [sys.executable, "-c", f"import sys; from redistill_lib.cli import main; sys.exit(main({words!r}))"]
     with started(command, folder) as server:
-        yield said(*server, r"http://127\.0\.0\.1:\d+/\?token=\w+")
+        yield said(*server, r"http://127\.0\.0\.1:\d+/\?token=\w+"), server[1]
+
+
+@pytest.fixture
+def address(served: tuple[str, Path]) -> str:
+    return served[0]
 
 
 def status(address: str) -> int:
@@ -63,12 +68,16 @@ def status(address: str) -> int:
 def test_the_page_wants_its_token(address: str) -> None:
     bare = address.partition("?")[0]
     assert [status(bare), status(f"{bare}?token=wrong"), status(f"{bare}voila/api/shutdown/x")] == [403, 403, 403]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(bare, timeout=60)
+    assert refused.value.read().decode() == "Open the address with its token, as the terminal shows it."
 
 
 @pytest.mark.chromium
-def test_the_page_moves_and_hides_its_code(address: str) -> None:
+def test_the_page_moves_and_hides_its_code(served: tuple[str, Path]) -> None:
     from jupyter import Sheet, chromium
 
+    address, log = served
     with chromium() as browser:
         sheet = Sheet(browser)
         sheet.page.goto(address, timeout=180_000)
@@ -87,3 +96,8 @@ def test_the_page_moves_and_hides_its_code(address: str) -> None:
         unreachable = "ERR_NAME_NOT_RESOLVED"  # Voilà's template asks the network for what the page can do without
         assert [error for error in sheet.errors if unreachable not in error] == []
         sheet.shoot("app")
+        sheet.page.set_viewport_size({"width": 620, "height": 1000})
+        sheet.page.wait_for_timeout(1000)
+        assert sheet.page.evaluate("document.documentElement.scrollWidth") == 620
+    told = log.read_text()
+    assert not [words for words in ("Traceback", "is not trusted", "without encryption") if words in told], told

@@ -818,6 +818,21 @@ def test_several_comparisons_in_one_figure(found: Comparison) -> None:
         figures.comparisons({"a": found, "b": replace(found, reference="RED")})
 
 
+def test_who_ends_level_on_validation_is_named_too(found: Comparison) -> None:
+    """To the digit that is shown: 88.04 and 87.96 are both 88.0 %."""
+
+    def title(**ends: float) -> str:
+        lasts = found.curves["arm"].map(lambda arm: ends.get(arm.replace(" ", "_"), 50.0))
+        drawn = figures.comparison_curves(replace(found, curves=found.curves.assign(accuracy=lasts)))
+        return figures.headline(drawn).replace("\u00a0", " ")
+
+    assert title(RED=88.0).startswith("On validation RED ends highest within")
+    both = title(RED=88.04, naive=87.96)
+    assert " and " in both and "RED" in both and "naive" in both and "end highest" in both and "88.0 %" in both
+    three = title(RED=88.0, naive=88.0, pools_later=88.0)
+    assert three.startswith("On validation no one alone ends highest within") and "3 of 4 reach 88.0 %" in three
+
+
 def test_curves_begin_when_the_teacher_is_paid_and_names_do_not_overlap(found: Comparison) -> None:
     drawn = figures.comparison_curves(found)
     lines = [trace for trace in drawn.data if trace.mode == "lines"]

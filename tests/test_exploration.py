@@ -36,6 +36,13 @@ IMAGES, LABELS = load_data("cluttered", train_size=40).test.head(12)
 IMAGES = IMAGES[:, :, 4:36, 4:36]
 
 
+#: Words, pictures and marks that are not wholly in the page.
+OUTSIDE = """() => [...document.querySelectorAll(".main-svg text, .main-svg image, .main-svg .point")]
+  .map(each => [each.textContent, each.getBoundingClientRect()])
+  .filter(([, box]) => box.width && (box.left < -1 || box.right > document.documentElement.scrollWidth + 1))
+  .map(([text, box]) => [text, box.left, box.right])"""
+
+
 def teacher() -> nn.Module:
     torch.manual_seed(0)
     return create_model("resnet18-1-21222", 10, 1, 0.125).eval()
@@ -105,6 +112,52 @@ def test_the_slider_shows_what_another_opening_would(found: Exploration) -> None
     assert {picture.shape for picture in pictures(shown)} == {(112, 112, 4)}  # each has the same place
 
 
+@pytest.mark.parametrize("layers", [3, 5, 10, 18])
+def test_correlations_stand_below_the_maps_whatever_their_size(layers: int) -> None:
+    """A map's lower edge is that of its picture; the free strip below it, in pixels, is as high as a line of text."""
+    convolutions = [nn.Conv2d(1 if k == 0 else 2, 2, 3, 2 if k < 2 else 1, 1) for k in range(layers)]
+    found = explore(nn.Sequential(*convolutions), None, IMAGES[:2], factors=[2])
+    figure = figures.exploration(found.show(), 2)
+    layout = figure.layout
+    (texts,) = (trace for trace in figure.data if trace.yaxis == "y2")
+    pictures = [image for image in layout.images if image.y == 1 and image.source]
+    assert {image.yanchor for image in pictures} == {"bottom"} and {*texts.y} == {1}
+    assert texts.textposition == "bottom center" and texts.marker.size < 6 and all(texts.text)
+    low, high = layout.yaxis2.range
+    plot = layout.height - layout.margin.t - layout.margin.b
+    row = plot * (layout.yaxis2.domain[1] - layout.yaxis2.domain[0]) / (low - high)
+    assert 18 <= row * (low - 1) <= 30  # below the last row
+    assert row * (1 - pictures[0].sizey) == pytest.approx(row * (low - 1), abs=0.5)  # between two rows
+
+
+def test_a_row_without_maps_says_so_in_its_middle(found: Exploration) -> None:
+    figure = figures.exploration(found.show(), 2)
+    (missing,) = (trace for trace in figure.data if "not trained at this stride" in (trace.text or ()))
+    assert {*missing.y} == {2 - 0.4}
+
+
+def test_lines_bars_and_marks_are_explained(found: Exploration) -> None:
+    figure = figures.exploration(found.show(), 4)
+    assert "Dotted line, pale bars: the teacher; solid line, dark bars: its student." in text_of(figure)
+    assert "orange" not in text_of(figure)  # nobody has RED blocks
+    dashes = {trace.name: trace.line.dash for trace in figure.data if "'s map" in (trace.name or "")}
+    assert dashes == {"teacher's map": "dot", "student's map": "solid"}
+
+
+def test_it_opens_where_a_student_was_trained() -> None:
+    from redistill_lib.explorers import explore as show
+
+    big = teacher()
+    students = {factor: derive_student(big, factor, example=to_float(IMAGES[:1]))[0] for factor in (2, 4, 8)}
+    for given, factor, opening in [
+        ((2,), None, 2), ((8, 2), None, 8), ((4, 8), None, 4), ((), None, 4), ((2,), 8, 8)
+    ]:  # fmt: skip
+        figure = show(big, {"naive": [students[each] for each in given]}, IMAGES[:2], factor=factor)
+        slider = figure.layout.sliders[0]
+        assert slider.steps[slider.active].label == f"×{opening}", given
+    assert ("not trained" in str(figure.data)) and figures.headline(figure).startswith("Pooled ×8")
+
+
 def test_the_words_are_those_of_the_stop(found: Exploration) -> None:
     needs, left = (view.profile.peak_bytes for view in (found.teacher, found.students["untrained"][4]))
     text = text_of(figures.exploration(found.show(), 4)).replace("</b> <b>", " ")
@@ -147,7 +200,9 @@ def test_blocks_count_and_are_drawn() -> None:
     found = explore(big, {"RED": student}, IMAGES[:2])
     plain, blocks = found.students["untrained"][4], found.students["RED"][4]
     assert sum(a > b for a, b in zip(blocks.live, plain.live, strict=True)) >= 1
-    [drawn] = [trace for trace in figures.exploration(found.show(), 4).data if trace.name == "with RED blocks"]
+    figure = figures.exploration(found.show(), 4)
+    assert "orange marks: with RED blocks." in text_of(figure)
+    [drawn] = [trace for trace in figure.data if trace.name == "with RED blocks"]
     assert [None if y is None else round(y * 1024) for y in drawn.y] == [
         a if a > b else None for a, b in zip(blocks.live, plain.live, strict=True)
     ]
@@ -227,7 +282,7 @@ def test_the_page_of_a_run_knows_its_data_and_roles(tmp_path: Path, monkeypatch:
     big = train_classifier("resnet18-1-21222", "digits", recipe, **settings)
     taught = distill_classifier("resnet18-4-11221", big, "digits", recipe, methods="kd", **settings)
     assert main(["explore", str(big.path), str(taught.path), "--images", "8"]) == 0
-    page = (tmp_path / f"{big.name}-explored.html").read_text(encoding="utf-8")
+    page = (tmp_path / "resnet18-1-21222-explored.html").read_text(encoding="utf-8")
     figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))
     assert [*figure.layout.yaxis2.ticktext] == ["<b>teacher</b>", "<b>untrained</b>", "<b>KD</b>"]
     assert figure.layout.yaxis4.title.text == "accuracy on 8 images (%)" and "image" in figure.layout.xaxis.ticktext
@@ -276,8 +331,31 @@ def test_runs_of_ones_own_network_are_explored(
     assert main(["explore", *paths, "--images", "8"]) == 2
     assert "--network my_net:make" in capsys.readouterr().err
     assert main(["explore", *paths, "--images", "8", "--network", "my_explored:make"]) == 0
-    page = Path(capsys.readouterr().out.strip()).read_text(encoding="utf-8")
+    file = Path(capsys.readouterr().out.strip())
+    page = file.read_text(encoding="utf-8")
+    assert file.name == "Sequential-explored.html" and "<title>Sequential: what pooling earlier does to it<" in page
     figure = go.Figure(json.loads(re.findall(r'id="data">(.*?)</script>', page)[0]))
     assert [step.label for step in figure.layout.sliders[0].steps] == ["×1", "×2"] and "yaxis4" in figure.layout
     assert main(["explore", paths[0], "--images", "8", "--network", "torch.nn:Identity"]) == 2
     assert "neither torch.nn:Identity nor a student of it" in capsys.readouterr().err
+
+
+@pytest.mark.chromium
+def test_the_page_is_as_wide_as_the_window(found: Exploration, tmp_path: Path) -> None:
+    from jupyter import chromium
+
+    from redistill_lib.explorers.page import write_page
+
+    page = write_page(figures.exploration(found.show(), 4), tmp_path / "page.html", "a page")
+    with chromium() as browser:
+        for window, wide in {500: 600, 620: 620, 800: 800, 1280: 840}.items():
+            tab = browser.new_page(viewport={"width": window, "height": 900})
+            tab.goto(page.as_uri())
+            tab.locator(".gtitle").wait_for()
+            assert tab.evaluate("document.querySelector('.main-svg').getBoundingClientRect().width") == wide
+            assert tab.evaluate("document.documentElement.scrollWidth") == max(window, 600)
+            edges = tab.evaluate(OUTSIDE)
+            assert edges == [], window
+            tab.set_viewport_size({"width": 700, "height": 900})  # and follows it
+            tab.wait_for_function("document.querySelector('.main-svg').getBoundingClientRect().width == 700")
+            tab.close()

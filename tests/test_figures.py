@@ -99,6 +99,19 @@ def test_every_method_has_a_name_as_its_paper_writes_it() -> None:
     assert label("at+kd") == "AT + KD"
 
 
+@pytest.mark.parametrize(
+    ("told", "plain"),
+    [("red(alpha=0.5)", "red"), ("kd(temperature=4.0)", "kd"), ("kd(temperature=4.0) + red(alpha=0.5)", "red+kd")],
+)
+def test_a_method_with_options_looks_as_the_method(told: str, plain: str) -> None:
+    assert theme.look(told) == theme.look(plain)
+    row = {"tap": "a output", "teacher_tap": "b output", "student": told, "score": 0.9, "low": 0.8, "high": 1.0}
+    (dots,) = figures.tap_scores(pd.DataFrame([{**row, "n": 8}])).data
+    assert dots.marker.color == theme.color(plain) and dots.name == label(told) != label(plain)
+    two = theme.colors(["red(alpha=0.5)", "red(alpha=5.0)"])  # in one figure they are told apart
+    assert two["red(alpha=0.5)"] == theme.color("red") != two["red(alpha=5.0)"]
+
+
 def test_unknown_names_of_one_figure_have_different_colours() -> None:
     names = [f"patch {k}" for k in (8, 4, 5, 10, 20)]
     assert len({theme.color(name) for name in names}) < len(names)  # by themselves some are alike

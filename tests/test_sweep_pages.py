@@ -99,3 +99,26 @@ def test_figures_are_drawn_without_a_network(tmp_path: Path) -> None:
     assert seen().count('class="main-svg"') == 3  # plotly's layers of one figure
     (tmp_path / "plotly.min.js").unlink()
     assert "needs the file plotly.min.js, which is not there" in seen()
+
+
+@pytest.mark.chromium
+def test_figures_have_room_in_a_narrow_window(tmp_path: Path) -> None:
+    """600 pixels in one of 620; what was stored wider can be scrolled, and the page stays as it is."""
+    from jupyter import chromium
+
+    wide = {pages.FIGURE: {**FIGURE, "layout": {**FIGURE["layout"], "width": 840}}}
+    notebook = write(tmp_path / "a.ipynb", SHOWN, wide)
+    page = tmp_path / "a.html"
+    page.write_text(pages.page_of(notebook, tmp_path), encoding="utf-8")
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": 620, "height": 900})
+        tab.goto(page.as_uri())
+        tab.locator(".gtitle").nth(1).wait_for()
+        sizes = (
+            "[...document.querySelectorAll('.plotly-graph-div')].map(each => [each.clientWidth, each.scrollWidth])"
+        )
+        (room, drawn), (_, stored) = tab.evaluate(sizes)
+        assert 600 <= room == drawn and stored == 840
+        scrolled = "place => { place.scrollLeft = 840; return place.scrollLeft; }"
+        assert tab.locator(".plotly-graph-div").nth(1).evaluate(scrolled) == 840 - room
+        assert tab.evaluate("document.documentElement.scrollWidth") == 620

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import plotly.graph_objects as go
@@ -161,6 +162,19 @@ def test_choices_have_an_axis_for_what_differs(everything: Tradeoffs) -> None:
     assert plans == everything.panel("cifar10").frame["model"].str.partition("-")[2].tolist()
     alone = tradeoff_choices(made(("a", 4, 80.0, 1.0), ("b", 8, 85.0, 1.0)))
     assert "2 points fit on cluttered: too few" in alone.layout.title.text
+
+
+def test_choices_of_ones_own_networks_are_told_by_their_factor() -> None:
+    """Their names have no plan; the two that score best of six are both ×2."""
+    points = [(f"p{k}", 4 + k, score, 1.0) for k, score in enumerate((90.0, 89.0, 70.0, 71.0, 72.0, 73.0))]
+    result = made(*points, model="Net")
+    frame = result.frame.assign(factor=[2, 2, 4, 4, 8, math.nan], method=["student"] * 5 + ["teacher"])
+    figure = tradeoff_choices(replace(result, frame=frame))
+    assert "The best 2 of 6 on cluttered share plan ×2" in figure.layout.title.text
+    (plan,) = (axis for axis in figure.data[0].dimensions if axis.label == "plan")
+    assert [plan.ticktext[int(k)] for k in plan.values] == ["×2", "×2", "×4", "×4", "×8", "×1"]
+    nothing_known = tradeoff_choices(result).layout.title.text.replace("<br>", " ")
+    assert "plan" not in nothing_known and "architecture Net, images 40 px" in nothing_known
 
 
 def test_names_are_escaped() -> None:

@@ -47,9 +47,10 @@ def explore(
 ) -> widgets.VBox | go.Figure:
     """Move the stride: the picture, the maps of teacher and students, their memory and accuracy follow.
 
-    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, ×4 if there is that, with one of
-    the images, and with a `budget` such as "64KB" drawn into the memory. In a live notebook image, channel and budget
-    can be chosen too; elsewhere this is the figure of `figures.exploration`, whose slider needs no kernel.
+    Arguments as of `redistill_lib.exploration.explore`; it opens at `factor`, or else at ×4 if one of the
+    `students` pools that much harder, or else at their largest; with one of the images, and with a `budget` such as
+    "64KB" drawn into the memory. In a live notebook image, channel and budget can be chosen too; elsewhere this is
+    the figure of `figures.exploration`, whose slider needs no kernel.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, 2, 1), torch.nn.Conv2d(4, 4, 3, 2, 1))
@@ -60,7 +61,7 @@ def explore(
     from redistill_lib.exploration import explore as look
 
     found = look(teacher, students, images, labels, classes=classes)
-    opening = min(found.factors, key=lambda one: abs(one - 4)) if factor is None else found.check(factor)
+    opening = found.opening if factor is None else found.check(factor)
     if not is_live():
         from redistill_lib.figures import exploration
         from redistill_lib.memory import parse_size

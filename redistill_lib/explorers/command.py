@@ -36,9 +36,9 @@ def show(**arguments: Any) -> None:
 
 
 def title(model: str) -> str:
-    """What a page of this network is called."""
+    """What a page of this network is called: a run by its own name, or else by its network's."""
     run = _run(model)
-    return str(run.name) if run else model.rpartition(":")[2]
+    return str(run.name or run.params["model"]["name"]) if run else model.rpartition(":")[2]
 
 
 def look(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from string import Template
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from redistill_lib.figures.theme import NARROW, PAGE
 from redistill_lib.looks import dark_figures
 from redistill_lib.runs import write_text
 
@@ -18,6 +19,7 @@ from redistill_lib.runs import write_text
 def write_page(figure: go.Figure, file: str | Path, title: str) -> Path:
     """Write a figure to a page of its own, plotly.js inside it, packed: below 3 MB where it would have 5.
 
+    The figure is as wide as the window, from 600 to 840 pixels, unless it has a width of its own.
     The page follows the reader's light or dark theme, and the arrow keys move the figure's slider, as the mouse does.
     It needs a browser of 2023 or later. OSError where the file cannot be written.
     """
@@ -25,14 +27,16 @@ def write_page(figure: go.Figure, file: str | Path, title: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     shown = figure.to_json().replace("</", "<\\/")  # a closing tag in a text would end the script
-    write_text(file, _PAGE.substitute(title=escape(title), dark=dark_figures(), library=packed, figure=shown))
+    words = {"title": escape(title), "dark": dark_figures(), "narrow": NARROW, "wide": PAGE}
+    write_text(file, _PAGE.substitute(words, library=packed, figure=shown))
     return file
 
 
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>$title</title><style>
-body { margin: 1rem auto; width: fit-content; max-width: 100%; font: 16px system-ui, sans-serif; background: #fff; }
+body { font: 16px system-ui, sans-serif; background: #fff; }
+body { margin: 1rem auto; min-width: ${narrow}px; max-width: ${wide}px; }
 @media (prefers-color-scheme: dark) {
   body { background: #121212; color: #eee; }
   $dark
@@ -52,7 +56,7 @@ new Response(stream).text().then(code => {
   document.head.append(script);
   const figure = JSON.parse(text("data"));
   place.textContent = "";
-  return Plotly.newPlot(place, figure.data, figure.layout, {displayModeBar: false});
+  return Plotly.newPlot(place, figure.data, figure.layout, {displayModeBar: false, responsive: true});
 }).then(() => {
   const slider = place.layout.sliders && place.layout.sliders[0];
   document.addEventListener("keydown", event => {

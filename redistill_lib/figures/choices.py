@@ -68,7 +68,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     model = frame["model"].str.partition("-")
     sized = frame["image_size"].map(lambda side: "full" if pd.isna(side) else f"{side:.0f} px")
     start = frame["init"].map(lambda init: "teacher's" if init == "teacher" else "new")
-    kinds = {"architecture": model[0], "plan": model[2], "images": sized, "first weights": start}
+    kinds = {"architecture": model[0], "plan": _plans(frame), "images": sized, "first weights": start}
     kinds |= {"width": frame["width"].map("×{:g}".format), "method": frame["method"].map(label)}
     axes, same = list[dict[str, Any]](), list[str]()
     for title, values in kinds.items():
@@ -76,7 +76,7 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
         if len(found) > 1:
             places = values.map({value: k for k, value in enumerate(found)})
             axes.append({"label": title, "values": places, "tickvals": [*range(len(found))], "ticktext": found})
-        elif found[0] != "full":
+        elif found[0] not in ("full", ""):
             same.append(f"{title} {found[0]}")
     need = result.need(dtype)[frame.index]
     axes += _logarithmic("weights", frame["parameters"], lambda v: f"{v / 1e6:.3g} M")
@@ -112,6 +112,14 @@ def tradeoff_choices(result: Tradeoffs, budget: int | str | None = None, dtype: 
     return finish(figure, title, note, plot=300, margins=(90, 48, 70, 34), legend=True)
 
 
+def _plans(frame: pd.DataFrame) -> pd.Series[str]:
+    """After the networks' names; of one's own, which have none there, how much harder than the teacher they pool."""
+    named = frame["model"].mask(frame["model"].str.contains(":"), "").str.partition("-")[2]
+    factor = frame["factor"].astype(float).mask(frame["method"] == "teacher", 1.0)
+    told = factor.map("×{:g}".format).where(factor.notna() & frame["factor"].notna().any(), "")
+    return named.where(named != "", told)
+
+
 def _in_common(frame: pd.DataFrame, kinds: Mapping[str, pd.Series[str]]) -> str:
     """What the best third share and the others do not."""
     data, lower = frame["data"].iloc[0] if len(frame) else "", len(frame) and frame["metric"].iloc[0] != ACCURACY
@@ -121,7 +129,7 @@ def _in_common(frame: pd.DataFrame, kinds: Mapping[str, pd.Series[str]]) -> str:
     shared = [
         f"{title} {values[best.index[0]]}"
         for title, values in kinds.items()
-        if values[best.index].nunique() == 1 < values[frame.index].nunique()
+        if values[best.index[0]] and values[best.index].nunique() == 1 < values[frame.index].nunique()
     ]
     told = f"The best {len(best)} of {len(frame)} that fit on {data} share "
     return told + (listed(shared) if shared else "no choice")

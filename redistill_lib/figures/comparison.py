@@ -124,8 +124,11 @@ def comparison_curves(result: Comparison) -> go.Figure:
     axis = "processor seconds of training" + ", the teacher's share included" * bool(paid)
     figure.update_xaxes(title=axis, range=[0, 1.02 * longest])
     figure.update_yaxes(title="validation accuracy (%)", range=[bottom, top])
-    best = max(reached, key=reached.__getitem__)
-    found = f"On validation {escape(best, False)} ends highest within {result.budget}: {reached[best]:.1f} %"
+    best = f"{high:.1f} %"
+    level = [arm for arm in reached if f"{reached[arm]:.1f} %" == best]  # as far as is shown
+    who = f"{escape(listed(level), False)} end{'s' * (len(level) == 1)} highest within {result.budget}: {best}"
+    several = f"no one alone ends highest within {result.budget}: {len(level)} of {len(reached)} reach {best}"
+    found = f"On validation {who if len(level) <= 2 else several}"
     mean = "One run of each" if result.seeds == 1 else f"Mean of {result.seeds} seeds"
     note = f"{mean}, at each time their best epoch so far, which is kept. Solid: with a teacher"
     note += ", from when it is paid for" * bool(paid) + "; dotted: without one."

@@ -25,10 +25,12 @@ from redistill_lib.memory.profile import place_name
 from redistill_lib.results import label, number
 from redistill_lib.sizes import ratio
 
-_LEFT, _RIGHT, _SIDE, _FREE = 112, 12, 250, 76  # pixels beside the plot; of the accuracy, and free before it
+_LEFT, _RIGHT = 112, 12  # pixels beside the plot
+_SIDE, _FREE, _NAMES = 154, 76, 96  # pixels of the accuracy, free before it, and of the names beside it
 _SLIDER, _STEPS, _BARS, _GAP, _WORDS = 62, 90, 150, 26, 22  # pixels: above, of rows, between them, below a map
 _CELL = 112  # pixels of a map in the file
 _PALETTE = [*map(unlabel_rgb, sample_colorscale("Viridis", np.linspace(0, 1, 254).tolist()))]
+_MIDDLE = 0.4  # of a row, from the lower edge of its maps up
 _MISSING = "not trained at this stride"
 
 Pictures = list[str]  # the image and the maps, from input to output: addresses of PNGs
@@ -60,19 +62,22 @@ def exploration(shown: Shown, factor: int = 4, *, budget: int | None = None) -> 
     found, pictures = shown.found, _pictures(shown)
     found.check(factor)
     stops = {each: _stop(shown, each, pictures) for each in found.factors}
-    wide = PAGE - _LEFT - _RIGHT
+    right = _RIGHT + (_NAMES if _accuracies(found) else 0)  # so many at any width of the page
+    wide = PAGE - _LEFT - right
     share = 1 - (_SIDE / wide if _accuracies(found) else 0)  # of the width, for the layers
     cell = share * wide / (len(found.layers) + 1)  # pixels from map to map
     heights = _STEPS, (1 + len(found.students)) * (cell + _WORDS), _BARS
     plot = round(sum(heights) + 2 * _GAP)
-    margins = (_LEFT, _SLIDER, _RIGHT, 70)
+    margins = (_LEFT, _SLIDER, right, 70)
     drafts = {f: finish(go.Figure(), stop.title, stop.note, plot=plot, margins=margins) for f, stop in stops.items()}
     titles = {f: draft.layout.title.text for f, draft in drafts.items()}
     figure = max(drafts.values(), key=lambda draft: draft.layout.height)  # that of the longest title
     figure.add_traces(stops[factor].traces)
     _axes(figure, found, [height / plot for height in heights], share)
+    words = _WORDS / (cell + _WORDS)  # of a row
+    figure.update_layout(yaxis2_range=[len(found.students) + words, words - 1])
     place: dict[str, Any] = {"xref": "x", "yref": "y2", "xanchor": "center", "sizing": "contain", "layer": "above"}
-    place |= {"sizex": 0.88, "sizey": cell / (cell + _WORDS)}
+    place |= {"yanchor": "bottom", "sizex": 0.88, "sizey": cell / (cell + _WORDS)}
     rows = enumerate([pictures["teacher", 1], *stops[factor].pictures])
     images = [{"source": each, "x": k, "y": row, **place} for row, sources in rows for k, each in enumerate(sources)]
     figure.update_layout(images=images)  # at once: adding one by one is slow
@@ -98,7 +103,10 @@ def _stop(shown: Shown, factor: int, pictures: Mapping[tuple[str, int], Pictures
     first = next(iter(there.values()))
     traces = [*_staircase(found, first), *_agreement(found, views), *_memory(found, there), *_dots(found, factor)]
     nothing = [""] * (1 + len(found.layers))
-    return _Stop(traces, [pictures.get((role, factor), nothing) for role in views], *_words(shown, factor, first))
+    title, note = _words(shown, factor, first)
+    note += " Dotted line, pale bars: the teacher; solid line, dark bars: its student"
+    note += "; orange marks: with RED blocks." if any(_with_blocks(there)[1]) else "."
+    return _Stop(traces, [pictures.get((role, factor), nothing) for role in views], title, note)
 
 
 def _change(stop: _Stop, title: str) -> list[dict[str, Any]]:
@@ -124,8 +132,8 @@ def _axes(figure: go.Figure, found: Exploration, heights: Sequence[float], share
         | {**spike, "spikecolor": MUTED, "spikesnap": "hovered data"},
         yaxis={"domain": [1 - steps, 1], "type": "log", "title": "map side", "tickvals": sides}
         | {"ticktext": [str(side) for side in sides]},
-        yaxis2={"domain": [bars + between, 1 - steps - between], "range": [len(rows), 0], "showgrid": False}
-        | {"tickvals": [k + 0.36 for k in range(len(rows))]}
+        yaxis2={"domain": [bars + between, 1 - steps - between], "showgrid": False}
+        | {"tickvals": [k - _MIDDLE for k in range(len(rows))]}
         | {"ticktext": [f"<b>{escape(label(role))}</b>" for role in rows]},
         yaxis3={"domain": [0, bars], "title": f"alive ({_unit(found)[0]})", "rangemode": "tozero"},
         hovermode="x unified", hoversubplots="axis", barmode="overlay", bargap=0.25,
@@ -133,8 +141,9 @@ def _axes(figure: go.Figure, found: Exploration, heights: Sequence[float], share
     if _accuracies(found):
         places = [*range(len(found.factors))]
         figure.update_layout(
-            xaxis2={"domain": [share + _FREE / (PAGE - _LEFT - _RIGHT), 1], "anchor": "y4", "showgrid": False}
-            | {"tickvals": places, "ticktext": [f"×{f}" for f in found.factors], "range": [-0.4, places[-1] + 3.4]},
+            xaxis2={"domain": [share + (1 - share) * _FREE / _SIDE, 1], "anchor": "y4", "showgrid": False}
+            | {"tickvals": places, "ticktext": [f"×{f}" for f in found.factors], "range": [-0.4, places[-1] + 0.4]}
+            | {"tickfont": {"size": 11}, "tickangle": 0},
             yaxis4={"domain": [0.5, 1], "anchor": "x2", "title": f"accuracy on {len(found.images)} images (%)"},
         )
 
@@ -171,21 +180,21 @@ def _staircase(found: Exploration, student: View) -> list[go.Scatter]:
 
 
 def _agreement(found: Exploration, views: Mapping[str, View | None]) -> list[go.Scatter]:
-    """The correlation below each map, row by row; the marks that carry it lie on the maps and are not seen."""
+    """The correlation below each map, row by row; the marks that carry it, at the maps' lower edges, are not seen."""
     traces, places = [], [*range(1, len(found.layers) + 1)]
     for row, (role, view) in enumerate(views.items(), 1):
-        text, told = [""] * len(places), [_MISSING] * len(places)
+        text, told, y = [""] * len(places), [_MISSING] * len(places), float(row)
         if view is None:
-            text[len(places) // 2] = _MISSING
+            text[len(places) // 2], y = _MISSING, row - _MIDDLE
         else:
             pairs = [*zip(view.correlation, view.cosine, strict=True)]
             text = ["" if math.isnan(one) else number(one) for one, _ in pairs]
             told = [f"correlation {number(one)}, cosine {number(two)}" for one, two in pairs]
         traces.append(
             go.Scatter(
-                x=places, y=[row + 0.36] * len(places), yaxis="y2", mode="markers+text", text=text, hovertext=told,
+                x=places, y=[y] * len(places), yaxis="y2", mode="markers+text", text=text, hovertext=told,
                 textposition="bottom center", textfont={"size": 12}, hovertemplate="%{hovertext}",
-                marker={"size": 36, "opacity": 0, "color": color(role)}, name=escape(label(role)), showlegend=False,
+                marker={"size": 4, "opacity": 0, "color": color(role)}, name=escape(label(role)), showlegend=False,
             )
         )  # fmt: skip
     return traces
@@ -195,9 +204,7 @@ def _memory(found: Exploration, views: Mapping[str, View]) -> list[go.Bar | go.S
     """Bars of the teacher and of its students, and beyond these what RED blocks need."""
     _, scale = _unit(found)
     places = [*range(1, len(found.layers) + 1)]
-    plain = min(views.values(), key=lambda view: view.profile.peak_bytes)
-    most = [max(each) for each in zip(plain.live, *(view.live for view in views.values()), strict=True)]
-    with_blocks = [live if live > base else None for live, base in zip(most, plain.live, strict=True)]
+    plain, with_blocks = _with_blocks(views)
     traces, tops = list[go.Bar | go.Scatter](), list[tuple[int, float, str]]()
     bars = {"yaxis": "y3", "hovertemplate": "%{hovertext}", "showlegend": False}
     for role, view, tone in (("teacher", found.teacher, faint(INK, 0.2)), ("student", plain, color("student"))):
@@ -214,6 +221,13 @@ def _memory(found: Exploration, views: Mapping[str, View]) -> list[go.Bar | go.S
     x, y, text = ([*each] for each in zip(*tops, strict=True))
     above = {"mode": "text", "textposition": "top center", "hoverinfo": "skip", "showlegend": False, "yaxis": "y3"}
     return [*traces, go.Scatter(x=x, y=y, text=text, **above, cliponaxis=False)]
+
+
+def _with_blocks(views: Mapping[str, View]) -> tuple[View, list[int | None]]:
+    """The student that needs least, and the most alive in each layer of any other, where that is more."""
+    plain = min(views.values(), key=lambda view: view.profile.peak_bytes)
+    most = [max(each) for each in zip(plain.live, *(view.live for view in views.values()), strict=True)]
+    return plain, [live if live > base else None for live, base in zip(most, plain.live, strict=True)]
 
 
 def _dots(found: Exploration, factor: int) -> list[go.Scatter]:
@@ -235,6 +249,7 @@ def _dots(found: Exploration, factor: int) -> list[go.Scatter]:
             "mode": "markers+text",
             "text": [text],
             "textposition": "middle right",
+            "textfont": {"size": 12},
         }
         mark = {**mark, "size": 15, "line": {"color": INK, "width": 2}}
         traces.append(go.Scatter(**large, marker=mark, hoverinfo="skip", **common, cliponaxis=False))

@@ -80,7 +80,11 @@ _TEMPLATE = """\
 @media (prefers-color-scheme: dark) {
 {{ resources.dark }}
 }
-.plotly-graph-div { min-height: 2em; }
+.plotly-graph-div { min-height: 2em; overflow: auto hidden; }
+@media (max-width: 650px) {
+  body.jp-Notebook { margin: 0; padding: 8px 0; }
+  .jp-Notebook .jp-Cell { padding-left: 4px; padding-right: 4px; }
+}
 </style>
 {%- endblock -%}
 {%- block footer_js -%}
