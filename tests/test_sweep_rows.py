@@ -122,6 +122,14 @@ def test_what_holds_no_rows_is_an_error(tmp_path: Path) -> None:
         rows.recorded(path)
 
 
+def test_a_record_may_show_less_than_it_keeps(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pd.DataFrame({"arm": ["naive"], "accuracy": [0.9], "run": ["long-name"]})
+    rd.record(rows, ["arm", "accuracy"])
+    assert "naive" in (told := capsys.readouterr().out) and "long-name" not in told
+    with pytest.raises(ValueError, match="show names 'acuracy'; the table has arm, accuracy, run"):
+        rd.record(rows, ["acuracy"])
+
+
 def test_recording_costs_no_torch() -> None:
     code = (
         "import sys, redistill_lib as rd; rd.record({'a': 1}); assert not {'torch', 'IPython'} & sys.modules.keys()"

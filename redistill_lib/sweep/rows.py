@@ -16,12 +16,13 @@ from redistill_lib.checks import as_path
 MIME = "application/vnd.redistill.rows+json"
 
 
-def record(rows: pd.DataFrame | Mapping[str, Any]) -> None:
+def record(rows: pd.DataFrame | Mapping[str, Any], show: Sequence[str] | None = None) -> None:
     """Show a table and keep its rows in the output, from where `recorded` and a sweep's table read them.
 
     `rows` is a DataFrame, or a mapping of names to values for a single row. An index that has a name, or is not of
     numbers, becomes a column. A value is a number (NaN and infinity too), text, a date, None, or a list of
-    those; what else a table holds is a ValueError. Outside of Jupyter the table is printed.
+    those; what else a table holds is a ValueError. Outside of Jupyter the table is printed. `show` names the columns
+    that are shown, where a reader needs no more; all are kept.
 
     >>> record({"method": "red", "accuracy": 0.91})
       method  accuracy
@@ -31,6 +32,10 @@ def record(rows: pd.DataFrame | Mapping[str, Any]) -> None:
         raise ValueError(f"record wants a DataFrame or a mapping of names to values, got {type(rows).__name__}")
     frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame({name: [value] for name, value in rows.items()})
     kept = _to_json(frame)
+    if show is not None:
+        if unknown := [name for name in show if name not in frame.columns]:
+            raise ValueError(f"show names {unknown[0]!r}; the table has {', '.join(map(str, frame.columns))}")
+        frame = frame[[*show]]
     ipython = sys.modules.get("IPython")  # not imported: no notebook
     if ipython is None or ipython.get_ipython() is None:
         print(frame.to_string())
