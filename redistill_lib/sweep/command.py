@@ -13,6 +13,7 @@ from pathlib import Path
 
 from redistill_lib.progress import duration
 from redistill_lib.sizes import format_size
+from redistill_lib.sweep.amounts import check_amounts
 from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.manifest import Plan, PointStatus, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
@@ -37,8 +38,10 @@ def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int
             print(write_tables(arguments.output, sweep))
         return 0
     plans = [plan_of(sweep, folder, options) for sweep, folder in zip(sweeps, folders, strict=True)]
-    if not arguments.scheduler:  # of all files, before the first begins
-        check_given([point for plan in plans for point in plan.todo])
+    todo = [point for plan in plans for point in plan.todo]  # of all files, before the first begins
+    check_amounts(todo)
+    if not arguments.scheduler:
+        check_given(todo)
     if arguments.dry_run:
         for sweep, folder, plan in zip(sweeps, folders, plans, strict=True):
             print("\n".join(forecast(sweep, folder, plan, options.jobs)))
