@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from redistill_lib.cli import main
 from redistill_lib.own import check_named
-from redistill_lib.sweep import Point, given
+from redistill_lib.sweep import Point, SweepResult, given, kernel
 from redistill_lib.sweep.amounts import check_amounts
+from redistill_lib.sweep.command import account
+from redistill_lib.sweep.manifest import PointStatus
+from redistill_lib.sweep.progress import outcome
 
 MakeNotebook = Callable[..., Path]
 CODE = "import redistill_lib as rd\nnetwork = rd.resolve_model(TEACHER)\nstudent = rd.student_of(network, FACTOR, x)"
@@ -73,7 +78,8 @@ def test_a_factor_without_a_student_is_refused(notebook: Path, capsys: pytest.Ca
     told = "tour.ipynb: FACTOR=64: resnet18-1-21222 has no student at ×64: there are some at ×2, ×4, ×8, ×16"
     assert told in capsys.readouterr().err
     Path("my_net.py").write_text(NET)
-    Path("a.yaml").write_text(f"notebook: {notebook}\nparameters: {{TEACHER: my_net:make}}\ngrid: {{FACTOR: [2, 8]}}\n")
+    own = "parameters: {TEACHER: my_net:make}\ngrid: {FACTOR: [2, 8]}"
+    Path("a.yaml").write_text(f"notebook: {notebook}\n{own}\n")
     assert main(["sweep", "a.yaml"]) == 2
     told = f"a.yaml, line 3: FACTOR=8: {Path.cwd()}/my_net:make has no student at ×8: there are some at ×2, ×4"
     assert told in capsys.readouterr().err
@@ -105,5 +111,36 @@ def test_notebooks_in_turn_may_make_the_data_of_the_next(notebook: Path, make_no
     loads = make_notebook("loads", "import redistill_lib as rd\nrd.load_data(DATA)", parameters="DATA = ''")
     points = [Point(path.stem, (path,), {"DATA": "./made"}, path.stem) for path in (notebook, loads)]
     given.check_given(points, in_turn=True)
-    with pytest.raises(ValueError, match="there is no folder ./made in"):
+    with pytest.raises(ValueError, match=r"there is no folder \./made in"):
         given.check_given(points[1:], in_turn=True)
+
+
+def test_where_a_notebook_is_is_said_by_its_section() -> None:
+    """By the last heading below the title, and before any by the first line that is no import."""
+    work = "import a\nfrom b import (\n    c,\n)\n\nfound = c(a)"
+    cells = [new_markdown_cell("# Title"), new_code_cell(work)]
+    cells += [new_markdown_cell("## The ways that fit\n\nText."), new_code_cell(work), new_code_cell("%time 1")]
+    cells += [new_markdown_cell("# Another"), new_code_cell("%matplotlib\nimport a"), new_code_cell("import a")]
+    seen = list[tuple[int, int, str]]()
+    options = kernel.NotebookOptions(on_cell=lambda *told: seen.append(told))
+    run = kernel._Execution(Path("a.ipynb"), options, kernel.Signals())
+    run.on_notebook_start(notebook := new_notebook(cells=cells))
+    for index, cell in enumerate(notebook.cells):
+        if cell.cell_type == "code":
+            run.on_cell_execute(cell, index)
+    fit = "The ways that fit"
+    assert [told for *_, told in seen] == ["found = c(a)", fit, fit, "%matplotlib", "import a"]
+    assert [told[:2] for told in seen] == [(done, 5) for done in range(5)]
+
+
+def test_after_a_signal_it_is_said_how_to_go_on() -> None:
+    """With what was typed, but --force, which would do again what is done; an interrupted point has no reason."""
+    stopped = PointStatus("b", "k", "interrupted", "call", seconds=4.2, error="In [10]: KeyboardInterrupt")
+    result = SweepResult("mine", Path("mine"), (stopped,), ("b",), ("c",), None, signal=2)
+    typed = ["sweep", "my grid.yaml", "--force", "-p", "LR", "-1"]
+    assert account(result, 2, typed) == [
+        "mine, 2 points: 0 ok (0 before), 1 interrupted, 1 left",
+        "To go on: redistill sweep 'my grid.yaml' -p LR -1",
+    ]
+    assert len(account(replace(result, signal=None), 2, typed)) == 1
+    assert outcome(stopped) == "interrupted, 4.2 s"
