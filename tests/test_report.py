@@ -415,6 +415,7 @@ def test_a_run_that_several_points_share_is_above_no_single_one() -> None:
         ]
     found = means(pd.DataFrame(rows))
     assert found is not None and found.reference == "naive"
+    assert found.metrics == ("peak (KiB)", "accuracy", "above")  # in the table's order
     above = found.frame.groupby("arm")["above"].agg(list)
     assert above["kd"] == [2.0, 2.0] and above["naive"] == [0.0, 0.0] and all(map(math.isnan, above["teacher"]))
     (teacher,) = found.frame[found.frame["arm"] == "teacher"].to_dict("records")

@@ -69,7 +69,8 @@ def stores_of(sweeps: Mapping[Path, Mapping[str, PointStatus | None] | None]) ->
         home = file_of(folder)
         for name in sorted(each for each in named if isinstance(each, str)):
             places = [Path(place, name) for place in ((home.parent, Path.cwd()) if home else (Path.cwd(),))]
-            found |= {place.resolve(): None for place in places if place.is_dir()}
+            if place := next((place for place in places if place.is_dir()), None):
+                found[place.resolve()] = None
     return [*found]
 
 

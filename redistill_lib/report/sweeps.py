@@ -128,7 +128,7 @@ def means(rows: pd.DataFrame) -> Means | None:
             row |= {metric: mean, f"{metric} low": low, f"{metric} high": high}
         frame.append(row)
     table_ = pd.DataFrame(frame)
-    metrics = tuple(dict.fromkeys(found["metric"]))
+    metrics = tuple(name for name in rows.columns if name in {*found["metric"]})
     settings = tuple(name for name in groups if table_[name].map(str).nunique() > 1)
     score = next((m for name in SCORES for m in metrics if m.lower() == name), None)
     cost = next((m for name in _COSTS for m in metrics if m == name), None)
