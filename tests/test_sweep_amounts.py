@@ -47,7 +47,7 @@ def notebook(make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("SECONDS", "0", "SECONDS=0.0: write a number above 0"),
         ("IMAGE_SIZE", "0", "IMAGE_SIZE=0: write a whole number of 1 or more"),
-        ("IMAGE_SIZE", "2.5", "IMAGE_SIZE=2.5: write a whole number of 1 or more"),
+        ("IMAGE_SIZE", "40.0", "IMAGE_SIZE=40.0: write a whole number of 1 or more"),
         ("SEEDS", "0", "SEEDS=0: write a whole number of 1 or more"),
         ("PEAK", "24", """PEAK='24': '24' has no unit: write "24KB", or "24B" if you mean bytes"""),
         ("PEAK", "much", "PEAK='much': 'much' is not an amount of memory"),

@@ -37,8 +37,7 @@ def _amounts(notebook: Path) -> set[str]:
 
 
 def _count(value: Any) -> str | None:
-    whole = is_number(value) and value == int(value) and value >= 1
-    return None if whole else "write a whole number of 1 or more"
+    return None if is_number(value) and isinstance(value, int) and value >= 1 else "write a whole number of 1 or more"
 
 
 def _above(value: Any) -> str | None:

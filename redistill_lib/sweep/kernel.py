@@ -129,7 +129,7 @@ def execute(notebook: Path, folder: Path, options: NotebookOptions, signals: Sig
 def first_work(source: str) -> str:
     """The first line of a cell's code that is no import.
 
-    >>> first_work("import torch\nfrom torch import (\n    nn,\n)\n\nnet = nn.Identity()\nnet")
+    >>> first_work(chr(10).join(["import torch", "from torch import (", "    nn,", ")", "net = nn.Identity()"]))
     'net = nn.Identity()'
     """
     lines = source.strip().splitlines() or [""]
