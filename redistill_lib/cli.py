@@ -36,6 +36,7 @@ BLOCKS = ("none", "published", "in place", "narrow", "narrow in place")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a user's mistake is one sentence on stderr, no traceback."""
     arguments = _parser().parse_args(with_negative_values(argv))
+    arguments.typed = [*(sys.argv[1:] if argv is None else argv)]
     try:
         return _COMMANDS[arguments.command](arguments) or 0
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

@@ -5,10 +5,12 @@ As a program it says which of the names that a sweep gives its notebooks they wo
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from redistill_lib.data import load_data
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.methods import parse_methods
 from redistill_lib.models import place_names, student_name
-from redistill_lib.student import derive_student
+from redistill_lib.network import Place
+from redistill_lib.plans import StridePlan
+from redistill_lib.student import derive_student, find_places
 
 
 def resolve_model(name: str, *, seed: int = 0) -> str | nn.Module:
@@ -111,24 +115,73 @@ def _imported(module: str, folder: str) -> Any:
     return found
 
 
-def check_named(kind: str, name: str) -> None:
-    """Refuse a network, a method or a folder of data as a notebook would; nothing is loaded from a hub or read."""
+def check_named(kind: str, name: str, *more: Any) -> None:
+    """Refuse a network, its student, a method or a folder of data as a notebook would; nothing is loaded from a hub
+    or read. A ``student`` has its factor and the side of its images, or None, behind the network's name."""
     if kind == "network":
-        resolve_model(name)
+        _made(name)
+    elif kind == "student":
+        _check_student(name, *more)
     elif kind == "methods":
         parse_methods(name)
     elif name not in BUILT_IN and not name.startswith("hf:") and not os.path.isdir(os.path.expanduser(name)):
         load_data(name)  # which says why it cannot
 
 
+_made = functools.lru_cache(4)(resolve_model)  # a sweep asks for the same at each factor
+
+
+def _check_student(name: str, factor: int, side: int | None) -> None:
+    """Refuse a factor at which that network has no student. What images of another size decide is left to them."""
+    network = _made(name)
+    if isinstance(network, str):
+        _check_factor(name, factor, functools.partial(student_name, network))
+    elif (example := _image_for(network, side or 64)) is not None:
+        places = _places(network, example)
+        if len(places) > 1:  # one alone gives nothing back, but patches may grow
+            plan = StridePlan(places[0].stride, tuple(place.stride for place in places[1:]))
+            _check_factor(name, factor, plan.front_loaded)
+        if side and places:
+            derive_student(network, factor, example=example)
+
+
+def _check_factor(name: str, factor: int, make: Callable[[int], object]) -> None:
+    """Refuse a factor of which `make` raises a ValueError, and say which others there are."""
+
+    def possible(each: int) -> bool:
+        try:
+            make(each)
+        except ValueError:
+            return False
+        return True
+
+    if not possible(factor):
+        fits = [f"×{each}" for each in (2, 4, 8, 16) if possible(each)]
+        there = f"there are some at {', '.join(fits)}" if fits else "it has too little stride to move"
+        raise ValueError(f"{name} has no student at ×{factor}: {there}")
+
+
+def _image_for(network: nn.Module, side: int) -> Tensor | None:
+    """Zeros that its first layer may take; None where that is no convolution of images."""
+    first = next((layer for layer in network.modules() if isinstance(layer, nn.Conv2d)), None)
+    return None if first is None else torch.zeros(1, first.in_channels, side, side)
+
+
+def _places(network: nn.Module, example: Tensor) -> Sequence[Place]:
+    try:
+        return find_places(network, example)
+    except Exception:  # it takes other images: the notebook, which has them, tells
+        return ()
+
+
 def main() -> None:
-    """Pairs of a kind and a name come as JSON on stdin; out goes a line for each: null, or why it is refused."""
+    """Lists for `check_named` come as JSON on stdin; out goes a line for each: null, or why it is refused."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what one's own function prints is no part of the answers
-    for kind, name in json.load(sys.stdin):
+    for kind, name, *more in json.load(sys.stdin):
         refused = None
         try:
-            check_named(kind, name)
+            check_named(kind, name, *more)
         except (Exception, SystemExit) as error:
             refused = str(error).strip().partition("\n")[0] or type(error).__name__
         print(json.dumps(refused), file=answers, flush=True)

@@ -55,13 +55,15 @@ def progress_bar(total: int, description: str, enabled: bool = True) -> Any:
 @contextlib.contextmanager
 def waiting_bar(total: int, description: str) -> Iterator[Any]:
     """`progress_bar` of steps that may take minutes each: after two seconds it is shown, though nothing has moved."""
-    pause = 1.0 if is_live() or sys.stderr.isatty() else 10.0
-    over = threading.Event()
+    lines = not (is_live() or sys.stderr.isatty())
+    pause = 10.0 if lines else 1.0
+    over, shown = threading.Event(), threading.Event()
 
     def show() -> None:
         wait = 2.0
         while not over.wait(wait):
             bar.refresh()
+            shown.set()
             wait = pause
 
     with progress_bar(total, description) as bar:
@@ -69,6 +71,8 @@ def waiting_bar(total: int, description: str) -> Iterator[Any]:
         thread.start()
         try:
             yield bar
+            if lines and shown.is_set():  # a line that says 1 of 4 does not stay the last
+                bar.refresh()
         finally:
             over.set()
             thread.join()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
@@ -295,8 +296,9 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     """One row per run under `root`: id, name, status, role, plan, code, parameters, metrics, error, note and path.
 
     Nested names are dotted; `code` is ``present`` for runs of the library's present code, else ``other``; a broken
-    record has the status ``unreadable``. ``.index.json`` keeps what was read, so that only changed records are read
-    again. Raises NotADirectoryError for a file.
+    record has the status ``unreadable``, one whose process was killed on this machine ``interrupted``.
+    ``.index.json`` keeps what was read, so that only changed records are read again. Raises NotADirectoryError for a
+    file.
     """
     root = as_path("root", root)
     if root.is_file():
@@ -322,7 +324,18 @@ def load_runs(root: str | Path = "runs") -> pd.DataFrame:
     for row in rows:
         row["code"] = "present" if row["code"] == code["identity"] else "other"
         row["path"] = str(root / row["id"])
+        if row["status"] == "running" and _is_gone(root / row["id"]):
+            row["status"] = "interrupted"
     return pd.DataFrame(rows)
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether the process that trains this run, as `locked` notes it, was of this machine and is no more."""
+    told = ""
+    with contextlib.suppress(OSError):
+        told = (path / ".holder").read_text(errors="replace")
+    holder = re.match(r"process (\d+) on (\S+) since ", told)
+    return bool(holder and holder[2] == socket.gethostname() and not psutil.pid_exists(int(holder[1])))
 
 
 _FORM = 4  # another number for another form of rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -49,3 +50,17 @@ def test_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     with progress.progress_bar(3, "a notebook") as bar:
         assert type(bar).__name__ == "tqdm_notebook" and not bar.disable
     assert progress.progress_bar(3, "nobody wants it", enabled=False).disable
+
+
+def test_a_line_about_waiting_is_finished(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Off a terminal: nothing of what is over within two seconds, and of what takes longer the end, too."""
+    monkeypatch.delenv("REDISTILL_BATCH", raising=False)
+    for seconds in (0.0, 2.2):
+        with progress.waiting_bar(2, "trying") as bar:
+            bar.update()
+            time.sleep(seconds)
+            bar.update()
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.split("|")[-1].split()[0] for line in lines] == ([] if seconds == 0 else ["1/2", "2/2"])

@@ -400,3 +400,70 @@ def test_a_click_on_a_point_opens_its_notebook(tmp_path: Path) -> None:
     }, 1000))</script>"""
     page.write_text(page.read_text().replace("</body>", f"{click}</body>"))
     assert re.sub("<.*?>", "", shown(page, tmp_path / "profile")).strip() == "page"
+
+
+def test_a_run_that_several_points_share_is_above_no_single_one() -> None:
+    """Its teacher's difference to the naive student is another at each factor; the taught student's is its own."""
+    rows = []
+    for factor, seed in itertools.product((2, 4), (0, 1)):
+        point = {"FACTOR": factor, "SEED": seed, "point": f"{factor} {seed}", "peak (KiB)": 8.0}
+        naive = 90.0 - factor - seed
+        rows += [
+            point | {"arm": "teacher", "run": f"t{seed}", "accuracy": 95.0, "above": 95.0 - naive, "±": 1.0},
+            point | {"arm": "naive", "run": f"n{factor}{seed}", "accuracy": naive, "above": 0.0, "±": math.nan},
+            point | {"arm": "kd", "run": f"k{factor}{seed}", "accuracy": naive + 2, "above": 2.0, "±": 1.0},
+        ]
+    found = means(pd.DataFrame(rows))
+    assert found is not None and found.reference == "naive"
+    assert found.metrics == ("peak (KiB)", "accuracy", "above")  # in the table's order
+    above = found.frame.groupby("arm")["above"].agg(list)
+    assert above["kd"] == [2.0, 2.0] and above["naive"] == [0.0, 0.0] and all(map(math.isnan, above["teacher"]))
+    (teacher,) = found.frame[found.frame["arm"] == "teacher"].to_dict("records")
+    assert found.told(teacher, "above") == "" and found.told(teacher, "accuracy") == "95.0"
+
+
+def test_above_whom_is_said(tmp_path: Path) -> None:
+    table = arms(("naive", [80.0, 81.0]), ("kd", [84.0, 86.0]))
+    own = table["arm"] == "naive"
+    table = table.assign(above=[0.0, 0.0, 4.0, 5.0], **{"±": [math.nan if each else 1.0 for each in own]})
+    write_sweep(tmp_path / "sweeps" / "plans", table)
+    assert "points above naive, in pairs" in write_index(tmp_path).read_text()
+
+
+def test_an_interval_of_two_seeds_that_says_nothing_is_no_number() -> None:
+    """12.7 times half of the difference: ± 63.5 of 100 says nothing, ± 12.7 something; ± 25.4 of 3 s nothing."""
+    table = arms(("red", [98.0, 100.0]), ("kd", [70.0, 80.0])).assign(latency=[1.0, 5.0, 30.0, 32.0])
+    found = means(table)
+    assert found is not None
+    red, kd = found.frame.to_dict("records")
+    assert found.told(red, "accuracy") == "99.0 ± 12.7" and found.told(kd, "accuracy") == "75.0 (2 seeds: too few)"
+    assert found.told(red, "latency") == "3.0 (2 seeds: too few)" and found.told(kd, "latency") == "31.0 ± 12.7"
+    assert found.half.iloc[1] == pytest.approx(63.53, abs=0.01)  # for figures it is there
+    alone = means(arms(("kd", [70.0, 80.0])))
+    assert alone is not None and "75.0 (2 seeds: too few) at" in headline(alone)
+
+
+def test_runs_of_the_stores_that_points_name_are_listed(tmp_path: Path) -> None:
+    """Seen from the sweep's file."""
+    home = tmp_path / "project"
+    for store, name in ((home / "store", "far"), (home / "runs", "near")):
+        (store / name).mkdir(parents=True)
+        record = {"params": {"seed": 0, "model": {"name": name}}, "status": "complete", "metrics": {"accuracy": 0.5}}
+        (store / name / "run.json").write_text(json.dumps(record))
+    folder = home / "runs" / "sweeps" / "mine"
+    write_plan(folder, "a", "b")
+    (folder / "manifest.json").write_text(
+        json.dumps({"points": [{"name": n, "key": "key"} for n in "ab"], "file": str(home / "mine.yaml")})
+    )
+    write_status(folder, PointStatus("a", "key", "ok", "call", {"RUNS": "./store"}))
+    write_status(folder, PointStatus("b", "key", "ok", "call", {"RUNS": "./gone"}))
+    page = write_index(home / "runs").read_text()
+    assert "2 runs" in page and ">far<" in page and ">near<" in page
+
+
+def test_an_interrupted_point_looks_like_no_fault(tmp_path: Path) -> None:
+    folder = tmp_path / "sweeps" / "plans"
+    write_plan(folder, "a")
+    write_status(folder, PointStatus("a", "key", "interrupted", "call", error="In [10]: KeyboardInterrupt"))
+    page = write_index(tmp_path).read_text()
+    assert "1 interrupted" in page and "KeyboardInterrupt" not in page and "class=failed" not in page

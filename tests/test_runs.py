@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -377,3 +378,21 @@ def test_derived_students_without_teachers_are_naive(tmp_path: Path) -> None:
     assert list(load_runs(tmp_path).role) == ["naive"]
     named = train("classifier", tmp_path, recipe=recipe_of("classifier", epochs=1))
     assert named.role == "plain"
+
+
+def test_a_run_whose_process_was_killed_is_interrupted(tmp_path: Path) -> None:
+    """Its record says running for ever; who held it is noted beside it. Of other machines nobody knows."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    here = socket.gethostname()
+    for name, holder in (
+        ("killed", f"process {dead.pid} on {here} since 2026-01-01 00:00:00+00:00"),
+        ("trains", f"process {os.getpid()} on {here} since 2026-01-01 00:00:00+00:00"),
+        ("far", f"process {dead.pid} on not-{here} since 2026-01-01 00:00:00+00:00"),
+        ("odd", "x"),
+    ):
+        Run(tmp_path / name, {"seed": 0}).save()
+        (tmp_path / name / ".holder").write_text(holder)
+    for _ in range(2):  # read, and from the index
+        found = load_runs(tmp_path).set_index("id")["status"].to_dict()
+        assert found == {"killed": "interrupted", "trains": "running", "far": "running", "odd": "running"}

@@ -23,7 +23,7 @@ from redistill_lib.models.saved import save_tensors
 from redistill_lib.results import interval
 from redistill_lib.shipped import measured
 from redistill_lib.sizes import short_size
-from redistill_lib.tradeoffs import Tradeoffs, call, lesson, read_tradeoffs
+from redistill_lib.tradeoffs import Tradeoffs, call, details, lesson, read_tradeoffs
 from redistill_lib.tradeoffs.details import inputs_of, maps_of, network_of, plans_of, profile_of
 from redistill_lib.tradeoffs.readers import _USUAL, curves_of, of_table
 
@@ -572,3 +572,36 @@ def test_two_seeds_that_agree_by_chance_are_no_certainty() -> None:
     table = pd.DataFrame(runs | {"accuracy": [80.0, 80.0, 78.0, 82.0], "peak (KiB)": 8.0}).assign(SEED=[0, 1, 0, 1])
     found = [row["half"] for row, _ in of_table(table.assign(high=table["accuracy"] + 1.5), "mine")]
     assert found == pytest.approx([1.5, 25.41], rel=1e-3)
+
+
+def test_a_peak_that_was_rounded_fits_where_it_fits(tmp_path: Path) -> None:
+    """24000 bytes are 23.4375 KiB, which notebooks record with three decimals. Whole bytes beside it count first."""
+    table = sweep().assign(**{"peak (KiB)": 23.438, "mult-adds (M)": 1.0000001})
+    table.to_csv(tmp_path / "table.csv", index=False)
+    panel = read_tradeoffs(tmp_path).panel("cluttered")
+    assert panel.best("24000B") is not None and panel.best("23999B") is None
+    assert set(panel.frame["peak_bytes"]) == {24000} and set(panel.frame["multiply_adds"]) == {1_000_000}
+    table.assign(peak_bytes=24001).to_csv(tmp_path / "table.csv", index=False)
+    assert set(read_tradeoffs(tmp_path).frame["peak_bytes"]) == {24001}
+
+
+def test_maps_are_of_the_folder_that_a_run_was_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "shapes"
+    images.mkdir()
+    asked = list[str]()
+
+    def load(name: str, **_: Any) -> Any:
+        asked.append(name)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(details, "load_data", load)
+    monkeypatch.setattr(details, "network_of", lambda row: (torch.nn.Identity(), (torch.zeros(1, 1, 8, 8),)))
+    monkeypatch.setattr(details, "load_model", lambda *_: torch.nn.Identity())
+    run = store(tmp_path / "runs", "a", 0.8, 0, data={"name": str(images), "image_size": 8})
+    row = {"run": str(run), "teacher_run": str(run), "data": "shapes", "teacher": f"{USUAL} ×1"}
+    with pytest.raises(ValueError, match="seen"):
+        maps_of(row)
+    assert asked == [str(images)]
+    images.rmdir()
+    with pytest.raises(ValueError, match=r"maps need an image, and .*/shapes is there no more"):
+        maps_of(row)

@@ -81,7 +81,7 @@ def _card(executed: Executed, base: Path) -> str:
     about = f'<a href="{link}">{text(record["name"])}</a> {pairs(record["parameters"])}'
     status = f"<span class={text(record['status'])}>{text(record['status'])}</span> {duration(record['seconds'])}"
     lines.append(f'<p>{about} · {status} · <a href="{file}">ipynb</a></p>')
-    if record["error"]:
+    if record["error"] and record["status"] != "interrupted":  # which is no fault
         error = str(NotebookError(**record["error"])).splitlines()[0]
         lines.append(f"<p class=failed>{text(error)}</p>")
     picture = f'<a class=thumbnail href="{link}">{thumbnail}</a>' if thumbnail else ""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from string import Template
 from urllib.parse import quote
+
+import pandas as pd
 
 from redistill_lib.looks import color
 from redistill_lib.report.notebooks import Executed, notebook_section
@@ -15,7 +17,7 @@ from redistill_lib.report.sweeps import sweep_section
 from redistill_lib.report.text import pairs, table, text
 from redistill_lib.runs import write_text
 from redistill_lib.store.tables import listed_runs, run_tables
-from redistill_lib.sweep.manifest import planned_statuses
+from redistill_lib.sweep.manifest import PointStatus, file_of, planned_statuses
 from redistill_lib.sweep.pages import shared_library
 
 
@@ -27,7 +29,7 @@ def write_index(
     Of each notebook it has the question and what its main figure says (that of the cell tagged ``finding``, else the
     first that makes a claim), of each sweep the means over seeds and score over memory with the Pareto front. `file`
     defaults to `runs_root/index.html`; beside it lies the plotly.min.js that draws. Links are relative to the page,
-    so the folder can be moved.
+    so the folder can be moved. Training runs are there too of the stores that points of these sweeps name as `RUNS`.
     """
     root = Path(runs_root).resolve()
     file = Path(file).resolve() if file else root / "index.html"
@@ -39,7 +41,7 @@ def write_index(
     alone = [each for each in executed if sweeps.get(each.path.parent) is None]
     told = [sweep_section(folder, points, file.parent) for folder, points in sweeps.items() if points is not None]
     sections = [*([notebook_section(alone, file.parent)] if alone or not told else []), *told]
-    tables = run_tables(listed_runs(root))
+    tables = run_tables(listed_in([root, *stores_of(sweeps)]))
     for kind, each in tables.items():
         shared = f"; the same in all: {pairs(each.same)}" if each.same else ""
         count = f"{len(each.runs)} run{'s' * (len(each.runs) > 1)}"
@@ -57,6 +59,26 @@ def write_index(
         )
     write_text(file, _PAGE.substitute(sections=body, time=time, script=script))
     return file
+
+
+def stores_of(sweeps: Mapping[Path, Mapping[str, PointStatus | None] | None]) -> list[Path]:
+    """The folders in which points of these sweeps keep their runs, where they say so and the folders are there."""
+    found = dict[Path, None]()
+    for folder, points in sweeps.items():
+        named = {status.parameters.get("RUNS") for status in (points or {}).values() if status}
+        home = file_of(folder)
+        for name in sorted(each for each in named if isinstance(each, str)):
+            places = [Path(place, name) for place in ((home.parent, Path.cwd()) if home else (Path.cwd(),))]
+            if place := next((place for place in places if place.is_dir()), None):
+                found[place.resolve()] = None
+    return [*found]
+
+
+def listed_in(stores: Sequence[Path]) -> pd.DataFrame:
+    """`listed_runs` of several stores, each once."""
+    frames = [listed_runs(store) for store in dict.fromkeys(stores)]
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 _DRAW = """<script>

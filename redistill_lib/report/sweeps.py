@@ -23,6 +23,7 @@ from redistill_lib.sweep.table import summarise
 
 #: Columns that are a score, the first that a table has counts; and whether less is better.
 SCORES = {"test_accuracy": False, "accuracy": False, "fid": True, "test_loss": True, "validation_loss": True}
+_DIFFERENCE = ("above", "±")  # of a comparison's runs: points above its reference, and half of the interval
 _COSTS = ("peak (KiB)", "peak (MiB)", "peak")
 _DOUBLING = {"dtick": math.log10(2), "tickformat": ".3~r"}  # 16, 32, 64 …
 _MOST = 12  # columns of a table on the page
@@ -41,6 +42,7 @@ class Means:
     metrics: tuple[str, ...]
     score: str | None
     cost: str | None
+    reference: str = ""  # the arm that `above` is told from
 
     @property
     def lower(self) -> bool:
@@ -70,7 +72,8 @@ class Means:
         return ", ".join((given | {value: given.get(value, value) for value in told.values() if value}).values())
 
     def told(self, row: Mapping[str, Any], metric: str) -> str:
-        """``0.912 ± 0.013``, with as many decimals as all of that metric."""
+        """``0.912 ± 0.013``, with as many decimals as all of that metric; no interval that says nothing: of two seeds
+        one that is wider than all that an accuracy can be, or reaches below 0 for what cannot."""
         value, high = row[metric], row[f"{metric} high"]
         if value != value:
             return ""
@@ -78,7 +81,15 @@ class Means:
             return duration(value)
         digits = self._digits(metric)
         shown = f"{value:z,.{digits}f}".replace("-", "−")
-        return shown if high != high or high == value else f"{shown} ± {number(high - value, digits)}"
+        if high != high or high == value:
+            return shown
+        says_nothing = row.get("n") == 2 and high - value > self._widest(metric, value)
+        return f"{shown} (2 seeds: too few)" if says_nothing else f"{shown} ± {number(high - value, digits)}"
+
+    def _widest(self, metric: str, value: float) -> float:
+        """Half of the widest interval that says something."""
+        shares = self.score is not None and self.most < math.inf
+        return self.most / 2 if shares and metric in (self.score, *_DIFFERENCE) else abs(value)
 
     def _digits(self, metric: str) -> int:
         """Decimals by the largest value, none where all is whole."""
@@ -97,6 +108,7 @@ def means(rows: pd.DataFrame) -> Means | None:
         rows = rows.assign(**{_COSTS[0]: rows["peak_bytes"] / 1024}).drop(columns="peak_bytes")
     over = next((name for name in ("SEED", "seed") if name in rows and rows[name].nunique() > 1), "SEED")
     rows = rows if over in rows else rows.assign(**{over: 0})
+    reference = _reference(rows)
     rows = _once(rows, over)
     found = summarise(rows, over)
     groups = [name for name in found.columns if name not in ("metric", "mean", "low", "high", "n")]
@@ -116,28 +128,41 @@ def means(rows: pd.DataFrame) -> Means | None:
             row |= {metric: mean, f"{metric} low": low, f"{metric} high": high}
         frame.append(row)
     table_ = pd.DataFrame(frame)
-    metrics = tuple(dict.fromkeys(found["metric"]))
+    metrics = tuple(name for name in rows.columns if name in {*found["metric"]})
     settings = tuple(name for name in groups if table_[name].map(str).nunique() > 1)
     score = next((m for name in SCORES for m in metrics if m.lower() == name), None)
     cost = next((m for name in _COSTS for m in metrics if m == name), None)
     if score:
         table_ = table_.sort_values(score, ascending=bool(SCORES[score.lower()]), ignore_index=True)
-    return Means(table_, settings, metrics, score, cost)
+    return Means(table_, settings, metrics, score, cost, reference)
 
 
 def _once(rows: pd.DataFrame, over: str) -> pd.DataFrame:
     """A run that several points found, such as their teacher, once, without the parameters in which they differ.
 
-    Its arm's other runs are without them, too: in a grid with holes one may be in a single point.
+    Its arm's other runs are without them, too: in a grid with holes one may be in a single point. So it is without
+    its difference to the reference where that is another run in each of these points.
     """
     if "run" not in rows:
         return rows
+    if differences := [name for name in _DIFFERENCE if name in rows]:
+        several = rows.groupby("run", dropna=True)[differences].transform("nunique") > 1
+        rows = rows.assign(**{n: rows[n].mask(several.any(axis=1)) for n in differences})
     names = [name for name in rows if name.isupper() and name != over]
     rows = rows.astype(dict.fromkeys(names, object))
     for _, arm in rows.groupby("arm" if "arm" in rows else "run", dropna=False):
         kinds = arm.groupby("run")[names].nunique(dropna=False)
         rows.loc[arm.index, [name for name in names if (kinds[name] > 1).any()]] = ""
     return rows[rows["run"].isna() | ~rows.duplicated("run")]
+
+
+def _reference(rows: pd.DataFrame) -> str:
+    """The arm that others are told to be above: it alone is 0 above itself, without an interval."""
+    if not {"arm", *_DIFFERENCE} <= {*rows}:
+        return ""
+    own = rows["above"].eq(0) & rows["±"].isna()
+    arms = own.groupby(rows["arm"]).all()
+    return ", ".join(map(str, arms.index[arms]))
 
 
 def _same(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
@@ -243,6 +268,8 @@ def _row(name: str, status: PointStatus | None, pages: Mapping[str, str]) -> tup
     if status is None:
         return shown, "to do", ""
     why = f"<p class=failed>{text(first_line(status.error))}</p>" if status.error else ""
+    if status.status == "interrupted":  # which is no fault
+        why = ""
     return shown + why, f"<span class={text(status.status)}>{text(status.status)}</span>", duration(status.seconds)
 
 
@@ -268,7 +295,11 @@ def _table(found: Means, links: Mapping[str, str]) -> str:
     same = {n: found.frame[n].iloc[0] for n in found.frame.columns if n.isupper() and n not in found.settings}
     shared = f"<p>The same in all: {pairs(same)}</p>" if same else ""
     note = "<p>Mean ± half of the 95 % interval over <i>n</i> rows, seeds as a rule, "
-    note += "and of an accuracy no narrower than over test images; ● on the Pareto front.</p>"
+    note += "and of an accuracy no narrower than over test images; of two seeds none that is wider than "
+    note += "all that an accuracy can be, or, of what is none, than twice the value. ● on the Pareto front.</p>"
+    if "above" in metrics and found.reference:
+        note += f"<p><i>above</i>: points above {text(found.reference)}, in pairs of one seed and one test image; "
+        note += "empty where a run has several such partners.</p>"
     return table(pd.DataFrame(rows).rename(columns=text), escape=False) + note + shared
 
 

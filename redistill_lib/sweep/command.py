@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import shlex
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
 from redistill_lib.progress import duration
 from redistill_lib.sizes import format_size
+from redistill_lib.sweep.amounts import check_amounts
 from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.manifest import Plan, PointStatus, read_status, sweep_folder
 from redistill_lib.sweep.options import SweepOptions, SweepResult
@@ -37,8 +39,10 @@ def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int
             print(write_tables(arguments.output, sweep))
         return 0
     plans = [plan_of(sweep, folder, options) for sweep, folder in zip(sweeps, folders, strict=True)]
-    if not arguments.scheduler:  # of all files, before the first begins
-        check_given([point for plan in plans for point in plan.todo])
+    todo = [point for plan in plans for point in plan.todo]  # of all files, before the first begins
+    check_amounts(todo)
+    if not arguments.scheduler:
+        check_given(todo)
     if arguments.dry_run:
         for sweep, folder, plan in zip(sweeps, folders, plans, strict=True):
             print("\n".join(forecast(sweep, folder, plan, options.jobs)))
@@ -49,7 +53,7 @@ def run_command(arguments: argparse.Namespace, overrides: dict[str, str]) -> int
             result = run_checked(sweep, folder, executor, options)
             code = max(code, result.exit_code)
             with contextlib.suppress(OSError):  # a terminal that is gone
-                print("\n".join(account(result, len(sweep.points))), flush=True)
+                print("\n".join(account(result, len(sweep.points), arguments.typed)), flush=True)
             if result.signal or result.problem:
                 break
     return code
@@ -78,8 +82,9 @@ def dask(address: str | None) -> Iterator[Executor | None]:
         client.close(timeout=2)
 
 
-def account(result: SweepResult, total: int) -> list[str]:
-    """A line for each point that failed, which may be far above, and one about all."""
+def account(result: SweepResult, total: int, typed: Sequence[str] = ()) -> list[str]:
+    """A line for each point that failed, which may be far above, one about all, and after a signal how to go on with
+    what was `typed`."""
     bad = [status for status in result.statuses if not status.ok]
     lines = [f"{status.name}: {outcome(status)}" for status in bad if status.broken]
     ok = len(result.statuses) - len(bad)
@@ -87,7 +92,10 @@ def account(result: SweepResult, total: int) -> list[str]:
     parts += [f"{count} {kind}" for kind, count in Counter(status.status for status in bad).items()]
     parts += [f"{len(result.left)} left"] if result.left else []
     where = f"; {result.table}" if result.table else ""
-    return [*lines, f"{result.name}, {total} point{'s' * (total != 1)}: {', '.join(parts)}{where}"]
+    lines.append(f"{result.name}, {total} point{'s' * (total != 1)}: {', '.join(parts)}{where}")
+    if result.signal and typed:  # what is done is not to be done again
+        lines.append(f"To go on: {shlex.join(['redistill', *(word for word in typed if word != '--force')])}")
+    return lines
 
 
 def forecast(sweep: Sweep, folder: Path, plan: Plan, jobs: int) -> list[str]:

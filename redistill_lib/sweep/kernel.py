@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import functools
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -48,7 +50,7 @@ class NotebookOptions:
 
     `png` shows figures as images beside their data, for a notebook to be committed; it needs Chrome or Chromium.
     After `timeout` seconds the running cell is interrupted. `on_cell` is called with the number of code cells done,
-    their total and the first line of the one that comes next.
+    their total and the heading above the one that comes next, without one its first line that is no import.
     """
 
     html: bool = True
@@ -124,6 +126,20 @@ def execute(notebook: Path, folder: Path, options: NotebookOptions, signals: Sig
     return run.outcome(failure)
 
 
+def first_work(source: str) -> str:
+    """The first line of a cell's code that is no import.
+
+    >>> first_work(chr(10).join(["import torch", "from torch import (", "    nn,", ")", "net = nn.Identity()"]))
+    'net = nn.Identity()'
+    """
+    lines = source.strip().splitlines() or [""]
+    with contextlib.suppress(SyntaxError, ValueError):  # of a magic, which is its first line then
+        for node in ast.parse("\n".join(lines)).body:
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                return lines[node.lineno - 1].strip()
+    return lines[0]
+
+
 class _Stopped(Exception):
     """No further cell is to run."""
 
@@ -155,7 +171,17 @@ class _Execution:
     def on_cell_execute(self, cell: Any, cell_index: int) -> None:
         self.cell, self.cell_begun = self.cell + 1, time.monotonic()
         if self.options.on_cell:
-            self.options.on_cell(self.cell - 1, self.total, cell.source.strip().partition("\n")[0])
+            self.options.on_cell(self.cell - 1, self.total, self._called(cell, cell_index))
+
+    def _called(self, cell: Any, cell_index: int) -> str:
+        """The heading of the section that a cell is in, below the notebook's title; else its first line of work."""
+        for above in reversed(self.notebook.cells[:cell_index]):
+            if above.cell_type == "markdown" and (heads := re.findall(r"^(#+) +(.+?)[# ]*$", above.source, re.M)):
+                mark, heading = heads[-1]
+                if len(mark) > 1:
+                    return str(heading)
+                break
+        return first_work(cell.source)
 
     def on_cell_executed(self, cell: Any, cell_index: int, execute_reply: Mapping[str, Any]) -> None:
         told = execute_reply["content"]

@@ -166,6 +166,12 @@ def _seen(folder: Path, status: PointStatus) -> PointStatus:
     return status if alive else replace(status, status="interrupted")
 
 
+def file_of(folder: Path) -> Path | None:
+    """The sweep's file, as its folder knows it."""
+    name = _read(folder).get("file")
+    return Path(name) if isinstance(name, str) else None
+
+
 def command_of(folder: Path) -> str:
     """What goes on with the sweep in this folder, to be typed in the working folder."""
     place = os.path.relpath(folder.parent)

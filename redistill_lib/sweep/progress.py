@@ -18,12 +18,13 @@ ROWS = 8  # of points that run now
 
 
 def outcome(status: PointStatus) -> str:
-    """How a point ended, after how long, and why.
+    """How a point ended, after how long, and why, unless it was by the user's hand.
 
     >>> outcome(PointStatus("a", "key", "failed", "call", seconds=74, error="In [4]: ValueError: no"))
     'failed, 74 s; In [4]: ValueError: no'
     """
-    why = "" if status.ok or not status.error else f"; {status.error.strip().partition(chr(10))[0]}"
+    told = status.error and status.status not in ("ok", "interrupted")
+    why = "" if not told or not status.error else f"; {status.error.strip().partition(chr(10))[0]}"
     return f"{status.status}, {duration(status.seconds)}{why}"
 
 

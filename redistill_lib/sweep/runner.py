@@ -14,6 +14,7 @@ from filelock import Timeout
 from redistill_lib.checks import as_path, as_paths, check_type
 from redistill_lib.executors import check_executor
 from redistill_lib.progress import duration
+from redistill_lib.sweep.amounts import check_amounts
 from redistill_lib.sweep.given import check_given
 from redistill_lib.sweep.loop import Run, listening, unwritable
 from redistill_lib.sweep.manifest import Plan, claim, make_plan, sweep_folder, write_manifest
@@ -32,16 +33,19 @@ def run_notebooks(
     """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there.
 
     Paths and ``module:function`` among `parameters` count from the working folder, where they are there. ValueError
-    also where another process executes one of them into the same files.
+    also where another process executes one of them into the same files, and, as of a sweep, for numbers, networks,
+    data and methods among `parameters` that the notebooks would refuse.
     """
-    given, points = parameters or {}, []
+    given, points, told = parameters or {}, [], []
     for source in as_paths("notebooks", paths):
         point = notebook_point(source, given)
         points.append((source, {**given, **point.located}, output_folder(output_dir, source), point.name))
+        told.append(point)
     stems = [source.stem for source, *_ in points]
     if len(set(stems)) < len(stems):
         twin = max(stems, key=stems.count)
         raise ValueError(f"several notebooks are named {twin}: run them into different output folders")
+    check_given(told, in_turn=True)
     results: list[NotebookResult] = []
     with contextlib.ExitStack() as claims:
         for _, _, folder, name in points:
@@ -96,8 +100,10 @@ def run_sweep(
     options = check_type("options", options, SweepOptions, None) or SweepOptions()
     check_executor(executor)
     folder = sweep_folder(as_path("output_dir", output_dir), sweep)
+    todo = plan_of(sweep, folder, options).todo
+    check_amounts(todo)
     if executor is None:  # on other machines other data and modules may be there
-        check_given(plan_of(sweep, folder, options).todo)
+        check_given(todo)
     return run_checked(sweep, folder, executor, options)
 
 

@@ -114,7 +114,8 @@ def notebook_point(notebook: str | Path, parameters: Mapping[str, Any]) -> Point
     """
     sources = _Sources.read([as_path("path", notebook).resolve()])
     given = {name: sources.convert(name, value) for name, value in parameters.items()}
-    return sources.point(point_names(sources.paths, [given])[0], given, {})
+    written = dict.fromkeys(given, Written(sources.paths[0].name, (Path.cwd(),)))
+    return sources.point(point_names(sources.paths, [given])[0], given, written)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,7 +18,9 @@ from redistill_lib.memory import Profile, format_size, profile_memory
 from redistill_lib.models import create_model, example_inputs
 from redistill_lib.models.saved import load_model
 from redistill_lib.own import resolve_model, student_of
+from redistill_lib.runs import Run
 from redistill_lib.tradeoffs.result import Dtype, built_in, own_name, own_student, teacher_name
+from redistill_lib.tradeoffs.teachers import part_of
 from redistill_lib.train.recipe import DIGITS_UNET
 
 Row = Mapping[str, Any]
@@ -107,6 +110,15 @@ def plans_of(row: Row) -> tuple[dict[str, str], int]:
     return names, side
 
 
+def _folder_of(row: Row) -> str:
+    """The folder of images that a point's run has recorded; ValueError where it is not one, or is there no more."""
+    name = part_of(Run.load(row["run"]), "data").get("name")
+    if name and Path(name).is_dir():
+        return str(name)
+    gone = f"{name} is there no more" if name and Path(name).is_absolute() else f"{row['data']} is not built in"
+    raise ValueError(f"maps need an image, and {gone}: load it and call compare_maps")
+
+
 def maps_of(row: Row, image: int = 0) -> MapComparison:
     """The map of a point's network beside its teacher's, at their first shared place, for a test image.
 
@@ -114,11 +126,10 @@ def maps_of(row: Row, image: int = 0) -> MapComparison:
     """
     if not (row["run"] and row["teacher_run"]):
         raise ValueError("the weights of this network and its teacher are not at hand: only their plans can be shown")
-    if row["data"] not in BUILT_IN:
-        raise ValueError(f"maps need an image, and {row['data']} is not built in: load it and call compare_maps")
+    data = row["data"] if row["data"] in BUILT_IN else _folder_of(row)
     student, inputs = network_of(row)
     own = not built_in(teacher_name(row)[0])
     teacher = load_model(row["teacher_run"], _own(row, inputs, teaches=True) if own else None)
-    picture = load_data(row["data"], image_size=inputs[0].shape[-1]).test[image][0]
+    picture = load_data(data, image_size=inputs[0].shape[-1]).test[image][0]
     taps = match_taps(student, teacher, picture[None].float())
     return compare_maps(teacher, student, taps[0], picture, label=row["method"])

@@ -221,7 +221,8 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
     method = "teacher" if arm == "teacher" else role_key(str(method).replace(" ", "-") or "student")
     init = row.get("init", row.get("INIT")) if arm != "teacher" else ""
     wide = float(row.get("width", row.get("WIDTH", 1.0)))
-    peak = row["peak (KiB)"] * 1024 if "peak (KiB)" in row else row["peak_bytes"]
+    peak = row["peak_bytes"] if "peak_bytes" in row else _bytes(row["peak (KiB)"])
+    adds = row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan))
     teacher = f"{row['TEACHER']} ×{row.get('WIDTH', 1.0):g}" if "TEACHER" in row else ""
     plain = arm in ("naive", "teacher") or role_key(re.sub(r"\(.*?\)", "", arm)) != method  # a name of its own
     told = arm if plain else lesson({"method": method, "init": init})
@@ -233,10 +234,22 @@ def _of_rows(rows: pd.DataFrame, scores: list[float], name: str) -> dict[str, An
         "image_size": pd.to_numeric(row.get("image_size", row.get("IMAGE_SIZE")), errors="coerce"),
         **_images(row.get("image")), "factor": row.get("FACTOR", math.nan), "seed": int(_seeds(rows).iloc[0]),
         "seeds": len(scores), "half": mean.half, "peak_bytes": peak,
-        "multiply_adds": row.get("multiply_adds", 1e6 * row.get("mult-adds (M)", math.nan)),
+        "multiply_adds": adds if math.isnan(adds) else round(adds),
         "parameters": row.get("parameters", math.nan), "teacher": teacher,
         "budget": str(Budget(seconds=float(row["SECONDS"]))) if "SECONDS" in row else "",
     }  # fmt: skip
+
+
+def _bytes(kib: float) -> int:
+    """Whole bytes of a peak that a notebook has rounded to three decimals of a KiB, half a byte up or down.
+
+    Two whole numbers may be as near as that: activations in fp32 are a multiple of four.
+
+    >>> _bytes(23.438), _bytes(8.001)
+    (24000, 8193)
+    """
+    fours = 4 * round(kib * 256)
+    return fours if abs(fours - kib * 1024) < 0.52 else round(kib * 1024)
 
 
 def _images(told: Any) -> dict[str, int]:
