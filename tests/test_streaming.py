@@ -274,6 +274,12 @@ def test_it_can_be_exported_as_an_unrolled_graph() -> None:
     assert torch.allclose(exported(x), net(x), atol=1e-6)
 
 
+def test_a_graph_of_the_network_streams_like_the_network() -> None:
+    net, x = trained("mobilenetv2", width=0.35), torch.randn(1, 3, 64, 64)
+    graph = torch.fx.symbolic_trace(net)  # the containers it makes are in train mode, which decides nothing
+    assert torch.allclose(rd.stream_rows(graph, example=x)(x), net(x), atol=1e-5)
+
+
 def test_networks_of_several_inputs() -> None:
     net, example = trained("resnet18"), {"x": torch.zeros(1, 3, 32, 32)}
     x = torch.randn(1, 3, 32, 32)
@@ -353,6 +359,10 @@ def test_wrong_arguments_are_refused() -> None:
         rd.stream_rows(net, example=torch.zeros(1, 4, 32, 32))
     with pytest.raises(ValueError, match="example is a batch of images"):
         rd.stream_rows(net, example=torch.zeros(3, 32, 32))
+    with pytest.raises(ValueError, match="until=3 is not text"):
+        rd.stream_rows(net, example=x, until=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is not a Module"):
+        rd.stream_rows(net.forward, example=x)  # type: ignore[type-var]
     with pytest.raises(KeyError, match="did you mean 'layer1'"):
         rd.stream_rows(net, example=x, until="layr1")
     streamed = rd.stream_rows(net, example=x)

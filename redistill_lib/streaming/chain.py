@@ -87,7 +87,7 @@ class Chain:
         if not around and len(readers) > 1:
             raise Stopped(f"{after} is read {len(readers)} times, and not in one block that takes it alone")
         if not around:
-            raise Stopped(f"{call.function} of {after} is called in {call.line}; make it a module, such as nn.ReLU")
+            raise Stopped(f"{call.function} of {after} is called in {call.line}; make it a module")
         return min(around, key=lambda visit: visit.last - visit.first)  # of several alike the innermost is first
 
     def step(self, visit: Visit) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from redistill_lib.checks import whole
+from redistill_lib.checks import check_type, whole
 from redistill_lib.memory import memory_bounds
 from redistill_lib.network import MapRef, check_followable, locate
 from redistill_lib.network.fakes import copy_network, follow, tensors_in
@@ -50,8 +50,10 @@ def stream_rows(model: _Model, rows: int = 1, *, example: Example, until: str | 
     >>> [profile_memory(network, x).peak_bytes for network in (net, streamed)]
     [11264, 6208]
     """
+    check_type("model", model, nn.Module), check_type("until", until, str, None)
     rows = whole("rows", rows)
-    training = [path or "the network" for path, part in model.named_modules() if part.training]
+    deciding = (each for each in model.named_modules() if not each[0] or not each[1]._modules)
+    training = [path or "the network" for path, part in deciding if part.training]
     if training:
         raise ValueError(f"{training[0]} is in train mode, where batch norms read whole maps; call eval() first")
     check_followable(model, "network")
