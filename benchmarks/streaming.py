@@ -1,6 +1,6 @@
 """What running the first layers row by row saves and what it costs: peaks and time beside the network as it is.
 
-    python benchmarks/streaming.py               about two minutes; --quick: half a minute, one row alone
+    python benchmarks/streaming.py               a minute; --quick: a third of that, one row alone
     python benchmarks/streaming.py --quick --size 144 --dtype int8           peaks of another size and dtype
 
 One image; `fused` peaks in KiB, the image counted, which `beside` leaves out. `bound` is `streaming_bytes` of
@@ -50,7 +50,7 @@ def ratio(plain: nn.Module, streamed: nn.Module, x: Tensor, rounds: int) -> tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="half a minute: fewer rounds, one row alone")
+    parser.add_argument("--quick", action="store_true", help="20 seconds: fewer rounds, one row alone")
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--dtype", default="fp32", help="of the peaks; time is that of float32")
     given = parser.parse_args()
