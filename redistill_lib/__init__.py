@@ -26,6 +26,7 @@ _HOMES = {
     "find_resolutions": "network",
     "record_maps": "network",
     "derive_student": "student",
+    "stream_rows": "streaming",
     "Distillation": "distill",
     "Objective": "distill",
     "load_data": "data",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from redistill_lib.red import RedBlock, alignment_loss
     from redistill_lib.runs import load_runs
     from redistill_lib.shipped import measured, published
+    from redistill_lib.streaming import stream_rows
     from redistill_lib.student import derive_student
     from redistill_lib.sweep.rows import record
     from redistill_lib.train import (
