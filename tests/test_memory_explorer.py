@@ -18,6 +18,7 @@ from redistill_lib.explorers.networks import IN_PLACE, NONE, PLAIN, MemoryChoice
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.memory.profile import CONVENTIONS
 from redistill_lib.models import create_model
+from redistill_lib.sizes import millions
 
 ROOT = Path(__file__).parents[1]
 TEACHER = "resnext18-1-21222"
@@ -72,7 +73,7 @@ def test_the_numbers_are_the_profiles(explorer: MemoryExplorer) -> None:
     assert f"{teacher.peak_bytes / student.peak_bytes:.1f}× less than the teacher's" in title(explorer)
     assert lines(explorer) == [teacher.peak_bytes / 2**20]
     assert f"{student.weight_count:,}" in explorer.table.value
-    assert f"{teacher.flops // 2:,}" in explorer.table.value
+    assert millions(teacher.flops / 2) in explorer.table.value
 
 
 def test_moving_the_slider_redraws(explorer: MemoryExplorer) -> None:
