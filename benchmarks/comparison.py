@@ -192,6 +192,8 @@ def main() -> None:
     print(found.table.round(2).to_string(index=False))
     figures.comparison(found).write_image(folder / "comparison.png", scale=2)
     figures.comparison_curves(found).write_image(folder / "curves.png", scale=2)
+    if given.output != rd.measured():
+        return
     kept = sorted(file.parent for file in given.output.glob("*/comparison.json"))
     every = {folder.name: Comparison.load(folder) for folder in kept}
     every = {name: each for name, each in every.items() if each.reference == "naive"}
