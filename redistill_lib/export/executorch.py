@@ -1,0 +1,220 @@
+"""ExecuTorch programs: planned so that a pass needs what is alive, and what it then needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from redistill_lib.export.formats import Inputs, Pass
+from redistill_lib.export.heap import heap_peak, median_seconds
+from redistill_lib.export.result import RuntimePeak
+from redistill_lib.memory.arena import Block, height, pack_tightly
+
+PARTS = 32  # in which max pooling makes its index map, of int64, that nothing reads
+# Kernels that read an element only to write the one that takes its place.
+IN_PLACE = ("aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid")
+
+
+def write(model: nn.Module, inputs: Inputs, file: Path, calibration: Sequence[Inputs]) -> None:
+    from executorch.exir import ExecutorchBackendConfig
+
+    program = torch.export.export(model, inputs)
+    edge = _quantized(program, inputs, calibration) if calibration else _edge(program)
+    _check_kernels(edge)
+    made = edge.to_executorch(ExecutorchBackendConfig(memory_planning_pass=_planning()))
+    with file.open("wb") as out:
+        made.write_to_file(out)
+
+
+def _edge(program: torch.export.ExportedProgram) -> Any:
+    """In ExecuTorch's own operators, with batch norm as part of the convolution before it."""
+    from executorch.backends.transforms.fuse_batch_norm_with_conv import FuseBatchNormWithConvPass
+    from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge
+    from executorch.exir.passes.remove_unused_parameters_pass import remove_unused_parameters_pass
+
+    linear, table = torch.ops.aten.linear.default, torch.export.default_decompositions()
+    table[torch.ops.aten.max_pool2d.default] = _pool_in_parts
+    del table[linear]  # there is a kernel for it; in parts, its weights would be transposed in each pass
+    config = EdgeCompileConfig(_check_ir_validity=False, preserve_ops=[linear])
+    edge = to_edge(program.run_decompositions(table), compile_config=config)
+    edge = edge.transform([FuseBatchNormWithConvPass(edge.exported_program())])
+    folded = remove_unused_parameters_pass(edge.exported_program())  # weights as they were before
+    return EdgeProgramManager(folded, compile_config=config)
+
+
+def _pool_in_parts(x: Tensor, *options: Any) -> Tensor:
+    """Max pooling, some channels at a time, as the kernel makes an index map beside each result."""
+    step = -(-x.shape[1] // PARTS)
+    parts = (x[:, first : first + step] for first in range(0, x.shape[1], step))  # each copied when it is needed
+    return torch.cat([F.max_pool2d_with_indices(part, *options)[0] for part in parts], 1)
+
+
+def _quantized(program: torch.export.ExportedProgram, inputs: Inputs, calibration: Sequence[Inputs]) -> Any:
+    """In int8, per channel and static, for the XNNPACK delegate: the portable kernels compute in float32 alone."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from executorch.exir import to_edge_transform_and_lower
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    observed = prepare_pt2e(program.module(), quantizer)
+    for given in calibration:
+        observed(*given)
+    converted = torch.export.export(convert_pt2e(observed), inputs)
+    return to_edge_transform_and_lower(converted, partitioner=[XnnpackPartitioner()])
+
+
+def _check_kernels(edge: Any) -> None:
+    """Refuse operators that the runtime has no kernel for."""
+    from executorch.runtime import Runtime
+
+    known = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
+    missing: dict[str, str] = {}
+    for node in edge.exported_program().graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and schema.name not in known:
+            missing[schema.name] = _layer_of(node)
+    if missing:
+        named = ", ".join(f"{name} ({layer})" if layer else name for name, layer in missing.items())
+        raise ValueError(f"ExecuTorch has no kernel for {named}")
+
+
+def _layer_of(node: fx.Node) -> str:
+    stack = [*(node.meta.get("nn_module_stack") or {}).values()]
+    return str(stack[-1][0]) if stack else ""
+
+
+def _planning() -> Any:
+    """Maps are overwritten where they die, and lie in an arena as low as we can pack it."""
+    from executorch.exir.memory_planning import get_node_tensor_specs
+    from executorch.exir.passes import MemoryPlanningPass
+
+    class InPlace(MemoryPlanningPass):
+        def _set_alloc_node_spec(self, graph_module: fx.GraphModule) -> None:
+            super()._set_alloc_node_spec(graph_module)
+            _share(list(graph_module.graph.nodes), get_node_tensor_specs)
+
+    return InPlace(_pack)
+
+
+def _share(nodes: Sequence[fx.Node], specs_of: Any) -> None:
+    """What an operator that works in place makes lies in the first of its inputs that nothing reads any more."""
+    reads = ((k, source) for k, node in enumerate(nodes) for source in node.all_input_nodes)
+    last = {id(spec): k for k, source in reads for spec in specs_of(source)}
+    for k, node in enumerate(nodes):
+        if getattr(getattr(node.target, "_schema", None), "name", "") not in IN_PLACE:
+            continue
+        made = node.meta["spec"]
+        for source in node.all_input_nodes:
+            held: Any = source.meta.get("spec")
+            alike = hasattr(held, "shape") and (held.shape, held.dtype) == (made.shape, made.dtype)
+            if alike and not held.const and last[id(held)] == k:
+                for other in nodes:
+                    if other.meta.get("spec") is made:
+                        other.meta["spec"] = held
+                last[id(held)] = last.get(id(made), k)
+                break
+
+
+def _pack(alignment: int, specs: Iterable[Any], module: Any, signature: Any, padding: int) -> list[int]:
+    """ExecuTorch's planning algorithms are called so; bytes by memory, of which the first is for constants."""
+    specs = list(specs)
+    for spec in specs:
+        spec.realign(alignment)
+    blocks = [Block(spec.allocated_memory, *spec.lifetime) for spec in specs]
+    offsets = pack_tightly(blocks)
+    for spec, offset in zip(specs, offsets, strict=True):
+        spec.mem_id, spec.mem_obj_id, spec.mem_offset = 1, 0, offset
+    return [0, height(blocks, offsets) + padding]
+
+
+def load(file: Path) -> tuple[Inputs, Pass]:
+    from executorch.runtime import Runtime
+
+    plan = _plan(file)
+    try:
+        program = Runtime.get().load_program(file)
+        method = program.load_method("forward")
+    except RuntimeError as error:
+        raise ValueError(f"ExecuTorch cannot load {file}: {error}") from error
+    assert method is not None
+
+    def run(inputs: Inputs) -> Inputs:
+        # The next pass writes over what it returns; and the method reads the program.
+        return tuple(out.clone() for out in method.execute(inputs)) if program else ()
+
+    given = (plan.values[index].val for index in plan.inputs)
+    return tuple(torch.empty(each.sizes, dtype=_dtype(each), device="meta") for each in given), run
+
+
+def measure(file: Path, inputs: Inputs) -> RuntimePeak:
+    """The plan is in the file; what delegates and kernels take beside it is counted in a first pass."""
+    plan, (_, run) = _plan(file), load(file)
+    beside = heap_peak(lambda: run(inputs), warm=False)
+    arena = sum(plan.non_const_buffer_sizes[1:])
+    seconds = median_seconds(lambda: run(inputs))
+    return RuntimePeak(str(file), "ExecuTorch", _alive(plan), arena, beside, file.stat().st_size, seconds)
+
+
+def _plan(file: Path) -> Any:
+    """How the file's one method is executed: values and where they lie, and calls of kernels."""
+    from executorch.exir._serialize._program import deserialize_pte_binary
+
+    try:
+        return deserialize_pte_binary(file.read_bytes()).program.execution_plan[0]
+    except Exception as error:
+        raise ValueError(f"{file} is no ExecuTorch program, or is damaged: {type(error).__name__}") from error
+
+
+def _alive(plan: Any) -> int:
+    """The most bytes of the arena that hold what a later call reads."""
+    lives: dict[int, list[int]] = {}  # value → first and last call
+    (chain,) = plan.chains
+
+    def touch(index: int, k: int) -> None:
+        value = plan.values[index].val
+        for each in getattr(value, "items", ()):
+            touch(each, k)
+        if getattr(value, "allocation_info", None) is not None:
+            lives.setdefault(index, [k, k])[1] = k
+
+    for index in plan.inputs:
+        touch(index, 0)
+    for k, call in enumerate(chain.instructions):
+        for index in getattr(call.instr_args, "args", ()):
+            touch(index, k)
+    for index in plan.outputs:
+        touch(index, len(chain.instructions) - 1)
+    alive: list[set[tuple[int, int]]] = [set() for _ in chain.instructions]
+    for index, (first, last) in lives.items():
+        tensor = plan.values[index].val
+        start = tensor.allocation_info.memory_offset
+        taken = start, start + math.prod(tensor.sizes) * _dtype(tensor).itemsize
+        for k in range(first, last + 1):
+            alive[k].add(taken)
+    return max(map(_covered, alive))
+
+
+def _covered(spans: set[tuple[int, int]]) -> int:
+    """Bytes of the arena, of which several tensors may share some."""
+    total, reached = 0, 0
+    for start, end in sorted(spans):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _dtype(tensor: Any) -> torch.dtype:
+    dtype: torch.dtype = getattr(
+        torch, {"LONG": "int64", "INT": "int32", "CHAR": "int8"}.get(tensor.scalar_type.name, "float32")
+    )
+    return dtype

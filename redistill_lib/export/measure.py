@@ -1,0 +1,52 @@
+"""What a file really needs in its runtime, measured in a process of its own.
+
+As a program it measures one file and prints the result as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from redistill_lib.export.exported import load_exported
+from redistill_lib.export.result import RuntimePeak
+
+
+def measure_runtime(file: str | os.PathLike[str]) -> RuntimePeak:
+    """The peak of activations, the arena and the time of one pass of a file of `export_model`, in its runtime.
+
+    ONNX Runtime plans no arena: counted is what it asks of malloc in a pass. ExecuTorch: what its plan, in the
+    file, has alive at once, and what its kernels and delegates take from the heap in a pass. LiteRT: the arena of its
+    interpreter for microcontrollers, where that is installed. Inputs are random; what a pass needs does not depend on
+    them. Raises FileNotFoundError, ImportError or ValueError as `load_exported` does.
+    """
+    load_exported(file)  # says what is wrong before a process starts
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-m", "redistill_lib.export.measure", str(Path(file).resolve())],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise ValueError(f"{file} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
+    return RuntimePeak(**{**json.loads(done.stdout.splitlines()[-1]), "file": str(file)})
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    model = load_exported(file)
+    torch.manual_seed(0)
+    inputs = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in model.example)
+    inputs = tuple(torch.randn_like(x) if x.is_floating_point() else x for x in inputs)
+    print(json.dumps(asdict(model.format.writer().measure(file, inputs))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""From a network to a file that an edge runtime runs."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from redistill_lib.checks import as_path, check_type
+from redistill_lib.export.exported import ExportedModel
+from redistill_lib.export.formats import Inputs, format_of
+from redistill_lib.export.result import Export
+from redistill_lib.network.hooks import output_of
+from redistill_lib.progress import waiting_bar
+from redistill_lib.red import InPlaceRedBlock
+from redistill_lib.runs import replacing
+
+CLOSE = 1e-4  # of the largest output: what rounding may add up to in float32
+
+
+def export_model(
+    model: nn.Module,
+    file: str | os.PathLike[str],
+    example: Tensor | Inputs,
+    *,
+    images: Tensor | Sequence[Inputs] | None = None,
+    int8: bool = False,
+) -> Export:
+    """Write a network as a file for an edge runtime, and compare its outputs there with PyTorch's.
+
+    ``.onnx`` is for ONNX Runtime, ``.pte`` for ExecuTorch, ``.tflite`` for LiteRT and LiteRT Micro; each needs
+    packages of its own (docs/deploy.md). `example` is what the network is called with, of the batch size that the
+    file will have; `images` are B×C×H×W through `to_float`, or a list of what it is called with: real ones, for the
+    comparison and, with `int8`, to find the ranges of activations. Then weights, per channel, and activations are
+    int8.
+
+    The network is copied, in eval mode. RED blocks that work in place are refused: no runtime has such an operator.
+    Raises ImportError for packages that are missing, ValueError for what the runtime does not take, and where float32
+    outputs differ by more than 1e-4 of the largest.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    >>> export_model(net, "net.bin", torch.zeros(1, 3, 8, 8))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: no runtime takes 'net.bin': it has to end in .onnx (ONNX Runtime), .pte (ExecuTorch), ...
+    """
+    target, found = as_path("file", file), format_of(file)
+    writer = found.writer()
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    given = _batches(images, inputs)
+    if int8 and not given:
+        raise ValueError("int8 needs images=, some of those it was trained on, to find the ranges of its activations")
+    network = _portable(check_type("model", model, nn.Module))
+    compared = given or [inputs]
+    with torch.no_grad(), quiet(), replacing(target) as part, waiting_bar(len(compared) + 1, target.name) as bar:
+        writer.write(network, inputs, part, given if int8 else ())
+        bar.update()
+        exported, most, largest = ExportedModel(part, found), 0.0, 0.0
+        for each in compared:
+            expected = output_of(network(*each))
+            most = max(most, float((exported(*each) - expected).abs().max()))
+            largest = max(largest, float(expected.abs().max()))
+            bar.update()
+        difference = most / max(largest, torch.finfo(torch.float32).tiny)
+        if not int8 and difference > CLOSE:
+            raise ValueError(
+                f"{found.runtime} computes something else than PyTorch: outputs differ by {difference:.1e} of the "
+                "largest"
+            )
+    dtype = "int8" if int8 else "fp32"
+    return Export(target, found.runtime, dtype, target.stat().st_size, difference, len(compared) * len(inputs[0]))
+
+
+def _portable(model: nn.Module) -> nn.Module:
+    """A copy for inference on a CPU."""
+    if any(isinstance(module, InPlaceRedBlock) for module in model.modules()):
+        raise ValueError(
+            "its RED blocks work in place, which no runtime has an operator for: export the network as it was before "
+            "make_in_place, or red.split_blocks of that, which holds less than plain blocks"
+        )
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+
+
+def _batches(images: Tensor | Sequence[Inputs] | None, inputs: Inputs) -> list[Inputs]:
+    """The images in the pieces that the file takes."""
+    if images is None:
+        return []
+    if not isinstance(images, Tensor):
+        return [tuple(each) for each in images]
+    if len(inputs) > 1:
+        raise ValueError(
+            f"the network takes {len(inputs)} inputs: give images as a list of what it is called with, no tensor"
+        )
+    if images.dtype != inputs[0].dtype:
+        raise ValueError(
+            f"images are {images.dtype} where the example is {inputs[0].dtype}: rd.to_float converts them"
+        )
+    batch = len(inputs[0])
+    return [(piece,) for piece in images.cpu().split(batch) if len(piece) == batch]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings that exporters give about their own code."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
