@@ -34,7 +34,7 @@ OBSERVING = (
     "network/steps.py",
 )
 #: What starts notebooks and lists results: it changes nothing that a notebook computes or shows.
-QUEUING = ("cli.py", "progress.py", "report/", "store/", "sweep/")
+QUEUING = ("cli/", "progress.py", "report/", "store/", "sweep/")
 
 
 @functools.cache

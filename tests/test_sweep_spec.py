@@ -340,7 +340,7 @@ def test_the_library_counts_but_for_what_queues(tmp_path: Path, monkeypatch: pyt
         with (library / file).open("a") as end:
             end.write(f"\n{line}\n")
 
-    for file in ("cli.py", "report/page.py", "store/tables.py", "progress.py", "sweep/notebook.py"):
+    for file in ("cli/__init__.py", "report/page.py", "store/tables.py", "progress.py", "sweep/notebook.py"):
         append(file, "EXTRA = 1")
     append("figures/__init__.py", "# a comment")
     assert now() == before
