@@ -11,7 +11,7 @@ from redistill_lib.store.command import add_arguments as add_run_arguments
 from redistill_lib.sweep.arguments import add_arguments
 
 CONVENTIONS = (  # those of redistill_lib.memory, which costs an import of torch
-    "eager", "fused", "paper", "onnxruntime", "executorch", "executorch_in_place", "litert_micro",
+    "eager", "fused", "paper", "onnxruntime", "executorch_default", "executorch", "litert_micro",
 )  # fmt: skip
 BLOCKS = ("none", "published", "in place", "narrow", "narrow in place")
 

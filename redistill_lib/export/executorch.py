@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from redistill_lib.export.formats import Inputs, Pass
 from redistill_lib.export.heap import heap_peak, median_seconds
 from redistill_lib.export.result import RuntimePeak
+from redistill_lib.memory import RUNTIMES
 from redistill_lib.memory.arena import Block, height, pack_tightly
 
-PARTS = 32  # in which max pooling makes its index map, of int64, that nothing reads
+# In which max pooling makes its index map, of int64, that nothing reads; the Runtime says so, too.
+PARTS = RUNTIMES["executorch"].pool_parts
 # Kernels that read an element only to write the one that takes its place.
 IN_PLACE = ("aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid")
 
@@ -138,9 +140,18 @@ def _pack(alignment: int, specs: Iterable[Any], module: Any, signature: Any, pad
 
 
 def load(file: Path) -> tuple[Inputs, Pass]:
+    plan, execute = _plan(file), _method(file)
+
+    def run(inputs: Inputs) -> Inputs:
+        return tuple(out.clone() for out in execute(inputs))  # the next pass writes over them
+
+    given = (plan.values[index].val for index in plan.inputs)
+    return tuple(torch.empty(each.sizes, dtype=_dtype(each), device="meta") for each in given), run
+
+
+def _method(file: Path) -> Pass:
     from executorch.runtime import Runtime
 
-    plan = _plan(file)
     try:
         program = Runtime.get().load_program(file)
         method = program.load_method("forward")
@@ -148,20 +159,22 @@ def load(file: Path) -> tuple[Inputs, Pass]:
         raise ValueError(f"ExecuTorch cannot load {file}: {error}") from error
     assert method is not None
 
-    def run(inputs: Inputs) -> Inputs:
-        # The next pass writes over what it returns; and the method reads the program.
-        return tuple(out.clone() for out in method.execute(inputs)) if program else ()
+    def execute(inputs: Inputs) -> Inputs:
+        assert program  # whose memory the method reads
+        try:
+            return tuple(method.execute(inputs))
+        except RuntimeError as error:
+            raise ValueError(f"ExecuTorch cannot run {file}: {error}; it says more on stderr") from error
 
-    given = (plan.values[index].val for index in plan.inputs)
-    return tuple(torch.empty(each.sizes, dtype=_dtype(each), device="meta") for each in given), run
+    return execute
 
 
 def measure(file: Path, inputs: Inputs) -> RuntimePeak:
     """The plan is in the file; what delegates and kernels take beside it is counted in a first pass."""
-    plan, (_, run) = _plan(file), load(file)
-    beside = heap_peak(lambda: run(inputs), warm=False)
+    plan, execute = _plan(file), _method(file)
+    beside = heap_peak(lambda: execute(inputs), warm=False)
+    seconds = median_seconds(lambda: execute(inputs))
     arena = sum(plan.non_const_buffer_sizes[1:])
-    seconds = median_seconds(lambda: run(inputs))
     return RuntimePeak(str(file), "ExecuTorch", _alive(plan), arena, beside, file.stat().st_size, seconds)
 
 

@@ -41,6 +41,7 @@ class Format:
     name: str  # what the command line calls it
     runtime: str  # and a reader
     suffix: str
+    convention: str  # of `profile_memory`, for what is exported
     packages: tuple[str, ...]  # that have to be importable
     install: str
 
@@ -62,6 +63,7 @@ FORMATS = {
             "onnx",
             "ONNX Runtime",
             ".onnx",
+            "onnxruntime",
             ("onnx", "onnxscript", "onnxruntime", "memray"),
             'pip install "redistill-lab[onnx]"',
         ),
@@ -69,6 +71,7 @@ FORMATS = {
             "executorch",
             "ExecuTorch",
             ".pte",
+            "executorch",
             ("executorch", "torchao", "memray"),
             'pip install "redistill-lab[executorch]"',
         ),
@@ -76,6 +79,7 @@ FORMATS = {
             "litert",
             "LiteRT",
             ".tflite",
+            "litert_micro",
             ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
             "see “On a device” in docs/deploy.md, as pip would replace torch",
         ),

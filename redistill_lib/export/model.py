@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import os
 import warnings
@@ -15,10 +14,12 @@ from torch import Tensor, nn
 from redistill_lib.checks import as_path, check_type
 from redistill_lib.export.exported import ExportedModel
 from redistill_lib.export.formats import Inputs, format_of
+from redistill_lib.export.red import blocks_in_parts
 from redistill_lib.export.result import Export
+from redistill_lib.memory import profile_memory
 from redistill_lib.network.hooks import output_of
 from redistill_lib.progress import waiting_bar
-from redistill_lib.red import InPlaceRedBlock
+from redistill_lib.red import InPlaceRedBlock, RedBlock
 from redistill_lib.runs import replacing
 
 CLOSE = 1e-4  # of the largest output: what rounding may add up to in float32
@@ -40,8 +41,9 @@ def export_model(
     comparison and, with `int8`, to find the ranges of activations. Then weights, per channel, and activations are
     int8.
 
-    The network is copied, in eval mode. RED blocks that work in place are refused: no runtime has such an operator.
-    Raises ImportError for packages that are missing, ValueError for what the runtime does not take, and where float32
+    The network is copied, in eval mode. RED blocks that work in place, which no runtime has an operator for, are made
+    in parts of their channels (`blocks_in_parts`), and so are plain ones where that needs less memory. Raises
+    ImportError for packages that are missing, ValueError for what the runtime does not take, and where float32
     outputs differ by more than 1e-4 of the largest.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
@@ -55,7 +57,7 @@ def export_model(
     given = _batches(images, inputs)
     if int8 and not given:
         raise ValueError("int8 needs images=, some of those it was trained on, to find the ranges of its activations")
-    network = _portable(check_type("model", model, nn.Module))
+    network = _portable(check_type("model", model, nn.Module), inputs, found.convention)
     compared = given or [inputs]
     with torch.no_grad(), quiet(), replacing(target) as part, waiting_bar(len(compared) + 1, target.name) as bar:
         writer.write(network, inputs, part, given if int8 else ())
@@ -76,14 +78,21 @@ def export_model(
     return Export(target, found.runtime, dtype, target.stat().st_size, difference, len(compared) * len(inputs[0]))
 
 
-def _portable(model: nn.Module) -> nn.Module:
-    """A copy for inference on a CPU."""
-    if any(isinstance(module, InPlaceRedBlock) for module in model.modules()):
-        raise ValueError(
-            "its RED blocks work in place, which no runtime has an operator for: export the network as it was before "
-            "make_in_place, or red.split_blocks of that, which holds less than plain blocks"
-        )
-    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+def _portable(model: nn.Module, inputs: Inputs, convention: str) -> nn.Module:
+    """A copy for inference on a CPU, its RED blocks in the form that needs least."""
+    network: nn.Module = blocks_in_parts(model, in_place_only=True).cpu()
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as runtimes lay weights out
+    for path, module in network.named_modules():
+        if isinstance(module, InPlaceRedBlock):
+            raise ValueError(
+                f"the RED block {path} works in place, which no runtime has an operator for, and has a depthwise "
+                "encoder: export the network as it was before make_in_place"
+            )
+    if not any(isinstance(module, RedBlock) for module in network.modules()):
+        return network
+    forms = [network, blocks_in_parts(network)]
+    needs = [profile_memory(form, *inputs, convention=convention) for form in forms]
+    return forms[needs[1].arena_bytes < needs[0].arena_bytes]
 
 
 def _batches(images: Tensor | Sequence[Inputs] | None, inputs: Inputs) -> list[Inputs]:

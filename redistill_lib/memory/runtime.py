@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -66,6 +66,7 @@ class Runtime:
     accumulates: tuple[str, ...] = ()
     inputs: Literal["freed", "held"] = "freed"  # held: by the caller until the end, who wants them back as they were
     unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
+    pool_parts: int = 0  # of channels, each of which max pooling copies and pools, its index map included, on its own
     pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
     # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
     scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
@@ -86,19 +87,12 @@ class Runtime:
 
 # How far they are met by built-in networks in float32 (benchmarks/runtimes.py; LiteRT Micro: tests/test_runtimes.py).
 # ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 1 to 3 % above ours:
-# slices and permutations are copies there and views here. LiteRT Micro: the arena is equal in all 12 classifiers
+# slices and permutations are copies there and views here. `executorch_default` is what its own planner makes of a
+# network, `executorch` what `export_model` writes. LiteRT Micro: the arena is equal in all 12 classifiers
 # tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets
 # and MobileNetV2 (40 for one student on another machine), but 1 to 1.4 times ours for MobileNetV3, ResNeXt and with
 # RED blocks, and 1.5 to 2.2 times for the U-Net, for reasons not found.
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
-_EXECUTORCH = Runtime(
-    "executorch",
-    unused_outputs=True,
-    # Two operators each (x is held beside σ(x)), and the transposed weights of every linear layer.
-    scratch=(("silu", "output"), ("hardswish", "output"), ("linear", "weights")),
-    packer="shared objects",
-    alignment=16,
-)
 _ALL = (
     Runtime("eager", frees="as python"),
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
@@ -109,12 +103,22 @@ _ALL = (
         inputs="held",
         scratch=(("silu", "output"),),
     ),
-    _EXECUTORCH,
-    replace(
-        _EXECUTORCH,
-        name="executorch_in_place",
-        overwrites=(("conv", "bn"), ("*", "relu"), ("*", "relu6"), ("*", "clamp"), ("*", "add")),
+    Runtime(
+        "executorch_default",
+        unused_outputs=True,
+        # Two operators each (x is held beside σ(x)), and the transposed weights of every linear layer.
+        scratch=(("silu", "output"), ("hardswish", "output"), ("linear", "weights")),
+        packer="shared objects",
+        alignment=16,
+    ),
+    Runtime(
+        "executorch",
+        overwrites=(("conv", "bn"), *(("*", name) for name in ("relu", "relu6", "clamp", "add", "mul", "sigmoid"))),
         prefers="first",  # as a planning pass that goes through an operator's arguments
+        pool_parts=32,
+        scratch=(("silu", "output"), ("hardswish", "output")),
+        packer="tight",
+        alignment=16,
     ),
     Runtime(
         "litert_micro",
