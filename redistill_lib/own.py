@@ -5,6 +5,7 @@ As a program it says which of the names that a sweep gives its notebooks they wo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -18,12 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from redistill_lib.checks import check_type, whole
-from redistill_lib.data import load_data
+from redistill_lib.data import DataSplits, load_data
 from redistill_lib.data.sources import BUILT_IN
 from redistill_lib.methods import parse_methods
-from redistill_lib.models import place_names, student_name
+from redistill_lib.models import create_model, place_names, student_name
+from redistill_lib.models.saved import load_model
 from redistill_lib.network import Place
 from redistill_lib.plans import StridePlan
+from redistill_lib.runs import Run
 from redistill_lib.student import derive_student, find_places
 
 
@@ -56,6 +59,41 @@ def student_of(model: str | nn.Module, factor: int, example: Tensor) -> str | nn
     if isinstance(model, str):
         return student_name(model, factor)
     return derive_student(model, factor, example=example)[0]
+
+
+def run_in(name: str) -> Run | None:
+    """The training run in a folder, where that is one's name."""
+    return Run.load(name) if Path(name).is_dir() else None
+
+
+def data_of(run: Run | None, name: str | None = None, image_size: int | None = None) -> DataSplits:
+    """The data that a run was trained on, or those of a name; without either ``cluttered``."""
+    known = dict(run.params.get("data", {})) if run and name is None else {"name": name or "cluttered"}
+    return load_data(**known | ({"image_size": image_size} if image_size else {}))
+
+
+def network_of(name: str, data: DataSplits, builder: str | None = None) -> nn.Module:
+    """A run's network, or a built-in one or one's own, with the weights that it is made with, in eval mode.
+
+    `builder` builds what runs of a network of one's own have trained, or the teacher of which they are students.
+    """
+    if run := run_in(name):
+        own = "weights" in run.params.get("model", {})
+        return _trained(run, data, builder) if own else load_model(run)
+    found = resolve_model(name)
+    if isinstance(found, nn.Module):
+        return found.eval()
+    return create_model(found, data.num_classes, data.in_channels).eval()
+
+
+def _trained(run: Run, data: DataSplits, builder: str | None) -> nn.Module:
+    if builder is None:
+        raise ValueError(f"run {run.id} trained a network of your own: say what builds it, --network my_net:make")
+    example = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
+    for factor in (1, 2, 4, 8):
+        with contextlib.suppress(ValueError, RuntimeError):  # built otherwise
+            return load_model(run, student_of(resolve_model(builder), factor, example))
+    raise ValueError(f"neither {builder} nor a student of it at ×2, ×4 or ×8 is what run {run.id} trained")
 
 
 def named_network(name: str) -> tuple[str | nn.Module, tuple[Any, ...] | None]:

@@ -161,12 +161,11 @@ def test_a_network_with_a_single_strided_layer_is_refused() -> None:
 @pytest.mark.parametrize("budget", ["2000KB", "2600KB"])
 def test_under_a_runtime_the_arena_has_to_fit(budget: str) -> None:
     """Plan 4-11214 of ResNet-50 in int8 holds 1,960 KiB at once, but is placed in more."""
+    greedy = replace(RUNTIMES["executorch"], name="greedy", packer="shared objects")
     x, plans = torch.zeros(1, 3, 224, 224), ["4-11214", "16-11112"]
-    how = {"dtypes": "int8", "plans": plans, "blocks": "none", "convention": "executorch_in_place"}
+    how = {"dtypes": "int8", "plans": plans, "blocks": "none", "convention": greedy}
     fit = fit_to_budget("resnet50", budget, x, **how)  # type: ignore[arg-type]
-    profile = rd.profile_memory(
-        rd.create_model("resnet50-4-11214"), x, dtype="int8", convention="executorch_in_place"
-    )
+    profile = rd.profile_memory(rd.create_model("resnet50-4-11214"), x, dtype="int8", convention=greedy)
     live, arena, limit = profile.peak_bytes, profile.arena_bytes, rd.memory.parse_size(budget)
     assert live < 2000 * 1024 < arena
     first = {f.plan: f.plain for f in fit.candidates}["4-11214"]
@@ -179,7 +178,7 @@ def test_under_a_runtime_the_arena_has_to_fit(budget: str) -> None:
 
 def test_plans_whose_blocks_are_not_counted_are_beaten_under_a_runtime_too() -> None:
     """An arena may shrink where blocks are added, so that what is alive has to decide."""
-    fit = fit_to_budget("resnet18", "96KB", X, dtypes="int8", convention="executorch_in_place")
+    fit = fit_to_budget("resnet18", "96KB", X, dtypes="int8", convention="executorch_default")
     counted = [f for f in fit.candidates if f.published and f.published.needed_bytes <= 96 * 1024]
     others = [f for f in fit.candidates if not f.published]
     assert counted and len(others) > 20

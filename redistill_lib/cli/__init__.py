@@ -86,6 +86,12 @@ def _explore(arguments: argparse.Namespace) -> None:
     print(run_command(arguments))
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from redistill_lib.cli.export import run_command
+
+    return run_command(arguments)
+
+
 def _app(arguments: argparse.Namespace) -> None:
     try:
         from redistill_lib.explorers.app import run_command
@@ -104,6 +110,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 _COMMANDS = {
-    "run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "explore": _explore, "app": _app,
+    "run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "export": _export,
+    "explore": _explore, "app": _app,
     "models": _models,
 }  # fmt: skip

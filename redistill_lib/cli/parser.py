@@ -83,6 +83,18 @@ def parser() -> argparse.ArgumentParser:
     explore.add_argument("model", metavar="MODEL")
     explore.add_argument("--html", type=Path, metavar="FILE", help="the page (default MODEL-explored.html)")
 
+    export = commands.add_parser(
+        "export",
+        help="a network's file for an edge runtime, and what it needs there",
+        description="Write MODEL, the folder of a training run, a built-in name or package.module:function, as a "
+        "file for ONNX Runtime, ExecuTorch or LiteRT (docs/deploy.md says what to install), compare it with PyTorch "
+        "on test images, and measure what a pass needs there.",
+    )
+    export.add_argument("model", metavar="MODEL")
+    export.add_argument("--to", choices=("onnx", "executorch", "litert"), default="onnx", help="default onnx")
+    export.add_argument("--int8", action="store_true", help="weights and activations, calibrated on training images")
+    export.add_argument("--output", type=Path, metavar="FILE", help="default: the network's name, in this folder")
+
     app = commands.add_parser(
         "app",
         help="the same page with a kernel: image, channel and budget move, too (needs voila)",
@@ -94,12 +106,13 @@ def parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866, or one near it")
     app.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
 
-    for command in (explore, app):
-        command.add_argument("students", nargs="*", metavar="STUDENT")
+    for command in (explore, app, export):
         command.add_argument("--network", metavar="NAME", help="what builds runs of your own network, my_net:make")
         command.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, or cluttered)")
         command.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
         command.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
+    for command in (explore, app):
+        command.add_argument("students", nargs="*", metavar="STUDENT")
         command.add_argument(
             "--factor", type=int, metavar="F", help="at which it opens (default 4, or that of its students)"
         )

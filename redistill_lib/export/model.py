@@ -31,15 +31,16 @@ def export_model(
     example: Tensor | Inputs,
     *,
     images: Tensor | Sequence[Inputs] | None = None,
+    calibration: Tensor | Sequence[Inputs] | None = None,
     int8: bool = False,
 ) -> Export:
     """Write a network as a file for an edge runtime, and compare its outputs there with PyTorch's.
 
     ``.onnx`` is for ONNX Runtime, ``.pte`` for ExecuTorch, ``.tflite`` for LiteRT and LiteRT Micro; each needs
     packages of its own (docs/deploy.md). `example` is what the network is called with, of the batch size that the
-    file will have; `images` are B×C×H×W through `to_float`, or a list of what it is called with: real ones, for the
-    comparison and, with `int8`, to find the ranges of activations. Then weights, per channel, and activations are
-    int8.
+    file will have; `images`, B×C×H×W through `to_float` or a list of what it is called with, are compared there and
+    here. With `int8` weights, per channel, and activations are int8, whose ranges are those on `calibration`, images
+    that it was trained on.
 
     The network is copied, in eval mode. RED blocks that work in place, which no runtime has an operator for, are made
     in parts of their channels (`blocks_in_parts`), and so are plain ones where that needs less memory. Raises
@@ -54,13 +55,17 @@ def export_model(
     target, found = as_path("file", file), format_of(file)
     writer = found.writer()
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    given = _batches(images, inputs)
-    if int8 and not given:
-        raise ValueError("int8 needs images=, some of those it was trained on, to find the ranges of its activations")
+    compared, calibrating = _calls("images", images, inputs), _calls("calibration", calibration, inputs)
+    if int8 != bool(calibrating):
+        raise ValueError(
+            "int8 needs calibration=, images that the network was trained on, to find the ranges of its activations"
+            if int8
+            else "calibration= is for int8=True alone"
+        )
     network = _portable(check_type("model", model, nn.Module), inputs, found.convention)
-    compared = given or [inputs]
+    compared = compared or [inputs]
     with torch.no_grad(), quiet(), replacing(target) as part, waiting_bar(len(compared) + 1, target.name) as bar:
-        writer.write(network, inputs, part, given if int8 else ())
+        writer.write(network, inputs, part, calibrating)
         bar.update()
         exported, most, largest = ExportedModel(part, found), 0.0, 0.0
         for each in compared:
@@ -95,20 +100,17 @@ def _portable(model: nn.Module, inputs: Inputs, convention: str) -> nn.Module:
     return forms[needs[1].arena_bytes < needs[0].arena_bytes]
 
 
-def _batches(images: Tensor | Sequence[Inputs] | None, inputs: Inputs) -> list[Inputs]:
-    """The images in the pieces that the file takes."""
-    if images is None:
-        return []
+def _calls(label: str, images: Tensor | Sequence[Inputs] | None, inputs: Inputs) -> list[Inputs]:
+    """What the network is called with, in the batches of the example."""
     if not isinstance(images, Tensor):
-        return [tuple(each) for each in images]
+        return [tuple(each) for each in images or ()]
     if len(inputs) > 1:
         raise ValueError(
-            f"the network takes {len(inputs)} inputs: give images as a list of what it is called with, no tensor"
+            f"the network takes {len(inputs)} inputs: give {label} as a list of what it is called with, no tensor"
         )
-    if images.dtype != inputs[0].dtype:
-        raise ValueError(
-            f"images are {images.dtype} where the example is {inputs[0].dtype}: rd.to_float converts them"
-        )
+    if (images.dtype, images.shape[1:]) != (inputs[0].dtype, inputs[0].shape[1:]):
+        given, wanted = (f"{x.dtype} {tuple(x.shape)}" for x in (images, inputs[0]))
+        raise ValueError(f"{label} are {given} and the example {wanted}: give what it takes, by rd.to_float")
     batch = len(inputs[0])
     return [(piece,) for piece in images.cpu().split(batch) if len(piece) == batch]
 

@@ -189,9 +189,10 @@ class _Plan:
     def scratch(self, op: Op) -> int:
         """Bytes that the operator takes for itself while it runs."""
         if self.runtime.pool_parts and len(op.writes) > 1 and short_name(op.func) == "max_pool":
+            # While its input is there: of all parts but the last, which is pooled when the input is gone.
             channels = -(-op.shape[1] // self.runtime.pool_parts)
-            whole = self.size(self.storages[op.reads[0]]) + self.size(self.storages[op.writes[1]])
-            return whole * channels // op.shape[1]
+            read, made, indices = (self.size(self.storages[i]) for i in (op.reads[0], *op.writes))
+            return max(0, (read + indices - made) * channels // op.shape[1])
         rules = [what for kind, what in self.runtime.scratch if kind in kinds_of(op.func)]
         made = math.prod(op.shape) if rules and op.writes else 0
         if not made:
