@@ -48,6 +48,9 @@ _HOMES = {
     "record": "sweep.rows",
     "profile_memory": "memory",
     "measure_memory": "memory",
+    "export_model": "export",
+    "load_exported": "export",
+    "measure_runtime": "export",
     "memory_bounds": "memory",
     "fit_to_budget": "budget",
     "tap_costs": "costs",
@@ -70,6 +73,7 @@ if TYPE_CHECKING:
     from redistill_lib.data.augment import to_float
     from redistill_lib.diffusion import sample
     from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
+    from redistill_lib.export import export_model, load_exported, measure_runtime
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model

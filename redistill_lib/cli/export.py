@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.utils.data import Subset
 
 from redistill_lib.diffusion.noise import DiffusionProcess
-from redistill_lib.export import FORMATS, export_model, load_exported, measure_runtime
+from redistill_lib.export import FORMATS, export_model, load_exported, measure_runtime, portable
 from redistill_lib.export.inputs import calls_on
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.own import data_of, network_of, run_in
@@ -36,7 +36,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     needed = measure_runtime(made.file)
     print(needed)
     if not (arguments.int8 and arguments.to == "executorch"):  # a delegate's memory is its own affair
-        dtype = "int8" if arguments.int8 else None
-        told = profile_memory(model, *compared[0], convention=found.convention, dtype=dtype).arena_bytes
+        dtype, network = "int8" if arguments.int8 else None, portable(model, compared[0], found.convention)
+        told = profile_memory(network, *compared[0], convention=found.convention, dtype=dtype).arena_bytes
         print(f"predicted from the network (convention {found.convention}): {format_size(told)}")
     return 0

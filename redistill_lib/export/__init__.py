@@ -1,9 +1,22 @@
 """Networks as files for edge runtimes, and what these really need."""
 
+from redistill_lib.export.deploy import Deployed, Deployment, deploy
 from redistill_lib.export.exported import ExportedModel, load_exported
 from redistill_lib.export.formats import FORMATS
 from redistill_lib.export.measure import measure_runtime
-from redistill_lib.export.model import export_model
+from redistill_lib.export.model import export_model, portable
 from redistill_lib.export.result import Export, RuntimePeak
 
-__all__ = ["FORMATS", "Export", "ExportedModel", "RuntimePeak", "export_model", "load_exported", "measure_runtime"]
+__all__ = [
+    "FORMATS",
+    "Deployed",
+    "Deployment",
+    "Export",
+    "ExportedModel",
+    "RuntimePeak",
+    "deploy",
+    "export_model",
+    "load_exported",
+    "measure_runtime",
+    "portable",
+]

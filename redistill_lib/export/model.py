@@ -62,7 +62,7 @@ def export_model(
             if int8
             else "calibration= is for int8=True alone"
         )
-    network = _portable(check_type("model", model, nn.Module), inputs, found.convention)
+    network = portable(check_type("model", model, nn.Module), inputs, found.convention)
     compared = compared or [inputs]
     with torch.no_grad(), quiet(), replacing(target) as part, waiting_bar(len(compared) + 1, target.name) as bar:
         writer.write(network, inputs, part, calibrating)
@@ -83,7 +83,7 @@ def export_model(
     return Export(target, found.runtime, dtype, target.stat().st_size, difference, len(compared) * len(inputs[0]))
 
 
-def _portable(model: nn.Module, inputs: Inputs, convention: str) -> nn.Module:
+def portable(model: nn.Module, inputs: Inputs, convention: str) -> nn.Module:
     """A copy for inference on a CPU, its RED blocks in the form that needs least."""
     network: nn.Module = blocks_in_parts(model, in_place_only=True).cpu()
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # as runtimes lay weights out

@@ -4,6 +4,7 @@ from redistill_lib.figures.attention import attention_maps, attention_reach
 from redistill_lib.figures.budget import budget
 from redistill_lib.figures.choices import tradeoff_choices, tradeoff_curves
 from redistill_lib.figures.comparison import comparison, comparison_curves, comparison_table, comparisons
+from redistill_lib.figures.deploy import deployment
 from redistill_lib.figures.diagrams import resolutions, stride_plans, taps
 from redistill_lib.figures.exploration import exploration
 from redistill_lib.figures.factorial import factorial
@@ -28,6 +29,7 @@ __all__ = [
     "confusions",
     "curves",
     "denoising_curves",
+    "deployment",
     "exploration",
     "factorial",
     "feature_maps",
