@@ -24,7 +24,7 @@ FLOORS = [
     {"cli"},
     {"explorers"},
     {"figures", "report"},
-    {"tradeoffs"},
+    {"fitting", "tradeoffs"},
     {"comparison"},
     {"train", "budget", "exploration", "export"},
     {"attention", "costs", "diffusion", "maps", "own", "quality"},

@@ -92,6 +92,12 @@ def _export(arguments: argparse.Namespace) -> int:
     return run_command(arguments)
 
 
+def _fit(arguments: argparse.Namespace) -> int:
+    from redistill_lib.cli.fit import run_command
+
+    return run_command(arguments)
+
+
 def _app(arguments: argparse.Namespace) -> None:
     try:
         from redistill_lib.explorers.app import run_command
@@ -110,7 +116,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 
 _COMMANDS = {
-    "run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "export": _export,
+    "run": _run, "sweep": _sweep, "runs": _runs, "memory": _memory, "export": _export, "fit": _fit,
     "explore": _explore, "app": _app,
     "models": _models,
 }  # fmt: skip

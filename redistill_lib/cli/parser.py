@@ -91,9 +91,26 @@ def parser() -> argparse.ArgumentParser:
         "on test images, and measure what a pass needs there.",
     )
     export.add_argument("model", metavar="MODEL")
-    export.add_argument("--to", choices=("onnx", "executorch", "litert"), default="onnx", help="default onnx")
-    export.add_argument("--int8", action="store_true", help="weights and activations, calibrated on training images")
-    export.add_argument("--output", type=Path, metavar="FILE", help="default: the network's name, in this folder")
+
+    fit = commands.add_parser(
+        "fit",
+        help="train what fits a device's memory, and write its file",
+        description="Find the ways to a budget that keep most of MODEL, a built-in name, package.module:function or "
+        "the folder of a run, which then teaches; train them in equal seconds, write the best on validation images as a "
+        "file, and measure what a pass needs there. The exit code is 1 where nothing fits.",
+    )
+    fit.add_argument("model", metavar="MODEL")
+    fit.add_argument("--budget", required=True, metavar="SIZE", help='what a pass may need, e.g. "256KB"')
+    fit.add_argument("--width", type=float, default=1.0, metavar="W", help="of a built-in network (default 1)")
+    fit.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of one processor, each (default 60)")
+    fit.add_argument("--teacher-epochs", type=int, default=12, metavar="N", help="of MODEL itself (default 12)")
+    fit.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (default 2)")
+    for command in (export, fit):
+        command.add_argument("--to", choices=("onnx", "executorch", "litert"), default="onnx", help="default onnx")
+        command.add_argument("--int8", action="store_true", help="weights and activations (fit: litert alone)")
+        command.add_argument(
+            "--output", type=Path, metavar="FILE", help="default: the network's name, in this folder"
+        )
 
     app = commands.add_parser(
         "app",
@@ -102,15 +119,17 @@ def parser() -> argparse.ArgumentParser:
         "Ctrl-C. Without MODEL it shows the networks of notebook 00, which are trained first where they are missing.",
     )
     app.add_argument("model", nargs="?", metavar="MODEL")
-    app.add_argument("--runs", default="runs", metavar="DIR", help="where notebook 00's are kept (default runs)")
     app.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866, or one near it")
     app.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
 
     for command in (explore, app, export):
         command.add_argument("--network", metavar="NAME", help="what builds runs of your own network, my_net:make")
+        command.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
+    for command in (app, fit):
+        command.add_argument("--runs", default="runs", metavar="DIR", help="where trainings are kept (default runs)")
+    for command in (explore, app, export, fit):
         command.add_argument("--data", metavar="NAME", help="a data set or a folder (default: MODEL's, or cluttered)")
         command.add_argument("--image-size", type=int, metavar="N", help="to which its images are resized")
-        command.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
     for command in (explore, app):
         command.add_argument("students", nargs="*", metavar="STUDENT")
         command.add_argument(
