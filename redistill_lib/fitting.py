@@ -42,10 +42,11 @@ class Target:
     int8: bool = False
 
     def __post_init__(self) -> None:
-        if self.nbytes and self.int8 and self.format.name != "litert":
+        parse_size(self.budget)
+        if self.format.name != "litert" and self.int8:
             raise ValueError(
-                f"int8 to fit a budget is for .tflite files: what {self.format.runtime} needs in int8 is not predicted; "
-                "fit in float32, or export with int8 and measure"
+                f"int8 to fit a budget is for .tflite files: what {self.format.runtime} needs in int8 is not "
+                "predicted; fit in float32, or export with int8 and measure"
             )
 
     @property

@@ -96,8 +96,8 @@ def parser() -> argparse.ArgumentParser:
         "fit",
         help="train what fits a device's memory, and write its file",
         description="Find the ways to a budget that keep most of MODEL, a built-in name, package.module:function or "
-        "the folder of a run, which then teaches; train them in equal seconds, write the best on validation images as a "
-        "file, and measure what a pass needs there. The exit code is 1 where nothing fits.",
+        "the folder of a run, which then teaches; train them in equal seconds, write the best on validation images "
+        "as a file, and measure what a pass needs there. The exit code is 1 where nothing fits.",
     )
     fit.add_argument("model", metavar="MODEL")
     fit.add_argument("--budget", required=True, metavar="SIZE", help='what a pass may need, e.g. "256KB"')

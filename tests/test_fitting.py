@@ -1,0 +1,82 @@
+"""From a budget to a file that runs within it, or the nearest miss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import redistill_lib as rd
+from redistill_lib import fitting
+from redistill_lib.cli import main
+from redistill_lib.data import DataSplits
+from redistill_lib.fitting import Fitted, Target, fit_to_device
+from redistill_lib.train import Recipe, RunOptions
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TEACHER = rd.Arm("resnet18-1-21222", width=0.125, recipe=Recipe(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def data() -> DataSplits:
+    return rd.load_data("digits", limit=60)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> RunOptions:
+    return RunOptions(runs_dir=tmp_path_factory.mktemp("runs"), progress=False)
+
+
+def fit(data: DataSplits, file: Path, options: RunOptions, budget: str = "24KB") -> Fitted:
+    return fit_to_device(TEACHER, data, Target(file, budget), training=rd.Budget(epochs=1), options=options)
+
+
+def test_the_file_fits_and_is_the_best_on_validation(data: DataSplits, runs: RunOptions, tmp_path: Path) -> None:
+    found = fit(data, tmp_path / "net.pte", runs)
+    assert found.fits and found.needs and found.needs.needed_bytes <= 24 * 1024 and found.compared is not None
+    scores = found.compared.runs.set_index("arm")["validation_accuracy"].drop("teacher")
+    assert scores[found.arm] == scores.max() and 1 < len(scores) <= 5
+    assert any("with red+kd" in name for name in scores.index)
+    assert rd.load_exported(tmp_path / "net.pte")(rd.to_float(data.test.head(3)[0])).shape == (3, 10)
+    assert "of test images right" in str(found) and "of 24.0 KiB" in str(found)
+
+
+def test_what_needs_more_than_was_predicted_gives_way_to_the_next(
+    data: DataSplits, runs: RunOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, factors = fitting.measure_runtime, [2, 1]
+
+    def heavier(file: Path) -> object:
+        needs = measure(file)
+        return replace(needs, arena_bytes=(factors.pop(0) if factors else 2) * 20 * 1024)
+
+    monkeypatch.setattr(fitting, "measure_runtime", heavier)
+    found = fit(data, tmp_path / "net.pte", runs)
+    assert [needs.arena_bytes for _, needs in found.missed] == [40 * 1024] and found.fits
+    assert f"{found.missed[0][0]} was predicted to fit 24.0 KiB, but needs 40.0 KiB" in str(found)
+    nothing = fit(data, tmp_path / "net.pte", runs)
+    assert not nothing.fits and len(nothing.missed) > 1 and "nothing that was trained fits" in str(nothing)
+    assert not (tmp_path / "net.pte").exists()
+
+
+def test_nothing_is_trained_where_nothing_fits(data: DataSplits, tmp_path: Path) -> None:
+    found = fit(data, tmp_path / "net.pte", RunOptions(runs_dir=tmp_path / "runs"), "1KB")
+    assert not found.fits and "nothing of" in str(found) and not (tmp_path / "runs").exists()
+
+
+def test_targets_that_cannot_be_met() -> None:
+    with pytest.raises(ValueError, match=r"it has to end in \.onnx"):
+        Target("net.bin", "24KB")
+    with pytest.raises(ValueError, match=r"what ExecuTorch needs in int8 is not predicted"):
+        Target("net.pte", "24KB", int8=True)
+    assert Target("net.tflite", "24KB", int8=True).nbytes == 24 * 1024
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["fit", "resnet18-1-21222", "--width", "0.125", "--data", "digits", "--runs", str(tmp_path / "runs")]
+    assert main([*words, "--budget", "1KB"]) == 1
+    assert "nothing of" in capsys.readouterr().out
+    assert main([*words, "--budget", "soon"]) == 2
+    assert main([*words, "--budget", "24KB", "--to", "onnx", "--int8"]) == 2
+    assert "int8 to fit a budget is for .tflite" in capsys.readouterr().err
