@@ -19,9 +19,7 @@ from redistill_lib.memory.arena import Block, height, pack_tightly
 
 # In which max pooling makes its index map, of int64, that nothing reads; the Runtime says so, too.
 PARTS = RUNTIMES["executorch"].pool_parts
-BINDING = (
-    8192  # bytes on the heap: less is what the Python binding takes for a call, 2 to 4 KB where kernels take none
-)
+BINDING = 8192  # bytes on the heap: less is the Python binding's, 2 to 4 KB where kernels take none
 # Kernels that read an element only to write the one that takes its place.
 IN_PLACE = ("aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid")
 
