@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from redistill_lib.export.formats import Inputs, Pass
 from redistill_lib.export.heap import heap_peak, median_seconds
+from redistill_lib.export.precision import quantized
 from redistill_lib.export.result import RuntimePeak
 from redistill_lib.memory import RUNTIMES
 from redistill_lib.memory.arena import Block, height, pack_tightly
@@ -61,18 +62,9 @@ def _pool_in_parts(x: Tensor, *options: Any) -> Tensor:
 def _quantized(program: torch.export.ExportedProgram, inputs: Inputs, calibration: Sequence[Inputs]) -> Any:
     """In int8, per channel and static, for the XNNPACK delegate: the portable kernels compute in float32 alone."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
     from executorch.exir import to_edge_transform_and_lower
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-    quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-    observed = prepare_pt2e(program.module(), quantizer)
-    for given in calibration:
-        observed(*given)
-    converted = torch.export.export(convert_pt2e(observed), inputs)
+    converted = torch.export.export(quantized(program.module(), calibration), inputs)
     return to_edge_transform_and_lower(converted, partitioner=[XnnpackPartitioner()])
 
 

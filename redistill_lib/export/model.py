@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +11,7 @@ from torch import Tensor, nn
 from redistill_lib.checks import as_path, check_type
 from redistill_lib.export.exported import ExportedModel
 from redistill_lib.export.formats import Inputs, format_of
+from redistill_lib.export.quiet import quiet
 from redistill_lib.export.red import blocks_in_parts
 from redistill_lib.export.result import Export
 from redistill_lib.memory import profile_memory
@@ -113,16 +111,3 @@ def _calls(label: str, images: Tensor | Sequence[Inputs] | None, inputs: Inputs)
         raise ValueError(f"{label} are {given} and the example {wanted}: give what it takes, by rd.to_float")
     batch = len(inputs[0])
     return [(piece,) for piece in images.cpu().split(batch) if len(piece) == batch]
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings that exporters give about their own code."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

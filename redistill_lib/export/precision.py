@@ -1,0 +1,74 @@
+"""Networks that compute in fewer bits, as PyTorch runs them: what int8 or bfloat16 costs in accuracy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from redistill_lib.export.formats import FORMATS, Inputs
+from redistill_lib.export.quiet import quiet
+
+
+def int8_model(model: nn.Module, calibration: Sequence[Inputs]) -> nn.Module:
+    """A network of the same answers but for the rounding of int8: weights per channel, activations by static ranges.
+
+    The ranges are those that it sees on `calibration`, calls on training images. It computes in float32 what integers
+    would give; `profile_memory(model, …, dtype="int8")` says what they take. Quantised as for XNNPACK, by torchao and
+    ExecuTorch, which have to be installed. Takes batches of any size. Raises ValueError for a network that cannot be
+    followed.
+    """
+    FORMATS["executorch"].writer()
+    if not calibration:
+        raise ValueError("int8 needs calls on some images that the network was trained on, to find its ranges")
+    two = tuple(torch.cat([x, x])[:2] for x in calibration[0])  # of one alone the size would be taken for fixed
+    with torch.no_grad(), quiet():
+        try:
+            frozen = copy.deepcopy(model).cpu().eval().requires_grad_(False)
+            program = torch.export.export(frozen, two, dynamic_shapes=tuple({0: Dim.DYNAMIC} for _ in two))
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(f"this network cannot be followed ({type(error).__name__}: {reason})") from error
+        return quantized(program.module(), calibration)
+
+
+def quantized(graph: Any, calibration: Sequence[Inputs]) -> nn.Module:
+    """A graph of `torch.export` that rounds to int8 what it computes."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    observed = prepare_pt2e(
+        graph, XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+    )
+    for given in calibration:
+        observed(*given)
+    made: nn.Module = convert_pt2e(observed)
+    return made
+
+
+class _Bfloat16(nn.Module):
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = copy.deepcopy(model).to(torch.bfloat16).eval()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        made: Tensor = self.model(*(x.bfloat16() if x.is_floating_point() else x for x in inputs))
+        return made.float()
+
+
+def bf16_model(model: nn.Module) -> nn.Module:
+    """A copy in eval mode that holds and computes in bfloat16, from float32 inputs to float32 outputs.
+
+    >>> x = torch.rand(1, 3, 8, 8)
+    >>> net = nn.Conv2d(3, 4, 3)
+    >>> torch.allclose(bf16_model(net)(x), net(x), atol=0.02), bf16_model(net)(x).dtype
+    (True, torch.float32)
+    """
+    return _Bfloat16(model)
