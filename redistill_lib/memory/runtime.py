@@ -36,6 +36,7 @@ _SHORT = {
     "max_pool2d_with_indices": "max_pool", "avg_pool2d": "avg_pool", "_adaptive_avg_pool2d": "avg_pool",
     "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul", "hardtanh": "relu6",
     "upsample_nearest2d": "upsample", "upsample_bilinear2d": "upsample", "_to_copy": "to",
+    "permute_copy": "reorder",
 }  # fmt: skip
 
 
@@ -67,8 +68,19 @@ class Runtime:
     inputs: Literal["freed", "held"] = "freed"  # held: by the caller until the end, who wants them back as they were
     unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
     pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
-    # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
-    scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
+    # (operator, those that do its work one after the other). "mul input": x times what was made of it; "group_norm
+    # flat": its result has another shape, and is then seen as one of the usual shape.
+    becomes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    block: int = 1  # channels that lie side by side; the last block of a map is filled up
+    # What takes maps in blocks; convolutions if a group fills them. Between it and others each map is copied.
+    blocked: tuple[str, ...] = ()
+    order: Literal["traced", "backwards"] = "traced"  # backwards: as a search from the end comes by
+    recycles: bool = False  # a freed place waits for the next map of that shape, and is not given back before
+    # (operator, what it takes for itself while it runs): as much as its output, or as its weights; or the patches of
+    # its input that a convolution outside blocks, unless 1×1, multiplies, at most 64 KiB at once if they are many.
+    scratch: tuple[tuple[str, Literal["output", "weights", "patches"]], ...] = ()
+    # Bytes beside each map: from the start on, and as long as it is there; of those in a taken place until the end.
+    bookkeeping: tuple[int, int] = (0, 0)
     packer: str = "live"  # "first fit", "shared objects" or "tight" (`memory.arena`); live: no arena, one block each
     alignment: int = 1  # bytes of which every block of the arena takes a multiple
 
@@ -87,10 +99,16 @@ class Runtime:
 # How far they are met by built-in networks in float32 (benchmarks/runtimes.py; LiteRT Micro: tests/test_runtimes.py).
 # ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 1 to 3 % above ours:
 # slices and permutations are copies there and views here. LiteRT Micro: the arena is equal in all 12 classifiers
-# tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets
-# and MobileNetV2 (40 for one student on another machine), but 1 to 1.4 times ours for MobileNetV3, ResNeXt and with
-# RED blocks, and 1.5 to 2.2 times for the U-Net, for reasons not found.
+# tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: within 2 % of ours, or 2.5 KB,
+# for all but the U-Net's ×4 student, 3.5 % above: what it notes of views is not counted.
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
+_ACTIVATIONS = (
+    "relu", "relu6", "clamp", "sigmoid", "hardsigmoid", "silu", "tanh", "elu", "leaky_relu", "softplus", "softmax",
+)  # fmt: skip
+_IN_BLOCKS = (
+    "conv", "bn", "max_pool", "avg_pool", "relu", "relu6", "clamp", "sigmoid", "tanh", "hardswish", "add", "mul",
+    "cat",
+)  # fmt: skip
 _EXECUTORCH = Runtime(
     "executorch",
     unused_outputs=True,
@@ -104,10 +122,17 @@ _ALL = (
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
     Runtime(
         "onnxruntime",
-        overwrites=(("*", "pointwise"),),
+        # Sums and products always make a map of their own.
+        overwrites=(("conv", "bn"), ("conv", "hardswish"), *(("*", kind) for kind in _ACTIVATIONS)),
         accumulates=("conv",),
         inputs="held",
-        scratch=(("silu", "output"),),
+        becomes=(("group_norm", ("group_norm flat", "mul", "add")), ("hardswish", ("hardsigmoid", "mul input"))),
+        block=16,  # of processors with AVX-512, such as the one that measured; 8 of others
+        blocked=_IN_BLOCKS,
+        order="backwards",
+        recycles=True,
+        scratch=(("conv", "patches"),),
+        bookkeeping=(36, 192),  # a place among all values, and an object with its shape
     ),
     _EXECUTORCH,
     replace(
