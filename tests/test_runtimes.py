@@ -96,6 +96,23 @@ def test_what_runtimes_that_plan_say_is_met_to_the_byte(network: tuple[str, int]
     assert profile_of(*network, runtime).peak_bytes == MEASURED[network][runtime]
 
 
+COUNTED_INT8 = {  # of files with int8=True
+    ("mobilenetv2", 128): 1_022_728,
+    ("mobilenetv2-8-1221111", 128): 315_152,
+    ("mobilenetv3_small", 128): 702_320,
+    ("mobilenetv3_small-8-22111111111", 128): 365_492,
+    ("resnet18", 224): 6_617_040,
+    ("resnet18-8-11221", 224): 1_125_132,
+    ("resnet34", 64): 548_880,
+    ("resnet50", 224): 6_622_416,
+    ("resnet50-8-11221", 224): 1_374_608,
+    ("resnext18-8-11221", 128): 371_660,
+    ("resnext50", 64): 551_364,
+    ("resnext50-8-11221", 64): 163_452,
+    ("unet", 32): 6_112_284,
+}
+
+
 def meets(profile: rd.memory.Profile, counted: int) -> bool:
     """Within 2 %, or 2.5 KB: what a session notes of itself."""
     return abs(profile.peak_bytes - counted) <= max(0.02 * counted, 2_500)
@@ -107,6 +124,8 @@ def test_what_onnx_runtime_asks_of_malloc_is_met(network: tuple[str, int]) -> No
     with torch.device("meta"):
         model, inputs = rd.create_model(name), rd.example_inputs(name, size, device="meta")
     assert meets(rd.profile_memory(model, *inputs, convention="onnxruntime"), COUNTED[network])
+    if network in COUNTED_INT8:
+        assert meets(rd.profile_memory(model, *inputs, convention="onnxruntime", dtype="int8"), COUNTED_INT8[network])
 
 
 @pytest.mark.parametrize("network", COUNTED_WITH_BLOCKS, ids=str)
@@ -345,11 +364,39 @@ def test_a_convolution_waits_for_what_it_adds_to() -> None:
 
 def test_what_is_noted_of_each_map() -> None:
     net = nn.Sequential(conv(4, 4), conv(4, 4), conv(4, 4))
-    noting = Runtime("noting", bookkeeping=(10, 100))
+    noting = Runtime("noting", bookkeeping=(10, 100, 1))
     plain = [row.live_bytes for row in rd.profile_memory(net, image(), convention="fused").rows]
     rows = rd.profile_memory(net, image(), convention=noting).rows
-    # 10 for each of three from the start, 100 for each that is there beside the input
-    assert [row.live_bytes - live for row, live in zip(rows, plain, strict=True)] == [130, 130, 130]
+    # 10 and 1 for each of three from the start, 100 for what is made and for each that is there
+    assert [row.live_bytes - live for row, live in zip(rows, plain, strict=True)] == [133, 133, 133]
+
+
+def test_the_rules_for_int8() -> None:
+    int8 = Runtime("int8", blocked=("conv",), floats=("mean",), scratch=(("conv", "integers"),), inputs="held")
+    runtime = Runtime("runtime", quantized=int8)
+    assert maps(conv(4, 8), runtime) == 12
+
+    def rows(net: nn.Module, channels: int) -> list[tuple[str, int]]:
+        profile = rd.profile_memory(net, image(8, channels), convention=runtime, dtype="int8")
+        return [(row.op, row.live_bytes // 64) for row in profile.rows]  # in maps of 1 byte
+
+    # The 4 channels of float32 stay; a copy in int8, one with channels last, and 8 bytes for each of 9 places;
+    # then the result with channels first, and as float32 for the caller.
+    assert rows(conv(4, 8), 4) == [
+        ("to", 20),
+        ("reorder", 24),
+        ("conv", 16 + 4 + 8 + 72),
+        ("reorder", 32),
+        ("to", 56),
+    ]
+    # Of 3 channels 27 patches, and sums of 4 bytes.
+    assert rows(conv(3, 8), 3)[2] == ("conv", 12 + 3 + 8 + 27 + 32)
+    assert rows(conv(4, 8, 1), 4)[2] == ("conv", 16 + 4 + 8)
+    # Weights of 4·8·2·2 numbers of 4 bytes, 8 maps, and patches of 8·2·2 such numbers for each of 64 places.
+    transposed = rows(nn.ConvTranspose2d(4, 8, 2, 2), 4)
+    assert transposed[1] == ("conv", 16 + 4 + 8 * 4 + 8 + 4 * 32)
+    means = type("Means", (nn.Module,), {"forward": lambda self, x: x.mean((2, 3))})()
+    assert [op for op, _ in rows(means, 4)] == ["mean"]  # float32 from the caller to the caller
 
 
 def test_a_name_that_is_none_lists_the_names() -> None:

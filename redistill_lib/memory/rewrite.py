@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,13 +18,13 @@ from redistill_lib.memory.trace import Op, Storage
 class Rewritten(NamedTuple):
     ops: list[Op]
     storages: list[Storage]
-    blocked: Set[int]  # storages that lie in blocks of channels
+    blocked: Mapping[int, Storage]  # storages that lie in blocks of channels, and as they would be without
 
 
 def rewrite(ops: list[Op], storages: Iterable[Storage], runtime: Runtime) -> Rewritten:
     """The operators that the runtime runs, and the storages between them, which follow those of the trace."""
     work = _Rewriting(ops, storages, runtime)
-    if runtime.becomes or runtime.block > 1:
+    if runtime.becomes or runtime.blocked or runtime.floats:
         work.without_mutation()
     if runtime.becomes:
         work.index()
@@ -33,13 +33,15 @@ def rewrite(ops: list[Op], storages: Iterable[Storage], runtime: Runtime) -> Rew
     backwards = runtime.order == "backwards" and not any(op.mutates for op in work.ops)
     if backwards:
         work.backwards({})
-    if runtime.block > 1:
+    if runtime.floats:
+        work.widths()
+    if runtime.blocked:
         work.layouts()
     if backwards:
         work.backwards(work.chains())
     elif runtime.accumulates:
         work.sums_last()
-    return Rewritten(work.ops, work.storages, work.whole.keys())
+    return Rewritten(work.ops, work.storages, work.whole)
 
 
 class _Rewriting:
@@ -52,6 +54,23 @@ class _Rewriting:
     def added(self, like: Storage) -> int:
         self.storages.append(like._replace(index=len(self.storages), kind="activation", output=False))
         return len(self.storages) - 1
+
+    def copied(self, op: Op, func: OpOverload, index: int, like: Storage) -> int:
+        """A new map, made of another one for what the operator does."""
+        copy = self.added(like._replace(module=op.module))
+        step = op._replace(func=func, shape=like.shape, reads=(index,), writes=(copy,), aligned=(index,), flops=0)
+        self.ops.append(step._replace(rows=0, depthwise=False, padded=(), groups=0))
+        self.number[copy] = self.number.get(op.writes[0] if op.writes else copy, (0, 0))
+        return copy
+
+    def reading(self, op: Op, place: dict[int, int]) -> Op:
+        """The operator, reading other maps in the place of some."""
+        return op._replace(reads=tuple(place.values()), aligned=tuple(place.get(i, i) for i in op.aligned))
+
+    def given_back(self, index: int, copy: int) -> None:
+        """The caller gets a copy."""
+        self.storages[index] = self.storages[index]._replace(output=False)
+        self.storages[copy] = self.storages[copy]._replace(output=True)
 
     # ---------------------------------------------------------------------------------------------- other operators
 
@@ -156,24 +175,54 @@ class _Rewriting:
         before = self.chain(self.ops[at].reads[0]) if short_name(self.ops[at].func) == "bn" else []
         return [*before, at] if before else []
 
+    # ------------------------------------------------------------------------------------------------------- widths
+
+    def widths(self) -> None:
+        """Maps of 4 bytes where operators compute so, and converted copies where one needs the other width."""
+        self.index()
+        floats = [self.in_floats(op) for op in self.ops]
+        given, self.ops = self.ops, []
+        wide = {s.index for s in self.storages if s.kind == "input" and s.dtype.is_floating_point}
+        copies: dict[int, int] = {}
+
+        def as_needed(op: Op, index: int, width: bool) -> int:
+            if (index in wide) == width or not self.storages[index].dtype.is_floating_point:
+                return index
+            if index not in copies:
+                copies[index] = self.copied(op, _CONVERT, index, self.storages[index])
+                wide.update([copies[index]] if width else ())
+            return copies[index]
+
+        for op, width in zip(given, floats, strict=True):
+            self.ops.append(self.reading(op, {index: as_needed(op, index, width) for index in op.reads}))
+            wide.update(op.writes if width else ())
+        for index in [s.index for s in self.storages if s.output and s.index not in wide]:
+            self.given_back(index, as_needed(self.ops[-1], index, True))
+        for index in wide:  # whatever the others are stored as
+            self.storages[index] = self.storages[index]._replace(dtype=torch.int32)
+
+    def in_floats(self, op: Op) -> bool:
+        kind = short_name(op.func)
+        folded = ("conv", kind) in self.runtime.overwrites and bool(op.reads and self.chain(op.reads[0]))
+        return kind in self.runtime.floats and not folded
+
     # ------------------------------------------------------------------------------------------------------ layouts
 
     def layouts(self) -> None:
         """Maps in blocks of channels where operators take them so, and copies where one needs the other layout."""
+        then = {index: short_name(op.func) for op in self.ops for index in op.reads}
         given, self.ops = self.ops, []
         for op in given:
             block = not op.mutates and self.takes_blocks(op)
-            place = {index: self.as_needed(op, index, block) for index in op.reads}
-            reads, aligned = tuple(place.values()), tuple(place.get(index, index) for index in op.aligned)
-            self.ops.append(op._replace(reads=reads, aligned=aligned))
+            if block and op.func is _CONVERT:  # for what reads the copy
+                block = then.get(op.writes[0]) in self.runtime.blocked
+            self.ops.append(self.reading(op, {index: self.as_needed(op, index, block) for index in op.reads}))
             if block or (not op.mutates and self.makes_blocks(op)):
                 for index in op.writes:
                     self.whole[index] = self.storages[index]
                     self.storages[index] = self.in_blocks(self.storages[index])
         for index in [index for index in self.whole if self.whole[index].output]:
-            self.storages[index] = self.storages[index]._replace(output=False)
-            copy = self.as_needed(self.ops[-1], index, False)
-            self.storages[copy] = self.storages[copy]._replace(output=True)
+            self.given_back(index, self.as_needed(self.ops[-1], index, False))
         for k, op in enumerate(self.ops):
             made = set(op.writes)
             if op.func is _REORDER or (made <= self.whole.keys() and short_name(op.func) not in _KEPT):
@@ -190,17 +239,15 @@ class _Rewriting:
             if len(op.reads) > 1:
                 return False
             if op.depthwise:
-                return outputs % 4 == 0
+                return outputs % min(block, 4) == 0
             if op.groups > 1:
                 return inputs // op.groups % block == 0 and outputs // op.groups % block == 0
-            return inputs >= block and inputs % 4 == 0
-        if kind.endswith("pool"):
-            return op.shape[1] % block == 0
+            return inputs >= block and inputs % min(block, 4) == 0
         if not all(index in self.whole for index in op.reads):
             return False
         if kind == "cat":
             return all(count % block == 0 for (count,) in channels)
-        return all(self.whole[index].shape == op.shape for index in op.reads)
+        return kind.endswith("pool") or all(self.whole[index].shape == op.shape for index in op.reads)
 
     def makes_blocks(self, op: Op) -> bool:
         """Whether a convolution reads the few channels of a picture as they are, and makes a map in blocks."""
@@ -214,23 +261,22 @@ class _Rewriting:
             return index
         if index not in self.copies:
             made = self.whole.get(index, self.storages[index])
-            copy = self.copies[index] = len(self.storages)
-            made = made._replace(index=copy, module=op.module, kind="activation", output=False)
+            copy = self.copies[index] = self.copied(op, _REORDER, index, made)
             if block:
-                self.whole[copy] = made
-                made = self.in_blocks(made)
-            self.storages.append(made)
-            step = op._replace(func=_REORDER, shape=made.shape, reads=(index,), writes=(copy,), aligned=(index,))
-            self.ops.append(step._replace(rows=0, depthwise=False, flops=0, padded=(), groups=0))
+                self.whole[copy] = self.storages[copy]
+                self.storages[copy] = self.in_blocks(self.storages[copy])
         return self.copies[index]
 
     def in_blocks(self, made: Storage) -> Storage:
-        """With as many channels as whole blocks have."""
+        """With as many channels as whole blocks have; blocks of one are channels that come last."""
         batch, channels, *sides = made.shape
+        if self.runtime.block == 1:
+            return made._replace(shape=(batch, *sides, channels))
         count = -(-channels // self.runtime.block) * self.runtime.block
         return made._replace(nbytes=made.nbytes // channels * count, shape=(batch, count, *sides))
 
 
+_CONVERT = torch.ops.aten._to_copy.default
 _REORDER = torch.ops.aten.permute_copy.default
 _KEPT = ("add", "mul", "cat")  # they take maps in blocks as they take others, and are not put in anew
 

@@ -71,16 +71,22 @@ class Runtime:
     # (operator, those that do its work one after the other). "mul input": x times what was made of it; "group_norm
     # flat": its result has another shape, and is then seen as one of the usual shape.
     becomes: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    block: int = 1  # channels that lie side by side; the last block of a map is filled up
+    # Channels that lie side by side, the last block filled up; 1, with something blocked: channels come last.
+    block: int = 1
     # What takes maps in blocks; convolutions if a group fills them. Between it and others each map is copied.
     blocked: tuple[str, ...] = ()
     order: Literal["traced", "backwards"] = "traced"  # backwards: as a search from the end comes by
     recycles: bool = False  # a freed place waits for the next map of that shape, and is not given back before
     # (operator, what it takes for itself while it runs): as much as its output, or as its weights; or the patches of
     # its input that a convolution outside blocks, unless 1×1, multiplies, at most 64 KiB at once if they are many.
-    scratch: tuple[tuple[str, Literal["output", "weights", "patches"]], ...] = ()
-    # Bytes beside each map: from the start on, and as long as it is there; of those in a taken place until the end.
-    bookkeeping: tuple[int, int] = (0, 0)
+    # "integers", as ONNX Runtime's int8 convolutions take it: where a multiple of 4 channels is read, 8 bytes for
+    # each place of the kernel at each place of the output, unless 1×1; else the sums of int32, and the patches.
+    scratch: tuple[tuple[str, Literal["output", "weights", "patches", "integers"]], ...] = ()
+    floats: tuple[str, ...] = ()  # what computes in 4 bytes where maps have 1, as also the caller's input and output
+    quantized: Runtime | None = None  # the rules for int8, where they are others
+    # Bytes beside each map from the start on; as long as it is there, of those in a taken place until the end; and
+    # beside each layer with weights.
+    bookkeeping: tuple[int, int, int] = (0, 0, 0)
     packer: str = "live"  # "first fit", "shared objects" or "tight" (`memory.arena`); live: no arena, one block each
     alignment: int = 1  # bytes of which every block of the arena takes a multiple
 
@@ -89,6 +95,10 @@ class Runtime:
             raise ValueError(f"unknown packer {self.packer!r}: choose from {', '.join(('live', *PACKERS))}")
         if self.alignment < 1:
             raise ValueError(f"an alignment is 1 byte or more, not {self.alignment}")
+
+    def of(self, dtype: str | None) -> Runtime:
+        """Its rules for maps of this dtype, by its short name."""
+        return self.quantized if dtype == "int8" and self.quantized else self
 
     @property
     def plans_arena(self) -> bool:
@@ -100,7 +110,8 @@ class Runtime:
 # ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 1 to 3 % above ours:
 # slices and permutations are copies there and views here. LiteRT Micro: the arena is equal in all 12 classifiers
 # tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: within 2 % of ours, or 2.5 KB,
-# for all but the U-Net's ×4 student, 3.5 % above: what it notes of views is not counted.
+# for all but the U-Net's ×4 student, 4 % above: what it notes of views is not counted.
+# In int8 within 2.5 % for 19 of 27, up to 13 % above with a RED block before a batch norm, which runs in float32.
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
 _ACTIVATIONS = (
     "relu", "relu6", "clamp", "sigmoid", "hardsigmoid", "silu", "tanh", "elu", "leaky_relu", "softplus", "softmax",
@@ -117,23 +128,39 @@ _EXECUTORCH = Runtime(
     packer="shared objects",
     alignment=16,
 )
+_ONNX = Runtime(
+    "onnxruntime",
+    # Sums and products always make a map of their own.
+    overwrites=(("conv", "bn"), ("conv", "hardswish"), *(("*", kind) for kind in _ACTIVATIONS)),
+    accumulates=("conv",),
+    inputs="held",
+    becomes=(("group_norm", ("group_norm flat", "mul", "add")), ("hardswish", ("hardsigmoid", "mul input"))),
+    block=16,  # of processors with AVX-512, such as the one that measured; 8 of others
+    blocked=_IN_BLOCKS,
+    order="backwards",
+    recycles=True,
+    scratch=(("conv", "patches"),),
+    bookkeeping=(25, 192, 20),  # a place among all values, and an object with its shape
+)
+# Sums are operators of their own, channels come last, and ReLU is where a range begins.
+_ONNX_INT8 = replace(
+    _ONNX,
+    overwrites=(
+        ("conv", "bn"),
+        *itertools.product(("*",), ("relu", "relu6", "clamp", "hardsigmoid", "softmax")),
+    ),
+    accumulates=(),
+    block=1,
+    blocked=(*(kind for kind in _IN_BLOCKS if kind != "hardswish"), "hardsigmoid", "to"),
+    becomes=(*_ONNX.becomes, ("silu", ("sigmoid", "mul input"))),
+    scratch=(("conv", "integers"),),
+    bookkeeping=(25, 192, 132),  # scales and zero points are values too
+    floats=("mean", "bn", "group_norm", "hardsigmoid", "softmax"),
+)
 _ALL = (
     Runtime("eager", frees="as python"),
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
-    Runtime(
-        "onnxruntime",
-        # Sums and products always make a map of their own.
-        overwrites=(("conv", "bn"), ("conv", "hardswish"), *(("*", kind) for kind in _ACTIVATIONS)),
-        accumulates=("conv",),
-        inputs="held",
-        becomes=(("group_norm", ("group_norm flat", "mul", "add")), ("hardswish", ("hardsigmoid", "mul input"))),
-        block=16,  # of processors with AVX-512, such as the one that measured; 8 of others
-        blocked=_IN_BLOCKS,
-        order="backwards",
-        recycles=True,
-        scratch=(("conv", "patches"),),
-        bookkeeping=(36, 192),  # a place among all values, and an object with its shape
-    ),
+    replace(_ONNX, quantized=_ONNX_INT8),
     _EXECUTORCH,
     replace(
         _EXECUTORCH,

@@ -159,14 +159,15 @@ class _Plan:
 
     def keep_books(self) -> None:
         """Add what the runtime notes of each map; what a convolution or linear layer does too makes none."""
-        always, kept = self.runtime.bookkeeping
+        always, kept, weighted = self.runtime.bookkeeping
         parts = [step.name.split("+") for step in self.steps]
         made = [1 if names[0] in ("conv", "linear") else len(names) for names in parts]
         dead = Counter(max(self.last.get(i, 0), first) + 1 for i, first in self.first.items())
-        there, all_made = 0, sum(made)
+        before = always * sum(made) + weighted * sum(names[0] in ("conv", "linear") for names in parts)
+        there = 0
         for k, step in enumerate(self.steps):
             there += made[k] - dead[k]
-            self.steps[k] = step._replace(scratch=step.scratch + always * all_made + kept * there)
+            self.steps[k] = step._replace(scratch=step.scratch + before + kept * there)
 
     def add(self, step: RunStep, op: Op) -> None:
         """As part of the last step where it writes over what that one made."""
@@ -233,19 +234,41 @@ class _Plan:
         amounts = {"output": made}
         if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
             amounts["weights"] = op.flops * op.shape[-1] // (2 * made)
-        if op.groups and op.writes[0] not in self.blocked:
-            amounts["patches"] = self.patches(op)
+            if "patches" in rules and op.writes[0] not in self.blocked:
+                amounts["patches"] = self.patches(op)
+            if "integers" in rules:
+                amounts["integers"] = self.integers(op)
         return self.size(self.storages[op.writes[0]]) // made * sum(amounts.get(what, 0) for what in rules)
 
     def patches(self, op: Op) -> int:
         """Elements of the input, gathered for a convolution's product of matrices; one group after the other."""
-        inputs, per_output = self.storages[op.reads[0]].shape, op.flops // (2 * math.prod(op.shape))
+        inputs, per_output = (
+            self.blocked.get(op.reads[0], self.storages[op.reads[0]]).shape,
+            op.flops // (2 * math.prod(op.shape)),
+        )
         positions = math.prod(op.shape[2:])
+        if not op.groups:  # transposed: the patches of the output
+            return op.flops // (2 * inputs[1])
         if per_output * op.groups == inputs[1] and positions == math.prod(inputs[2:]):
             return 0  # 1×1: the input is the matrix
         if op.shape[1] // op.groups > positions:
             return positions * per_output
         return _PATCHES
+
+    def integers(self, op: Op) -> int:
+        """What a convolution of int8 takes in bytes."""
+        inputs, per_output = (
+            self.blocked.get(op.reads[0], self.storages[op.reads[0]]).shape,
+            op.flops // (2 * math.prod(op.shape)),
+        )
+        if not op.groups:  # transposed, which computes in floats: its weights and its patches
+            return 4 * (op.flops // (2 * inputs[0] * math.prod(inputs[2:])) + op.flops // (2 * inputs[1]))
+        positions, channels = math.prod(op.shape[2:]), inputs[1] // op.groups
+        if per_output == channels and positions == math.prod(inputs[2:]):
+            return 0 if channels % 4 == 0 else 4 * math.prod(op.shape)
+        if op.depthwise or (op.groups == 1 and channels % 4 == 0):
+            return 8 * per_output // channels * positions
+        return 4 * math.prod(op.shape) + per_output * positions
 
     def may_overwrite(self, op: Op, read: int, made: Storage) -> bool:
         at, storage = self.made_at[self.home[read]], self.storages[read]
