@@ -169,7 +169,7 @@ class Followed:
 
     def cost(self, dtype: Dtype = None, runtime: Runtime = FUSED) -> Cost:
         name, size = storage_size(dtype)
-        schedule = make_schedule(self.trace, size, runtime)
+        schedule = make_schedule(self.trace, size, runtime.of(name))
         live = schedule.live_bytes()
         at = schedule.steps[live.index(max(live))]
         flops = sum(step.flops for step in schedule.steps)

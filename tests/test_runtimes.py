@@ -57,12 +57,33 @@ MEASURED = {
     ("mobilenetv2-8-1221111", 128): {"executorch": 229_376, "litert_micro": 399_408},
     ("resnet50", 224): {"executorch": 7_225_344},
 }
+# `rd.export.measure_runtime` of files of `rd.export.export_model` (torch 2.13's dynamo exporter, ONNX Runtime 1.32, a
+# processor with AVX-512), the caller's picture included. The last ones are with RED blocks.
 COUNTED = {
-    ("resnet18", 224): 4_016_416,
-    ("resnet18-8-11221", 224): 404_776,
-    ("mobilenetv2", 128): 1_969_968,
-    ("resnet50", 224): 5_223_928,
-    ("resnet50-8-11221", 224): 1_310_504,
+    ("mobilenetv2", 128): 2_167_188,
+    ("mobilenetv2-8-1221111", 128): 370_508,
+    ("mobilenetv3_small", 128): 613_720,
+    ("mobilenetv3_small-8-22111111111", 128): 339_144,
+    ("mobilenetv3_large", 128): 1_514_284,
+    ("mobilenetv3_large-8-121211111111111", 128): 421_020,
+    ("resnet18", 224): 4_619_136,
+    ("resnet18-8-11221", 224): 1_007_420,
+    ("resnet34", 64): 380_544,
+    ("resnet34-8-11221", 64): 86_972,
+    ("resnet50", 224): 5_826_516,
+    ("resnet50-8-11221", 224): 1_912_972,
+    ("resnext18", 128): 1_510_932,
+    ("resnext18-8-11221", 128): 464_272,
+    ("resnext50", 64): 843_176,
+    ("resnext50-8-11221", 64): 269_732,
+    ("unet", 32): 8_526_224,
+}
+COUNTED_WITH_BLOCKS = {
+    ("mobilenetv2", 128): 597_344,
+    ("mobilenetv3_small", 128): 342_668,
+    ("resnet18", 224): 1_411_228,
+    ("resnet50", 224): 3_821_692,
+    ("resnext50", 64): 320_708,
 }
 
 
@@ -76,10 +97,46 @@ def test_what_runtimes_that_plan_say_is_met_to_the_byte(network: tuple[str, int]
     assert profile_of(*network, runtime).peak_bytes == MEASURED[network][runtime]
 
 
-@pytest.mark.parametrize("network", COUNTED)
-def test_onnx_runtime_is_met_but_for_its_bookkeeping(network: tuple[str, int]) -> None:
-    picture = 4 * 3 * network[1] ** 2
-    assert 0 <= COUNTED[network] + picture - profile_of(*network, "onnxruntime").peak_bytes < 6_000
+COUNTED_INT8 = {  # of files with int8=True
+    ("mobilenetv2", 128): 1_022_728,
+    ("mobilenetv2-8-1221111", 128): 315_152,
+    ("mobilenetv3_small", 128): 702_320,
+    ("mobilenetv3_small-8-22111111111", 128): 365_492,
+    ("resnet18", 224): 6_617_040,
+    ("resnet18-8-11221", 224): 1_125_132,
+    ("resnet34", 64): 548_880,
+    ("resnet50", 224): 6_622_416,
+    ("resnet50-8-11221", 224): 1_374_608,
+    ("resnext18-8-11221", 128): 371_660,
+    ("resnext50", 64): 551_364,
+    ("resnext50-8-11221", 64): 163_452,
+    ("unet", 32): 6_112_284,
+}
+
+
+def meets(profile: rd.memory.Profile, counted: int) -> bool:
+    """Within 2 %, or 2.5 KB: what a session notes of itself."""
+    return abs(profile.peak_bytes - counted) <= max(0.02 * counted, 2_500)
+
+
+@pytest.mark.parametrize("network", COUNTED, ids=str)
+def test_what_onnx_runtime_asks_of_malloc_is_met(network: tuple[str, int]) -> None:
+    name, size = network
+    with torch.device("meta"):
+        model, inputs = rd.create_model(name), rd.example_inputs(name, size, device="meta")
+    assert meets(rd.profile_memory(model, *inputs, convention="onnxruntime"), COUNTED[network])
+    if network in COUNTED_INT8:
+        assert meets(rd.profile_memory(model, *inputs, convention="onnxruntime", dtype="int8"), COUNTED_INT8[network])
+
+
+@pytest.mark.parametrize("network", COUNTED_WITH_BLOCKS, ids=str)
+def test_what_onnx_runtime_asks_of_malloc_is_met_with_red_blocks(network: tuple[str, int]) -> None:
+    name, size = network
+    teacher, student = rd.create_model(name).eval(), rd.create_model(rd.student_name(name, 4)).eval()
+    inputs = rd.example_inputs(name, size)
+    taps = rd.match_taps(student, teacher, inputs)
+    model = rd.Distillation(student, teacher, taps, "red-blocks", example=inputs).graduate().eval()
+    assert meets(rd.profile_memory(model, *inputs, convention="onnxruntime"), COUNTED_WITH_BLOCKS[network])
 
 
 # ------------------------------------------------------------------------------------------------------- each rule
@@ -216,6 +273,133 @@ def test_operators_that_are_two_and_weights_that_are_turned() -> None:
     assert linear.peak_bytes == 4 * (2 * 64 + 2 * 10 + 64 * 10)
     product = type("Product", (nn.Module,), {"forward": lambda self, x: x @ (2 * x)})()  # of two maps, no weights
     assert rd.profile_memory(product, torch.zeros(8, 8), convention="executorch_default").peak_bytes == 4 * 3 * 64
+
+
+def test_operators_that_others_stand_for() -> None:
+    gate = Runtime("gate", overwrites=(("*", "hardsigmoid"),), becomes=(("hardswish", ("hardsigmoid", "mul input")),))
+    net = nn.Sequential(conv(4, 8), nn.Hardswish())
+    profile = rd.profile_memory(net, image(), convention=gate)
+    assert [row.op for row in profile.rows] == ["conv", "hardsigmoid", "mul"]
+    assert profile.peak_bytes == 24 * MAP  # x, σ(x), and their product
+    assert maps(net, replace(gate, overwrites=(("*", "hardsigmoid"), ("conv", "hardswish")))) == 12  # by the kernel
+    three = Runtime("three", becomes=(("group_norm", ("group_norm flat", "mul", "add")),), recycles=True)
+    rows = rd.profile_memory(nn.GroupNorm(2, 4), image(), convention=replace(three, inputs="held")).rows
+    assert [row.op for row in rows] == ["group_norm", "mul", "add"]
+    assert [row.live_bytes // MAP for row in rows] == [8, 12, 16]  # the first map, made flat, fits none later
+
+
+def test_freed_places_wait_for_maps_of_their_shape() -> None:
+    # One after the other: 4 + 8, 8 + 16, 16 + 32, 32 + 8, 8 + 4. The first 8 wait until the fourth layer takes them.
+    net, nothing = nn.Sequential(conv(4, 8), conv(8, 16), conv(16, 32), conv(32, 8), conv(8, 4)), Runtime("nothing")
+    for runtime, expected in (
+        (nothing, [12, 24, 48, 40, 12]),
+        (replace(nothing, recycles=True), [12, 24, 56, 40, 12]),
+    ):
+        rows = rd.profile_memory(net, image(), convention=runtime).rows
+        assert [row.live_bytes // MAP for row in rows] == expected
+        assert all(row.live_bytes == row.in_bytes + row.out_bytes + row.held_bytes for row in rows)
+
+
+def test_maps_in_blocks_of_channels() -> None:
+    blocks = Runtime("blocks", overwrites=(("*", "relu"),), block=16, blocked=("conv", "relu", "add"), inputs="held")
+    # The picture's 4 channels are read as they are; 20 channels take two blocks, and the caller gets 20 again.
+    rows = rd.profile_memory(nn.Sequential(conv(4, 20), nn.ReLU()), image(), convention=blocks).rows
+    assert [row.op for row in rows] == ["conv+relu", "reorder"]
+    assert [row.live_bytes // MAP for row in rows] == [4 + 32, 4 + 32 + 20]
+    # What takes no blocks is between two copies.
+    net = nn.Sequential(conv(4, 16), nn.SiLU(), conv(16, 16))
+    rows = rd.profile_memory(net, image(), convention=blocks).rows
+    assert [row.op for row in rows] == ["conv", "reorder", "silu", "reorder", "conv", "reorder"]
+    # Groups of 4 channels fill no block; a group for each channel does.
+    for groups, ops in ((4, ["conv", "reorder", "conv"]), (16, ["conv", "conv", "reorder"])):
+        net = nn.Sequential(conv(4, 16), nn.Conv2d(16, 16, 3, padding=1, groups=groups))
+        assert [row.op for row in rd.profile_memory(net, image(), convention=blocks).rows] == ops
+
+
+def test_the_patches_of_a_convolution_outside_blocks() -> None:
+    patches = Runtime("patches", scratch=(("conv", "patches"),))
+    many = rd.profile_memory(conv(4, 8), image(), convention=patches)
+    assert many.peak_bytes == 12 * MAP + 64 * 1024  # 8 channels are fewer than 64 places: 64 KiB at a time
+    few = rd.profile_memory(conv(4, 100), image(), convention=patches)
+    assert few.peak_bytes == 104 * MAP + 36 * MAP  # 3·3·4 numbers for each of 64 places
+    grouped = rd.profile_memory(nn.Conv2d(4, 200, 3, padding=1, groups=2), image(), convention=patches)
+    assert grouped.peak_bytes == 204 * MAP + 18 * MAP  # one group after the other
+    assert maps(conv(4, 8, 1), patches) == 12
+
+
+class Branches(nn.Module):
+    """The gate of a RED block, in small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.gate, self.code = conv(4, 8), conv(8, 8), conv(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        return x * torch.sigmoid(self.gate(x)) + F.relu(self.code(x))
+
+
+def test_the_branch_that_was_written_last_runs_first() -> None:
+    traced = Runtime("traced", overwrites=(("conv", "sigmoid"), ("conv", "relu")))
+    rows = rd.profile_memory(Branches(), image(), convention=traced).rows
+    assert [row.module for row in rows] == ["head", "gate", "", "code", ""]
+    # x, its gate and their product; then x, the product and the code; then the sum
+    assert [row.live_bytes // MAP for row in rows] == [12, 16, 24, 24, 24]
+    rows = rd.profile_memory(Branches(), image(), convention=replace(traced, order="backwards")).rows
+    assert [row.module for row in rows] == ["head", "code", "gate", "", ""]
+    assert [row.live_bytes // MAP for row in rows] == [12, 16, 24, 32, 24]
+
+
+def test_a_convolution_waits_for_what_it_adds_to() -> None:
+    class Down(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.down = conv(4, 2), conv(2, 8), conv(4, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x)) + self.down(x)
+
+    summing = Runtime("summing", accumulates=("conv",))
+    rows = rd.profile_memory(Down(), image(), convention=summing).rows
+    assert [(row.module, row.op) for row in rows] == [("first", "conv"), ("down", "conv"), ("second", "conv+add")]
+    assert [row.live_bytes // MAP for row in rows] == [6, 14, 10]
+
+
+def test_what_is_noted_of_each_map() -> None:
+    net = nn.Sequential(conv(4, 4), conv(4, 4), conv(4, 4))
+    noting = Runtime("noting", bookkeeping=(10, 100, 1))
+    plain = [row.live_bytes for row in rd.profile_memory(net, image(), convention="fused").rows]
+    rows = rd.profile_memory(net, image(), convention=noting).rows
+    # 10 and 1 for each of three from the start, 100 for what is made and for each that is there
+    assert [row.live_bytes - live for row, live in zip(rows, plain, strict=True)] == [133, 133, 133]
+
+
+def test_the_rules_for_int8() -> None:
+    int8 = Runtime("int8", blocked=("conv",), floats=("mean",), scratch=(("conv", "integers"),), inputs="held")
+    runtime = Runtime("runtime", quantized=int8)
+    assert maps(conv(4, 8), runtime) == 12
+
+    def rows(net: nn.Module, channels: int) -> list[tuple[str, int]]:
+        profile = rd.profile_memory(net, image(8, channels), convention=runtime, dtype="int8")
+        return [(row.op, row.live_bytes // 64) for row in profile.rows]  # in maps of 1 byte
+
+    # The 4 channels of float32 stay; a copy in int8, one with channels last, and 8 bytes for each of 9 places;
+    # then the result with channels first, and as float32 for the caller.
+    assert rows(conv(4, 8), 4) == [
+        ("to", 20),
+        ("reorder", 24),
+        ("conv", 16 + 4 + 8 + 72),
+        ("reorder", 32),
+        ("to", 56),
+    ]
+    # Of 3 channels 27 patches, and sums of 4 bytes.
+    assert rows(conv(3, 8), 3)[2] == ("conv", 12 + 3 + 8 + 27 + 32)
+    assert rows(conv(4, 8, 1), 4)[2] == ("conv", 16 + 4 + 8)
+    # Weights of 4·8·2·2 numbers of 4 bytes, 8 maps, and patches of 8·2·2 such numbers for each of 64 places.
+    transposed = rows(nn.ConvTranspose2d(4, 8, 2, 2), 4)
+    assert transposed[1] == ("conv", 16 + 4 + 8 * 4 + 8 + 4 * 32)
+    means = type("Means", (nn.Module,), {"forward": lambda self, x: x.mean((2, 3))})()
+    assert [op for op, _ in rows(means, 4)] == ["mean"]  # float32 from the caller to the caller
 
 
 def test_a_name_that_is_none_lists_the_names() -> None:

@@ -40,6 +40,7 @@ def _reason(error: Exception) -> str:
 
 def _quantize(plain: Path, file: Path, calibration: Sequence[Inputs]) -> None:
     """Static, per channel, with the operators that ONNX Runtime quantises. Norms are folded first."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -53,6 +54,14 @@ def _quantize(plain: Path, file: Path, calibration: Sequence[Inputs]) -> None:
     ready = plain.with_name("ready.onnx")
     quant_pre_process(plain, ready, skip_symbolic_shape=True)
     names = [put.name for put in _session(ready).get_inputs()]
+    model = onnx.load(ready)
+    # It names copies of a shared weight by numbers after its name: the seventeenth of val_12 would be val_1217.
+    own = {weight.name: f"{weight.name}_w" for weight in model.graph.initializer}
+    for weight in model.graph.initializer:
+        weight.name = own[weight.name]
+    for node in model.graph.node:
+        node.input[:] = [own.get(name, name) for name in node.input]
+    onnx.save(model, ready)
     quantize_static(
         ready,
         file,

@@ -133,3 +133,11 @@ def window_of(func: OpOverload, args: tuple[Any, ...]) -> tuple[int, bool, tuple
     padded = (*x.shape[:-n], *whole) if any(paddings) and (counted or not same) else ()
     depthwise = n == 2 and weight is not None and 1 < given["groups"] == x.shape[1] == weight.shape[0]
     return reach[0] if n == 2 else 0, depthwise, padded
+
+
+def groups_of(func: OpOverload, args: tuple[Any, ...]) -> int:
+    """Of a convolution; 0 for another operator, or a transposed convolution."""
+    if name_of(func) != "convolution":
+        return 0
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
+    return 0 if given["transposed"] else int(given["groups"])

@@ -243,7 +243,7 @@ def _build(model: nn.Module, passed: Trace, runtime: Runtime | None, dtype: Dtyp
         layers = [(path, shape, count * width) for path, shape, count in paper_layers(model, passed)]
         rows = tuple(Row("layer", path, shape, nbytes, nbytes, 0, 0) for path, shape, nbytes in layers)
     else:
-        schedule = make_schedule(passed, size, runtime)
+        schedule = make_schedule(passed, size, runtime.of(name))
         rows = _rows(schedule)
     if not rows:
         raise ValueError("the forward pass has no operator that makes a tensor, so there is nothing to profile")

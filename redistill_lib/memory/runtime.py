@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -36,6 +36,7 @@ _SHORT = {
     "max_pool2d_with_indices": "max_pool", "avg_pool2d": "avg_pool", "_adaptive_avg_pool2d": "avg_pool",
     "addmm": "linear", "mm": "linear", "bmm": "matmul", "baddbmm": "matmul", "hardtanh": "relu6",
     "upsample_nearest2d": "upsample", "upsample_bilinear2d": "upsample", "_to_copy": "to",
+    "permute_copy": "reorder",
 }  # fmt: skip
 
 
@@ -68,8 +69,25 @@ class Runtime:
     unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
     pool_parts: int = 0  # of channels, each of which max pooling copies and pools, its index map included, on its own
     pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
-    # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
-    scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
+    # (operator, those that do its work one after the other). "mul input": x times what was made of it; "group_norm
+    # flat": its result has another shape, and is then seen as one of the usual shape.
+    becomes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    # Channels that lie side by side, the last block filled up; 1, with something blocked: channels come last.
+    block: int = 1
+    # What takes maps in blocks; convolutions if a group fills them. Between it and others each map is copied.
+    blocked: tuple[str, ...] = ()
+    order: Literal["traced", "backwards"] = "traced"  # backwards: as a search from the end comes by
+    recycles: bool = False  # a freed place waits for the next map of that shape, and is not given back before
+    # (operator, what it takes for itself while it runs): as much as its output, or as its weights; or the patches of
+    # its input that a convolution outside blocks, unless 1×1, multiplies, at most 64 KiB at once if they are many.
+    # "integers", as ONNX Runtime's int8 convolutions take it: where a multiple of 4 channels is read, 8 bytes for
+    # each place of the kernel at each place of the output, unless 1×1; else the sums of int32, and the patches.
+    scratch: tuple[tuple[str, Literal["output", "weights", "patches", "integers"]], ...] = ()
+    floats: tuple[str, ...] = ()  # what computes in 4 bytes where maps have 1, as also the caller's input and output
+    quantized: Runtime | None = None  # the rules for int8, where they are others
+    # Bytes beside each map from the start on; as long as it is there, of those in a taken place until the end; and
+    # beside each layer with weights.
+    bookkeeping: tuple[int, int, int] = (0, 0, 0)
     packer: str = "live"  # "first fit", "shared objects" or "tight" (`memory.arena`); live: no arena, one block each
     alignment: int = 1  # bytes of which every block of the arena takes a multiple
 
@@ -78,6 +96,10 @@ class Runtime:
             raise ValueError(f"unknown packer {self.packer!r}: choose from {', '.join(('live', *PACKERS))}")
         if self.alignment < 1:
             raise ValueError(f"an alignment is 1 byte or more, not {self.alignment}")
+
+    def of(self, dtype: str | None) -> Runtime:
+        """Its rules for maps of this dtype, by its short name."""
+        return self.quantized if dtype == "int8" and self.quantized else self
 
     @property
     def plans_arena(self) -> bool:
@@ -89,20 +111,50 @@ class Runtime:
 # ExecuTorch 1.5: live bytes and arena are equal, but for the arena of the U-Net's ×4 student, 1 to 3 % above ours:
 # slices and permutations are copies there and views here. `executorch_default` is what its own planner makes of a
 # network, `executorch` what `export_model` writes. LiteRT Micro: the arena is equal in all 12 classifiers
-# tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: 2 to 10 KB above ours for ResNets
-# and MobileNetV2 (40 for one student on another machine), but 1 to 1.4 times ours for MobileNetV3, ResNeXt and with
-# RED blocks, and 1.5 to 2.2 times for the U-Net, for reasons not found.
+# tried. ONNX Runtime 1.32 plans no arena here, so this is what it asks malloc for: within 2 % of ours, or 2.5 KB,
+# for all but the U-Net's ×4 student, 4 % above: what it notes of views is not counted.
+# In int8 within 2.5 % for 19 of 27, up to 13 % above with a RED block before a batch norm, which runs in float32.
 _IN_PLACE = (("*", "pointwise"), ("*", "rewriting"), ("*", "in place"))
+_ACTIVATIONS = (
+    "relu", "relu6", "clamp", "sigmoid", "hardsigmoid", "silu", "tanh", "elu", "leaky_relu", "softplus", "softmax",
+)  # fmt: skip
+_IN_BLOCKS = (
+    "conv", "bn", "max_pool", "avg_pool", "relu", "relu6", "clamp", "sigmoid", "tanh", "hardswish", "add", "mul",
+    "cat",
+)  # fmt: skip
+_ONNX = Runtime(
+    "onnxruntime",
+    # Sums and products always make a map of their own.
+    overwrites=(("conv", "bn"), ("conv", "hardswish"), *(("*", kind) for kind in _ACTIVATIONS)),
+    accumulates=("conv",),
+    inputs="held",
+    becomes=(("group_norm", ("group_norm flat", "mul", "add")), ("hardswish", ("hardsigmoid", "mul input"))),
+    block=16,  # of processors with AVX-512, such as the one that measured; 8 of others
+    blocked=_IN_BLOCKS,
+    order="backwards",
+    recycles=True,
+    scratch=(("conv", "patches"),),
+    bookkeeping=(25, 192, 20),  # a place among all values, and an object with its shape
+)
+# Sums are operators of their own, channels come last, and ReLU is where a range begins.
+_ONNX_INT8 = replace(
+    _ONNX,
+    overwrites=(
+        ("conv", "bn"),
+        *itertools.product(("*",), ("relu", "relu6", "clamp", "hardsigmoid", "softmax")),
+    ),
+    accumulates=(),
+    block=1,
+    blocked=(*(kind for kind in _IN_BLOCKS if kind != "hardswish"), "hardsigmoid", "to"),
+    becomes=(*_ONNX.becomes, ("silu", ("sigmoid", "mul input"))),
+    scratch=(("conv", "integers"),),
+    bookkeeping=(25, 192, 132),  # scales and zero points are values too
+    floats=("mean", "bn", "group_norm", "hardsigmoid", "softmax"),
+)
 _ALL = (
     Runtime("eager", frees="as python"),
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
-    Runtime(
-        "onnxruntime",
-        overwrites=(("*", "pointwise"),),
-        accumulates=("conv",),
-        inputs="held",
-        scratch=(("silu", "output"),),
-    ),
+    replace(_ONNX, quantized=_ONNX_INT8),
     Runtime(
         "executorch_default",
         unused_outputs=True,

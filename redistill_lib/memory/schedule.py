@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from redistill_lib.memory.arena import Block, alive
+from redistill_lib.memory.rewrite import Rewritten, rewrite
 from redistill_lib.memory.runtime import FUSED, Runtime, is_known, kinds_of, short_name
 from redistill_lib.memory.trace import Op, Storage, Trace
+
+_PATCHES = 128 * 128  # of which more are multiplied in parts
 
 StorageSize = Callable[[Storage], int]
 
@@ -85,9 +89,12 @@ def make_schedule(trace: Trace, size: StorageSize, runtime: Runtime) -> Schedule
             tuple(_buffer(s, size(s), max(s.born, 0), min(s.died - 1, end), s.output) for s in trace.storages),
         )
     ops, fixed = trace.needed
-    plan = _Plan(ops, trace.storages, size, runtime)
-    for k, op in enumerate(ops):
+    rewritten = rewrite(ops, trace.storages, runtime)
+    plan = _Plan(rewritten, size, runtime)
+    for k, op in enumerate(rewritten.ops):
         plan.run(k, op)
+    if any(runtime.bookkeeping):
+        plan.keep_books()
     unknown = {str(op.func) for op in ops if op.reads and not is_known(op.func)}
     constants = sum(size(trace.storages[index]) for index in fixed)
     return Schedule(tuple(plan.steps), plan.buffers(), tuple(sorted(unknown)), constants)
@@ -96,12 +103,15 @@ def make_schedule(trace: Trace, size: StorageSize, runtime: Runtime) -> Schedule
 class _Plan:
     """The steps so far, and where each storage is."""
 
-    def __init__(self, ops: list[Op], storages: tuple[Storage, ...], size: StorageSize, runtime: Runtime):
-        self.storages, self.size, self.runtime = [*storages], size, runtime  # copies follow those of the trace
+    def __init__(self, rewritten: Rewritten, size: StorageSize, runtime: Runtime):
+        ops, storages, self.blocked = rewritten
+        self.storages, self.size, self.runtime = storages, size, runtime
+        self.free: list[int] = []  # places that a map of the same shape may take, the newest last
+        self.before = -1, -1  # the last of them that was taken, and its last use till then
         self.last_use = {index: k for k, op in enumerate(ops) for index in (*op.reads, *op.mutates)}
         held = {s.index for s in storages if s.output or (s.kind == "input" and runtime.inputs == "held")}
         self.last_use |= dict.fromkeys(held, len(ops))
-        given = [storage.index for storage in storages if storage.kind != "activation"]
+        self.given = given = [storage.index for storage in storages if storage.kind != "activation"]
         self.steps: list[RunStep] = []
         self.made_at = dict.fromkeys(given, -1)  # buffer → step that wrote it
         self.first, self.last = dict.fromkeys(given, 0), dict.fromkeys(given, 0)
@@ -137,12 +147,27 @@ class _Plan:
                 scratch = self.size(made) // op.shape[1]
                 home[made.index], self.first[made.index] = made.index, len(self.steps) + 1  # till then in the old one
                 overwrites, writes = [home[dying[0]]], []
-        writes += unused
-        home |= {index: index for index in writes}
+        home |= {index: index for index in (*writes, *unused)}
+        writes = [self.taken(index) for index in writes] + unused
         self.add(_step(op, taken, writes, overwrites, scratch), op)
+        if self.runtime.recycles:
+            left = (home[index] for index in reads if self.last_use[index] == k and home[index] in self.first)
+            self.free += (i for i in left if i not in {*overwrites, *self.free} and i not in self.given)
         now = len(self.steps) - 1
         self.made_at |= {home[index]: now for index in (*op.writes, *op.mutates) if index in home}
         self.last |= dict.fromkeys((*taken, *writes, *overwrites), now)
+
+    def keep_books(self) -> None:
+        """Add what the runtime notes of each map; what a convolution or linear layer does too makes none."""
+        always, kept, weighted = self.runtime.bookkeeping
+        parts = [step.name.split("+") for step in self.steps]
+        made = [1 if names[0] in ("conv", "linear") else len(names) for names in parts]
+        dead = Counter(max(self.last.get(i, 0), first) + 1 for i, first in self.first.items())
+        before = always * sum(made) + weighted * sum(names[0] in ("conv", "linear") for names in parts)
+        there = 0
+        for k, step in enumerate(self.steps):
+            there += made[k] - dead[k]
+            self.steps[k] = step._replace(scratch=step.scratch + before + kept * there)
 
     def add(self, step: RunStep, op: Op) -> None:
         """As part of the last step where it writes over what that one made."""
@@ -157,8 +182,20 @@ class _Plan:
                 flops=into.flops + step.flops,
             )
         else:
-            self.first |= {index: len(self.steps) for index in step.writes}
+            self.first |= {index: len(self.steps) for index in step.writes if index not in self.first}
             self.steps.append(step)
+
+    def taken(self, index: int) -> int:
+        """The place of a new map: one that waits, the newest first, where the runtime keeps such."""
+        made = self.storages[index]
+        wanted = made.shape, self.size(made)
+        alike = [i for i in self.free if (self.storages[i].shape, self.size(self.storages[i])) == wanted]
+        if made.output or not alike:
+            return index
+        place = self.home[index] = alike[-1]
+        self.free.remove(place)
+        self.before = place, self.last[place]
+        return place
 
     def added(self, storage: Storage) -> int:
         """The index of a new storage like this one."""
@@ -177,13 +214,15 @@ class _Plan:
         """The buffer of a sum: the other addend, where the step before can add what it makes to that."""
         others = [buffer for buffer in alike if buffer != newest]
         into = self.steps[-1] if self.steps else None
-        if not others or short_name(op.func) != "add" or into is None or into.writes != (newest,):
+        if not others or into is None or into.writes != (newest,) or not self.joins_convolution(op):
             return newest
-        if not {*into.name.split("+")} <= {*self.runtime.accumulates, "bn"}:
-            return newest  # an activation comes before the sum
         self.steps[-1] = into._replace(reads=(*into.reads, others[0]), writes=(), overwrites=(others[0],))
         self.made_at[others[0]] = self.made_at[newest]
-        del self.first[newest]
+        if self.before[0] == newest:  # it took a place that had been free
+            self.last[newest] = self.before[1]
+            self.free.append(newest)
+        else:
+            del self.first[newest]
         return others[0]
 
     def scratch(self, op: Op) -> int:
@@ -200,14 +239,58 @@ class _Plan:
         amounts = {"output": made}
         if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
             amounts["weights"] = op.flops * op.shape[-1] // (2 * made)
+            if "patches" in rules and op.writes[0] not in self.blocked:
+                amounts["patches"] = self.patches(op)
+            if "integers" in rules:
+                amounts["integers"] = self.integers(op)
         return self.size(self.storages[op.writes[0]]) // made * sum(amounts.get(what, 0) for what in rules)
+
+    def patches(self, op: Op) -> int:
+        """Elements of the input, gathered for a convolution's product of matrices; one group after the other."""
+        inputs, per_output = (
+            self.blocked.get(op.reads[0], self.storages[op.reads[0]]).shape,
+            op.flops // (2 * math.prod(op.shape)),
+        )
+        positions = math.prod(op.shape[2:])
+        if not op.groups:  # transposed: the patches of the output
+            return op.flops // (2 * inputs[1])
+        if per_output * op.groups == inputs[1] and positions == math.prod(inputs[2:]):
+            return 0  # 1×1: the input is the matrix
+        if op.shape[1] // op.groups > positions:
+            return positions * per_output
+        return _PATCHES
+
+    def integers(self, op: Op) -> int:
+        """What a convolution of int8 takes in bytes."""
+        inputs, per_output = (
+            self.blocked.get(op.reads[0], self.storages[op.reads[0]]).shape,
+            op.flops // (2 * math.prod(op.shape)),
+        )
+        if not op.groups:  # transposed, which computes in floats: its weights and its patches
+            return 4 * (op.flops // (2 * inputs[0] * math.prod(inputs[2:])) + op.flops // (2 * inputs[1]))
+        positions, channels = math.prod(op.shape[2:]), inputs[1] // op.groups
+        if per_output == channels and positions == math.prod(inputs[2:]):
+            return 0 if channels % 4 == 0 else 4 * math.prod(op.shape)
+        if op.depthwise or (op.groups == 1 and channels % 4 == 0):
+            return 8 * per_output // channels * positions
+        return 4 * math.prod(op.shape) + per_output * positions
 
     def may_overwrite(self, op: Op, read: int, made: Storage) -> bool:
         at, storage = self.made_at[self.home[read]], self.storages[read]
         if at < 0 and storage.kind == "input" and self.runtime.inputs == "held":
             return False
+        if self.joins_convolution(op):
+            return read in op.aligned and self.size(storage) == self.size(made)
         maker = "*" if at < 0 else self.steps[at].name.partition("+")[0]
         return may_overwrite(op, storage, made, self.size, self.runtime, maker)
+
+    def joins_convolution(self, op: Op) -> bool:
+        """Whether it is a sum that the step before can make, adding its result to another map."""
+        if not self.steps or not self.runtime.accumulates or short_name(op.func) != "add" or len(op.aligned) != 2:
+            return False
+        if not {*self.steps[-1].name.split("+")} <= {*self.runtime.accumulates, "bn"}:
+            return False  # an activation comes before the sum
+        return any(self.made_at.get(self.home.get(index, -1)) == len(self.steps) - 1 for index in op.reads)
 
     def buffers(self) -> tuple[Buffer, ...]:
         outputs = {self.home[s.index] for s in self.storages if s.output and s.index in self.home}

@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from redistill_lib.memory.operators import count_flops, name_of, window_of
+from redistill_lib.memory.operators import count_flops, groups_of, name_of, window_of
 from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.network.flow import arguments_of
@@ -58,6 +58,7 @@ class Op(NamedTuple):
     depthwise: bool
     flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
     padded: Shape = ()  # of its input with a padding that TensorFlow's SAME does not make; (): it has none such
+    groups: int = 0  # of a convolution; 0: another operator, or a transposed one
 
     @property
     def name(self) -> str:
@@ -282,7 +283,9 @@ class Recorder(TorchDispatchMode):
         aligned = tuple(index for index in reads if index not in unlike)
         changes = tuple(dict.fromkeys(changed))
         touched = reads, tuple(writes), changes, aligned
-        self.ops.append(Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded))
+        self.ops.append(
+            Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded, groups_of(func, args))
+        )
         return out
 
     def enter(self, module: nn.Module, args: Any) -> None:
