@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from redistill_lib.data import DataSplits, to_float
 from redistill_lib.export.formats import FORMATS, Inputs
 from redistill_lib.export.quiet import quiet
+from redistill_lib.memory import profile_memory
+from redistill_lib.progress import progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def int8_model(model: nn.Module, calibration: Sequence[Inputs]) -> nn.Module:
@@ -72,3 +79,41 @@ def bf16_model(model: nn.Module) -> nn.Module:
     (True, torch.float32)
     """
     return _Bfloat16(model)
+
+
+DTYPES: dict[str, Callable[[nn.Module, Sequence[Inputs]], nn.Module]] = {
+    "fp32": lambda model, calibration: model.eval(),
+    "bf16": lambda model, calibration: bf16_model(model),
+    "int8": int8_model,
+}
+
+
+def precisions(
+    networks: Mapping[str, Sequence[nn.Module]],
+    data: DataSplits,
+    *,
+    dtypes: Sequence[str] = ("fp32", "bf16", "int8"),
+    calibration: int = 200,
+) -> pd.DataFrame:
+    """Classifiers in several dtypes: one row per network, seed and dtype.
+
+    `networks` are lists by name, one network for each seed. Columns are ``network``, ``seed``, ``dtype``,
+    ``peak_bytes`` (one image, `fused`), ``weight_bytes`` and ``accuracy``, in % of all test images. The ranges of
+    int8 are those on the first `calibration` training images.
+    """
+    import pandas as pd
+
+    images, labels = data.test.head(len(data.test))
+    training, rows = [(x,) for x in to_float(data.train.head(calibration)[0]).split(50)], []
+    with progress_bar(sum(map(len, networks.values())) * len(dtypes), "networks in each dtype") as bar:
+        for name, seeds in networks.items():
+            for (seed, network), dtype in itertools.product(enumerate(seeds), dtypes):
+                model = DTYPES[dtype](network, training)
+                with torch.no_grad():
+                    answers = torch.cat([model(to_float(part)).argmax(1) for part in images.split(256)])
+                profile = profile_memory(network, to_float(images[:1]), dtype=dtype)
+                row = {"network": name, "seed": seed, "dtype": dtype, "peak_bytes": profile.peak_bytes}
+                right = 100 * float((answers == labels).float().mean())
+                rows.append(row | {"weight_bytes": profile.weight_bytes, "accuracy": right})
+                bar.update()
+    return pd.DataFrame(rows)

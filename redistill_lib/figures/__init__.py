@@ -11,6 +11,7 @@ from redistill_lib.figures.factorial import factorial
 from redistill_lib.figures.maps import feature_maps, tap_scores
 from redistill_lib.figures.memory import memory_timeline
 from redistill_lib.figures.memory_layers import memory_bars, memory_by_layer, memory_table, published_footprints
+from redistill_lib.figures.precisions import precisions
 from redistill_lib.figures.quality import quality
 from redistill_lib.figures.samples import images, sample_grids, trajectories
 from redistill_lib.figures.theme import headline
@@ -39,6 +40,7 @@ __all__ = [
     "memory_by_layer",
     "memory_table",
     "memory_timeline",
+    "precisions",
     "published_footprints",
     "quality",
     "resolutions",
