@@ -30,6 +30,8 @@ from redistill_lib.memory.arena import (
 from redistill_lib.memory.profile import CONVENTIONS
 
 MAP = 4 * 8 * 8  # bytes of one 8×8 channel
+# A file that litert-torch writes by itself: paddings are copies, and LiteRT Micro packs its arena at run time.
+PLAIN = replace(RUNTIMES["litert_micro"], name="litert_plain", pads="copied", packer="first fit")
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -50,10 +52,10 @@ def maps(model: nn.Module, runtime: str | Runtime, x: Tensor | None = None) -> f
 # Bytes: ExecuTorch's planned lifetimes as shipped, with batch norm folded and ReLU and sums in place, and the arena
 # of LiteRT Micro; ONNX Runtime under a counting malloc, the caller's picture added. Pictures of 3 channels.
 MEASURED = {
-    ("resnet18", 224): {"executorch": 6_422_528, "executorch_in_place": 5_619_712, "litert_micro": 6_538_240},
-    ("resnet18-8-11221", 224): {"executorch_in_place": 802_816, "litert_micro": 1_236_912},
+    ("resnet18", 224): {"executorch": 6_422_528, "executorch_in_place": 5_619_712, "litert_plain": 6_538_240},
+    ("resnet18-8-11221", 224): {"executorch_in_place": 802_816, "litert_plain": 1_236_912},
     ("mobilenetv2", 128): {"executorch_in_place": 1_966_080},
-    ("mobilenetv2-8-1221111", 128): {"executorch_in_place": 229_376, "litert_micro": 399_408},
+    ("mobilenetv2-8-1221111", 128): {"executorch_in_place": 229_376, "litert_plain": 399_408},
     ("resnet50", 224): {"executorch_in_place": 7_225_344},
 }
 COUNTED = {
@@ -67,7 +69,8 @@ COUNTED = {
 
 def profile_of(name: str, size: int, runtime: str) -> rd.memory.Profile:
     with torch.device("meta"):
-        return rd.profile_memory(rd.create_model(name), image(size, 3), convention=runtime)
+        rules = PLAIN if runtime == PLAIN.name else runtime
+        return rd.profile_memory(rd.create_model(name), image(size, 3), convention=rules)
 
 
 @pytest.mark.parametrize(("network", "runtime"), [(n, r) for n, peaks in MEASURED.items() for r in peaks])
@@ -181,14 +184,14 @@ def test_the_index_map_of_max_pooling() -> None:
 )
 def test_paddings_that_same_cannot_express_copy_the_input(layer: nn.Module, size: int, padded: bool) -> None:
     # What is padded and what is not is as litert-torch 0.10 converts these layers.
-    profile = rd.profile_memory(layer, image(size), convention="litert_micro")
+    profile = rd.profile_memory(layer, image(size), convention=PLAIN)
     assert [row.op == "pad" for row in profile.rows] == [True, False][not padded :]
     if padded:
         assert profile.rows[0].shape == (1, 4, size + 2, size + 2)
         assert profile.rows[0].live_bytes == 4 * 4 * (size**2 + (size + 2) ** 2)
         out = 4 * layer(image(size)).numel()
         assert profile.rows[1].live_bytes == 4 * 4 * (size + 2) ** 2 + out  # the picture itself is gone
-    halves = rd.profile_memory(layer, image(size), convention="litert_micro", dtype="int8")
+    halves = rd.profile_memory(layer, image(size), convention=PLAIN, dtype="int8")
     assert 4 * halves.peak_bytes == profile.peak_bytes
 
 
@@ -201,7 +204,7 @@ def test_a_padded_input_that_is_needed_later_stays() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.a(x) + self.b(x)
 
-    rows = rd.profile_memory(Split(), image(), convention="litert_micro").rows
+    rows = rd.profile_memory(Split(), image(), convention=PLAIN).rows
     assert [row.op for row in rows] == ["pad", "conv", "conv", "add"]
     assert rows[1].live_bytes == 4 * 4 * (64 + 100 + 16) and rows[1].held_bytes == 4 * MAP
 
@@ -290,7 +293,10 @@ def test_every_built_in_network_fits_what_is_alive(name: str, factor: int) -> No
     for convention in RUNTIMES if name in FAMILIES else ["fused"]:
         profile = rd.profile_memory(model, *x, convention=convention)
         assert profile.schedule is not None
-        assert profile.best_arena_bytes == profile.peak_bytes <= profile.arena_bytes
+        # Of the parts in which a map is pooled, some leave a gap.
+        gap = 1.01 if any(row.op == "slice" for row in profile.rows) else 1
+        assert profile.peak_bytes <= profile.best_arena_bytes <= gap * profile.peak_bytes
+        assert profile.best_arena_bytes <= profile.arena_bytes
         for packer in PACKERS.values():
             arena(profile.schedule.blocks(16), packer)
 
@@ -305,16 +311,16 @@ PACKED = {
     ("resnet50-8-11221", 224, "executorch_in_place"): 2_408_448,
     ("mobilenetv2-8-1221111", 128, "executorch"): 294_912,  # 229,376 of it alive
     ("mobilenetv3_large", 128, "executorch"): 5_177_344,  # 4,924,160 of it alive: the transposed weights of a layer
-    ("resnet18", 224, "litert_micro"): 6_538_240,
-    ("resnet18-8-11221", 224, "litert_micro"): 1_236_912,
-    ("mobilenetv2-8-1221111", 128, "litert_micro"): 399_408,
-    ("mobilenetv2", 128, "litert_micro"): 3_245_568,
-    ("mobilenetv3_small", 64, "litert_micro"): 167_040,
-    ("mobilenetv3_small-8-22111111111", 64, "litert_micro"): 101_424,
-    ("resnet18", 64, "litert_micro"): 558_080,
-    ("resnet18-8-11221", 64, "litert_micro"): 107_952,
-    ("resnet50", 64, "litert_micro"): 786_432,
-    ("resnet50-8-11221", 64, "litert_micro"): 196_608,
+    ("resnet18", 224, "litert_plain"): 6_538_240,
+    ("resnet18-8-11221", 224, "litert_plain"): 1_236_912,
+    ("mobilenetv2-8-1221111", 128, "litert_plain"): 399_408,
+    ("mobilenetv2", 128, "litert_plain"): 3_245_568,
+    ("mobilenetv3_small", 64, "litert_plain"): 167_040,
+    ("mobilenetv3_small-8-22111111111", 64, "litert_plain"): 101_424,
+    ("resnet18", 64, "litert_plain"): 558_080,
+    ("resnet18-8-11221", 64, "litert_plain"): 107_952,
+    ("resnet50", 64, "litert_plain"): 786_432,
+    ("resnet50-8-11221", 64, "litert_plain"): 196_608,
 }
 
 

@@ -66,7 +66,9 @@ class Runtime:
     accumulates: tuple[str, ...] = ()
     inputs: Literal["freed", "held"] = "freed"  # held: by the caller until the end, who wants them back as they were
     unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
-    pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
+    # A padding that TensorFlow's SAME cannot express makes a padded copy of the map; avoided: convolutions get zeros
+    # at the end of their kernels, where SAME then can, and max pooling is done in parts (`memory.padding`).
+    pads: Literal["never", "copied", "avoided"] = "never"
     # (operator, what it takes for itself while it runs): as much as its output, or as its weights.
     scratch: tuple[tuple[str, Literal["output", "weights"]], ...] = ()
     packer: str = "live"  # "first fit", "shared objects" or "tight" (`memory.arena`); live: no arena, one block each
@@ -122,9 +124,9 @@ _ALL = (
             ("conv", "bn"),
             *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
         ),
-        pads=True,
+        pads="avoided",
         scratch=(("silu", "output"),),
-        packer="first fit",
+        packer="tight",  # the file has a plan, which the interpreter follows
         alignment=16,
     ),
 )
