@@ -195,6 +195,39 @@ def test_paddings_that_same_cannot_express_copy_the_input(layer: nn.Module, size
     assert 4 * halves.peak_bytes == profile.peak_bytes
 
 
+def test_paddings_that_zeros_in_the_kernel_or_parts_make_copy_little() -> None:
+    grown = rd.profile_memory(conv(4, 4, stride=2), image(), convention="litert_micro")
+    assert [row.op for row in grown.rows] == ["conv"] and grown.peak_bytes == 4 * 4 * (64 + 16)
+    pooled = rd.profile_memory(nn.MaxPool2d(3, 2, 1), image(), convention="litert_micro")
+    assert [row.op for row in pooled.rows] == [*["slice", "pad", "max_pool"] * 4, "max_pool"]
+    # The map, two channels of the result, and the third channel copied and padded: for the last the map is not needed.
+    assert pooled.peak_bytes == 4 * (4 * 64 + 2 * 16 + 64 + 100) and pooled.rows[-1].live_bytes == 2 * 4 * 4 * 16
+    mean = rd.profile_memory(nn.AvgPool2d(3, 1, 1), image(), convention="litert_micro")
+    assert [row.op for row in mean.rows] == ["pad", "avg_pool"]  # it has neither
+
+
+# Heads of LiteRT Micro's arena (tflite-micro of October 2026) for files of `export_model`, in float32 and int8.
+EXPORTED = {
+    ("resnet18", 224): (4_365_424, 1_091_360),
+    ("resnet18-8-11221", 224): (802_816, 200_704),
+    ("mobilenetv2", 128): (1_966_080, 491_520),
+    ("mobilenetv2-8-1221111", 128): (229_376, 57_344),
+    ("mobilenetv3_small", 128): (524_288, 131_072),
+    ("mobilenetv3_small-8-22111111111", 128): (212_992, 53_248),
+    ("resnet50", 224): (9_633_792, 2_408_448),
+    ("resnet50-8-11221", 224): (2_408_448, 602_112),
+}
+
+
+@pytest.mark.parametrize("network", EXPORTED)
+def test_arenas_of_exported_files_are_met_to_the_byte(network: tuple[str, int]) -> None:
+    with torch.device("meta"):
+        model, x = rd.create_model(network[0]), image(network[1], 3)
+        dtypes = (None, "int8")
+        found = [rd.profile_memory(model, x, convention="litert_micro", dtype=dtype).arena_bytes for dtype in dtypes]
+    assert tuple(found) == EXPORTED[network]
+
+
 def test_a_padded_input_that_is_needed_later_stays() -> None:
     class Split(nn.Module):
         def __init__(self) -> None:

@@ -83,14 +83,23 @@ def _reason(error: Exception) -> str:
 
 
 def _quantized(content: bytes, calibration: Sequence[Inputs]) -> bytes:
-    """Static, weights per channel, inputs and outputs too; ranges are the least and most of the calibration."""
-    from ai_edge_quantizer import quantizer, recipe
+    """Static, weights per channel, inputs and outputs too.
 
-    made = quantizer.Quantizer(content, recipe.static_wi8_ai8())
+    A range is the least and the most of all calibration; the quantizer by itself takes a moving average of those of
+    each input, which cuts what is rarer off.
+    """
+    from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
+    from ai_edge_quantizer.utils import qsv_utils
+
+    rules, manager = recipe.static_wi8_ai8(), recipe_manager.RecipeManager()
+    manager.load_quantization_recipe(rules)
+    made = quantizer.Quantizer(content, rules)
+    observed = calibrator.Calibrator(content, num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     ((signature, puts),) = _interpreter(content, "this network").get_signature_list().items()
     data = [dict(zip(puts["inputs"], map(_array, given), strict=True)) for given in calibration]
     with contextlib.redirect_stderr(io.StringIO()):  # a bar of its own
-        ranges = made.calibrate({signature: data}, num_threads=1)
+        observed.calibrate({signature: data}, manager)
+        ranges = observed.get_model_qsvs()
         for found in ranges.values():  # a map that was 0 all the time would get steps too small for the kernels
             found["max"] = np.maximum(found["max"], found["min"] + LEAST_RANGE)
         return bytes(made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
