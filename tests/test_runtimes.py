@@ -200,7 +200,7 @@ def test_paddings_that_zeros_in_the_kernel_or_parts_make_copy_little() -> None:
     assert [row.op for row in grown.rows] == ["conv"] and grown.peak_bytes == 4 * 4 * (64 + 16)
     pooled = rd.profile_memory(nn.MaxPool2d(3, 2, 1), image(), convention="litert_micro")
     assert [row.op for row in pooled.rows] == [*["slice", "pad", "max_pool"] * 4, "max_pool"]
-    # The map, two channels of the result, and the third channel copied and padded: for the last the map is not needed.
+    # The map, two channels of the result, and the third copied and padded: for the last the map is not needed.
     assert pooled.peak_bytes == 4 * (4 * 64 + 2 * 16 + 64 + 100) and pooled.rows[-1].live_bytes == 2 * 4 * 4 * 16
     mean = rd.profile_memory(nn.AvgPool2d(3, 1, 1), image(), convention="litert_micro")
     assert [row.op for row in mean.rows] == ["pad", "avg_pool"]  # it has neither
