@@ -31,6 +31,8 @@ from redistill_lib.memory.arena import (
 from redistill_lib.memory.profile import CONVENTIONS
 
 MAP = 4 * 8 * 8  # bytes of one 8×8 channel
+# A file that litert-torch writes by itself: paddings are copies, and LiteRT Micro packs its arena at run time.
+PLAIN = replace(RUNTIMES["litert_micro"], name="litert_plain", pads="copied", packer="first fit")
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
@@ -51,10 +53,10 @@ def maps(model: nn.Module, runtime: str | Runtime, x: Tensor | None = None) -> f
 # Bytes: what ExecuTorch's own plan has alive, and ours, with batch norm folded and maps overwritten; the arena of
 # LiteRT Micro; ONNX Runtime under a counting malloc, the caller's picture added. Pictures of 3 channels.
 MEASURED = {
-    ("resnet18", 224): {"executorch_default": 6_422_528, "litert_micro": 6_538_240},
-    ("resnet18-8-11221", 224): {"executorch": 802_816, "litert_micro": 1_236_912},
+    ("resnet18", 224): {"executorch_default": 6_422_528, "litert_plain": 6_538_240},
+    ("resnet18-8-11221", 224): {"executorch": 802_816, "litert_plain": 1_236_912},
     ("mobilenetv2", 128): {"executorch": 1_966_080},
-    ("mobilenetv2-8-1221111", 128): {"executorch": 229_376, "litert_micro": 399_408},
+    ("mobilenetv2-8-1221111", 128): {"executorch": 229_376, "litert_plain": 399_408},
     ("resnet50", 224): {"executorch": 7_225_344},
 }
 # `rd.export.measure_runtime` of files of `rd.export.export_model` (torch 2.13's dynamo exporter, ONNX Runtime 1.32, a
@@ -89,7 +91,8 @@ COUNTED_WITH_BLOCKS = {
 
 def profile_of(name: str, size: int, runtime: str) -> rd.memory.Profile:
     with torch.device("meta"):
-        return rd.profile_memory(rd.create_model(name), image(size, 3), convention=runtime)
+        rules = PLAIN if runtime == PLAIN.name else runtime
+        return rd.profile_memory(rd.create_model(name), image(size, 3), convention=rules)
 
 
 @pytest.mark.parametrize(("network", "runtime"), [(n, r) for n, peaks in MEASURED.items() for r in peaks])
@@ -241,15 +244,48 @@ def test_the_index_map_of_max_pooling() -> None:
 )
 def test_paddings_that_same_cannot_express_copy_the_input(layer: nn.Module, size: int, padded: bool) -> None:
     # What is padded and what is not is as litert-torch 0.10 converts these layers.
-    profile = rd.profile_memory(layer, image(size), convention="litert_micro")
+    profile = rd.profile_memory(layer, image(size), convention=PLAIN)
     assert [row.op == "pad" for row in profile.rows] == [True, False][not padded :]
     if padded:
         assert profile.rows[0].shape == (1, 4, size + 2, size + 2)
         assert profile.rows[0].live_bytes == 4 * 4 * (size**2 + (size + 2) ** 2)
         out = 4 * layer(image(size)).numel()
         assert profile.rows[1].live_bytes == 4 * 4 * (size + 2) ** 2 + out  # the picture itself is gone
-    halves = rd.profile_memory(layer, image(size), convention="litert_micro", dtype="int8")
+    halves = rd.profile_memory(layer, image(size), convention=PLAIN, dtype="int8")
     assert 4 * halves.peak_bytes == profile.peak_bytes
+
+
+def test_paddings_that_zeros_in_the_kernel_or_parts_make_copy_little() -> None:
+    grown = rd.profile_memory(conv(4, 4, stride=2), image(), convention="litert_micro")
+    assert [row.op for row in grown.rows] == ["conv"] and grown.peak_bytes == 4 * 4 * (64 + 16)
+    pooled = rd.profile_memory(nn.MaxPool2d(3, 2, 1), image(), convention="litert_micro")
+    assert [row.op for row in pooled.rows] == [*["slice", "pad", "max_pool"] * 4, "max_pool"]
+    # The map, two channels of the result, and the third copied and padded: for the last the map is not needed.
+    assert pooled.peak_bytes == 4 * (4 * 64 + 2 * 16 + 64 + 100) and pooled.rows[-1].live_bytes == 2 * 4 * 4 * 16
+    mean = rd.profile_memory(nn.AvgPool2d(3, 1, 1), image(), convention="litert_micro")
+    assert [row.op for row in mean.rows] == ["pad", "avg_pool"]  # it has neither
+
+
+# Heads of LiteRT Micro's arena (tflite-micro of October 2026) for files of `export_model`, in float32 and int8.
+EXPORTED = {
+    ("resnet18", 224): (4_365_424, 1_091_360),
+    ("resnet18-8-11221", 224): (802_816, 200_704),
+    ("mobilenetv2", 128): (1_966_080, 491_520),
+    ("mobilenetv2-8-1221111", 128): (229_376, 57_344),
+    ("mobilenetv3_small", 128): (524_288, 131_072),
+    ("mobilenetv3_small-8-22111111111", 128): (212_992, 53_248),
+    ("resnet50", 224): (9_633_792, 2_408_448),
+    ("resnet50-8-11221", 224): (2_408_448, 602_112),
+}
+
+
+@pytest.mark.parametrize("network", EXPORTED)
+def test_arenas_of_exported_files_are_met_to_the_byte(network: tuple[str, int]) -> None:
+    with torch.device("meta"):
+        model, x = rd.create_model(network[0]), image(network[1], 3)
+        dtypes = (None, "int8")
+        found = [rd.profile_memory(model, x, convention="litert_micro", dtype=dtype).arena_bytes for dtype in dtypes]
+    assert tuple(found) == EXPORTED[network]
 
 
 def test_a_padded_input_that_is_needed_later_stays() -> None:
@@ -261,7 +297,7 @@ def test_a_padded_input_that_is_needed_later_stays() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.a(x) + self.b(x)
 
-    rows = rd.profile_memory(Split(), image(), convention="litert_micro").rows
+    rows = rd.profile_memory(Split(), image(), convention=PLAIN).rows
     assert [row.op for row in rows] == ["pad", "conv", "conv", "add"]
     assert rows[1].live_bytes == 4 * 4 * (64 + 100 + 16) and rows[1].held_bytes == 4 * MAP
 
@@ -477,7 +513,10 @@ def test_every_built_in_network_fits_what_is_alive(name: str, factor: int) -> No
     for convention in RUNTIMES if name in FAMILIES else ["fused"]:
         profile = rd.profile_memory(model, *x, convention=convention)
         assert profile.schedule is not None
-        assert profile.best_arena_bytes == profile.peak_bytes <= profile.arena_bytes
+        # Of the parts in which a map is pooled, some leave a gap.
+        gap = 1.01 if any(row.op == "slice" for row in profile.rows) else 1
+        assert profile.peak_bytes <= profile.best_arena_bytes <= gap * profile.peak_bytes
+        assert profile.best_arena_bytes <= profile.arena_bytes
         for packer in PACKERS.values():
             arena(profile.schedule.blocks(16), packer)
 
@@ -493,16 +532,16 @@ PACKED = {
         128,
         "executorch_default",
     ): 5_177_344,  # 4,924,160 of it alive: the transposed weights of a layer
-    ("resnet18", 224, "litert_micro"): 6_538_240,
-    ("resnet18-8-11221", 224, "litert_micro"): 1_236_912,
-    ("mobilenetv2-8-1221111", 128, "litert_micro"): 399_408,
-    ("mobilenetv2", 128, "litert_micro"): 3_245_568,
-    ("mobilenetv3_small", 64, "litert_micro"): 167_040,
-    ("mobilenetv3_small-8-22111111111", 64, "litert_micro"): 101_424,
-    ("resnet18", 64, "litert_micro"): 558_080,
-    ("resnet18-8-11221", 64, "litert_micro"): 107_952,
-    ("resnet50", 64, "litert_micro"): 786_432,
-    ("resnet50-8-11221", 64, "litert_micro"): 196_608,
+    ("resnet18", 224, "litert_plain"): 6_538_240,
+    ("resnet18-8-11221", 224, "litert_plain"): 1_236_912,
+    ("mobilenetv2-8-1221111", 128, "litert_plain"): 399_408,
+    ("mobilenetv2", 128, "litert_plain"): 3_245_568,
+    ("mobilenetv3_small", 64, "litert_plain"): 167_040,
+    ("mobilenetv3_small-8-22111111111", 64, "litert_plain"): 101_424,
+    ("resnet18", 64, "litert_plain"): 558_080,
+    ("resnet18-8-11221", 64, "litert_plain"): 107_952,
+    ("resnet50", 64, "litert_plain"): 786_432,
+    ("resnet50-8-11221", 64, "litert_plain"): 196_608,
 }
 
 

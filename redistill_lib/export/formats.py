@@ -81,7 +81,7 @@ FORMATS = {
             ".tflite",
             "litert_micro",
             ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
-            "see “On a device” in docs/deploy.md, as pip would replace torch",
+            'pip install "redistill-lab[litert]"',
         ),
     )
 }

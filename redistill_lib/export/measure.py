@@ -35,7 +35,10 @@ def measure_runtime(file: str | os.PathLike[str]) -> RuntimePeak:
         text=True,
     )
     if done.returncode:
-        raise ValueError(f"{file} could not be measured: {done.stderr.strip().splitlines()[-1:]}")
+        kind, _, reason = (done.stderr.strip().splitlines() or [""])[-1].partition(": ")
+        if kind == "ImportError":  # of what only measuring needs
+            raise ImportError(reason)
+        raise ValueError(f"{file} could not be measured: {reason or kind}")
     return RuntimePeak(**{**json.loads(done.stdout.splitlines()[-1]), "file": str(file)})
 
 

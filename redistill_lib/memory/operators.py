@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from redistill_lib.memory.padding import kernel_growth
 from redistill_lib.network.fakes import tensors_in
 
 # Names that tell of products; of those without a formula it is said that they are not counted.
@@ -111,12 +112,12 @@ def packed_tensors(value: Any) -> list[Tensor]:
     return tensors_in(value)
 
 
-def window_of(func: OpOverload, args: tuple[Any, ...]) -> tuple[int, bool, tuple[int, ...]]:
-    """`rows`, `depthwise` and `padded` of `trace.Op`, for a convolution or pooling."""
+def window_of(func: OpOverload, args: tuple[Any, ...]) -> tuple[int, bool, tuple[int, ...], bool]:
+    """`rows`, `depthwise`, `padded` and `grows` of `trace.Op`, for a convolution or pooling."""
     name = name_of(func)
     given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False))
     if name not in ("convolution", "max_pool2d_with_indices", "avg_pool2d") or given.get("transposed"):
-        return 0, False, ()
+        return 0, False, (), False
     x, weight = args[0], given.get("weight")
     n = 2 if weight is None else weight.ndim - 2
 
@@ -125,14 +126,14 @@ def window_of(func: OpOverload, args: tuple[Any, ...]) -> tuple[int, bool, tuple
 
     spans = sides(given["kernel_size"] if weight is None else weight.shape[2:])
     strides, paddings = sides(given.get("stride") or spans), sides(given.get("padding", (0,)))
-    reach = [d * (k - 1) + 1 for k, d in zip(spans, sides(given.get("dilation", (1,))), strict=True)]
-    sizes = x.shape[-n:]
+    dilations, sizes = sides(given.get("dilation", (1,))), x.shape[-n:]
     whole = [size + 2 * p for size, p in zip(sizes, paddings, strict=True)]
-    same = [(math.ceil(size / s) - 1) * s + r for size, s, r in zip(sizes, strides, reach, strict=True)] == whole
+    growth = [kernel_growth(*side) for side in zip(sizes, spans, strides, paddings, dilations, strict=True)]
     counted = name == "avg_pool2d" and given.get("count_include_pad", True)  # the padding, in the mean
-    padded = (*x.shape[:-n], *whole) if any(paddings) and (counted or not same) else ()
+    padded = (*x.shape[:-n], *whole) if any(paddings) and (counted or any(g != 0 for g in growth)) else ()
     depthwise = n == 2 and weight is not None and 1 < given["groups"] == x.shape[1] == weight.shape[0]
-    return reach[0] if n == 2 else 0, depthwise, padded
+    grows = bool(padded) and n == 2 and weight is not None and None not in growth
+    return dilations[0] * (spans[0] - 1) + 1 if n == 2 else 0, depthwise, padded, grows
 
 
 def groups_of(func: OpOverload, args: tuple[Any, ...]) -> int:

@@ -68,7 +68,9 @@ class Runtime:
     inputs: Literal["freed", "held"] = "freed"  # held: by the caller until the end, who wants them back as they were
     unused_outputs: bool = False  # a kernel's results that nothing reads are made too: max pooling's int64 index map
     pool_parts: int = 0  # of channels, each of which max pooling copies and pools, its index map included, on its own
-    pads: bool = False  # a padding that TensorFlow's SAME cannot express makes a padded copy of the input
+    # A padding that TensorFlow's SAME cannot express makes a padded copy of the map; avoided: convolutions get zeros
+    # at the end of their kernels, where SAME then can, and max pooling is done in parts (`memory.padding`).
+    pads: Literal["never", "copied", "avoided"] = "never"
     # (operator, those that do its work one after the other). "mul input": x times what was made of it; "group_norm
     # flat": its result has another shape, and is then seen as one of the usual shape.
     becomes: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -178,9 +180,9 @@ _ALL = (
             ("conv", "bn"),
             *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
         ),
-        pads=True,
+        pads="avoided",
         scratch=(("silu", "output"),),
-        packer="first fit",
+        packer="tight",  # the file has a plan, which the interpreter follows
         alignment=16,
     ),
 )

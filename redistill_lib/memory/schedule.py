@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from redistill_lib.memory.arena import Block, alive
+from redistill_lib.memory.padding import pool_parts
 from redistill_lib.memory.rewrite import Rewritten, rewrite
 from redistill_lib.memory.runtime import FUSED, Runtime, is_known, kinds_of, short_name
 from redistill_lib.memory.trace import Op, Storage, Trace
@@ -125,8 +126,8 @@ class _Plan:
         unused = [index for index in op.writes if self.runtime.unused_outputs and index not in self.last_use]
         taken, overwrites, scratch = [home[index] for index in reads], [], self.scratch(op)
         in_place = op.depthwise and self.runtime.in_place_depthwise
-        if self.runtime.pads and op.padded and reads:
-            taken[0] = self.pad(op, storages[reads[0]])
+        if self.runtime.pads != "never" and op.padded and reads:
+            taken = [*self.pad(op, storages[reads[0]]), *taken[1:]]
         for index in (index for index in op.mutates if index in home):
             if self.may_overwrite(op, index, storages[index]) or index not in op.aligned:
                 overwrites.append(home[index])
@@ -202,11 +203,28 @@ class _Plan:
         self.storages.append(storage._replace(index=len(self.storages), kind="activation"))
         return len(self.storages) - 1
 
-    def pad(self, op: Op, storage: Storage) -> int:
-        """A step that makes a padded copy of what the operator reads."""
-        nbytes, source = math.prod(op.padded) * storage.dtype.itemsize, self.home[storage.index]
-        made = self.added(storage._replace(nbytes=nbytes, shape=op.padded, module=op.module))
-        self.steps.append(RunStep("pad", op.module, op.padded, (source,), (made,), (), 0, 0))
+    def pad(self, op: Op, storage: Storage) -> list[int]:
+        """What the operator reads in place of a map that SAME does not pad as it should; the steps that make it."""
+        source = self.home[storage.index]
+        if self.runtime.pads == "copied" or not (op.grows or self.in_parts(op)):
+            return [self.copied("pad", op, storage, source, op.padded)]
+        if op.grows:
+            return [source]
+        parts, (batch, _, *pixels), (_, _, *made) = [], storage.shape, op.shape
+        for count in pool_parts(op.shape[1], math.prod(pixels), math.prod(op.padded[2:]), math.prod(made)):
+            part = self.copied("slice", op, storage, source, (batch, count, *pixels))
+            part = self.copied("pad", op, storage, part, (batch, count, *op.padded[2:]))
+            parts.append(self.copied(short_name(op.func), op, storage, part, (batch, count, *made)))
+        return parts
+
+    def in_parts(self, op: Op) -> bool:
+        return short_name(op.func) == "max_pool" and len(op.shape) == 4
+
+    def copied(self, name: str, op: Op, storage: Storage, source: int, shape: tuple[int, ...]) -> int:
+        """A step for the operator that makes a map of this shape, of what is in a buffer."""
+        nbytes = math.prod(shape) * storage.dtype.itemsize
+        made = self.added(storage._replace(nbytes=nbytes, shape=shape, module=op.module))
+        self.steps.append(RunStep(name, op.module, shape, (source,), (made,), (), 0, 0))
         self.first[made] = self.made_at[made] = self.last[source] = len(self.steps) - 1
         return made
 

@@ -59,6 +59,7 @@ class Op(NamedTuple):
     flops: int  # 2 per multiply-add, of convolutions, matrix products and attention
     padded: Shape = ()  # of its input with a padding that TensorFlow's SAME does not make; (): it has none such
     groups: int = 0  # of a convolution; 0: another operator, or a transposed one
+    grows: bool = False  # zeros at the end of its kernel let SAME make that padding
 
     @property
     def name(self) -> str:
@@ -272,7 +273,7 @@ class Recorder(TorchDispatchMode):
         shape, stride = _layout(made[0]) if made else ((), ())
         reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
         unlike = {index for index, *layout in read if layout != [shape, stride, True]}
-        rows, depthwise, padded = window_of(func, args)
+        rows, depthwise, padded, grows = window_of(func, args)
         if read and (first := read[0][0]) is not None:
             source = self.storages[first]
             if read[0][1:3] != (source.shape, source.stride):
@@ -283,9 +284,8 @@ class Recorder(TorchDispatchMode):
         aligned = tuple(index for index in reads if index not in unlike)
         changes = tuple(dict.fromkeys(changed))
         touched = reads, tuple(writes), changes, aligned
-        self.ops.append(
-            Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded, groups_of(func, args))
-        )
+        groups = groups_of(func, args)
+        self.ops.append(Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded, groups, grows))
         return out
 
     def enter(self, module: nn.Module, args: Any) -> None:
