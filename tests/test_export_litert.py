@@ -103,7 +103,7 @@ def test_calls_grow_as_layers_do_and_shared_weights_each_as_it_needs() -> None:
 
     x = torch.randn(1, 3, 8, 8)
     graph = exported(network := Calls(), x)
-    torch.testing.assert_close(graph(x), network(x))
+    torch.testing.assert_close(graph(x), network(x), rtol=1e-5, atol=1e-4)
     held = dict(graph.named_parameters()) | dict(graph.named_buffers())
     kernels = [held.get(str(node.args[1].target)) for node in calls(graph, "conv2d")]  # type: ignore[union-attr]
     assert [None if k is None else k.shape[-1] for k in kernels] == [4, 3, None]  # the last weight is computed
