@@ -588,3 +588,16 @@ def test_the_command_takes_every_convention(capsys: pytest.CaptureFixture[str]) 
     told = json.loads(capsys.readouterr().out)
     assert (told["peak_bytes"], told["arena_bytes"], told["best_arena_bytes"]) == (802_816, 1_003_520, 802_816)
     assert told["convention"] == "executorch_default" and "runtime" not in told
+
+
+def test_a_convolution_of_few_channels_reads_them_as_they_are() -> None:
+    """As ONNX Runtime does where there are fewer than a block holds; and it pools whole blocks alone."""
+    blocks = Runtime("blocks", block=16, blocked=("conv", "max_pool"))
+    two = nn.Sequential(conv(4, 8), conv(8, 8))
+    rows = rd.profile_memory(two, image(), convention=blocks).rows
+    assert [row.op for row in rows] == ["conv", "reorder", "conv", "reorder"]
+    assert [row.live_bytes / MAP for row in rows] == [4 + 16, 16 + 8, 8 + 16, 16 + 8]
+    pooled = rd.profile_memory(nn.Sequential(conv(4, 8), nn.MaxPool2d(2)), image(), convention=blocks).rows
+    assert [row.op for row in pooled] == ["conv", "reorder", "max_pool"]
+    whole = rd.profile_memory(nn.Sequential(conv(4, 16), nn.MaxPool2d(2)), image(), convention=blocks).rows
+    assert [row.op for row in whole] == ["conv", "max_pool", "reorder"]

@@ -17,6 +17,7 @@ from redistill_lib.export.precision import quantized
 from redistill_lib.export.result import RuntimePeak
 from redistill_lib.memory import RUNTIMES
 from redistill_lib.memory.arena import Block, height, pack_tightly
+from redistill_lib.memory.measure import silent_stderr
 
 # In which max pooling makes its index map, of int64, that nothing reads; the Runtime says so, too.
 PARTS = RUNTIMES["executorch"].pool_parts
@@ -70,9 +71,7 @@ def _quantized(program: torch.export.ExportedProgram, inputs: Inputs, calibratio
 
 def _check_kernels(edge: Any) -> None:
     """Refuse operators that the runtime has no kernel for."""
-    from executorch.runtime import Runtime
-
-    known = {name.partition(".")[0] for name in Runtime.get().operator_registry.operator_names}
+    known = {name.partition(".")[0] for name in _runtime().operator_registry.operator_names}
     missing: dict[str, str] = {}
     for node in edge.exported_program().graph.nodes:
         schema = getattr(node.target, "_schema", None)
@@ -142,11 +141,16 @@ def load(file: Path) -> tuple[Inputs, Pass]:
     return tuple(torch.empty(each.sizes, dtype=_dtype(each), device="meta") for each in given), run
 
 
-def _method(file: Path) -> Pass:
-    from executorch.runtime import Runtime
+def _runtime() -> Any:
+    with silent_stderr():  # it tells what it looks for in the processor
+        from executorch.runtime import Runtime
 
+        return Runtime.get()
+
+
+def _method(file: Path) -> Pass:
     try:
-        program = Runtime.get().load_program(file)
+        program = _runtime().load_program(file)
         method = program.load_method("forward")
     except RuntimeError as error:
         raise ValueError(f"ExecuTorch cannot load {file}: {error}") from error

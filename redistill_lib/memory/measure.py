@@ -92,7 +92,7 @@ def most_allocated(call: Callable[[], Any]) -> int | None:
     """The most bytes that `call` holds at once of what it allocates, on a CPU; None where the profiler sees none."""
     gc.collect()  # so that nothing of before is freed meanwhile, which would be subtracted
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+    with silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         call()
     results = getattr(profiler.profiler, "kineto_results", None)
     events = results.events() if results else []
@@ -101,8 +101,8 @@ def most_allocated(call: Callable[[], Any]) -> int | None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the profiler's library from writing to the process's stderr."""
+def silent_stderr() -> Iterator[None]:
+    """Keep a library that is not Python's from writing to the process's stderr."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

@@ -245,15 +245,16 @@ class _Rewriting:
             return inputs >= block and inputs % min(block, 4) == 0
         if not all(index in self.whole for index in op.reads):
             return False
-        if kind == "cat":
+        if kind == "cat" or kind.endswith("pool"):
             return all(count % block == 0 for (count,) in channels)
-        return kind.endswith("pool") or all(self.whole[index].shape == op.shape for index in op.reads)
+        return all(self.whole[index].shape == op.shape for index in op.reads)
 
     def makes_blocks(self, op: Op) -> bool:
         """Whether a convolution reads the few channels of a picture as they are, and makes a map in blocks."""
         if "conv" not in self.runtime.blocked or len(op.shape) != 4 or not op.groups == len(op.reads) == 1:
             return False
-        return self.storages[op.reads[0]].shape[1] < self.runtime.block
+        read = op.reads[0]
+        return self.whole.get(read, self.storages[read]).shape[1] < self.runtime.block
 
     def as_needed(self, op: Op, index: int, block: bool) -> int:
         """The map in the layout in which the operator needs it: itself, or a copy."""
