@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -102,12 +103,13 @@ def most_allocated(call: Callable[[], Any]) -> int | None:
 
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Keep a library that is not Python's from writing to the process's stderr."""
+    """Keep a library that is not Python's from writing to the process's stderr, or to Python's, as some do."""
     kept = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         os.dup2(kept, 2)
         os.close(kept)
