@@ -61,7 +61,7 @@ def _finding(means: dict[tuple[str, str], tuple[float, float]], score: str, unit
         told.append(f"int8 needs {factor:.1f} times less and costs at most {number(losses[worst], 1)} {unit}")
     if len(names) > 1:
         (big, best), (small, second) = means[names[0], "fp32"], means[names[1], "fp32"]
-        told.append(
-            f"{the(str(names[1]))} needs {big / small:.1f} times less and costs {number(sign * (best - second), 1)}"
-        )
-    return capital("; ".join(told)) if told else capital(label(str(names[0])))
+        lost = sign * (best - second)
+        change = f"{'costs' if lost >= 0 else 'gains'} {number(abs(lost), 1)}"
+        told.append(f"{the(names[1])} needs {big / small:.1f} times less and {change}")
+    return capital("; ".join(told) or label(names[0]))
