@@ -1,6 +1,6 @@
 """LiteRT files: paddings without copies, what is in the file, and what LiteRT and LiteRT Micro make of it.
 
-The packages are an extra of 1 GB, so most of this is skipped without them.
+The packages are installed by hand, so most of this is skipped without them.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ FORMATS = {
             ".tflite",
             "litert_micro",
             ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
-            'pip install "redistill-lab[litert]"',
+            "docs/deploy.md has its two commands",
         ),
     )
 }
