@@ -235,6 +235,29 @@ def test_a_wrong_answer_is_refused_and_the_old_file_stays(tmp_path: Path, monkey
     assert made.file.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("wrong", [lambda out: out * float("nan"), lambda out: out[:, :1]])
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_is_no_number_or_of_another_shape_is_refused(
+    wrong: Any, int8: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = small(), images(2)
+    module = importlib.import_module("redistill_lib.export.onnx")
+    load = module.load
+    monkeypatch.setattr(module, "load", lambda file: (load(file)[0], lambda given: (wrong(model(*given)),)))
+    with pytest.raises(ValueError, match="ONNX Runtime computes something else than PyTorch: outputs differ by nan"):
+        export_model(model, tmp_path / "net.onnx", x[:1], images=x, calibration=x if int8 else None, int8=int8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_refuses_what_contradicts_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("export", "fit"):
+        words = [command, "resnet18", "--to", "onnx", "--output", str(tmp_path / "net.pte")]
+        assert main([*words, *(["--budget", "9KB"] if command == "fit" else [])]) == 2
+        assert "is for ExecuTorch, and --to says onnx: leave one of them out" in capsys.readouterr().err
+    assert main(["export", "resnet18", "--images", "0"]) == 2
+    assert "--images=0 is not a whole number of 1 or more" in capsys.readouterr().err
+
+
 def test_bad_names_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = images(1)
     with pytest.raises(ValueError, match=r"it has to end in \.onnx \(ONNX Runtime\), \.pte .*did you mean '\.onnx'"):

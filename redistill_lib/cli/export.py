@@ -7,16 +7,29 @@ from pathlib import Path
 
 from torch.utils.data import Subset
 
+from redistill_lib.checks import whole
 from redistill_lib.diffusion.noise import DiffusionProcess
 from redistill_lib.export import FORMATS, export_model, load_exported, measure_runtime, portable
+from redistill_lib.export.formats import Format, format_of
 from redistill_lib.export.inputs import calls_on
 from redistill_lib.memory import format_size, profile_memory
 from redistill_lib.own import data_of, network_of, run_in
 from redistill_lib.train import evaluate
 
 
+def chosen_format(name: str | None, file: Path | None) -> Format:
+    """What --to says, or else the file's suffix; ONNX without either. ValueError where the two disagree."""
+    if file is None:
+        return FORMATS[name or "onnx"]
+    found = format_of(file)
+    if name not in (None, found.name):
+        raise ValueError(f"--output {file} is for {found.runtime}, and --to says {name}: leave one of them out")
+    return found
+
+
 def run_command(arguments: argparse.Namespace) -> int:
-    found, run = FORMATS[arguments.to], run_in(arguments.model)
+    whole("--images", arguments.images)
+    found, run = chosen_format(arguments.to, arguments.output), run_in(arguments.model)
     found.writer()  # says what to install before anything is loaded
     data = data_of(run, arguments.data, arguments.image_size)
     model = network_of(arguments.model, data, arguments.network)
@@ -35,7 +48,7 @@ def run_command(arguments: argparse.Namespace) -> int:
         print(f"accuracy on {len(compared)} test images: {there:.1%} there, {here:.1%} in PyTorch")
     needed = measure_runtime(made.file)
     print(needed)
-    if not (arguments.int8 and arguments.to == "executorch"):  # a delegate's memory is its own affair
+    if not (arguments.int8 and found.name == "executorch"):  # a delegate's memory is its own affair
         dtype, network = "int8" if arguments.int8 else None, portable(model, compared[0], found.convention)
         told = profile_memory(network, *compared[0], convention=found.convention, dtype=dtype).arena_bytes
         print(f"predicted from the network (convention {found.convention}): {format_size(told)}")

@@ -7,8 +7,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+from redistill_lib.cli.export import chosen_format
 from redistill_lib.comparison import Arm, Budget
-from redistill_lib.export import FORMATS
 from redistill_lib.fitting import Target, fit_to_device
 from redistill_lib.own import data_of, resolve_model, run_in
 from redistill_lib.sizes import parse_size
@@ -19,7 +19,8 @@ def run_command(arguments: argparse.Namespace) -> int:
     run = run_in(arguments.model)
     name = run.params["model"]["name"] if run else arguments.model.rpartition(":")[2]
     size = f"{parse_size(arguments.budget) / 1024:g}KB"
-    file = arguments.output or Path(f"{name}-in-{size}{FORMATS[arguments.to].suffix}")
+    file = arguments.output or Path(f"{name}-in-{size}{chosen_format(arguments.to, None).suffix}")
+    chosen_format(arguments.to, file)
     target = Target(file, arguments.budget, arguments.int8)
     target.format.writer()
     data = data_of(run, arguments.data, arguments.image_size)

@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--teacher-epochs", type=int, default=12, metavar="N", help="of MODEL itself (default 12)")
     fit.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (default 2)")
     for command in (export, fit):
-        command.add_argument("--to", choices=("onnx", "executorch", "litert"), default="onnx", help="default onnx")
+        command.add_argument("--to", choices=("onnx", "executorch", "litert"), help="default: FILE's suffix, or onnx")
         command.add_argument("--int8", action="store_true", help="weights and activations (fit: litert alone)")
         command.add_argument(
             "--output", type=Path, metavar="FILE", help="default: the network's name, in this folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -65,20 +66,26 @@ def export_model(
     with torch.no_grad(), quiet(), replacing(target) as part, waiting_bar(len(compared) + 1, target.name) as bar:
         writer.write(network, inputs, part, calibrating)
         bar.update()
-        exported, most, largest = ExportedModel(part, found), 0.0, 0.0
+        exported, there, here = ExportedModel(part, found), [], []
         for each in compared:
-            expected = output_of(network(*each))
-            most = max(most, float((exported(*each) - expected).abs().max()))
-            largest = max(largest, float(expected.abs().max()))
+            there.append(exported(*each))
+            here.append(output_of(network(*each)))
             bar.update()
-        difference = most / max(largest, torch.finfo(torch.float32).tiny)
-        if not int8 and difference > CLOSE:
+        difference = _difference(torch.cat(there), torch.cat(here))
+        if math.isnan(difference) or (not int8 and difference > CLOSE):
             raise ValueError(
                 f"{found.runtime} computes something else than PyTorch: outputs differ by {difference:.1e} of the "
                 "largest"
             )
     dtype = "int8" if int8 else "fp32"
     return Export(target, found.runtime, dtype, target.stat().st_size, difference, len(compared) * len(inputs[0]))
+
+
+def _difference(there: Tensor, here: Tensor) -> float:
+    """The largest of any output, as a share of the largest; NaN where an output is none, or the shapes differ."""
+    if there.shape != here.shape:
+        return math.nan
+    return float((there - here).abs().max() / here.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def portable(model: nn.Module, inputs: Inputs, convention: str) -> nn.Module:
