@@ -169,8 +169,7 @@ _ALL = (
         "executorch",
         overwrites=(("conv", "bn"), *(("*", name) for name in ("relu", "relu6", "clamp", "add", "mul", "sigmoid"))),
         prefers="first",  # as a planning pass that goes through an operator's arguments
-        pool_parts=32,
-        scratch=(("silu", "output"), ("hardswish", "output")),
+        pool_parts=32,  # SiLU and hard swish are several operators, of which all but the first overwrite a map
         packer="tight",
         alignment=16,
     ),
