@@ -24,9 +24,10 @@ student has fewer.)
    --teacher-share 0` asks what a better teacher adds that is there already.
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
-trainings at a time. Writes redistill_lib/measured/<name>/: what `Comparison.load` reads, with a row per run in
-runs.csv; and benchmarks/results/<name>/: two figures (they need Chrome or Chromium); with --output all is there.
-Prints the table, and draws comparisons.png of all.
+trainings at a time; `--gpu --jobs 12` has twelve of them share a GPU, each for as many
+epochs as its seconds are worth alone. Writes redistill_lib/measured/<name>/: what `Comparison.load` reads, with a row
+per run in runs.csv; and benchmarks/results/<name>/: two figures (they need Chrome or Chromium); with --output all is
+there. Prints the table, and draws comparisons.png of all.
 """
 
 from __future__ import annotations
@@ -157,6 +158,9 @@ def main() -> None:
     parser.add_argument("--teacher-share", type=float, default=1.0, help="of its training that each taught arm pays")
     parser.add_argument("--factor", type=int, default=4)
     parser.add_argument("--extra", action="store_true", help="what RED is made of")
+    parser.add_argument("--batch-size", type=int, default=rd.Recipe.batch_size)
+    parser.add_argument("--augmentation", default=rd.Recipe.augmentation)
+    parser.add_argument("--gpu", action="store_true", help="seconds of its clock; teachers answer as they are asked")
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", help="some of them, by name, with semicolons between")
@@ -168,8 +172,11 @@ def main() -> None:
     given = parser.parse_args()
     data = rd.load_data(given.data, limit=given.limit, image_size=given.image_size)
     example = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
-    teacher = rd.Arm(given.teacher, width=given.width, recipe=rd.Recipe(epochs=given.teacher_epochs))
+    common = {"batch_size": given.batch_size, "augmentation": given.augmentation}  # of every recipe
+    teacher = rd.Arm(given.teacher, width=given.width, recipe=rd.Recipe(given.teacher_epochs, **common))
     every = (extra_arms if given.extra else main_arms)(teacher, rd.student_name(given.teacher, given.factor), example)
+    for name, tried in every.items():
+        every[name] = [replace(arm, recipe=replace(arm.recipe, **common)) for arm in tried]
     names = [*every] if given.arms is None else [name.strip() for name in given.arms.split(";")]
     if unknown := [name for name in names if name not in every]:
         parser.error(f"there is no arm {unknown[0]!r}; there are {'; '.join(every)}")
@@ -178,11 +185,12 @@ def main() -> None:
             arm = every[name][0]
             print(f"{name}: {arm.model} ×{arm.width:g}" + f" at {arm.image_size} px" * bool(arm.image_size))
         return
-    options = rd.RunOptions(given.runs, cpu=True, cache=f"{given.runs}/cache", cache_limit="20GB")
+    cache = None if given.gpu else f"{given.runs}/cache"
+    options = rd.RunOptions(given.runs, cpu=not given.gpu, cache=cache, cache_limit="20GB")
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         budget = rd.Budget(seconds=given.seconds, teacher_share=given.teacher_share, trial_share=0.5)
-        common: dict[str, Any] = {"seeds": given.seeds, "options": options, "executor": pool}
-        found = rd.compare(teacher, {name: every[name] for name in names}, data, budget=budget, **common)
+        arms = {name: every[name] for name in names}
+        found = rd.compare(teacher, arms, data, budget=budget, seeds=given.seeds, options=options, executor=pool)
     found = replace(found, name=given.name or Path(given.data).name)
     found.save(given.output / found.name)
     pictures = Path(__file__).parent / "results" if given.output == rd.measured() else given.output

@@ -56,6 +56,7 @@ _HOMES = {
     "tap_costs": "costs",
     "Target": "fitting",
     "fit_to_device": "fitting",
+    "ways_to_fit": "fitting",
     "Arm": "comparison",
     "arms_at_peak": "comparison",
     "Budget": "comparison",
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
     from redistill_lib.diffusion import sample
     from redistill_lib.distill import Distillation, Objective, Tap, match_taps, read_taps
     from redistill_lib.export import export_model, load_exported, measure_runtime
-    from redistill_lib.fitting import Target, fit_to_device
+    from redistill_lib.fitting import Target, fit_to_device, ways_to_fit
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model

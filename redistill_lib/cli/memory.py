@@ -31,6 +31,10 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
     if arguments.budget and arguments.convention == "paper":
         raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
+    if arguments.ways and (not arguments.budget or arguments.factor > 1 or arguments.blocks):
+        raise ValueError(
+            "--ways says how to fit --budget, with RED's blocks and without: leave out --factor and --blocks"
+        )
     with contextlib.redirect_stdout(sys.stderr):  # what one's own function prints is no part of the answer
         network, inputs = named_network(arguments.model)
     inputs = _inputs(arguments, inputs)
@@ -46,6 +50,8 @@ def run_command(arguments: argparse.Namespace) -> int:
             f"{arguments.model} cannot be followed on {shapes} ({type(error).__name__}: {reason}): fit --image-size "
             "and --in-channels, or --inputs, to it; if it branches on values, rd.profile_memory takes them"
         ) from None
+    if arguments.ways:
+        return _print_ways(arguments, network, inputs)
     if arguments.budget and arguments.factor == 1:
         return _print_budget(arguments, model, inputs)
     fits = _fitting(arguments, model, teacher, inputs) if arguments.budget else {}
@@ -155,6 +161,24 @@ def _print_budget(arguments: argparse.Namespace, model: nn.Module, inputs: Seque
         made = [f"to make it: {fit.call(fit.best)}"] if fit.fits else []
         print("", *(capital(remark) for remark in (*fit.remarks, *made)), sep="\n")
     return 0 if fit.fits else 1
+
+
+def _print_ways(arguments: argparse.Namespace, network: str | nn.Module, inputs: Sequence[Any]) -> int:
+    from redistill_lib.fitting import ways_to_fit
+    from redistill_lib.memory.runtime import FUSED
+
+    if len(inputs) != 1:
+        raise ValueError("--ways is for classifiers, which take images alone; leave it out for stride plans")
+    convention = replace(FUSED, in_place_depthwise=True) if arguments.in_place_depthwise else arguments.convention
+    found = ways_to_fit(network, arguments.budget, inputs[0], dtypes=arguments.dtype, convention=convention)
+    if arguments.json:
+        rows = found.to_frame().reset_index().to_dict("records")
+        print(json.dumps({"answer": str(found), "ways": rows}, indent=1, ensure_ascii=False))
+    else:
+        print(found)
+        shown = found.table()
+        print(*[table(list(shown), shown.values.tolist())] * bool(found.fits), sep="\n")
+    return 0 if found.fits else 1
 
 
 def _print_profile(profile: Profile, bounds: Bounds) -> None:

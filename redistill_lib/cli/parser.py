@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
             "student does"
         ),
     )
+    what = "with --budget: every way that we know, also narrower, of smaller images, in int8 and row by row"
+    memory.add_argument("--ways", action="store_true", help=what)
     what = "the RED blocks that have to fit, too (default published)"
     memory.add_argument("--blocks", choices=BLOCKS, help=what)
     form = memory.add_mutually_exclusive_group()

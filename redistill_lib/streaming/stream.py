@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -92,6 +93,21 @@ def stream_rows(model: _Model, rows: int = 1, *, example: Example, until: str | 
             f"the outputs would be {shapes}, not {flow.outputs}: the forward uses the size of a map in the chain"
         )
     return streamed
+
+
+def row_ends(model: nn.Module, *, example: Example) -> list[str]:
+    """The layers until which `stream_rows` can run this network, from the image on, as far as they are its chain.
+
+    >>> row_ends(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten()), example=torch.zeros(1, 3, 8, 8))
+    ['0', '1']
+    """
+    flow = trace_flow(model, example)
+    chain, ends = Chain(model, flow), list[str]()
+    with suppress(Stopped):
+        while flow.error is None:
+            chain.step(chain.next_visit())
+            ends.append(chain.last)
+    return ends
 
 
 def _shapes(model: nn.Module, values: Any, source: str) -> list[torch.Size]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from redistill_lib.comparison import Arm, ArmsAtPeak, Budget, Comparison, arms_at_peak, compare
+from redistill_lib.comparison import Arm, Budget, Comparison, compare
 from redistill_lib.comparison.trials import resized
 from redistill_lib.data import DataSplits
 from redistill_lib.export import Export, RuntimePeak, export_model, measure_runtime
 from redistill_lib.export.formats import Format, format_of
 from redistill_lib.export.inputs import calls_on
+from redistill_lib.fitting.ways import Choice, WaysToFit, ways_to_fit
+from redistill_lib.methods import parse_methods
 from redistill_lib.models.saved import load_model
 from redistill_lib.runs import Run
 from redistill_lib.sizes import format_size, parse_size
+from redistill_lib.streaming import stream_rows
 from redistill_lib.train import RunOptions
 
 WAYS = 4  # that are trained: those with most multiply-adds
@@ -63,9 +66,9 @@ class Fitted:
     """What fits a device, or what comes nearest."""
 
     target: Target
-    ways: ArmsAtPeak
+    ways: WaysToFit
     compared: Comparison | None  # None: no way is predicted to fit
-    arm: str  # the way that was taken; "" where none fits
+    choice: Choice | None  # the way that was taken; None where none fits
     made: Export | None
     needs: RuntimePeak | None
     missed: tuple[tuple[str, RuntimePeak], ...] = ()  # better ones, which turned out to need more
@@ -73,6 +76,11 @@ class Fitted:
     @property
     def fits(self) -> bool:
         return self.made is not None
+
+    @property
+    def arm(self) -> str:
+        """Of the comparison, that it was trained as; "" where none fits."""
+        return "" if self.choice is None else _arm(self.ways, self.choice)
 
     def __str__(self) -> str:
         budget = format_size(self.target.nbytes)
@@ -85,8 +93,10 @@ class Fitted:
         if self.needs is None:
             return "\n".join([*told, f"nothing that was trained fits {budget}: ask for less, and it will"])
         share = self.needs.needed_bytes / self.target.nbytes
-        right = self.compared.accuracy(self.arm)
-        told.append(f"{self.arm}: {right.value:.1f} % of test images right ({right.low:.1f} to {right.high:.1f})")
+        if self.choice is not None:
+            right = self.compared.accuracy(self.arm)
+            percent = f"{right.value:.1f} % of test images right ({right.low:.1f} to {right.high:.1f})"
+            told.append(f"{self.choice.name}: {percent}")
         return "\n".join([*told, f"{self.needs}; {share:.0%} of {budget}"])
 
 
@@ -101,12 +111,12 @@ def fit_to_device(
 ) -> Fitted:
     """Make the best network of a teacher's kind whose pass fits a runtime's memory, and write its file.
 
-    Ways to the budget are those of `arms_at_peak` under the convention of the file's runtime. The four with most
-    multiply-adds learn from labels, and the first that RED's blocks fit into from the teacher, too, each within
-    `training` (60 processor seconds of one thread). The teacher is a run, or an `Arm` that is trained first, which
-    costs the others nothing. The best on validation images is written and measured; where a pass needs more than was
-    predicted, the next best. Classifiers alone, and one seed: ways a few points apart may well be level. What was
-    trained before is found, so a call that was killed goes on.
+    Ways to the budget are those of `ways_to_fit` under the convention of the file's runtime. The four that keep most
+    learn from labels, and the first that RED's blocks fit into from the teacher, too, each within `training` (60
+    processor seconds of one thread); what fits row by row is exported so, the teacher itself as it is. It is a run,
+    or an `Arm` that is trained first, which costs the others nothing. The best on validation images is written and
+    measured; where a pass needs more than was predicted, the next best. Classifiers alone, and one seed: ways a few
+    points apart may well be level. What was trained before is found, so a call that was killed goes on.
 
     Raises ImportError where the runtime is not installed, ValueError as `arms_at_peak` and `compare` do.
 
@@ -115,38 +125,59 @@ def fit_to_device(
     target.format.writer()
     options = options or RunOptions()
     ways = _ways(teacher, data, target)
-    arms = dict([*ways.arms().items()][:WAYS])
-    if not arms:
-        return Fitted(target, ways, None, "", None, None)
-    arms |= dict([*ways.arms(LESSON).items()][:1])
+    plain = [choice for choice in ways.fits if choice.trained and not choice.red][:WAYS]
+    taught = [choice for choice in ways.fits if choice.red][:1]
+    if not ways.fits:
+        return Fitted(target, ways, None, None, None, None)
+    arms = {**replace(ways, fits=tuple(plain)).arms(), **replace(ways, fits=tuple(taught)).arms(LESSON)}
+    arms = arms or {"teacher again": teacher} if isinstance(teacher, Arm) else arms
     training = training or Budget(seconds=60.0, teacher_share=0.0)
     found = compare(teacher, arms, data, budget=training, seeds=[0], options=options, executor=executor)
-    runs = found.runs.set_index("arm").loc[list(arms)].sort_values("validation_accuracy", ascending=False)
+    runs = {
+        str(arm): Run.load(Path(options.runs_dir, run)) for arm, run in found.runs.set_index("arm")["run"].items()
+    }
+    runs |= {"teacher": teacher} if isinstance(teacher, Run) else {}
+    chosen = [choice for choice in ways.fits if choice in (*plain, *taught) or not choice.trained]
+    chosen.sort(key=lambda choice: -runs[_arm(ways, choice)].metrics["validation_accuracy"])
     missed: list[tuple[str, RuntimePeak]] = []
-    for arm, run in runs["run"].items():
-        made, needs = _written(arms[str(arm)], Path(options.runs_dir, run), data, target)
+    for choice in chosen:
+        arm = arms.get(_arm(ways, choice))
+        made, needs = _written(choice, runs[_arm(ways, choice)], arm or teacher, data, target)
         if needs.needed_bytes <= target.nbytes:
-            return Fitted(target, ways, found, str(arm), made, needs, tuple(missed))
-        missed.append((str(arm), needs))
+            return Fitted(target, ways, found, choice, made, needs, tuple(missed))
+        missed.append((choice.name, needs))
     Path(target.file).unlink()
-    return Fitted(target, ways, found, "", None, None, tuple(missed))
+    return Fitted(target, ways, found, None, None, None, tuple(missed))
 
 
-def _ways(teacher: Arm | Run, data: DataSplits, target: Target) -> ArmsAtPeak:
+def _ways(teacher: Arm | Run, data: DataSplits, target: Target) -> WaysToFit:
     model: Any = teacher.model if isinstance(teacher, Arm) else load_model(teacher)
-    how: dict[str, Any] = {"convention": target.format.convention}
+    how: dict[str, Any] = {"convention": target.format.convention, "dtypes": "int8" if target.int8 else "fp32"}
     if isinstance(teacher, Run) and "weights" not in teacher.params["model"]:
         model, how["width"] = teacher.params["model"]["name"], teacher.params["model"].get("width", 1.0)
     elif isinstance(teacher, Arm) and isinstance(model, str):
         how["width"] = teacher.width
     example = torch.zeros(1, data.in_channels, data.image_size, data.image_size)
-    return arms_at_peak(model, target.nbytes * (4 if target.int8 else 1), example, **how)  # counted in float32
+    return ways_to_fit(model, target.nbytes, example, **how)
 
 
-def _written(arm: Arm, run: Path, data: DataSplits, target: Target) -> tuple[Export, RuntimePeak]:
-    data = resized(data, arm.image_size)
-    network = load_model(run, arm.model if isinstance(arm.model, nn.Module) else None)
+def _arm(ways: WaysToFit, choice: Choice) -> str:
+    """What it is trained as."""
+    if not choice.trained:
+        return "teacher"
+    taught = " with " + "+".join(method.name for method in parse_methods(LESSON))
+    return ways.ways.key(choice.way) + taught * choice.red
+
+
+def _written(
+    choice: Choice, run: Run, arm: Arm | Run, data: DataSplits, target: Target
+) -> tuple[Export, RuntimePeak]:
+    side = choice.way.image_size
+    data = resized(data, side if side != data.image_size else None)
+    network = load_model(run, arm.model if isinstance(arm, Arm) and isinstance(arm.model, nn.Module) else None)
     calls, training = (calls_on(split.head(COMPARED)[0]) for split in (data.test, data.train))
+    if choice.until:
+        network = stream_rows(network.eval(), example=calls[0], until=choice.until)
     calibration = {"calibration": training, "int8": True} if target.int8 else {}
     made = export_model(network, target.file, calls[0], images=calls, **calibration)  # type: ignore[arg-type]
     return made, measure_runtime(made.file)
