@@ -4,7 +4,8 @@
     python benchmarks/precision.py diffusion --runs DIR    those of benchmarks/diffusion.py; FID by the same judge
 
 Peaks are those of one image under `fused`. int8: weights per channel, activations static, calibrated on 200 training
-images, as PyTorch computes it. Writes benchmarks/results/precision_<name>.csv and .png.
+images, as PyTorch computes it. Writes precision.csv in redistill_lib/measured/<name> and
+benchmarks/results/precision_<name>.png.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def main() -> None:
     diffusion = arguments.name == "diffusion"
     frame = denoisers(arguments.runs) if diffusion else classifiers(arguments.name, arguments.runs)
     score = "FID" if diffusion else "accuracy"
-    frame.to_csv(HERE / "results" / f"precision_{arguments.name}.csv", index=False)
+    frame.to_csv(rd.measured(arguments.name) / "precision.csv", index=False)
     figure = figures.precisions(frame, score, "FID" if diffusion else "points")
     figure.write_image(HERE / "results" / f"precision_{arguments.name}.png")
     print(

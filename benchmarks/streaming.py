@@ -2,6 +2,7 @@
 
     python benchmarks/streaming.py               a minute; --quick: a third of that, one row alone
     python benchmarks/streaming.py --quick --size 144 --dtype int8           peaks of another size and dtype
+    python benchmarks/streaming.py --size 64 --export executorch             files, measured in their runtime
 
 One image; `fused` peaks in KiB, the image counted, which `beside` leaves out. `bound` is `streaming_bytes` of
 `memory_bounds`, for one row and up to the first shortcut; later ends go through blocks with shortcuts, which that
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
-from redistill_lib import create_model, memory_bounds, profile_memory, stream_rows
+from redistill_lib import create_model, export_model, measure_runtime, memory_bounds, profile_memory, stream_rows
+from redistill_lib.export.formats import FORMATS, Format
 from redistill_lib.memory import Profile
 
 # "": where `memory_bounds` says. The last one of each has the lowest peak of all ends, or nearly.
@@ -48,12 +51,35 @@ def ratio(plain: nn.Module, streamed: nn.Module, x: Tensor, rounds: int) -> tupl
     return 1000 * statistics.median(p for p, _ in pairs), statistics.median(s / p for p, s in pairs)
 
 
+def in_runtime(format: Format, size: int) -> None:
+    """What files need, of the network as it is and row by row, as predicted and as measured, in KiB."""
+    x = torch.randn(1, 3, size, size)
+    print(f"{format.runtime}, {size} px")
+    print("network            until       predicted  measured       ms")
+    with TemporaryDirectory() as folder:
+        for name, width, ends in CASES:
+            net = create_model(name, width=width).eval()
+            for until in ("as it is", *ends):
+                model = net if until == "as it is" else stream_rows(net, example=x, until=until or None)
+                predicted = profile_memory(model, x, convention=format.convention).arena_bytes
+                made = export_model(model, f"{folder}/net{format.suffix}", x, images=[(x,)])
+                found = measure_runtime(made.file)
+                print(
+                    f"{f'{name} {width}':17s}  {until or '(bound)':10s}  {predicted / 1024:9.1f}  "
+                    f"{found.needed_bytes / 1024:8.1f}  {1000 * found.seconds:7.1f}",
+                    flush=True,
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 seconds: fewer rounds, one row alone")
     parser.add_argument("--size", type=int, default=224, help="pixels")
     parser.add_argument("--dtype", default="fp32", help="of the peaks; time is that of float32")
+    parser.add_argument("--export", choices=[*FORMATS], help="a minute or two each; one row at a time")
     given = parser.parse_args()
+    if given.export:
+        return in_runtime(FORMATS[given.export], given.size)
     quick, dtype = given.quick, given.dtype
     torch.set_num_threads(1)
     x = torch.randn(1, 3, given.size, given.size)

@@ -66,8 +66,8 @@ def test_tables_and_arms_have_them_all(found: WaysToFit) -> None:
 
 def test_a_network_of_ones_own() -> None:
     own = nn.Sequential(
-        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+        nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
     )  # fmt: skip
     image = torch.zeros(1, 3, 32, 32)
     found = rd.ways_to_fit(own, "24KB", image)

@@ -49,6 +49,7 @@ def quantized(graph: Any, calibration: Sequence[Inputs]) -> nn.Module:
         XNNPACKQuantizer,
         get_symmetric_quantization_config,
     )
+    from torchao.quantization.pt2e import allow_exported_model_train_eval
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     observed = prepare_pt2e(
@@ -56,7 +57,7 @@ def quantized(graph: Any, calibration: Sequence[Inputs]) -> nn.Module:
     )
     for given in calibration:
         observed(*given)
-    made: nn.Module = convert_pt2e(observed)
+    made: nn.Module = allow_exported_model_train_eval(convert_pt2e(observed))  # `eval()` changes nothing of it
     return made
 
 

@@ -31,8 +31,9 @@ REACH = 4  # networks of up to so many times the budget are tried row by row
 STREAMED, TRIES = 4, 3  # so many of them, with most multiply-adds, until so many layers each
 #: Conventions under which a map in int8 takes a quarter of one in float32, and nothing else changes.
 SCALED = ("fused", "eager", "litert_micro")
-#: Runtimes that hold no more of a network row by row than is predicted; ONNX Runtime holds many small maps.
-BY_ROWS = ("fused", "executorch", "litert_micro")
+#: Runtimes that hold no more of a network row by row than is predicted. ONNX Runtime holds many small maps, and
+#: LiteRT Micro has no operator that writes rows into a map.
+BY_ROWS = ("fused", "executorch")
 
 
 @dataclass(frozen=True)
