@@ -24,8 +24,10 @@ from redistill_lib.memory.measure import silent_stderr
 # In which max pooling makes its index map, of int64, that nothing reads; the Runtime says so, too.
 PARTS = RUNTIMES["executorch"].pool_parts
 BINDING = 8192  # bytes on the heap: less is the Python binding's, 2 to 4 KB where kernels take none
-# Kernels that read an element only to write the one that takes its place.
-IN_PLACE = ("aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid")
+# Kernels that read an element only to write the one that takes its place; the last one, of its first input.
+IN_PLACE = (
+    "aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid", "aten::slice_scatter",
+)  # fmt: skip
 
 
 def write(model: nn.Module, inputs: Inputs, file: Path, calibration: Sequence[Inputs]) -> None:
@@ -49,10 +51,21 @@ def _edge(program: torch.export.ExportedProgram) -> Any:
     table[torch.ops.aten.max_pool2d.default] = _pool_in_parts
     del table[linear]  # there is a kernel for it; in parts, its weights would be transposed in each pass
     config = EdgeCompileConfig(_check_ir_validity=False, preserve_ops=[linear])
-    edge = to_edge(program.run_decompositions(table), compile_config=config)
+    program = program.run_decompositions(table)
+    _drop_copies(program.graph_module.graph)
+    edge = to_edge(program, compile_config=config)
     edge = edge.transform([FuseBatchNormWithConvPass(edge.exported_program())])
     folded = remove_unused_parameters_pass(edge.exported_program())  # weights as they were before
     return EdgeProgramManager(folded, compile_config=config)
+
+
+def _drop_copies(graph: fx.Graph) -> None:
+    """Of what is written into rows of a map, the copy that is written: in a graph it is the same."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
+        under, source = (each.meta["val"] for each in node.args[:2])
+        if (under.shape, under.dtype) == (source.shape, source.dtype):
+            node.replace_all_uses_with(node.args[1])
+    graph.eliminate_dead_code()
 
 
 def _pool_in_parts(x: Tensor, *options: Any) -> Tensor:
@@ -107,10 +120,11 @@ def _share(nodes: Sequence[fx.Node], specs_of: Any) -> None:
     reads = ((k, source) for k, node in enumerate(nodes) for source in node.all_input_nodes)
     last = {id(spec): k for k, source in reads for spec in specs_of(source)}
     for k, node in enumerate(nodes):
-        if getattr(getattr(node.target, "_schema", None), "name", "") not in IN_PLACE:
+        name = getattr(getattr(node.target, "_schema", None), "name", "")
+        if name not in IN_PLACE:
             continue
         made = node.meta["spec"]
-        for source in node.all_input_nodes:
+        for source in node.all_input_nodes[:1] if name == IN_PLACE[-1] else node.all_input_nodes:
             held: Any = source.meta.get("spec")
             alike = hasattr(held, "shape") and (held.shape, held.dtype) == (made.shape, made.dtype)
             if alike and not held.const and last[id(held)] == k:

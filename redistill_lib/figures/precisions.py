@@ -45,7 +45,7 @@ def precisions(frame: pd.DataFrame, score: str = "accuracy", unit: str = "points
     figure.update_yaxes(title="test accuracy (%)" if score == "accuracy" else score)
     seeds = frame["seed"].nunique()
     note = f"Means of {seeds} seeds, with 95 % intervals for others." if seeds > 1 else "One seed."
-    note += " Peaks of one image, fused; accuracies as PyTorch rounds."
+    note += f" Peaks of one image, fused; {'accuracies' if score == 'accuracy' else score} as PyTorch rounds."
     return finish(figure, _finding(means, score, unit), note, plot=360, margins=(64, 8, 24, 56), legend=True)
 
 
