@@ -62,6 +62,6 @@ def _finding(means: dict[tuple[str, str], tuple[float, float]], score: str, unit
     if len(names) > 1:
         (big, best), (small, second) = means[names[0], "fp32"], means[names[1], "fp32"]
         lost = sign * (best - second)
-        change = f"{'costs' if lost >= 0 else 'gains'} {number(abs(lost), 1)}"
+        change = f"{'costs' if lost >= 0 else 'gains'} {number(abs(lost), 1)}" if round(lost, 1) else "costs nothing"
         told.append(f"{the(names[1])} needs {big / small:.1f} times less and {change}")
     return capital("; ".join(told) or label(names[0]))
