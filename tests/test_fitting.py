@@ -40,6 +40,7 @@ def test_the_file_fits_and_is_the_best_on_validation(data: DataSplits, runs: Run
     assert any("with red+kd" in name for name in scores.index)
     assert rd.load_exported(tmp_path / "net.pte")(rd.to_float(data.test.head(3)[0])).shape == (3, 10)
     assert "of test images right" in str(found) and "of 24.0 KiB" in str(found)
+    assert "trained beside it: " in str(found)
     assert found.choice and found.needs.needed_bytes == found.choice.cost.needed_bytes
 
 
@@ -67,9 +68,10 @@ def test_what_needs_more_than_was_predicted_gives_way_to_the_next(
     found = fit(data, tmp_path / "net.pte", runs)
     assert [needs.arena_bytes for _, needs in found.missed] == [40 * 1024] and found.fits
     assert f"{found.missed[0][0]} was predicted to fit 24.0 KiB, but needs 40.0 KiB" in str(found)
+    kept = (tmp_path / "net.pte").read_bytes()
     nothing = fit(data, tmp_path / "net.pte", runs)
     assert not nothing.fits and len(nothing.missed) > 1 and "nothing that was trained fits" in str(nothing)
-    assert not (tmp_path / "net.pte").exists()
+    assert (tmp_path / "net.pte").read_bytes() == kept and [*tmp_path.iterdir()] == [tmp_path / "net.pte"]
 
 
 def test_nothing_is_trained_where_nothing_fits(data: DataSplits, tmp_path: Path) -> None:
@@ -77,12 +79,18 @@ def test_nothing_is_trained_where_nothing_fits(data: DataSplits, tmp_path: Path)
     assert not found.fits and "nothing of" in str(found) and not (tmp_path / "runs").exists()
 
 
-def test_targets_that_cannot_be_met() -> None:
+def test_targets_that_cannot_be_met(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"it has to end in \.onnx"):
         Target("net.bin", "24KB")
     with pytest.raises(ValueError, match=r"what ExecuTorch needs in int8 is not predicted"):
         Target("net.pte", "24KB", int8=True)
     assert Target("net.tflite", "24KB", int8=True).nbytes == 24 * 1024
+    (tmp_path / "net.pte").mkdir()
+    with pytest.raises(ValueError, match=r"net\.pte is a folder; name a file in it"):
+        Target(tmp_path / "net.pte", "24KB")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is no folder that takes files"):
+        Target(tmp_path / "file" / "net.pte", "24KB")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,5 +98,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([*words, "--budget", "1KB"]) == 1
     assert "nothing of" in capsys.readouterr().out
     assert main([*words, "--budget", "soon"]) == 2
+    assert main([*words, "--budget", "24KB", "--jobs", "0"]) == 2
+    assert "--jobs is how many trainings" in capsys.readouterr().err
     assert main([*words, "--budget", "24KB", "--to", "onnx", "--int8"]) == 2
     assert "int8 to fit a budget is for .tflite" in capsys.readouterr().err

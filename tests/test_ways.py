@@ -50,7 +50,9 @@ def test_none_is_beaten(found: WaysToFit) -> None:
     assert not [(one.name, other.name) for one in found.fits for other in found.fits if better(one, other)]
     own = [choice for choice in found.fits if not choice.trained]
     assert own and all((c.way.plan, c.way.width) == ("1-21222", WIDTH) for c in own)
-    assert {choice.asks for choice in own} <= {"nothing", "calibration"}
+    asked = {(choice.dtype, bool(choice.until)): choice.asks for choice in own}
+    assert asked.get(("int8", False), "calibration") == "calibration"
+    assert "a runtime that holds int8 row by row" in asked["int8", True]
 
 
 def test_tables_and_arms_have_them_all(found: WaysToFit) -> None:
@@ -102,6 +104,6 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     told = json.loads(capsys.readouterr().out)
     assert told["ways"][0]["way"] == "4-11221 ×1 in int8" and told["ways"][0]["asks for"] == "calibration"
     assert main([*words[:-3], "--ways"]) == 2
-    assert "--ways says how to fit --budget" in capsys.readouterr().err
+    assert "--ways says how to fit a budget: give --budget" in capsys.readouterr().err
     assert main(["memory", "unet", "--budget", "1MB", "--ways"]) == 2
     assert "which take images alone" in capsys.readouterr().err

@@ -17,6 +17,14 @@ from redistill_lib.train import Recipe, RunOptions
 
 def run_command(arguments: argparse.Namespace) -> int:
     run = run_in(arguments.model)
+    if run and "weights" in run.params["model"]:
+        raise ValueError(
+            f"{run.id} is of a network of your own, which this cannot build: give my_net:make, which is trained first"
+        )
+    if run and (arguments.width or arguments.teacher_epochs):
+        raise ValueError("a run is as wide as it is, and is trained already: leave out --width and --teacher-epochs")
+    if arguments.jobs < 1:
+        raise ValueError("--jobs is how many trainings run at a time, 1 or more")
     name = run.params["model"]["name"] if run else arguments.model.rpartition(":")[2]
     size = f"{parse_size(arguments.budget) / 1024:g}KB"
     file = arguments.output or Path(f"{name}-in-{size}{chosen_format(arguments.to, None).suffix}")
@@ -25,7 +33,9 @@ def run_command(arguments: argparse.Namespace) -> int:
     target.format.writer()
     data = data_of(run, arguments.data, arguments.image_size)
     teacher = run or Arm(
-        resolve_model(arguments.model), width=arguments.width, recipe=Recipe(epochs=arguments.teacher_epochs)
+        resolve_model(arguments.model),
+        width=arguments.width or 1.0,
+        recipe=Recipe(epochs=arguments.teacher_epochs or 12),
     )
     training = Budget(seconds=arguments.seconds, teacher_share=0.0)
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:

@@ -31,7 +31,9 @@ def run_command(arguments: argparse.Namespace) -> int:
         raise ValueError("--blocks says what --budget counts; --factor shows all forms of blocks anyway")
     if arguments.budget and arguments.convention == "paper":
         raise ValueError("budgets cannot be counted by paper, which knows layers alone: use fused")
-    if arguments.ways and (not arguments.budget or arguments.factor > 1 or arguments.blocks):
+    if arguments.ways and not arguments.budget:
+        raise ValueError("--ways says how to fit a budget: give --budget, such as --budget 256KB")
+    if arguments.ways and (arguments.factor > 1 or arguments.blocks):
         raise ValueError(
             "--ways says how to fit --budget, with RED's blocks and without: leave out --factor and --blocks"
         )

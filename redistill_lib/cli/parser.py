@@ -103,9 +103,9 @@ def parser() -> argparse.ArgumentParser:
     )
     fit.add_argument("model", metavar="MODEL")
     fit.add_argument("--budget", required=True, metavar="SIZE", help='what a pass may need, e.g. "256KB"')
-    fit.add_argument("--width", type=float, default=1.0, metavar="W", help="of a built-in network (default 1)")
+    fit.add_argument("--width", type=float, metavar="W", help="of a built-in network (default 1)")
     fit.add_argument("--seconds", type=float, default=60.0, metavar="S", help="of one processor, each (default 60)")
-    fit.add_argument("--teacher-epochs", type=int, default=12, metavar="N", help="of MODEL itself (default 12)")
+    fit.add_argument("--teacher-epochs", type=int, metavar="N", help="of MODEL itself (default 12)")
     fit.add_argument("--jobs", type=int, default=2, metavar="N", help="trainings at a time (default 2)")
     for command in (export, fit):
         command.add_argument("--to", choices=("onnx", "executorch", "litert"), help="default: FILE's suffix, or onnx")

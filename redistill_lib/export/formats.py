@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from redistill_lib.checks import hint
+from redistill_lib.checks import as_path, hint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,17 @@ class Writer(Protocol):
 
     def measure(self, file: Path, inputs: Inputs) -> RuntimePeak:
         """What a pass needs, in a process that has done nothing else."""
+
+
+def check_target(file: str | os.PathLike[str]) -> Path:
+    """The path of a file to be written. ValueError where that is a folder or cannot lie there."""
+    target = as_path("file", file)
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; name a file in it")
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{target} cannot be written: {folder} is no folder that takes files; give another place")
+    return target
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from redistill_lib.checks import as_path, check_type
+from redistill_lib.checks import check_type
 from redistill_lib.export.exported import ExportedModel
-from redistill_lib.export.formats import Inputs, format_of
+from redistill_lib.export.formats import Inputs, check_target, format_of
 from redistill_lib.export.quiet import quiet
 from redistill_lib.export.red import blocks_in_parts
 from redistill_lib.export.result import Export
@@ -51,7 +51,7 @@ def export_model(
     Traceback (most recent call last):
     ValueError: no runtime takes 'net.bin': it has to end in .onnx (ONNX Runtime), .pte (ExecuTorch), ...
     """
-    target, found = as_path("file", file), format_of(file)
+    target, found = check_target(file), format_of(file)
     writer = found.writer()
     inputs = (example,) if isinstance(example, Tensor) else tuple(example)
     compared, calibrating = _calls("images", images, inputs), _calls("calibration", calibration, inputs)
@@ -61,6 +61,8 @@ def export_model(
             if int8
             else "calibration= is for int8=True alone"
         )
+    if any(x.is_floating_point() and not x.isfinite().all() for call in (*compared, *calibrating) for x in call):
+        raise ValueError("images hold NaN or infinity; give images as rd.to_float makes them")
     network = portable(check_type("model", model, nn.Module), inputs, found.convention)
     compared = compared or [inputs]
     with torch.no_grad(), quiet(), replacing(target) as part, waiting_bar(len(compared) + 1, target.name) as bar:

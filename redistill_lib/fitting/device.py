@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from redistill_lib.comparison import Arm, Budget, Comparison, compare
 from redistill_lib.comparison.trials import resized
 from redistill_lib.data import DataSplits
 from redistill_lib.export import Export, RuntimePeak, export_model, measure_runtime
-from redistill_lib.export.formats import Format, format_of
+from redistill_lib.export.formats import Format, check_target, format_of
 from redistill_lib.export.inputs import calls_on
 from redistill_lib.fitting.ways import Choice, WaysToFit, ways_to_fit
 from redistill_lib.methods import parse_methods
@@ -46,6 +48,7 @@ class Target:
 
     def __post_init__(self) -> None:
         parse_size(self.budget)
+        check_target(self.file)
         if self.format.name != "litert" and self.int8:
             raise ValueError(
                 f"int8 to fit a budget is for .tflite files: what {self.format.runtime} needs in int8 is not "
@@ -97,6 +100,8 @@ class Fitted:
             right = self.compared.accuracy(self.arm)
             percent = f"{right.value:.1f} % of test images right ({right.low:.1f} to {right.high:.1f})"
             told.append(f"{self.choice.name}: {percent}")
+            trained = self.compared.runs.set_index("arm")["test_accuracy"].drop(self.arm, errors="ignore")
+            told.append("trained beside it: " + ", ".join(f"{a} {100 * v:.1f} %" for a, v in trained.items()))
         return "\n".join([*told, f"{self.needs}; {share:.0%} of {budget}"])
 
 
@@ -139,14 +144,17 @@ def fit_to_device(
     runs |= {"teacher": teacher} if isinstance(teacher, Run) else {}
     chosen = [choice for choice in ways.fits if choice in (*plain, *taught) or not choice.trained]
     chosen.sort(key=lambda choice: -runs[_arm(ways, choice)].metrics["validation_accuracy"])
-    missed: list[tuple[str, RuntimePeak]] = []
-    for choice in chosen:
-        arm = arms.get(_arm(ways, choice))
-        made, needs = _written(choice, runs[_arm(ways, choice)], arm or teacher, data, target)
-        if needs.needed_bytes <= target.nbytes:
-            return Fitted(target, ways, found, choice, made, needs, tuple(missed))
-        missed.append((choice.name, needs))
-    Path(target.file).unlink()
+    missed, file = list[tuple[str, RuntimePeak]](), Path(target.file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=file.parent) as folder:  # what is there already stays until another one fits
+        for choice in chosen:
+            arm, tried = arms.get(_arm(ways, choice)), replace(target, file=Path(folder, file.name))
+            made, needs = _written(choice, runs[_arm(ways, choice)], arm or teacher, data, tried)
+            if needs.needed_bytes <= target.nbytes:
+                os.replace(made.file, file)
+                made, needs = replace(made, file=file), replace(needs, file=str(file))
+                return Fitted(target, ways, found, choice, made, needs, tuple(missed))
+            missed.append((choice.name, needs))
     return Fitted(target, ways, found, None, None, None, tuple(missed))
 
 

@@ -169,7 +169,9 @@ def ways_to_fit(
         storage_size(dtype)
     sizes = {dtype: DTYPES[dtype].itemsize for dtype in chosen}
     if name not in SCALED and (odd := [dtype for dtype in chosen if dtype != "fp32"]):
-        raise ValueError(f"what {name} needs in {odd[0]} is not predicted; give dtypes='fp32', or export and measure")
+        raise ValueError(
+            f"what {name} needs in {odd[0]} is not predicted: fp32 alone; or export in {odd[0]} and measure"
+        )
 
     @functools.cache
     def at(times: int) -> ArmsAtPeak:
@@ -198,6 +200,10 @@ def _asks(ways: ArmsAtPeak, way: Way, dtype: str, red: bool) -> str:
     own = (way.plan, way.width, way.image_size) == (ways.teacher.plan, ways.teacher.width, ways.teacher.image_size)
     asked = [] if own else ["training with a teacher" if red else "training"]
     return " and ".join([*asked, *["calibration"] * (dtype == "int8")]) or "nothing"
+
+
+#: ExecuTorch runs rows, and LiteRT Micro holds int8; both at once nobody whom we have measured.
+_BOTH = "a runtime that holds int8 row by row"
 
 
 def _in(dtype: str, cost: Cost) -> Cost:
@@ -242,8 +248,9 @@ def _by_rows(ways: ArmsAtPeak, way: Way, dtype: str, example: Tensor) -> Iterato
             continue
         cost = followed(streamed, (image,), runtime).cost("fp32", runtime)
         if cost.needed_bytes <= ways.peak_bytes:
-            name = _named(ways, way, dtype, False, until)
-            yield Choice(name, way, dtype, until, False, _in(dtype, cost), _asks(ways, way, dtype, False))
+            name, asks = _named(ways, way, dtype, False, until), _asks(ways, way, dtype, False)
+            asks = f"{asks} and {_BOTH}" if dtype == "int8" else asks
+            yield Choice(name, way, dtype, until, False, _in(dtype, cost), asks)
             return
 
 
