@@ -203,7 +203,7 @@ def _share(right: NDArray[np.floating[Any]]) -> Estimate:
     """The mean of runs × images that are 0 or 100 each. Where all are alike it is known to 3 images."""
     found = crossed_interval(right)
     half = 300.0 / right.shape[1] if found.half == 0 else found.half
-    return Estimate(found.value, max(0.0, found.value - half), min(100.0, found.value + half))
+    return Estimate(found.value, found.value - half, found.value + half)
 
 
 def _costs(run: pd.Series[Any], latency: float) -> dict[str, float]:

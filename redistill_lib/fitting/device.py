@@ -98,7 +98,8 @@ class Fitted:
         share = self.needs.needed_bytes / self.target.nbytes
         if self.choice is not None:
             right = self.compared.accuracy(self.arm)
-            percent = f"{right.value:.1f} % of test images right ({right.low:.1f} to {right.high:.1f})"
+            low, high = max(0.0, right.low), min(100.0, right.high)
+            percent = f"{right.value:.1f} % of test images right ({low:.1f} to {high:.1f})"
             told.append(f"{self.choice.name}: {percent}")
             trained = self.compared.runs.set_index("arm")["test_accuracy"].drop(self.arm, errors="ignore")
             told.append("trained beside it: " + ", ".join(f"{a} {100 * v:.1f} %" for a, v in trained.items()))
