@@ -24,10 +24,10 @@ student has fewer.)
    --teacher-share 0` asks what a better teacher adds that is there already.
 
 In every arm the loss is the cross-entropy plus each method's alpha times its loss. One thread per training, `--jobs`
-trainings at a time; `--gpu --jobs 12` has twelve of them share a GPU, each for as many
-epochs as its seconds are worth alone. Writes redistill_lib/measured/<name>/: what `Comparison.load` reads, with a row
-per run in runs.csv; and benchmarks/results/<name>/: two figures (they need Chrome or Chromium); with --output all is
-there. Prints the table, and draws comparisons.png of all.
+trainings at a time; `--gpu --jobs 12` has twelve of them share a GPU, each for as many epochs as its seconds are
+worth alone. Writes redistill_lib/measured/<name>/: what `Comparison.load` reads, with a row per run in runs.csv; and
+benchmarks/results/<name>/: two figures (they need Chrome or Chromium); with --output all is there. Prints the table,
+and draws comparisons.png of all.
 """
 
 from __future__ import annotations

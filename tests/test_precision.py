@@ -79,6 +79,8 @@ def test_the_figure_says_what_int8_saves_and_costs() -> None:
     assert [t.name for t in figure.data] == ["teacher", "naive student", "fp32", "int8"]
     best = table().assign(accuracy=100 - table()["accuracy"])
     assert figures.headline(figures.precisions(best)).endswith("needs 6.7 times less and gains 10.0")
+    level = table().assign(accuracy=90.0)
+    assert figures.headline(figures.precisions(level)).endswith("needs 6.7 times less and costs nothing")
     worse = table().rename(columns={"accuracy": "FID"})
     assert "costs at most −0.5 FID" in figures.headline(figures.precisions(worse, "FID", "FID"))
     with pytest.raises(ValueError, match=r"the table has no accuracy; export\.precisions makes it"):

@@ -40,13 +40,18 @@ BY_ROWS = ("fused", "executorch")
 class Choice:
     """A network, in what its activations are stored, and how it runs."""
 
-    name: str
-    way: Way  # its plan, width and image size
+    key: str  # what a reader calls its plan, width and image size
+    way: Way
     dtype: str
     until: str  # the layer until which it runs row by row; "" for one that computes whole maps
     red: bool  # with RED's blocks, for a teacher to teach
     cost: Cost  # of all that
-    asks: str  # for what has to be done first
+    trained: bool  # whether it has to be trained first; the teacher itself has not
+
+    @property
+    def name(self) -> str:
+        dtype = f" in {self.dtype}" if self.dtype != "fp32" else ""
+        return self.key + " with RED" * self.red + dtype + f", row by row until {self.until}" * bool(self.until)
 
     @property
     def bits(self) -> int:
@@ -54,9 +59,13 @@ class Choice:
         return 8 * DTYPES[self.dtype].itemsize
 
     @property
-    def trained(self) -> bool:
-        """Whether it has to be trained first."""
-        return "training" in self.asks
+    def asks(self) -> str:
+        """What has to be done for it, or be there, first."""
+        asked = ["training with a teacher" if self.red else "training"] * self.trained
+        if self.dtype == "int8":
+            # ExecuTorch runs rows, and LiteRT Micro holds int8; both at once nothing that we have measured.
+            asked += ["calibration", *["a runtime that holds int8 row by row"] * bool(self.until)]
+        return " and ".join(asked) or "nothing"
 
     def beats(self, other: Choice, enough: int) -> bool:
         """Whether it needs no more memory, keeps no less, and asks for no more, of which one is better.
@@ -196,16 +205,6 @@ def ways_to_fit(
     return WaysToFit(budget_bytes, at(4 // sizes[chosen[0]]), tuple(kept), name)
 
 
-def _asks(ways: ArmsAtPeak, way: Way, dtype: str, red: bool) -> str:
-    own = (way.plan, way.width, way.image_size) == (ways.teacher.plan, ways.teacher.width, ways.teacher.image_size)
-    asked = [] if own else ["training with a teacher" if red else "training"]
-    return " and ".join([*asked, *["calibration"] * (dtype == "int8")]) or "nothing"
-
-
-#: ExecuTorch runs rows, and LiteRT Micro holds int8; both at once nobody whom we have measured.
-_BOTH = "a runtime that holds int8 row by row"
-
-
 def _in(dtype: str, cost: Cost) -> Cost:
     """What a network needs, counted in float32, in another dtype."""
     times = 4 // DTYPES[dtype].itemsize
@@ -214,17 +213,16 @@ def _in(dtype: str, cost: Cost) -> Cost:
     return replace(cost, peak_bytes=cost.peak_bytes // times, arena_bytes=arena, weight_bytes=weights)
 
 
-def _named(ways: ArmsAtPeak, way: Way, dtype: str, red: bool, until: str = "") -> str:
-    name = ways.key(way) + " with RED" * red + (f" in {dtype}" if dtype != "fp32" else "")
-    return name + f", row by row until {until}" * bool(until)
+def _choice(ways: ArmsAtPeak, way: Way, dtype: str, cost: Cost, until: str = "", red: bool = False) -> Choice:
+    own = (way.plan, way.width, way.image_size) == (ways.teacher.plan, ways.teacher.width, ways.teacher.image_size)
+    return Choice(ways.key(way), way, dtype, until, red, _in(dtype, cost), trained=not own)
 
 
 def _whole(ways: ArmsAtPeak, way: Way, dtype: str) -> Iterator[Choice]:
     """A way alone, and with its blocks where it has some and they fit."""
-    for red, cost in ((False, way.plain), (True, way.published)):
-        if cost is not None and cost.needed_bytes <= ways.peak_bytes:
-            name, asks = _named(ways, way, dtype, red), _asks(ways, way, dtype, red)
-            yield Choice(name, way, dtype, "", red, _in(dtype, cost), asks)
+    yield _choice(ways, way, dtype, way.plain)
+    if way.published is not None and way.published.needed_bytes <= ways.peak_bytes:
+        yield _choice(ways, way, dtype, way.published, red=True)
 
 
 def _by_rows(ways: ArmsAtPeak, way: Way, dtype: str, example: Tensor) -> Iterator[Choice]:
@@ -248,9 +246,7 @@ def _by_rows(ways: ArmsAtPeak, way: Way, dtype: str, example: Tensor) -> Iterato
             continue
         cost = followed(streamed, (image,), runtime).cost("fp32", runtime)
         if cost.needed_bytes <= ways.peak_bytes:
-            name, asks = _named(ways, way, dtype, False, until), _asks(ways, way, dtype, False)
-            asks = f"{asks} and {_BOTH}" if dtype == "int8" else asks
-            yield Choice(name, way, dtype, until, False, _in(dtype, cost), asks)
+            yield _choice(ways, way, dtype, cost, until)
             return
 
 
