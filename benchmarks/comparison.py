@@ -9,7 +9,7 @@ The teacher is ResNet-18 `1-21222` at a quarter of its width, or what --teacher 
 peak (fp32, `fused`) or less: that of the paper's student, which pools `--factor` times harder in its first layer:
 
 - that student: alone (`naive`), from the teacher's weights, and taught by RED's loss, KD, both and neither, each with
-  RED's blocks and without;
+  RED's blocks and without; RED + KD and KD also from the teacher's weights;
 - of the ways that `rd.arms_at_peak` finds, the one with most multiply-adds that is as wide (`late`: its last stages
   pool later), that is narrower (`narrow`), and that sees smaller images (`small`); the first two taught, too.
 
@@ -83,6 +83,7 @@ def main_arms(teacher: rd.Arm, student: str, example: torch.Tensor) -> Arms:
         "from the teacher": rated(student, width, init="teacher"),
         "RED loss": taught(student, LOSS, width),
         "KD": taught(student, KD, width),
+        "KD from the teacher": taught(student, KD, width, init="teacher"),
         "RED loss + KD": taught(student, added(LOSS, KD[0]), width),
         "RED blocks": rated(student, width, "red-blocks"),
         "RED": taught(student, RED, width),

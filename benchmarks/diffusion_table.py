@@ -2,6 +2,8 @@
 
     python benchmarks/diffusion_table.py                            digits at 16 px; finished runs are reused
     python benchmarks/diffusion_table.py --arms "naive;MSE;late" --seeds 2 --seconds 120
+    python benchmarks/diffusion_table.py --teacher-steps 6000 --teacher-share 0 --name diffusion_taught
+                                        a better teacher that is there already, so that no arm pays for it
     python benchmarks/diffusion_table.py cifar10 --data FOLDER      the paper's U-Nets; wants a GPU
 
 No network has a higher peak (fp32, `fused`) than the student `unet-2-21`, which pools earlier than its teacher
@@ -10,9 +12,10 @@ RED, or both; `RED blocks` are its blocks without their loss. Its rivals learn a
 that peak allows, up to 256: `narrow` keeps the teacher's plan, `late` pools later than the student, `early` earlier,
 `deeper` once more.
 
-1. Each seed trains a teacher for the recipe's steps, and every arm. Who learns from it pays for it first, and for its
-   passes in each step. What a step costs is measured once, by the training itself, in turn with the other arms, and
-   kept in the run store. Validation, five times in a training, is not counted.
+1. Each seed trains a teacher for the recipe's steps, and every arm. Who learns from it pays its share of it, all
+   unless said otherwise, and for its passes in each step. What a step costs is measured once, by the training
+   itself, in turn with the other arms, and kept in the run store. Validation, five times in a training, is not
+   counted.
 2. In every arm the loss is the denoising loss plus each method's alpha times its loss, where MSE weighs 1 throughout.
    Every arm has two candidates (learning rate or weight of RED), tried with half the seconds on a seed of their own;
    that of lower KID to the validation images, by the first judge, is taken.
@@ -93,6 +96,7 @@ class Setting:
     recipe: DiffusionRecipe  # its steps are the teacher's
     seconds: float
     judges: tuple[tuple[str, float, rd.Recipe], ...]  # by name, width and recipe; the first also untrained
+    share: float = 1.0  # of its teacher's training that an arm pays for
     runs: str = "runs/diffusion"
     cpu: bool = field(default_factory=lambda: not torch.cuda.is_available())
 
@@ -360,7 +364,7 @@ def compare(
     costs = step_costs(setting, [teacher, *itertools.chain(*every.values())], teachers[TRIAL_SEED])
 
     def job(name: str, arm: Arm, seed: int, seconds: float) -> tuple[Setting, Job, Run]:
-        before = theirs * costs[teacher.key] if arm.taught else 0.0
+        before = setting.share * theirs * costs[teacher.key] if arm.taught else 0.0
         steps = int((seconds - before) / costs[arm.key] + 1e-9)
         if steps < 1:
             told = f"{setting.seconds:g} s, of which a trial gets half, are too few for {name}"
@@ -427,13 +431,17 @@ def main() -> None:
     parser.add_argument("--data", help="what load_data takes, in place of the setting's own")
     parser.add_argument("--seconds", type=float, help="for each arm, its teacher's share included")
     parser.add_argument("--teacher-steps", type=int)
+    parser.add_argument(
+        "--teacher-share", type=float, default=1.0, help="of its seconds that who learns from it pays"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", help="some of them, by name, with semicolons between; the first is the reference")
     parser.add_argument("--runs", default="runs/diffusion")
     parser.add_argument("--jobs", type=int, help="trainings at a time; one on a GPU")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--name", help="of the result's folder")
     given = parser.parse_args()
-    setting = replace(SETTINGS[given.setting], runs=given.runs)
+    setting = replace(SETTINGS[given.setting], runs=given.runs, share=given.teacher_share)
     setting = replace(setting, data=given.data or setting.data, seconds=given.seconds or setting.seconds)
     if given.teacher_steps:
         setting = replace(setting, recipe=replace(setting.recipe, steps=given.teacher_steps))
@@ -448,7 +456,7 @@ def main() -> None:
     order = torch.randperm(len(setting.load.train), generator=torch.Generator().manual_seed(0))[:count]
     real = pd.DataFrame(assess(setting, setting.load.train.take(order), "test", [*judges(setting)]))
     frame = pd.concat([frame, real.assign(arm=REAL, seed=0)], ignore_index=True)
-    name = "diffusion" if setting.name == "digits" else f"diffusion_{setting.name}"
+    name = given.name or ("diffusion" if setting.name == "digits" else f"diffusion_{setting.name}")
     folder, table = given.output / name, by_first_judge(setting, frame, runs)
     package = rd.measured(name) if given.output == RESULTS else folder
     for kept in (folder, package):

@@ -2,6 +2,7 @@
 
     python benchmarks/vit.py                        about two hours of one core; finished runs are reused
     python benchmarks/vit.py --data FOLDER          another data set, such as CIFAR-10 in parquet files
+    python benchmarks/vit.py --arms "red-blocks;red" --output DIR           some arms, and the trials of their weights
 
 1. The weight of each method is chosen on validation, by a seed of its own (100), from the candidates below; RED + KD
    takes both.
@@ -17,9 +18,9 @@ epochs of the dearest student; those that are taught pay for the teacher first. 
 before anything is trained, in turn in one process (median over rounds), and kept beside the runs, so that a call
 that goes on trains the same lengths.
 
-One thread. Writes benchmarks/results/vit.csv (one row per run, renewed after each), vit_choice.csv (the candidates),
-vit_epochs.png and vit_seconds.png (they need Chrome or Chromium), and prints the tables with their 95 % t-intervals,
-paired by seed.
+One thread. Writes, into benchmarks/results or --output, vit.csv (one row per run, renewed after each), vit_choice.csv
+(the candidates), vit_epochs.png and vit_seconds.png (they need Chrome or Chromium), and prints the tables with their
+95 % t-intervals, paired by seed.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ CANDIDATES: dict[str, list[Method]] = {
     "kd": [KD(temperature=4.0), KD(temperature=2.0), KD(temperature=4.0, alpha=3.0)],
     "deit": [DeiT(), DeiT(alpha=3.0)],
     "locality": [Locality(), Locality(alpha=2.5), Locality(alpha=25.0)],
-    "red": [RED(alpha=5.0), RED(alpha=15.0), RED(alpha=50.0)],
+    "red": [RED(alpha=0.5), RED(alpha=1.5), RED(alpha=5.0), RED(alpha=15.0)],
     "red-blocks": [REDBlocks()],
 }
 LESSON: dict[str, Any] = {"batch_size": 32, "optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 0.05}
@@ -101,7 +102,10 @@ class Setting:
     def choose(self, name: str) -> dict[str, Method]:
         """The candidate of each method that is best on validation."""
         rows, best = [], {}
+        needed = {part for arm in self.arguments.arms for part in arm.split("+")}
         for arm, candidates in CANDIDATES.items():
+            if arm not in needed:
+                continue
             if len(candidates) == 1:
                 best[arm] = candidates[0]
                 continue
@@ -110,7 +114,7 @@ class Setting:
             best[arm] = candidates[reached.index(max(reached))]
             told = zip(candidates, reached, strict=True)
             rows += [{"role": arm, "method": repr(method), "validation_accuracy": value} for method, value in told]
-            pd.DataFrame(rows).to_csv(RESULTS / f"{name}_choice.csv", index=False)
+            pd.DataFrame(rows).to_csv(self.arguments.output / f"{name}_choice.csv", index=False)
             print(f"chosen: {best[arm]} of {dict(zip(map(repr, candidates), reached, strict=True))}", flush=True)
         return best
 
@@ -184,9 +188,14 @@ def main() -> None:
     parser.add_argument("--teacher-epochs", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=25, help="of the measurement of what an epoch costs")
     parser.add_argument("--runs", default="runs/vit")
+    parser.add_argument("--arms", default=";".join(ARMS), help="some of them, with semicolons between")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
+    arguments.arms = [arm.strip() for arm in arguments.arms.split(";")]
+    if unknown := [arm for arm in arguments.arms if arm not in ARMS]:
+        parser.error(f"there is no arm {unknown[0]!r}; there are {'; '.join(ARMS)}")
     setting, name = Setting(arguments), "vit" if arguments.data == "cluttered" else f"vit_{Path(arguments.data).name}"
-    RESULTS.mkdir(exist_ok=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     seconds = setting.seconds()
     print("seconds an epoch: " + ", ".join(f"{arm} {value:.1f}" for arm, value in seconds.items()), flush=True)
     rows: list[dict[str, Any]] = []
@@ -204,7 +213,7 @@ def main() -> None:
         spent = seconds[arm] * epochs + taught
         told = {"budget": budget, "role": arm, "seed": seed, "epochs": epochs, "cpu_seconds": round(spent, 1)}
         rows.append(told | {column: run.metrics[column] for column in columns})
-        pd.DataFrame(rows).to_csv(RESULTS / f"{name}.csv", index=False)
+        pd.DataFrame(rows).to_csv(arguments.output / f"{name}.csv", index=False)
         print(f"{budget:<8} {arm:<13} seed {seed}, {epochs} epochs: {run.metrics['test_accuracy']:.3f}", flush=True)
 
     chosen = setting.choose(name)
@@ -212,12 +221,14 @@ def main() -> None:
     for seed in range(arguments.seeds):
         keep("teacher", "teacher", seed, arguments.teacher_epochs, setting.teacher(seed))
         for (budget, arm), epochs in plan.items():
+            if arm not in arguments.arms:
+                continue
             methods = [chosen[part] for part in arm.split("+") if part in chosen]
             keep(budget, arm, seed, epochs, setting.train(arm, seed, epochs, methods))
-    report(pd.DataFrame(rows), name)
+    report(pd.DataFrame(rows), arguments.output / name)
 
 
-def report(frame: pd.DataFrame, name: str) -> None:
+def report(frame: pd.DataFrame, stem: Path) -> None:
     from redistill_lib.figures import accuracies
     from redistill_lib.results import summarize
 
@@ -227,7 +238,7 @@ def report(frame: pd.DataFrame, name: str) -> None:
         summary = summarize(part)
         print(f"equal {budget}: {summary.headline()}")
         print(summary.table.round(1).to_string(index=False))
-        accuracies(part).write_image(RESULTS / f"{name}_{budget}.png", scale=2)
+        accuracies(part).write_image(f"{stem}_{budget}.png", scale=2)
 
 
 if __name__ == "__main__":
