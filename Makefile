@@ -24,7 +24,7 @@ run: $(READY) ## execute every notebook into runs/notebooks, with an index at ru
 	$(BIN)/redistill run $(NOTEBOOKS) --output runs/notebooks --index runs/index.html
 
 test: $(READY) ## run the tests with coverage, without those of make browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n auto --dist loadfile --cov
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n auto --dist loadfile --no-loadscope-reorder --cov
 
 browser: $(READY) ## open each notebook in JupyterLab and Chromium and move what moves; pictures are in runs/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/test_browser.py

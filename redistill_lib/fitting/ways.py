@@ -26,6 +26,7 @@ from redistill_lib.network.fakes import outlines
 from redistill_lib.progress import progress_bar
 from redistill_lib.sizes import format_size, millions, parse_size
 from redistill_lib.streaming import row_ends, stream_rows
+from redistill_lib.streaming.stream import unchecked_rows
 
 REACH = 4  # networks of up to so many times the budget are tried row by row
 STREAMED, TRIES = 4, 3  # so many of them, with most multiply-adds, until so many layers each
@@ -235,13 +236,18 @@ def _by_rows(ways: ArmsAtPeak, way: Way, dtype: str, example: Tensor) -> Iterato
     except ValueError:  # nothing of it runs so
         return
     rows = profile_memory(network, image, convention=runtime).rows
-    behind = {}  # of each layer, what the rest needs
+    least = {}  # of each layer: what the rest needs, and what is there while it runs, image and its last map
     for end in ends:
         inside = [k for k, row in enumerate(rows) if f"{row.module}.".startswith(f"{end}.")]
-        behind[end] = max((row.live_bytes for row in rows[inside[-1] + 1 :]), default=0) if inside else math.inf
-    for until in [end for end, peak in behind.items() if peak <= ways.peak_bytes][:TRIES]:
+        if inside:
+            behind = max((row.live_bytes for row in rows[inside[-1] + 1 :]), default=0)
+            least[end] = max(behind, image.nbytes + rows[inside[-1]].out_bytes)
+    for until in [end for end, peak in least.items() if peak <= ways.peak_bytes][:TRIES]:
         try:
-            streamed = stream_rows(network, example=image, until=until)
+            if ways.network is None:  # the built-in networks use no size of a map
+                streamed, _ = unchecked_rows(network, 1, image, until)
+            else:
+                streamed = stream_rows(network, example=image, until=until)
         except ValueError:
             continue
         cost = followed(streamed, (image,), runtime).cost("fp32", runtime)

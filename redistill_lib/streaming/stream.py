@@ -51,6 +51,18 @@ def stream_rows(model: _Model, rows: int = 1, *, example: Example, until: str | 
     >>> [profile_memory(network, x).peak_bytes for network in (net, streamed)]
     [11264, 6208]
     """
+    streamed, outputs = unchecked_rows(model, rows, example, until)
+    if (shapes := follow(streamed, cast_arguments(model, example), _shapes)) != outputs:
+        raise ValueError(
+            f"the outputs would be {shapes}, not {outputs}: the forward uses the size of a map in the chain"
+        )
+    return streamed
+
+
+def unchecked_rows(
+    model: _Model, rows: int, example: Example, until: str | None = None
+) -> tuple[_Model, list[torch.Size]]:
+    """`stream_rows` before it is followed once more, and the outputs' shapes that it has to keep."""
     check_type("model", model, nn.Module), check_type("until", until, str, None)
     rows = whole("rows", rows)
     deciding = (each for each in model.named_modules() if not each[0] or not each[1]._modules)
@@ -88,11 +100,7 @@ def stream_rows(model: _Model, rows: int = 1, *, example: Example, until: str | 
         kind: Any = type(part)
         part.__class__ = streamed_type(kind)
     streamed.get_submodule(chain.layers[0]).register_forward_pre_hook(stream)
-    if (shapes := follow(streamed, (args, kwargs), _shapes)) != flow.outputs:
-        raise ValueError(
-            f"the outputs would be {shapes}, not {flow.outputs}: the forward uses the size of a map in the chain"
-        )
-    return streamed
+    return streamed, flow.outputs
 
 
 def row_ends(model: nn.Module, *, example: Example) -> list[str]:
