@@ -94,9 +94,11 @@ def match_tokens(keys: Tensor, count: int, prefix: int) -> Pairs:
     """
     even, odd = _halves(F.normalize(keys.detach(), dim=2), prefix)
     nearness, into = (even @ odd.transpose(1, 2)).max(2)
-    order = nearness.argsort(dim=1, descending=True, stable=True)
-    gone = order[:, :count]
-    return Pairs(order[:, count:].sort(1).values, gone, into.gather(1, gone))
+    gone = nearness.topk(count, 1).indices
+    places = torch.arange(nearness.shape[1], 0, -1, device=keys.device).expand_as(nearness)
+    # What is left, in its order: earlier places have higher numbers. Runtimes for devices lack a stable sort.
+    kept = places.scatter(1, gone, 0).topk(nearness.shape[1] - count, 1).indices
+    return Pairs(kept, gone, into.gather(1, gone))
 
 
 def merge_pairs(x: Tensor, sizes: Tensor | None, pairs: Pairs, prefix: int) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,11 @@ def test_keys_are_compared_by_their_direction() -> None:
     assert (pairs.gone.tolist(), pairs.into.tolist()) == ([[0]], [[0]])  # 0 to 1, however short; 2 has no direction
 
 
-def test_of_pairs_that_are_equally_near_the_first_come_first() -> None:
-    pairs = match_tokens(torch.ones(1, 8, 3), 2, prefix=0)
-    assert [x.tolist() for x in pairs] == [[[2, 3]], [[0, 1]], [[0, 0]]]
+def test_those_that_stay_keep_their_order() -> None:
+    """Of places 0, 2, 4 and 6 the keys of 0 and 4 are near that of 3, those of 2 and 6 are far from all."""
+    keys = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-3.0, 1.0], [2.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-1.0, -1.0]]])
+    pairs = match_tokens(keys, 2, prefix=0)
+    assert [x.tolist() for x in pairs] == [[[1, 3]], [[0, 2]], [[1, 1]]]
 
 
 def test_means_are_weighted_by_sizes() -> None:

@@ -27,7 +27,7 @@ _REWRITING = {
 # Operators known to need their inputs while they write their output, beside PyTorch's core set and reductions.
 _SEPARATE = {
     "baddbmm", "addbmm", "addmv", "mv", "dot", "stack", "take", "adaptive_max_pool2d", "channel_shuffle", "roll",
-    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c", "_local_scalar_dense", "sort",
+    "rot90", "tril", "triu", "im2col", "unfold", "one_hot", "_fft_c2c", "_local_scalar_dense",
 }  # fmt: skip
 _SEPARATE_KINDS = ("pixel_", "upsample_", "_upsample_", "_scaled_dot_product_", "new_")
 _SHORT = {
