@@ -27,6 +27,7 @@ _HOMES = {
     "record_maps": "network",
     "derive_student": "student",
     "stream_rows": "streaming",
+    "merge_tokens": "merging",
     "Distillation": "distill",
     "Objective": "distill",
     "load_data": "data",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from redistill_lib.export import export_model, load_exported, measure_runtime
     from redistill_lib.fitting import Target, fit_to_device, ways_to_fit
     from redistill_lib.memory import measure_memory, memory_bounds, profile_memory
+    from redistill_lib.merging import merge_tokens
     from redistill_lib.models import create_model, example_inputs, list_models, load_checkpoint, student_name
     from redistill_lib.models.saved import load_model
     from redistill_lib.network import find_resolutions, record_maps

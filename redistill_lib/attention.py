@@ -13,6 +13,7 @@ from torch import Tensor
 
 from redistill_lib.checks import check_type, whole
 from redistill_lib.data.augment import to_float
+from redistill_lib.merging import MergingBlocks
 from redistill_lib.models import VisionTransformer
 from redistill_lib.network import dtype_of, evaluating, record_maps
 from redistill_lib.results import listed, number
@@ -67,6 +68,10 @@ def read_attention(model: torch.nn.Module, images: Tensor, blocks: Sequence[int]
         raise ValueError(
             f"attention is read from the built-in vision transformers, not from a {type(model).__name__}; load its "
             "weights into one, such as create_model('deit_tiny-16')"
+        )
+    if any(isinstance(part, MergingBlocks) for part in model.modules()):
+        raise ValueError(
+            "tokens of this network are merged, so they have no place in a grid; give the one from before"
         )
     if check_type("images", images, Tensor).ndim != 4 or not len(images):
         raise ValueError(f"images are N×C×H×W, at least one, not {tuple(images.shape)}")

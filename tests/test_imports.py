@@ -28,7 +28,7 @@ FLOORS = [
     {"comparison"},
     {"train", "budget", "exploration", "export"},
     {"attention", "costs", "diffusion", "maps", "own", "quality"},
-    {"streaming", "student"},
+    {"merging", "streaming", "student"},
     {"distill", "memory", "sweep"},
     {"looks", "methods", "models", "network", "shipped", "store"},
     {"red", "data", "identity", "results", "runs", "plans", "parameters", "executors"},
