@@ -1,13 +1,13 @@
 """What each downsampler of `derive_student` makes of a stem: memory, time, and accuracy in equal seconds of training.
 
-    python benchmarks/stems.py            twenty minutes of one core; finished runs are reused
+    python benchmarks/stems.py            25 minutes of one core; finished runs are reused
     python benchmarks/stems.py --quick    a minute: without training
 
 ResNet-18 `2-21222` -> `8-11221` at 224 px, and the quarter-width `1-21222` -> `4-11221` on `cluttered` (40 px). Peaks
 are of one image in float32, `fused` and `eager`, in KiB; `madds` are millions; `time` is the median of a pass's
 processor time divided by that of `stride`, in turn in one process, one thread, one image. Accuracy: every arm starts
-anew under each seed and trains for the same processor seconds by `rd.compare`, all with one learning rate; `epochs` is
-what that is worth. `±` is half the 95 % interval of the difference to `stride`, for other seeds and test images.
+anew under each seed and trains for the same processor seconds by `rd.compare`, all with one learning rate; `epochs`
+is what that is worth. `±` is half the 95 % interval of the difference to `stride`, for other seeds and test images.
 Writes results/stems.csv.
 """
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", default="runs/stems")
     given = parser.parse_args()
     torch.set_num_threads(1)
