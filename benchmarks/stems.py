@@ -2,6 +2,7 @@
 
     python benchmarks/stems.py            25 minutes of one core; finished runs are reused
     python benchmarks/stems.py --quick    a minute: without training
+    python benchmarks/stems.py --export   two minutes: files of the smaller students, and what these need in runtimes
 
 ResNet-18 `2-21222` -> `8-11221` at 224 px, and the quarter-width `1-21222` -> `4-11221` on `cluttered` (40 px). Peaks
 are of one image in float32, `fused` and `eager`, in KiB; `madds` are millions; `time` is the median of a pass's
@@ -19,6 +20,7 @@ import statistics
 import time
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: results repeat bit for bit only at one thread count
@@ -81,9 +83,21 @@ def accuracies(teacher: nn.Module, networks: dict[str, nn.Module], data: Any, gi
     return found.table.rename(columns={"arm": "downsampler"})[["downsampler", "accuracy", "above", "±", "epochs"]]
 
 
+def files(networks: dict[str, nn.Module], example: Tensor) -> None:
+    import onnx
+
+    with TemporaryDirectory() as folder:
+        for name in ("stride", "rnnpool"):
+            for suffix in (".onnx", ".pte"):
+                made = rd.export_model(networks[name], f"{folder}/{name}{suffix}", example, images=[(example,)])
+                nodes = f"{len(onnx.load(made.file).graph.node)} nodes; " if suffix == ".onnx" else ""
+                print(f"{name}: {nodes}{rd.measure_runtime(made.file)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--export", action="store_true")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--runs", default="runs/stems")
@@ -96,6 +110,8 @@ def main() -> None:
         "resnet18, 224 px": (rd.create_model("resnet18"), torch.randn(1, 3, 224, 224)),
         "cluttered, 40 px": (rd.create_model("resnet18-1-21222", width=0.25, **shape), torch.randn(1, *size)),
     }
+    if given.export:
+        return files(students(*cases["cluttered, 40 px"]), cases["cluttered, 40 px"][1])
     tables = []
     for name, (teacher, example) in cases.items():
         networks = students(teacher, example)
