@@ -62,13 +62,14 @@ def rewrite_call(
 
 def edit(
     module: nn.Module,
-    before: Iterable[nn.Module] = (),
+    before: Iterable[nn.Module | str] = (),
     behind: Iterable[nn.Module] = (),
     rewrites: Iterable[Rewrite] = (),
 ) -> None:
     """Add steps before and behind a module that are no layers, and calls that its forward makes otherwise, in place.
 
-    The module keeps its parameters, hooks and settings; its class becomes one derived from its own.
+    The module keeps its parameters, hooks and settings; its class becomes one derived from its own. A step that has
+    weights is a child of the module and is given by its name, so that they are among the module's.
     """
     found = edits_of(module)
     if "_edits" not in vars(module):
@@ -85,7 +86,7 @@ def edit(
 class Edits(NamedTuple):
     """What an edited module does otherwise than its class."""
 
-    before: tuple[nn.Module, ...] = ()
+    before: tuple[nn.Module | str, ...] = ()
     behind: tuple[nn.Module, ...] = ()
     rewrites: tuple[Rewrite, ...] = ()
 
@@ -103,7 +104,8 @@ def _edited(kind: Any) -> Any:
             key = None if args else next(iter(kwargs))
             x = args[0] if key is None else kwargs[key]
             for step in edits.before:
-                x = step(x)
+                # As a part of this layer, not one of its own: who looks for layers that stride finds this one.
+                x = getattr(self, step).forward(x) if isinstance(step, str) else step(x)
             args, kwargs = ((x, *args[1:]), kwargs) if key is None else ((), {**kwargs, key: x})
         with ExitStack() as stack:
             if edits.rewrites:

@@ -47,7 +47,9 @@ def derive_student(
     transposed convolutions reach as far as before. Calls in a module's own forward are changed there. A transformer
     of one map gets larger patches. Positions are resized with their maps, and what is told a map's size is told anew.
     `downsampler`: convolutions that get more stride reduce by "stride" as in the paper, by a "max", "avg" or "blur"
-    pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them.
+    pool (anti-aliased, arXiv 1904.11486) behind them, or by "space_to_depth" before them. So does "rnnpool", in front
+    of a convolution that reads the image and of no other: an `RNNPool` (arXiv 2002.11921), which learns and is a part
+    of that convolution, whose weights fit no more. Both are drawn anew, by torch's random numbers.
 
     A student whose peak of activations is no lower, or whose plan has another total stride, is warned of. Raises
     ValueError where the stride cannot be moved, naming the layer and the reason.
@@ -159,6 +161,11 @@ def _moved(
         elif call in tails and old == 1 and call.function in ("conv2d", "conv3d"):
             changes[call.path] = lift(call.path, student.get_submodule(call.path), new)
         else:
+            if downsampler == "rnnpool" and call not in stems and new > old and call.function == "conv2d":
+                raise ValueError(
+                    f"{call.path or 'the network'} gets stride {new} instead of {old} and does not read the image, "
+                    "where an RNNPool can stand; another downsampler can take this"
+                )
             change = restride(student, call, old, new, downsampler, shared, _floors(layout, call, old))
             name = call.path
             while name in changes and change.kind == "call":  # several that a module makes itself

@@ -21,9 +21,10 @@ from redistill_lib.student.ratios import (
     kind_of,
     settings_of,
 )
+from redistill_lib.student.rnnpool import RNNPool
 from redistill_lib.student.steps import Blur, Border, DepthToSpace, Repeat
 
-Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth"]
+Downsampler = Literal["stride", "max", "avg", "blur", "space_to_depth", "rnnpool"]
 # Calls by which squares of pixels become channels.
 _MERGES = ("__getitem__", "view", "reshape", "permute", "flatten", "unflatten", "rearrange")
 # Names under which inverted residuals keep whether they add their input: here, torchvision's and transformers'.
@@ -212,13 +213,26 @@ def _insert(path: str, conv: Any, old: int, new: int, downsampler: Downsampler) 
             f"{path} is a {type(conv).__name__}, which convolves in its own way: "
             f"downsampler={downsampler!r} needs a plain Conv2d there, 'stride' does not"
         )
-    if axes > 2 and downsampler in ("blur", "space_to_depth"):
+    if axes > 2 and downsampler in ("blur", "space_to_depth", "rnnpool"):
         raise ValueError(f"{path}: {downsampler} is for images; a network of volumes takes 'stride', 'max' or 'avg'")
     if downsampler == "space_to_depth":
         # Every pixel of a square weighs the same: at first the teacher's stem on the image shrunk by averaging.
         conv.weight = _parameter(conv.weight.repeat_interleave(factor**2, 1) / factor**2, conv.weight)
         edit(conv, before=(nn.PixelUnshuffle(factor),))
         return f"space to depth {factor}"
+    if downsampler == "rnnpool":
+        pool = RNNPool(conv.in_channels, factor).to(conv.weight)
+        if pool.channels % conv.groups:
+            raise ValueError(
+                f"{path} has {conv.groups} groups, which do not divide the {pool.channels} channels of an RNNPool"
+            )
+        conv.in_channels = pool.channels
+        shape = len(conv.weight), pool.channels // conv.groups, *conv.kernel_size
+        conv.weight = nn.Parameter(conv.weight.new_empty(shape))
+        conv.reset_parameters()
+        conv.rnnpool = pool
+        edit(conv, before=("rnnpool",))
+        return f"RNNPool {factor}, weights drawn anew"
     if downsampler != "blur":
         edit(conv, behind=(getattr(nn, f"{downsampler.title()}Pool{axes}d")(factor),))
     elif factor & (factor - 1):
