@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -454,3 +455,10 @@ def test_wrong_arguments_are_refused() -> None:
     model.blocks[2].attn.register_forward_hook(print)
     with pytest.raises(ValueError, match=r"blocks.2.attn has hooks, which would be lost; remove them"):
         rd.merge_tokens(model, 1, example=IMAGES)
+
+
+def test_executorch_takes_it(tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    x = IMAGES[:1]
+    merged = rd.merge_tokens(rd.create_model("vit_pico-8", in_channels=1, image_size=64).eval(), 4, example=x)
+    assert rd.export_model(merged, tmp_path / "merged.pte", x).difference < 1e-4

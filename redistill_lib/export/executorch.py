@@ -127,7 +127,7 @@ def _share(nodes: Sequence[fx.Node], specs_of: Any) -> None:
         for source in node.all_input_nodes[:1] if name == IN_PLACE[-1] else node.all_input_nodes:
             held: Any = source.meta.get("spec")
             alike = hasattr(held, "shape") and (held.shape, held.dtype) == (made.shape, made.dtype)
-            if alike and not held.const and last[id(held)] == k:
+            if alike and not held.const and last.get(id(held)) == k:
                 for other in nodes:
                     if other.meta.get("spec") is made:
                         other.meta["spec"] = held
