@@ -55,7 +55,8 @@ KD = ("kd(temperature=4.0)", "kd(temperature=4.0, alpha=3.0)")
 RED = ("red(alpha=5.0)", "red(alpha=15.0)")
 LOSS = tuple(red.replace("red", "red-loss") for red in RED)
 LATE = "late with RED + KD from the teacher"
-WAYS = "KD", "from the teacher", "RED + KD from the teacher", "late", LATE, "narrow", "small"  # of comparisons.png
+# Of comparisons.png.
+WAYS = "KD", "KD from the teacher", "from the teacher", "RED + KD from the teacher", "late", LATE, "narrow", "small"
 SIZES = 1, 7 / 8, 3 / 4  # of the images, as shares of their side
 
 Arms = dict[str, list[rd.Arm]]

@@ -44,6 +44,7 @@ import multiprocessing
 import os
 import re
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -417,7 +418,7 @@ def neighbours(setting: Setting, scores: Scores, runs: Mapping[str, tuple[Arm, R
                 for x, y in zip(far.tolist(), least.tolist(), strict=True)
             ]
             rows.append([(image_trace(image, split), "", word) for image, word in zip(others, words, strict=True)])
-        names += [f"<b>{name}</b>", "nearest<br>training", "nearest<br>test"]
+        names += [f"<b>{'<br>'.join(textwrap.wrap(name, 16))}</b>", "nearest<br>training", "nearest<br>test"]
         nearer.append(f"{100 * scores.mean(name, 'pixels', 'near').value:.0f} % ({name})")
     held = f"{100 * near(seen['validation'], seen):.0f} % of images held out"
     text = f"Nearer to a training image than to any of as many test images: {listed(nearer)}, and {held}"
