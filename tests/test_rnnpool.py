@@ -167,3 +167,7 @@ def test_elsewhere_it_is_refused() -> None:
         derive_student(net, plan="2-42", example=torch.zeros(1, 3, 64, 64), downsampler="rnnpool")
     with pytest.raises(ValueError, match="0 is a Conv2dSame, which convolves in its own way"):
         derive_student(look.tf_efficientnet(), 2, example=torch.zeros(1, 3, 64, 64), downsampler="rnnpool")
+
+
+def test_of_no_images_there_is_nothing() -> None:
+    assert RNNPool(3, 4).eval()(torch.zeros(0, 3, 16, 16)).shape == (0, 16, 4, 4)

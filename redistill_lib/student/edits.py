@@ -224,7 +224,8 @@ def _insert(path: str, conv: Any, old: int, new: int, downsampler: Downsampler) 
         pool = RNNPool(conv.in_channels, factor).to(conv.weight)
         if pool.channels % conv.groups:
             raise ValueError(
-                f"{path} has {conv.groups} groups, which do not divide the {pool.channels} channels of an RNNPool"
+                f"{path} has {conv.groups} groups, which do not divide the {pool.channels} channels of an RNNPool; "
+                "another downsampler can take this"
             )
         conv.in_channels = pool.channels
         shape = len(conv.weight), pool.channels // conv.groups, *conv.kernel_size

@@ -113,7 +113,9 @@ class RNNPool(nn.Module):
             pixels = self.every(x, 3, k, width), self.every(x, 2, k, height)
             state = self.along(torch.cat(pixels, 1), state)
         rows, columns = state.split(ends, 1)
-        rows, columns = rows.view(-1, batch, sides[0], width), columns.view(-1, batch, height, sides[1])
+        first = self.along.hidden
+        rows = rows.view(first, batch, sides[0], width)
+        columns = columns.view(first, batch, height, sides[1])
         lines = [
             torch.cat((self.every(rows, 2, k, height), self.every(columns, 3, k, width)), 1)
             for k in range(self.patch)
@@ -121,7 +123,8 @@ class RNNPool(nn.Module):
         state = x.new_zeros(self.across.hidden, 4 * batch * height * width)
         for pair in zip(lines, reversed(lines), strict=True):
             state = self.across(torch.cat(pair, 1), state)
-        return state.view(-1, 4, batch, height * width).permute(2, 1, 0, 3).reshape(batch, -1, height, width)
+        state = state.view(self.across.hidden, 4, batch, height * width)
+        return state.permute(2, 1, 0, 3).reshape(batch, self.channels, height, width)
 
     def every(self, x: Tensor, axis: int, start: int, count: int) -> Tensor:
         """The lines of a map at `start` in each patch along an axis, all of a channel side by side."""
