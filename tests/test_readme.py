@@ -52,7 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     )
 
     def measured(arms: Any, *_: Any) -> dict[str, lengths.EpochCost]:
-        return dict.fromkeys(arms, lengths.EpochCost(20.0))  # so that the budget is a few epochs
+        return dict.fromkeys(arms, lengths.EpochCost(60.0))  # so that the budget is a few epochs
 
     monkeypatch.setattr(runner, "measure_epochs", measured)
     original = diffusers.UNet2DModel.from_pretrained.__func__

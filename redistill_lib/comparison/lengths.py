@@ -295,8 +295,8 @@ def _memory(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions)
 
 
 def _first(data: DataSplits, images: int) -> DataSplits:
-    """The first of the training images, and as large a share of those for validation, which stand for test too."""
+    """The first of the training images, and as large a share of those for validation; two stand for test."""
     count = min(images, len(data.train))
     share = max(2, round(len(data.validation) * count / len(data.train)))
-    held = data.validation.take(torch.arange(min(share, len(data.validation))))
-    return replace(data, train=data.train.take(torch.arange(count)), validation=held, test=held, params={})
+    held, two = (data.validation.take(torch.arange(min(n, len(data.validation)))) for n in (share, 2))
+    return replace(data, train=data.train.take(torch.arange(count)), validation=held, test=two, params={})
