@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 LONG   := sweeps/stl10.yaml sweeps/imagenet.yaml sweeps/tradeoffs.yaml
+JOBS   ?= 2
 GRIDS  ?= $(filter-out $(LONG),$(sort $(wildcard sweeps/*.yaml)))
 
 .DEFAULT_GOAL := help
@@ -20,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -e ".[dev]" -c constraints.txt
 	@touch $@
 
-run: $(READY) ## execute every notebook into runs/notebooks, with an index at runs/index.html
-	$(BIN)/redistill run $(NOTEBOOKS) --output runs/notebooks --index runs/index.html
+run: $(READY) ## execute every notebook into runs/notebooks, JOBS=2 at a time, with an index at runs/index.html
+	$(BIN)/redistill run $(NOTEBOOKS) --jobs $(JOBS) --output runs/notebooks --index runs/index.html
 
 test: $(READY) ## run the tests without those of make browser; with COVERAGE=--cov as CI does, a quarter slower
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n auto --dist loadfile --no-loadscope-reorder $(COVERAGE)

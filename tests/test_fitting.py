@@ -122,3 +122,27 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "--jobs is how many trainings" in capsys.readouterr().err
     assert main([*words, "--budget", "24KB", "--to", "onnx", "--int8"]) == 2
     assert "int8 to fit a budget is for .tflite" in capsys.readouterr().err
+
+
+def test_a_run_of_ones_own_network_teaches_and_is_written_where_it_fits(
+    data: DataSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_fit_net.py").write_text(
+        "from torch import nn\n\n\ndef make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(),\n"
+        "                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = RunOptions(runs_dir=tmp_path / "runs", progress=False)
+    run = rd.train_classifier(rd.resolve_model("my_fit_net:make"), data, Recipe(epochs=1), options=options)
+    words = ["fit", str(run.path), "--to", "executorch", "--output", "net.pte", "--jobs", "1"]
+    assert main([*words, "--budget", "64KB"]) == 2
+    assert "say what builds it, --network my_net:make" in capsys.readouterr().err
+    assert main([*words, "--budget", "64KB", "--network", "my_fit_net:make"]) == 0  # whole: nothing is trained
+    told = capsys.readouterr().out
+    assert "of test images right" in told and "of 64.0 KiB" in told and "trained beside it" not in told
+    assert len([*(tmp_path / "runs").glob("*/run.json")]) == 1
+    right = rd.evaluate(rd.load_exported("net.pte"), data.test)["accuracy"]
+    assert (
+        right == pytest.approx(run.metrics["test_accuracy"]) and f"{100 * right:.1f} % of test images right" in told
+    )

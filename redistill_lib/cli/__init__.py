@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from redistill_lib.cli.parser import parser
 from redistill_lib.cli.text import table
@@ -44,10 +45,11 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ValueError("--in-place executes notebooks at their defaults only: drop -p, or drop --in-place")
     options = {"html": arguments.html, "progress": sys.stderr.isatty(), "timeout": arguments.timeout}
     options["png"] = arguments.in_place  # committed outputs are read where nothing runs
-    results = run_notebooks(arguments.notebooks, given, arguments.output, **options)
-    for source, result in zip(arguments.notebooks, results, strict=False):  # fewer results after Ctrl-C
-        if arguments.in_place and result.ok:
-            refresh_outputs(source, result.notebook)
+    results = run_notebooks(arguments.notebooks, given, arguments.output, jobs=arguments.jobs, **options)
+    sources = {Path(source).stem: source for source in arguments.notebooks}
+    for result in results if arguments.in_place else ():
+        if result.ok:
+            refresh_outputs(sources[result.name], result.notebook)
     rows = [(r.name, r.status, duration(r.seconds), r.error or r.html or r.notebook) for r in results]
     print(table(("notebook", "status", "time", "where"), rows))
     if arguments.index:

@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute notebooks, with other parameters if you like")
     run.add_argument("notebooks", nargs="+", type=Path, metavar="NOTEBOOK")
     run.add_argument("--in-place", action="store_true", help="put the new outputs into the notebooks themselves")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks at a time (default 1)")
 
     sweep = commands.add_parser("sweep", help="execute notebooks at every point of a grid (see sweeps/README.md)")
     add_arguments(sweep)
@@ -124,8 +125,9 @@ def parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, default=8866, metavar="N", help="default 8866, or one near it")
     app.add_argument("--no-browser", dest="browser", action="store_false", help="only print the address")
 
-    for command in (explore, app, export):
+    for command in (explore, app, export, fit):
         command.add_argument("--network", metavar="NAME", help="what builds runs of your own network, my_net:make")
+    for command in (explore, app, export):
         command.add_argument("--images", type=int, default=200, metavar="N", help="of its test images (default 200)")
     for command in (app, fit):
         command.add_argument("--runs", default="runs", metavar="DIR", help="where trainings are kept (default runs)")

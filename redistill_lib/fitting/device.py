@@ -9,11 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import nn
 
 from redistill_lib.comparison import Arm, Budget, Comparison, compare
-from redistill_lib.comparison.trials import resized
+from redistill_lib.comparison.trials import resized, right_about
 from redistill_lib.data import DataSplits
 from redistill_lib.export import Export, RuntimePeak, export_model, measure_runtime
 from redistill_lib.export.formats import Format, check_target, format_of
@@ -24,7 +25,7 @@ from redistill_lib.models.saved import load_model
 from redistill_lib.runs import Run
 from redistill_lib.sizes import format_size, parse_size
 from redistill_lib.streaming import stream_rows
-from redistill_lib.train import RunOptions
+from redistill_lib.train import RunOptions, evaluate
 
 WAYS = 4  # that are trained: those with most multiply-adds
 COMPARED = 50  # test images on which the file is compared, and training images that int8 is calibrated on
@@ -70,7 +71,7 @@ class Fitted:
 
     target: Target
     ways: WaysToFit
-    compared: Comparison | None  # None: no way is predicted to fit
+    compared: Comparison | None  # of the teacher alone where nothing had to be trained; None: no way fits
     choice: Choice | None  # the way that was taken; None where none fits
     made: Export | None
     needs: RuntimePeak | None
@@ -102,12 +103,13 @@ class Fitted:
             percent = f"{right.value:.1f} % of test images right ({low:.1f} to {high:.1f})"
             told.append(f"{self.choice.name}: {percent}")
             trained = self.compared.runs.set_index("arm")["test_accuracy"].drop(self.arm, errors="ignore")
-            told.append("trained beside it: " + ", ".join(f"{a} {100 * v:.1f} %" for a, v in trained.items()))
+            if len(trained):
+                told.append("trained beside it: " + ", ".join(f"{a} {100 * v:.1f} %" for a, v in trained.items()))
         return "\n".join([*told, f"{self.needs}; {share:.0%} of {budget}"])
 
 
 def fit_to_device(
-    teacher: Arm | Run,
+    teacher: Arm | Run | nn.Module,
     data: DataSplits,
     target: Target,
     *,
@@ -119,10 +121,11 @@ def fit_to_device(
 
     Ways to the budget are those of `ways_to_fit` under the convention of the file's runtime. The four that keep most
     learn from labels, and the first that RED's blocks fit into from the teacher, too, each within `training` (60
-    processor seconds of one thread); what fits row by row is exported so, the teacher itself as it is. It is a run,
-    or an `Arm` that is trained first, which costs the others nothing. The best on validation images is written and
-    measured; where a pass needs more than was predicted, the next best. Classifiers alone, and one seed: ways a few
-    points apart may well be level. What was trained before is found, so a call that was killed goes on.
+    processor seconds of one thread); what fits row by row is exported so, the teacher itself as it is. It is a run or
+    a network that is trained already, or an `Arm` that is trained first, which costs the others nothing. The best on
+    validation images is written and measured; where a pass needs more than was predicted, the next best. Classifiers
+    alone, and one seed: ways a few points apart may well be level. What was trained before is found, so a call that
+    was killed goes on.
 
     Raises ImportError where the runtime is not installed, ValueError as `arms_at_peak` and `compare` do.
 
@@ -138,19 +141,25 @@ def fit_to_device(
     arms = {**replace(ways, fits=tuple(plain)).arms(), **replace(ways, fits=tuple(taught)).arms(LESSON)}
     arms = arms or {"teacher again": teacher} if isinstance(teacher, Arm) else arms
     training = training or Budget(seconds=60.0, teacher_share=0.0)
-    found = compare(teacher, arms, data, budget=training, seeds=[0], options=options, executor=executor)
-    runs = {
-        str(arm): Run.load(Path(options.runs_dir, run)) for arm, run in found.runs.set_index("arm")["run"].items()
-    }
-    runs |= {"teacher": teacher} if isinstance(teacher, Run) else {}
+    networks = {} if isinstance(teacher, Arm) else {"teacher": _network(teacher)}
+    if arms:
+        found = compare(teacher, arms, data, budget=training, seeds=[0], options=options, executor=executor)
+    else:
+        found = _alone(networks["teacher"], data, training)
+    scores = {name: evaluate(network, data.validation)["accuracy"] for name, network in networks.items()}
+    models = {name: arm.model for name, arm in {"teacher": teacher, **arms}.items() if isinstance(arm, Arm)}
+    for name, run in found.runs.set_index("arm")["run"].items():
+        trained, model = Run.load(Path(options.runs_dir, run)), models[name]
+        scores[name] = trained.metrics["validation_accuracy"]
+        networks[name] = load_model(trained, model if isinstance(model, nn.Module) else None)
     chosen = [choice for choice in ways.fits if choice in (*plain, *taught) or not choice.trained]
-    chosen.sort(key=lambda choice: -runs[_arm(ways, choice)].metrics["validation_accuracy"])
+    chosen.sort(key=lambda choice: -scores[_arm(ways, choice)])
     missed, file = list[tuple[str, RuntimePeak]](), Path(target.file)
     file.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=file.parent) as folder:  # what is there already stays until another one fits
         for choice in chosen:
-            arm, tried = arms.get(_arm(ways, choice)), replace(target, file=Path(folder, file.name))
-            made, needs = _written(choice, runs[_arm(ways, choice)], arm or teacher, data, tried)
+            tried = replace(target, file=Path(folder, file.name))
+            made, needs = _written(choice, networks[_arm(ways, choice)], data, tried)
             if needs.needed_bytes <= target.nbytes:
                 os.replace(made.file, file)
                 made, needs = replace(made, file=file), replace(needs, file=str(file))
@@ -159,8 +168,19 @@ def fit_to_device(
     return Fitted(target, ways, found, None, None, None, tuple(missed))
 
 
-def _ways(teacher: Arm | Run, data: DataSplits, target: Target) -> WaysToFit:
-    model: Any = teacher.model if isinstance(teacher, Arm) else load_model(teacher)
+def _alone(teacher: nn.Module, data: DataSplits, training: Budget) -> Comparison:
+    """As `compare` would tell of a teacher that is there already, and no arms."""
+    none = pd.DataFrame(columns=["arm", "run", "test_accuracy"])
+    right = {"teacher": right_about(teacher, data)[None]}
+    return Comparison(none, pd.DataFrame(), pd.DataFrame(), right, training, "teacher", data.name)
+
+
+def _network(teacher: Run | nn.Module) -> nn.Module:
+    return load_model(teacher) if isinstance(teacher, Run) else teacher.eval()
+
+
+def _ways(teacher: Arm | Run | nn.Module, data: DataSplits, target: Target) -> WaysToFit:
+    model: Any = teacher.model if isinstance(teacher, Arm) else _network(teacher)
     how: dict[str, Any] = {"convention": target.format.convention, "dtypes": "int8" if target.int8 else "fp32"}
     if isinstance(teacher, Run) and "weights" not in teacher.params["model"]:
         model, how["width"] = teacher.params["model"]["name"], teacher.params["model"].get("width", 1.0)
@@ -178,12 +198,9 @@ def _arm(ways: WaysToFit, choice: Choice) -> str:
     return ways.ways.key(choice.way) + taught * choice.red
 
 
-def _written(
-    choice: Choice, run: Run, arm: Arm | Run, data: DataSplits, target: Target
-) -> tuple[Export, RuntimePeak]:
+def _written(choice: Choice, network: nn.Module, data: DataSplits, target: Target) -> tuple[Export, RuntimePeak]:
     side = choice.way.image_size
     data = resized(data, side if side != data.image_size else None)
-    network = load_model(run, arm.model if isinstance(arm, Arm) and isinstance(arm.model, nn.Module) else None)
     calls, training = (calls_on(split.head(COMPARED)[0]) for split in (data.test, data.train))
     if choice.until:
         network = stream_rows(network.eval(), example=calls[0], until=choice.until)

@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from redistill_lib.sweep.manifest import Plan, PointStatus, claim, now, plain, r
 from redistill_lib.sweep.options import SweepOptions
 from redistill_lib.sweep.progress import Progress
 from redistill_lib.sweep.spec import Point, Sweep
-from redistill_lib.sweep.worker import Task, stop_file
+from redistill_lib.sweep.worker import Task, run_point, stop_file
 from redistill_lib.sweep.workers import Elsewhere, Workers
 
 GRACE = (5.0, 3.0)  # seconds to end by itself after the first and the second interrupt; docker stop waits for ten
@@ -43,14 +43,14 @@ def _gone(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def listening(run: Run) -> Iterator[None]:
+def listening(on_signal: Callable[[int, Any], None]) -> Iterator[None]:
     """Within it a signal that asks for the end is noted, where there are signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, run.on_signal) for number in heard}
+    before = {number: signal.signal(number, on_signal) for number in heard}
     try:
         yield
     finally:
@@ -104,7 +104,7 @@ class Run:
         options = self.options
         task = Task(point, self.folder, self.session, self.seen[point.name], options.html, options.timeout)
         try:
-            self.running[self.workers.submit(task)] = point
+            self.running[self.workers.submit(run_point, task)] = point
         except (BrokenExecutor, RuntimeError) as error:
             self.waiting.appendleft(point)
             self.lost = _gone(error)

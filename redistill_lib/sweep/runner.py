@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import Timeout
 
-from redistill_lib.checks import as_path, as_paths, check_type
+from redistill_lib.checks import as_path, as_paths, check_type, whole
 from redistill_lib.executors import check_executor
 from redistill_lib.progress import duration
 from redistill_lib.sweep.amounts import check_amounts
@@ -20,6 +20,7 @@ from redistill_lib.sweep.loop import Run, listening, unwritable
 from redistill_lib.sweep.manifest import Plan, claim, make_plan, sweep_folder, write_manifest
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
 from redistill_lib.sweep.options import SweepOptions, SweepResult
+from redistill_lib.sweep.several import run_several
 from redistill_lib.sweep.spec import Sweep, notebook_point
 from redistill_lib.sweep.table import sweep_table, write_table
 
@@ -28,15 +29,20 @@ def run_notebooks(
     paths: Iterable[str | Path],
     parameters: Mapping[str, Any] | None = None,
     output_dir: str | Path = "runs/notebooks",
+    *,
+    jobs: int = 1,
     **options: Any,
 ) -> list[NotebookResult]:
     """`run_notebook` for each in turn, all checked before the first kernel starts; Ctrl-C ends the list there.
+
+    Or several at a time, `jobs`, in processes that share the cores; what is trained in one the others wait for and
+    find. Results are in the order of `paths`, without those that were not begun.
 
     Paths and ``module:function`` among `parameters` count from the working folder, where they are there. ValueError
     also where another process executes one of them into the same files, and, as of a sweep, for numbers, networks,
     data and methods among `parameters` that the notebooks would refuse.
     """
-    given, points, told = parameters or {}, [], []
+    jobs, given, points, told = whole("jobs", jobs), parameters or {}, [], []
     for source in as_paths("notebooks", paths):
         point = notebook_point(source, given)
         points.append((source, {**given, **point.located}, output_folder(output_dir, source), point.name))
@@ -50,6 +56,8 @@ def run_notebooks(
     with contextlib.ExitStack() as claims:
         for _, _, folder, name in points:
             claims.enter_context(_claimed(folder, name))
+        if jobs > 1:
+            return run_several(points, jobs, options)
         for source, placed, folder, name in points:
             result = run_notebook(source, placed, folder, name=name, **options)
             results.append(result)
@@ -121,7 +129,7 @@ def run_checked(sweep: Sweep, folder: Path, executor: Executor | None, options: 
     for line in plan.told(len(sweep.points)):
         run.progress.say(f"{sweep.name}: {line}")
     problem = None
-    with listening(run):
+    with listening(run.on_signal):
         try:
             run.loop()
         except OSError as error:

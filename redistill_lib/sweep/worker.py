@@ -156,7 +156,6 @@ def _value(value: Any) -> Any:
 @contextlib.contextmanager
 def _interruptible(task: Task) -> Iterator[None]:
     """Within it SIGINT is a KeyboardInterrupt, and so is the stop file."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     over, stop = threading.Event(), stop_file(task.folder, task.session)
 
     def watch() -> None:
@@ -166,16 +165,32 @@ def _interruptible(task: Task) -> Iterator[None]:
                 over.wait(5.0)
 
     threading.Thread(target=watch, daemon=True).start()
+    try:
+        with _at_work():
+            yield
+    finally:
+        over.set()
+
+
+@contextlib.contextmanager
+def _at_work() -> Iterator[None]:
+    """Within it SIGINT is a KeyboardInterrupt, also in a worker."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     _BUSY.set()
     try:
         yield
     finally:
-        over.set()
         _BUSY.clear()
         signal.signal(signal.SIGINT, before)
 
 
-_BUSY = threading.Event()  # whether this process executes a point
+def run_alone(path: Path, parameters: dict[str, Any], folder: Path, name: str, options: Any) -> NotebookResult:
+    """`run_notebook` in a worker, which gives it up when nobody waits for it any more."""
+    with _at_work():
+        return run_notebook(path, parameters, folder, name=name, **options)
+
+
+_BUSY = threading.Event()  # whether this process executes a notebook
 
 
 def stop_file(folder: Path, session: str) -> Path:

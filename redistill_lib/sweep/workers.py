@@ -1,4 +1,4 @@
-"""Processes of this machine that run points, each on its share of the cores."""
+"""Processes of this machine that run notebooks, each on its share of the cores."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing.process import BaseProcess
+from typing import Any
 
-from redistill_lib.sweep.manifest import PointStatus
-from redistill_lib.sweep.worker import Task, begin, block_signals, run_point, unblock_signals
+from redistill_lib.sweep.worker import begin, block_signals, unblock_signals
 
 
 def cores() -> int:
@@ -26,7 +27,7 @@ class _Worker:
         self.pool: ProcessPoolExecutor | None = None
         self.process: BaseProcess | None = None
 
-    def submit(self, task: Task) -> Future[PointStatus]:
+    def submit(self, call: Callable[..., Any], *given: Any) -> Future[Any]:
         if self.pool is None or self.process is None or not self.process.is_alive():
             self.close()
             spawn = multiprocessing.get_context("spawn")
@@ -34,7 +35,7 @@ class _Worker:
         others = {process.pid for process in multiprocessing.active_children()}
         block_signals()  # it is born deaf to Ctrl-C: before it can ignore it, it would die of it
         try:
-            future = self.pool.submit(run_point, task)
+            future = self.pool.submit(call, *given)
         finally:
             unblock_signals()
         new = [process for process in multiprocessing.active_children() if process.pid not in others]
@@ -65,20 +66,20 @@ class Workers:
     def __init__(self, jobs: int):
         threads = max(1, cores() // jobs)
         self._idle = [_Worker(threads) for _ in range(jobs)]
-        self._at_work: dict[Future[PointStatus], _Worker] = {}
+        self._at_work: dict[Future[Any], _Worker] = {}
 
     @property
     def free(self) -> int:
         return len(self._idle)
 
-    def submit(self, task: Task) -> Future[PointStatus]:
+    def submit(self, call: Callable[..., Any], *given: Any) -> Future[Any]:
         worker = self._idle.pop()
-        future = worker.submit(task)
+        future = worker.submit(call, *given)
         self._at_work[future] = worker
         return future
 
-    def release(self, future: Future[PointStatus]) -> None:
-        """The point of `future` is over, so that its worker is free; what a dead one has left is ended."""
+    def release(self, future: Future[Any]) -> None:
+        """What `future` stands for is over, so that its worker is free; what a dead one has left is ended."""
         worker = self._at_work.pop(future)
         if future.cancelled() or future.exception():
             worker.close()
@@ -102,10 +103,10 @@ class Elsewhere:
         self.executor = executor
         self.free = 1
 
-    def submit(self, task: Task) -> Future[PointStatus]:
-        return self.executor.submit(run_point, task)
+    def submit(self, call: Callable[..., Any], *given: Any) -> Future[Any]:
+        return self.executor.submit(call, *given)
 
-    def release(self, future: Future[PointStatus]) -> None:
+    def release(self, future: Future[Any]) -> None:
         pass
 
     def interrupt(self) -> None:
