@@ -46,7 +46,7 @@ def networks(name: str, size: int) -> Iterator[tuple[str, nn.Module, tuple[Tenso
 def rows(names: Sequence[str], int8: bool) -> Iterator[dict[str, object]]:
     for name in names:
         for label, model, inputs in networks(name, NETWORKS[name]):
-            fused = rd.profile_memory(model, *inputs, dtype="int8" if int8 else None).peak_bytes
+            own = rd.profile_memory(model, *inputs, dtype="int8" if int8 else None)
             for found in FORMATS.values():
                 if not found.installed:
                     continue
@@ -61,7 +61,8 @@ def rows(names: Sequence[str], int8: bool) -> Iterator[dict[str, object]]:
                 network, dtype = portable(model, inputs, found.convention), "int8" if int8 else None
                 told = rd.profile_memory(network, *inputs, convention=found.convention, dtype=dtype)
                 yield {
-                    "network": label, "px": NETWORKS[name], "runtime": found.runtime, "fused": fused,
+                    "network": label, "px": NETWORKS[name], "runtime": found.runtime,
+                    "mult-adds (M)": round(own.flops / 2e6, 1), "fused": own.peak_bytes,
                     "live": needs.peak_bytes, "live predicted": told.peak_bytes,
                     "arena": needs.arena_bytes, "arena predicted": told.arena_bytes,
                     "beside": needs.beside_bytes, "file": needs.file_bytes, "ms": round(1000 * needs.seconds, 2),

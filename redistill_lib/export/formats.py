@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from redistill_lib.checks import as_path, hint
 
@@ -31,7 +31,10 @@ class Writer(Protocol):
         """Inputs without contents, and a forward pass. ValueError for a file that is damaged."""
 
     def measure(self, file: Path, inputs: Inputs) -> RuntimePeak:
-        """What a pass needs, in a process that has done nothing else."""
+        """What a pass needs, in a process that has done nothing else, and without what is `planned`."""
+
+    def planned(self, file: Path) -> dict[str, Any]:
+        """Of a `RuntimePeak`, what is read in the file and not measured."""
 
 
 def check_target(file: str | os.PathLike[str]) -> Path:

@@ -24,12 +24,12 @@ def heap_peak(call: Callable[[], Any], warm: bool = True) -> int:
 
 
 def median_seconds(call: Callable[[], Any], least: float = 0.5) -> float:
-    """Of as many calls as `least` seconds hold, and three or more, after a first one."""
+    """Of the processor, as of three or more calls within `least` seconds of the clock, after a first one."""
     call()
     taken: list[float] = []
     begun = time.perf_counter()
     while len(taken) < 3 or time.perf_counter() - begun < least:
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return median(taken)

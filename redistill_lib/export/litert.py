@@ -133,6 +133,10 @@ def measure(file: Path, inputs: Inputs) -> RuntimePeak:
     return RuntimePeak(str(file), "LiteRT Micro", peak, arena, 0, len(content), seconds)
 
 
+def planned(file: Path) -> dict[str, Any]:
+    return {}
+
+
 def _interpreter(content: bytes, what: str, reference: bool = False) -> Any:
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 

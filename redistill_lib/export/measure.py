@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from redistill_lib.export.exported import load_exported
+from redistill_lib.export.formats import format_of
 from redistill_lib.export.result import RuntimePeak
 
 
@@ -26,10 +27,11 @@ def measure_runtime(file: str | os.PathLike[str]) -> RuntimePeak:
     interpreter for microcontrollers, where that is installed. Inputs are random; what a pass needs does not depend on
     them. Raises FileNotFoundError, ImportError or ValueError as `load_exported` does.
     """
-    load_exported(file)  # says what is wrong before a process starts
+    model = load_exported(file)  # says what is wrong before a process starts
+    shapes = json.dumps([[str(x.dtype).removeprefix("torch."), *x.shape] for x in model.example])
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, "-m", "redistill_lib.export.measure", str(Path(file).resolve())],
+        [sys.executable, "-m", "redistill_lib.export.measure", str(Path(file).resolve()), shapes],
         env={**os.environ, **settings},
         capture_output=True,
         text=True,
@@ -39,16 +41,16 @@ def measure_runtime(file: str | os.PathLike[str]) -> RuntimePeak:
         if kind == "ImportError":  # of what only measuring needs
             raise ImportError(reason)
         raise ValueError(f"{file} could not be measured: {reason or kind}")
-    return RuntimePeak(**{**json.loads(done.stdout.splitlines()[-1]), "file": str(file)})
+    found = RuntimePeak(**{**json.loads(done.stdout.splitlines()[-1]), "file": str(file)})
+    return replace(found, **model.format.writer().planned(Path(file)))
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
-    model = load_exported(file)
+    file, shapes = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.manual_seed(0)
-    inputs = tuple(torch.zeros(x.shape, dtype=x.dtype) for x in model.example)
+    inputs = tuple(torch.zeros(shape, dtype=getattr(torch, dtype)) for dtype, *shape in shapes)
     inputs = tuple(torch.randn_like(x) if x.is_floating_point() else x for x in inputs)
-    print(json.dumps(asdict(model.format.writer().measure(file, inputs))))
+    print(json.dumps(asdict(format_of(file).writer().measure(file, inputs))))
 
 
 if __name__ == "__main__":

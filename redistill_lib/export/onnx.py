@@ -95,6 +95,10 @@ def measure(file: Path, inputs: Inputs) -> RuntimePeak:
     return RuntimePeak(str(file), "ONNX Runtime", peak, None, 0, file.stat().st_size, seconds)
 
 
+def planned(file: Path) -> dict[str, Any]:
+    return {}
+
+
 def _session(file: Path) -> Any:
     import onnxruntime
 

@@ -42,7 +42,7 @@ class RuntimePeak:
     )  # the block that its planner reserves for them, which has to fit; None where it plans none
     beside_bytes: int  # of other memory that a pass takes for itself, such as a delegate's; in `needed_bytes`
     file_bytes: int
-    seconds: float  # of a pass, the median of several, on one thread
+    seconds: float  # of one processor for a pass, the median of several
 
     @property
     def needed_bytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from redistill_lib.export.deploy import Deployment
+from redistill_lib.export.deployment import Deployment
 from redistill_lib.figures.memory import unit_of
 from redistill_lib.figures.theme import INK, colors, finish, muted, name_rows
 from redistill_lib.results import capital, label
