@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+FIRST  := notebooks/00_tour.ipynb notebooks/07_distill_diffusion.ipynb  # which wait for no training of each other
 LONG   := sweeps/stl10.yaml sweeps/imagenet.yaml sweeps/tradeoffs.yaml
 JOBS   ?= 2
 GRIDS  ?= $(filter-out $(LONG),$(sort $(wildcard sweeps/*.yaml)))
@@ -22,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(READY) ## execute every notebook into runs/notebooks, JOBS=2 at a time, with an index at runs/index.html
-	$(BIN)/redistill run $(NOTEBOOKS) --jobs $(JOBS) --output runs/notebooks --index runs/index.html
+	$(BIN)/redistill run $(FIRST) $(filter-out $(FIRST),$(NOTEBOOKS)) --jobs $(JOBS) --output runs/notebooks --index runs/index.html
 
 test: $(READY) ## run the tests without those of make browser; with COVERAGE=--cov as CI does, a quarter slower
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n auto --dist loadfile --no-loadscope-reorder $(COVERAGE)
