@@ -7,6 +7,7 @@ NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 FIRST  := notebooks/00_tour.ipynb notebooks/07_distill_diffusion.ipynb  # which wait for no training of each other
 LONG   := sweeps/stl10.yaml sweeps/imagenet.yaml sweeps/tradeoffs.yaml
 JOBS   ?= 2
+WORKERS = $(shell expr 1 + `getconf _NPROCESSORS_ONLN`)  # as some tests wait for others' processes
 GRIDS  ?= $(filter-out $(LONG),$(sort $(wildcard sweeps/*.yaml)))
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ run: $(READY) ## execute every notebook into runs/notebooks, JOBS=2 at a time, w
 	$(BIN)/redistill run $(FIRST) $(filter-out $(FIRST),$(NOTEBOOKS)) --jobs $(JOBS) --output runs/notebooks --index runs/index.html
 
 test: $(READY) ## run the tests without those of make browser; with COVERAGE=--cov as CI does, a quarter slower
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n auto --dist loadfile --no-loadscope-reorder $(COVERAGE)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not browser" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(COVERAGE)
 
 browser: $(READY) ## open each notebook in JupyterLab and Chromium and move what moves; pictures are in runs/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m browser tests/test_browser.py
