@@ -90,9 +90,10 @@ def _trained(run: Run, data: DataSplits, builder: str | None) -> nn.Module:
     if builder is None:
         raise ValueError(f"run {run.id} trained a network of your own: say what builds it, --network my_net:make")
     example = torch.zeros(2, data.in_channels, data.image_size, data.image_size)
+    network = resolve_model(builder)
     for factor in (1, 2, 4, 8):
         with contextlib.suppress(ValueError, RuntimeError):  # built otherwise
-            return load_model(run, student_of(resolve_model(builder), factor, example))
+            return load_model(run, student_of(network, factor, example))
     raise ValueError(f"neither {builder} nor a student of it at ×2, ×4 or ×8 is what run {run.id} trained")
 
 
@@ -100,6 +101,8 @@ def named_network(name: str) -> tuple[str | nn.Module, tuple[Any, ...] | None]:
     """`resolve_model` with the inputs that one's own function gives beside its network."""
     if ":" in name:
         return _own_network(name)
+    if "/" in name and not name.endswith(".py"):
+        raise ValueError(f"there is no folder {name}: give that of a run, a built-in name, or module:function")
     if name.endswith(".py"):
         raise ValueError(f"write the module, not its file: {name.removesuffix('.py').replace('/', '.')}:function")
     if "." in name.partition("-")[0]:

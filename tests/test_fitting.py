@@ -58,7 +58,7 @@ def test_the_file_fits_and_is_the_best_on_validation(
     assert any("with red+kd" in name for name in scores.index)
     assert rd.load_exported(tmp_path / "net.pte")(rd.to_float(data.test.head(3)[0])).shape == (3, 10)
     assert "of test images right" in str(found) and "of 24.0 KiB" in str(found)
-    assert "trained beside it: " in str(found)
+    assert "beside it: " in str(found) and "there already" not in str(found)  # this teacher was trained for it
     assert found.choice and found.needs.needed_bytes == found.choice.cost.needed_bytes
 
 
@@ -138,9 +138,13 @@ def test_a_run_of_ones_own_network_teaches_and_is_written_where_it_fits(
     words = ["fit", str(run.path), "--to", "executorch", "--output", "net.pte", "--jobs", "1"]
     assert main([*words, "--budget", "64KB"]) == 2
     assert "say what builds it, --network my_net:make" in capsys.readouterr().err
+    assert main([*words, "--budget", "64KB", "--network", "my_fit_net:mak"]) == 2
+    assert "has no function 'mak'" in capsys.readouterr().err
+    assert main(["fit", str(tmp_path / "runs" / "nothere"), "--budget", "64KB"]) == 2
+    assert "nothere: give that of a run, a built-in name, or module:function" in capsys.readouterr().err
     assert main([*words, "--budget", "64KB", "--network", "my_fit_net:make"]) == 0  # whole: nothing is trained
     told = capsys.readouterr().out
-    assert "of test images right" in told and "of 64.0 KiB" in told and "trained beside it" not in told
+    assert "of test images right" in told and "of 64.0 KiB" in told and "beside it" not in told
     assert len([*(tmp_path / "runs").glob("*/run.json")]) == 1
     right = rd.evaluate(rd.load_exported("net.pte"), data.test)["accuracy"]
     assert (

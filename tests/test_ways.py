@@ -59,6 +59,8 @@ def test_tables_and_arms_have_them_all(found: WaysToFit) -> None:
     frame = found.to_frame()
     assert list(frame.index) == [choice.name for choice in found.fits] == found.table()["way"].tolist()
     assert frame["needs (KiB)"].max() <= 6 and str(found).startswith(f"{len(frame)} ways from resnet18-1-21222")
+    both = "in int8, row by row"  # which no runtime does
+    assert both in " ".join(frame.index) and both not in str(found)
     arms = found.arms()
     assert {(arm.model, arm.width) for arm in arms.values()} >= {
         (f"resnet18-{c.way.plan}", c.way.width) for c in found.fits if not c.red and c.way.image_size == 28

@@ -40,6 +40,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     calibrating = calls_on(data.train.head(arguments.images)[0], process) if arguments.int8 else None
     name = run.params["model"]["name"] if run else arguments.model.rpartition(":")[2]
     file = arguments.output or Path(f"{name}{'-int8' * arguments.int8}{found.suffix}")
+    print(f"{data.name}: images of {data.in_channels}×{data.image_size}×{data.image_size}")
     made = export_model(model, file, compared[0], images=compared, calibration=calibrating, int8=arguments.int8)
     print(made)
     if run and process is None:

@@ -41,5 +41,7 @@ def run_command(arguments: argparse.Namespace) -> int:
     with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
         options = RunOptions(runs_dir=arguments.runs)
         found = fit_to_device(teacher, data, target, training=training, options=options, executor=pool)
+    if found.ways.fits:
+        print(found.ways.table().to_string(index=False))
     print(found)
     return 0 if found.fits else 1

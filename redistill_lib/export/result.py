@@ -52,7 +52,9 @@ class RuntimePeak:
     def __str__(self) -> str:
         arena = "" if self.arena_bytes is None else f" in an arena of {format_size(self.arena_bytes)}"
         beside = f" + {format_size(self.beside_bytes)} beside it" if self.beside_bytes else ""
+        ms = 1000 * self.seconds
+        taken = f"{ms:.1f}" if ms >= 1 else f"{ms:.2g}"
         return (
             f"{self.file} in {self.runtime}: peak {format_size(self.peak_bytes)}{arena}{beside}, "
-            f"{1000 * self.seconds:.1f} ms on one thread, file {format_size(self.file_bytes)}"
+            f"{taken} ms on one thread, file {format_size(self.file_bytes)}"
         )

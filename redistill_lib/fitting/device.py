@@ -103,8 +103,10 @@ class Fitted:
             percent = f"{right.value:.1f} % of test images right ({low:.1f} to {high:.1f})"
             told.append(f"{self.choice.name}: {percent}")
             trained = self.compared.runs.set_index("arm")["test_accuracy"].drop(self.arm, errors="ignore")
-            if len(trained):
-                told.append("trained beside it: " + ", ".join(f"{a} {100 * v:.1f} %" for a, v in trained.items()))
+            beside = [f"{arm} {100 * value:.1f} %" for arm, value in trained.items()]
+            if self.arm != "teacher" and "teacher" not in trained:
+                beside.append(f"the teacher, there already, {self.compared.accuracy('teacher').value:.1f} %")
+            told += ["beside it: " + ", ".join(beside)] * bool(beside)
         return "\n".join([*told, f"{self.needs}; {share:.0%} of {budget}"])
 
 

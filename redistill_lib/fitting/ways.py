@@ -141,7 +141,8 @@ class WaysToFit:
         budget = format_size(self.budget_bytes) + f" under {self.convention}" * (self.convention != "fused")
         if not self.fits:
             return f"nothing of {teacher} fits {budget}, row by row or whole, in any of these dtypes"
-        best, count = self.fits[0], f"{len(self.fits)} way{'s' * (len(self.fits) > 1)}"
+        held = (each for each in self.fits if not (each.until and each.dtype == "int8"))  # by one of the runtimes
+        best, count = next(held, self.fits[0]), f"{len(self.fits)} way{'s' * (len(self.fits) > 1)}"
         share = best.cost.flops / self.ways.teacher.plain.flops
         return f"{count} from {teacher} to {budget}: {best.name} keeps {share:.0%} of its multiply-adds"
 
