@@ -4,7 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
-FIRST  := notebooks/00_tour.ipynb notebooks/07_distill_diffusion.ipynb  # which wait for no training of each other
+# In this order none waits long for what another one trains, and none is left to run alone.
+FIRST  := $(foreach n,00 07 10 06 09,$(wildcard notebooks/$(n)_*.ipynb))
 LONG   := sweeps/stl10.yaml sweeps/imagenet.yaml sweeps/tradeoffs.yaml
 JOBS   ?= 2
 WORKERS = $(shell expr 1 + `getconf _NPROCESSORS_ONLN`)  # as some tests wait for others' processes
