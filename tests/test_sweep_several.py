@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from redistill_lib import sweep
+from redistill_lib.sweep import runner
 
 MakeNotebook = Callable[..., Path]
 PROGRAM = "import sys; from redistill_lib.cli import main; sys.exit(main())"
@@ -28,7 +29,7 @@ def test_they_run_at_once_and_are_told_in_order(
     makes = make_notebook("b", f"open({there!r}, 'w').close()")
     killed = make_notebook("c", "import os, psutil; psutil.Process(os.getppid()).kill(); import time; time.sleep(60)")
     fails = make_notebook("d", "EPOCHS / 0")
-    results = sweep.run_notebooks([waits, makes, killed, fails], {"EPOCHS": 2}, out, jobs=2, html=False)
+    results = sweep.run_notebooks([waits, makes, killed, fails], {"EPOCHS": 2}, out, jobs=2, html=False, timeout=50)
     assert [(r.name[:1], r.status) for r in results] == [("a", "ok"), ("b", "ok"), ("c", "failed"), ("d", "failed")]
     assert results[2].error and "its process was killed" in str(results[2].error)
     assert results[3].error and results[3].error.ename == "ZeroDivisionError" and results[3].notebook.exists()
@@ -58,6 +59,21 @@ def test_a_signal_ends_what_runs_and_begins_nothing(make_notebook: MakeNotebook,
     assert kept == {"a": "interrupted", "b": "interrupted"}
 
 
-def test_how_many_is_a_whole_number(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+def test_wrong_options_are_refused_before_a_process_starts(make_notebook: MakeNotebook, tmp_path: Path) -> None:
+    paths, out = [make_notebook("a"), make_notebook("b")], tmp_path / "out"
     with pytest.raises(ValueError, match="jobs"):
-        sweep.run_notebooks([make_notebook("a")], output_dir=tmp_path / "out", jobs=0)
+        sweep.run_notebooks(paths, output_dir=out, jobs=0)
+    with pytest.raises(ValueError, match="timeout"):
+        sweep.run_notebooks(paths, output_dir=out, jobs=2, timeout=-1)
+    assert not [*out.glob("*.ipynb")]
+
+
+def test_a_notebook_that_is_gone_ends_no_other(
+    make_notebook: MakeNotebook, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_notebook("a", "import time; time.sleep(2)"), make_notebook("b", "1")
+    checked = runner.check_given
+    monkeypatch.setattr(runner, "check_given", lambda *a, **k: (checked(*a, **k), second.unlink()))
+    results = sweep.run_notebooks([first, second], output_dir=tmp_path / "out", jobs=2, html=False)
+    assert [(r.name, r.status) for r in results] == [("a", "ok"), ("b", "failed")]
+    assert "b.ipynb" in str(results[1].error)

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 from pathlib import Path
 from typing import Any
 
-from redistill_lib.sweep.kernel import NotebookError
+from redistill_lib.sweep.kernel import NotebookError, NotebookOptions
 from redistill_lib.sweep.loop import listening
 from redistill_lib.sweep.manifest import PointStatus
 from redistill_lib.sweep.notebook import NotebookResult
@@ -21,6 +21,7 @@ Todo = tuple[Path, dict[str, Any], Path, str]  # a notebook, its parameters, whe
 
 def run_several(todo: Sequence[Todo], jobs: int, options: Mapping[str, Any]) -> list[NotebookResult]:
     """Results in the order of `todo`. A signal is passed on to what runs, and nothing further is begun."""
+    NotebookOptions(**options)  # refused before any process starts
     several = _Several(todo, min(jobs, len(todo)), {**options, "progress": False})
     with listening(several.on_signal):
         try:
@@ -66,10 +67,10 @@ class _Several:
         seconds = self.progress.forget(name)
         try:
             result = future.result()
-        except (BrokenExecutor, KeyboardInterrupt) as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            why = NotebookError(None, type(error).__name__, "" if stopped else "its process was killed")
-            status = "interrupted" if stopped else "failed"
+        except (Exception, KeyboardInterrupt) as error:  # whatever it is, it is this notebook's end and no other's
+            killed = isinstance(error, BrokenExecutor)
+            why = NotebookError(None, type(error).__name__, "its process was killed" if killed else str(error))
+            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             result = NotebookResult(name, status, round(seconds, 2), why, parameters, folder / f"{name}.ipynb", None)
         finally:
             self.workers.release(future)
