@@ -3,7 +3,7 @@
     python benchmarks/runtimes.py                   about half an hour; networks given as arguments alone: less
     python benchmarks/runtimes.py --int8            the same in int8, calibrated on noise: for its memory alone
 
-Teachers, students that pool ×4, and those with RED blocks, one image, are written by `export_model` for each
+Teachers, students that pool ×4, and of CNNs those with RED blocks, one image, are written by `export_model` for each
 runtime that is installed and measured by `measure_runtime`, in bytes: what is alive at once, the arena where one is
 planned, and what a pass takes beside it. Writes benchmarks/results/runtimes.csv, or runtimes_int8.csv.
 """
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,7 +28,7 @@ from redistill_lib.export import FORMATS, export_model, measure_runtime, portabl
 HERE = Path(__file__).parent
 NETWORKS = {  # and the input size
     "mobilenetv2": 128, "mobilenetv3_small": 128, "mobilenetv3_large": 128, "resnet18": 224, "resnet34": 64,
-    "resnet50": 224, "resnext18": 128, "resnext50": 64, "unet": 32,
+    "resnet50": 224, "resnext18": 128, "resnext50": 64, "unet": 32, "vit_tiny-16": 256,
 }  # fmt: skip
 
 
@@ -35,9 +36,12 @@ def networks(name: str, size: int) -> Iterator[tuple[str, nn.Module, tuple[Tenso
     """Teacher, student and student with RED blocks."""
     torch.manual_seed(0)
     inputs = tuple(torch.randn_like(x) if x.is_floating_point() else x for x in rd.example_inputs(name, size))
-    teacher, student = rd.create_model(name).eval(), rd.create_model(rd.student_name(name, 4)).eval()
+    options: dict[str, Any] = {"image_size": size} if name.startswith("vit") else {}
+    teacher, student = (rd.create_model(each, **options).eval() for each in (name, rd.student_name(name, 4)))
     yield teacher.name, teacher, inputs
     yield student.name, student, inputs
+    if options:  # they have no map in common
+        return
     taps = rd.match_taps(student, teacher, inputs)
     blocks = rd.Distillation(copy.deepcopy(student), teacher, taps, "red-blocks", example=inputs)
     yield f"{student.name} + RED", blocks.graduate().eval(), inputs

@@ -223,7 +223,8 @@ def followed(
     model: nn.Module, inputs: tuple[Any, ...], runtime: Runtime = FUSED, runs: Runs | None = None
 ) -> Followed:
     """Raises what the model raises."""
-    passed = trace(model, *inputs, fast_attention=runtime.frees == "as python", runs=runs)
+    as_python = runtime.frees == "as python"
+    passed = trace(model, *inputs, fast_attention=as_python, copies_views=runtime.copies_views, runs=runs)
     return Followed(passed, *weights_of(model))
 
 

@@ -148,6 +148,49 @@ def test_what_a_convention_says_is_what_executorch_plans(name: str, tmp_path: Pa
     assert fused == profile.peak_bytes if name != "resnet18" else fused < profile.peak_bytes < 1.04 * fused
 
 
+class Crossing(nn.Module):
+    """Reads what it splits by columns, and one part by rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1)
+        return torch.cat([left.transpose(2, 3), right], 1).flatten(2).relu()
+
+
+def transformers() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    vit = rd.create_model("vit_pico-4", image_size=16).eval()
+    strided = nn.Sequential(conv(3, 16), nn.ReLU(), conv(16, 32, stride=2), nn.ReLU(), conv(32, 64, stride=2)).eval()
+    return {
+        "crossing": Crossing(),
+        "vit": vit,
+        "merged": rd.merge_tokens(vit, 2, example=images(1, 3, 16)),
+        "rows": rd.stream_rows(strided, example=images(1, 3, 16), until="4"),
+    }
+
+
+@pytest.mark.parametrize("kind", ["crossing", "vit", "merged", "rows"])
+def test_what_is_split_or_permuted_is_a_copy_in_a_file(kind: str, tmp_path: Path) -> None:
+    model, x = transformers()[kind], images(1, 4 if kind == "crossing" else 3, 16)
+    profile = rd.profile_memory(model, x, convention="executorch")
+    file = export_model(model, tmp_path / "net.pte", x).file
+    assert _alive(_plan(file)) == profile.peak_bytes
+    if kind == "crossing":  # the image and its halves, then these, one of them by columns, and what is made of them
+        assert profile.peak_bytes == 4 * 256 * (4 + 4) and not profile.unfused
+    if kind == "vit":  # each of its maps has a place in ONNX Runtime, for the next of that shape
+        file = export_model(model, tmp_path / "net.onnx", x).file
+        told = rd.profile_memory(model, x, convention="onnxruntime").peak_bytes
+        assert 0.9 < measure_runtime(file).peak_bytes / told < 1.1
+
+
+def test_attention_needs_one_map_of_weights_in_executorch(tmp_path: Path) -> None:
+    # Of two heads of 32 over 65 tokens: the block's input, values, queries, keys by columns, and the weights, over
+    # which the softmax is written. The MLP's four times as wide map comes to less.
+    model, x = rd.create_model("vit_pico-2", image_size=16).eval(), images(1, 3, 16)
+    tokens = 4 * 65 * 64
+    assert planned(model, tmp_path)[0] == max(4 * tokens + 4 * 2 * 65 * 65, 7 * tokens)
+    assert rd.profile_memory(model, x, convention="executorch").peak_bytes == planned(model, tmp_path)[0]
+
+
 def test_bytes_that_several_tensors_share_are_counted_once() -> None:
     assert _covered({(0, 4), (2, 6), (2, 3), (10, 12)}) == 8
 

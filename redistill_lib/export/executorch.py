@@ -26,7 +26,8 @@ PARTS = RUNTIMES["executorch"].pool_parts
 BINDING = 8192  # bytes on the heap: less is the Python binding's, 2 to 4 KB where kernels take none
 # Kernels that read an element only to write the one that takes its place; the last one, of its first input.
 IN_PLACE = (
-    "aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid", "aten::slice_scatter",
+    "aten::relu", "aten::hardtanh", "aten::clamp", "aten::add", "aten::mul", "aten::sigmoid", "aten::gelu",
+    "aten::_softmax", "aten::slice_scatter",
 )  # fmt: skip
 
 
@@ -42,19 +43,29 @@ def write(model: nn.Module, inputs: Inputs, file: Path, calibration: Sequence[In
 
 
 def _edge(program: torch.export.ExportedProgram) -> Any:
-    """In ExecuTorch's own operators, with batch norm as part of the convolution before it."""
+    """In ExecuTorch's own operators, batch norm as part of the convolution before it, without copies for nothing."""
     from executorch.backends.transforms.fuse_batch_norm_with_conv import FuseBatchNormWithConvPass
+    from executorch.backends.transforms.remove_clone_ops import RemoveCloneOpsTransform
+    from executorch.backends.transforms.replace_nop_transpose_or_permute_with_view import (
+        ReplaceNopTransposeOrPermuteWithViewPass,
+    )
+    from executorch.backends.transforms.replace_squeeze_unsqueeze_with_view import (
+        ReplaceSqueezeAndUnsqueezeWithViewPass,
+    )
     from executorch.exir import EdgeCompileConfig, EdgeProgramManager, to_edge
     from executorch.exir.passes.remove_unused_parameters_pass import remove_unused_parameters_pass
 
     linear, table = torch.ops.aten.linear.default, torch.export.default_decompositions()
     table[torch.ops.aten.max_pool2d.default] = _pool_in_parts
+    table[torch.ops.aten.scaled_dot_product_attention.default] = _attention
     del table[linear]  # there is a kernel for it; in parts, its weights would be transposed in each pass
     config = EdgeCompileConfig(_check_ir_validity=False, preserve_ops=[linear])
     program = program.run_decompositions(table)
     _drop_copies(program.graph_module.graph)
     edge = to_edge(program, compile_config=config)
-    edge = edge.transform([FuseBatchNormWithConvPass(edge.exported_program())])
+    kept = RemoveCloneOpsTransform(preserve_input_output_copies=True)
+    views = [ReplaceSqueezeAndUnsqueezeWithViewPass(), ReplaceNopTransposeOrPermuteWithViewPass(), kept]
+    edge = edge.transform([FuseBatchNormWithConvPass(edge.exported_program()), *views])
     folded = remove_unused_parameters_pass(edge.exported_program())  # weights as they were before
     return EdgeProgramManager(folded, compile_config=config)
 
@@ -73,6 +84,16 @@ def _pool_in_parts(x: Tensor, *options: Any) -> Tensor:
     step = -(-x.shape[1] // PARTS)
     parts = (x[:, first : first + step] for first in range(0, x.shape[1], step))  # each copied when it is needed
     return torch.cat([F.max_pool2d_with_indices(part, *options)[0] for part in parts], 1)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **named: Any) -> Tensor:
+    """As two products and a softmax; PyTorch's own parts ask of each row whether all of it is masked."""
+    if options or named.keys() - {"scale"}:  # a mask, or some such
+        return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, *options, **named)[0]
+    scale = named.get("scale") or q.shape[-1] ** -0.5
+    rows, columns, values = (each.reshape(-1, *each.shape[-2:]) for each in (q, k, v))
+    seen = torch.bmm(torch.bmm(rows * scale, columns.transpose(1, 2)).softmax(-1), values)
+    return seen.reshape(*q.shape[:-1], v.shape[-1])
 
 
 def _quantized(program: torch.export.ExportedProgram, inputs: Inputs, calibration: Sequence[Inputs]) -> Any:
@@ -214,22 +235,26 @@ def _plan(file: Path) -> Any:
 def _alive(plan: Any) -> int:
     """The most bytes of the arena that hold what a later call reads."""
     lives: dict[int, list[int]] = {}  # value → first and last call
+    seen: dict[int, int] = {}  # place in the arena → call that last read or wrote there
     (chain,) = plan.chains
 
-    def touch(index: int, k: int) -> None:
+    def touch(index: int, k: int, written: bool) -> None:
         value = plan.values[index].val
         for each in getattr(value, "items", ()):
-            touch(each, k)
-        if getattr(value, "allocation_info", None) is not None:
-            lives.setdefault(index, [k, k])[1] = k
+            touch(each, k, written)
+        if (place := getattr(value, "allocation_info", None)) is not None:
+            # What is read and was never written is another view of what lies there, which nothing else tells.
+            first = k if written else seen.get(place.memory_offset, k)
+            lives.setdefault(index, [first, k])[1] = k
+            seen[place.memory_offset] = k
 
     for index in plan.inputs:
-        touch(index, 0)
+        touch(index, 0, True)
     for k, call in enumerate(chain.instructions):
-        for index in getattr(call.instr_args, "args", ()):
-            touch(index, k)
+        for index in reversed(getattr(call.instr_args, "args", ())):  # what it writes comes last
+            touch(index, k, index == call.instr_args.args[-1])
     for index in plan.outputs:
-        touch(index, len(chain.instructions) - 1)
+        touch(index, len(chain.instructions) - 1, False)
     alive: list[set[tuple[int, int]]] = [set() for _ in chain.instructions]
     for index, (first, last) in lives.items():
         tensor = plan.values[index].val
@@ -250,7 +275,6 @@ def _covered(spans: set[tuple[int, int]]) -> int:
 
 
 def _dtype(tensor: Any) -> torch.dtype:
-    dtype: torch.dtype = getattr(
-        torch, {"LONG": "int64", "INT": "int32", "CHAR": "int8"}.get(tensor.scalar_type.name, "float32")
-    )
+    names = {"LONG": "int64", "INT": "int32", "CHAR": "int8", "BYTE": "uint8", "BOOL": "bool"}
+    dtype: torch.dtype = getattr(torch, names.get(tensor.scalar_type.name, "float32"))
     return dtype

@@ -24,10 +24,18 @@ _PRODUCT = re.compile(
 )
 
 
+_RESHAPES = {"view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "alias", "detach", "expand"}
+
+
 @functools.cache
 def name_of(func: OpOverload) -> str:
     """What an operator is called without its namespace: "convolution"."""
     return func._schema.name.partition("::")[2]
+
+
+def is_reshape(func: OpOverload) -> bool:
+    """Whether it leaves elements in their order."""
+    return name_of(func) in _RESHAPES
 
 
 def count_flops(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> int | None:

@@ -178,7 +178,8 @@ def profile_memory(
         runtime = replace(runtime, in_place_depthwise=True)
     storage_size(dtype)  # its mistakes before any work
     as_python = runtime is not None and runtime.frees == "as python"
-    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=as_python)
+    copies_views = runtime is not None and runtime.copies_views
+    passed = trace(model, *inputs, kwargs=kwargs, fast_attention=as_python, copies_views=copies_views)
     return _build(model, passed, runtime, dtype)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules import module as module_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from redistill_lib.memory.operators import count_flops, groups_of, name_of, window_of
+from redistill_lib.memory.operators import count_flops, groups_of, is_reshape, name_of, window_of
 from redistill_lib.network import check_float
 from redistill_lib.network.fakes import Tensors, follow, held_tensors, tensors_in
 from redistill_lib.network.flow import arguments_of
@@ -117,14 +118,17 @@ def trace(
     *inputs: Any,
     kwargs: Mapping[str, Any] | None = None,
     fast_attention: bool = True,
+    copies_views: bool = False,
     runs: Runs | None = None,
 ) -> Trace:
     """Follow one forward pass in eval mode on tensors without contents, or for real where that cannot be.
 
     `inputs` hold tensors (also on the meta device), or tuples, lists and dicts of them; `spread` tells of one alone
     that the network does not take. `fast_attention=False` keeps
-    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. `runs` makes
-    traces of many alike networks fast. Raises what the model raises.
+    `nn.MultiheadAttention` from fusing into one operator that hides its temporaries. With `copies_views` attention
+    is its products and softmax, and what is permuted, sliced or split is a map of its own, as in exported graphs;
+    what nothing reads of it no schedule makes. `runs` makes traces of many alike networks fast. Raises what the model
+    raises.
 
     >>> ops = trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(1, 3, 8, 8)).ops
     >>> [(op.name, op.module, op.shape) for op in ops]
@@ -136,8 +140,11 @@ def trace(
         raise ValueError("a profile needs an example input, such as torch.zeros(1, 3, 224, 224) after the network")
     settings = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(fast_attention and settings)
+    record = functools.partial(_record, copies_views=copies_views, runs=runs)
+    in_parts = sdpa_kernel(SDPBackend.MATH) if copies_views else contextlib.nullcontext()
     try:
-        return spread(lambda *given: follow(model, given, functools.partial(_record, runs=runs)), inputs, kwargs)
+        with in_parts:
+            return spread(lambda *given: follow(model, given, record), inputs, kwargs)
     except Exception:
         check_float(inputs)  # perhaps that was why
         raise
@@ -163,9 +170,14 @@ def spread(
 
 
 def _record(
-    model: nn.Module, values: tuple[tuple[Any, ...], dict[str, Any]], source: Tensors, *, runs: Runs | None
+    model: nn.Module,
+    values: tuple[tuple[Any, ...], dict[str, Any]],
+    source: Tensors,
+    *,
+    copies_views: bool,
+    runs: Runs | None,
 ) -> Trace:
-    recorder = Recorder(model, values)
+    recorder = Recorder(model, values, copies_views)
     with (
         runs.watch(model, recorder) if runs and source == "fake" else contextlib.nullcontext(),
         module_hooks.register_module_forward_pre_hook(recorder.enter),
@@ -174,7 +186,7 @@ def _record(
     ):
         out = model(*values[0], **values[1])
     recorder.bury()
-    returned = {recorder.index_of(tensor) for tensor in _plain(out)}
+    returned = {recorder.read(tensor) for tensor in _plain(out)}
     ops, end = tuple(recorder.ops), len(recorder.ops)
     inputs = tuple(_layout(tensor)[0] for tensor in tensors_in(values))
     storages = (
@@ -189,7 +201,7 @@ class Recorder(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, model: nn.Module, inputs: Any):
+    def __init__(self, model: nn.Module, inputs: Any, copies_views: bool = False):
         super().__init__()
         self.paths = original_paths(model)
         self.stack = [""]
@@ -201,6 +213,8 @@ class Recorder(TorchDispatchMode):
         self.paused = False
         self.died: dict[int, int] = {}
         self.alive: dict[int, int] = {}  # address → index
+        self.copies_views = copies_views
+        self.copies: dict[tuple[Hashable, ...], int] = {}  # a view, as `_view_key` calls it → the storage of its copy
         kept = [tensor.untyped_storage() for tensor in _plain(held_tensors(model))]
         self.weights = {storage._cdata: storage for storage in kept}  # held, so that their addresses stay theirs
         for tensor in _plain(inputs):
@@ -261,15 +275,22 @@ class Recorder(TorchDispatchMode):
         mutates = [t for k, name in _written(func) for t in _plain(args[k] if k < len(args) else kwargs.get(name))]
         for tensor in mutates:
             self.add(tensor, "state")  # what is read from it later depends on this
-        read = [
-            (self.index_of(t), *_layout(t), t.nbytes == t.untyped_storage().nbytes()) for t in _plain((args, kwargs))
-        ]
+            self.copies.pop(_view_key(self.index_of(tensor), tensor), None)  # it writes into the map, not into a copy
+        read = [(self.read(t), *_layout(t), self.is_whole(t)) for t in _plain((args, kwargs))]
         out = func(*args, **kwargs)
         made = _plain(out)
+        ordered = name_of(func) == "clone" and "memory_format" in kwargs  # as reshaping asks for, and a copy is
+        if ordered and self.read(args[0]) != self.index_of(args[0]):
+            self.copies[_view_key(self.add(out, "activation"), out)] = cast(int, self.read(args[0]))
+            return out
         writes = [index for tensor in made if (index := self.add(tensor, "activation")) is not None]
         changed = [index for tensor in mutates if (index := self.index_of(tensor)) is not None]
         if not (writes or changed or func is torch.ops.aten._local_scalar_dense.default):
-            return out  # a view
+            if self.copies_views:
+                self.look(func, args, made)
+            return out
+        if changed and self.copies:
+            self.copies = {key: copy for key, copy in self.copies.items() if key[0] not in changed}
         shape, stride = _layout(made[0]) if made else ((), ())
         reads = tuple(dict.fromkeys(index for index, *_ in read if index is not None))
         unlike = {index for index, *layout in read if layout != [shape, stride, True]}
@@ -287,6 +308,30 @@ class Recorder(TorchDispatchMode):
         groups = groups_of(func, args)
         self.ops.append(Op(func, self.stack[-1], shape, *touched, rows, depthwise, flops or 0, padded, groups, grows))
         return out
+
+    def read(self, tensor: Tensor) -> int | None:
+        """The storage that holds what is read: of a view, its copy."""
+        index = self.index_of(tensor)
+        return self.copies.get(_view_key(index, tensor), index) if self.copies else index
+
+    def is_whole(self, tensor: Tensor) -> bool:
+        return self.read(tensor) != self.index_of(tensor) or tensor.nbytes == tensor.untyped_storage().nbytes()
+
+    def look(self, func: OpOverload, args: tuple[Any, ...], made: list[Tensor]) -> None:
+        """Note the copy that an exported graph makes of a view, but of all elements in the same order."""
+        source = self.read(args[0]) if args and isinstance(args[0], Tensor) else None
+        if source is None:
+            return
+        made = [tensor for tensor in made if not self.whole(tensor)]
+        moved = [t for t in made if t.numel() != args[0].numel() or not (is_reshape(func) or t.is_contiguous())]
+        for tensor in made:
+            self.copies[_view_key(self.index_of(tensor), tensor)] = source
+        for index, tensor in enumerate(moved, len(self.storages)):
+            layout = tensor.dtype, *_layout(tensor), self.stack[-1]
+            self.storages.append(Storage(index, tensor.nbytes, *layout, "activation", len(self.ops)))
+            self.copies[_view_key(self.index_of(tensor), tensor)] = index
+            self.ops.append(Op(func, self.stack[-1], _layout(tensor)[0], (source,), (index,), (), (), 0, False, 0))
+            self.died[index] = len(self.ops)
 
     def enter(self, module: nn.Module, args: Any) -> None:
         self.stack.append(self.paths.get(id(module), self.stack[-1]))
@@ -307,6 +352,10 @@ def _layout(tensor: Tensor) -> tuple[Shape, tuple[int, ...]]:
     if tensor.is_nested:
         return (tensor.untyped_storage().nbytes() // tensor.dtype.itemsize,), (1,)
     return tuple(tensor.shape), tensor.stride()
+
+
+def _view_key(index: int | None, tensor: Tensor) -> tuple[Hashable, ...]:
+    return index, tensor.storage_offset(), _layout(tensor), tensor.dtype
 
 
 def _run_higher(func: HigherOrderOperator, args: Any, kwargs: Any) -> Any:
