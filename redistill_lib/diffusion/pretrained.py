@@ -129,14 +129,12 @@ def _student_of(base: Any) -> Any:
 
 def __getattr__(name: str) -> Any:
     """What a pipeline asks this module for when it loads a student: its class, and that it is a `ModelMixin`."""
-    import diffusers
+    if name == "ModelMixin" or name.startswith(PREFIX):  # imports ask for other names, and diffusers takes a second
+        import diffusers
 
-    if name == "ModelMixin":
-        return diffusers.ModelMixin
-    base = getattr(diffusers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
-    if base is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return _student_of(base)
+        if base := getattr(diffusers, name.removeprefix(PREFIX), None):
+            return base if name == "ModelMixin" else _student_of(base)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _own(variant: str | None) -> str:
