@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
 
 _LABELS = {"teacher": "teacher", "student": "naive student"}
 _PARTS = {"red-blocks": "RED blocks", "red-loss": "RED loss", "ls-kd": "LS-KD", "fitnet": "FitNet"}
@@ -109,6 +108,8 @@ def interval(values: Sequence[float]) -> Estimate:
     >>> print(interval([1.0, 2.0, 3.0]))
     2.00 ± 2.48
     """
+    from scipy import stats  # here, as it is slow to import
+
     return _estimate(float(np.mean(values)), stats.ttest_1samp, values, 0.0)
 
 
@@ -155,6 +156,8 @@ def level_with(best: Any, score: pd.Series[float], half: pd.Series[float]) -> pd
 
 def difference(a: Sequence[float], b: Sequence[float]) -> Estimate:
     """mean(a) − mean(b) with Welch's interval, for independent runs."""
+    from scipy import stats
+
     return _estimate(float(np.mean(a) - np.mean(b)), partial(stats.ttest_ind, equal_var=False), a, b)
 
 
@@ -194,6 +197,8 @@ def crossed_interval(values: ArrayLike) -> Estimate:
     >>> print(crossed_interval(right), "|", interval([sum(run) / 4 for run in right]))
     0.58 ± 0.76 | 0.58 ± 0.36
     """
+    from scipy import stats
+
     table = np.asarray(values, float)
     runs = table.mean(1)
     parts = [(means.var(ddof=1) / len(means), len(means) - 1) for means in (runs, table.mean(0)) if len(means) > 1]
