@@ -1,6 +1,7 @@
 """What edge runtimes really need, beside what `profile_memory` says under their conventions.
 
-    python benchmarks/runtimes.py                   about half an hour; networks given as arguments alone: less
+    python benchmarks/runtimes.py                   about half an hour
+    python benchmarks/runtimes.py unet              of some networks, whose rows are renewed
     python benchmarks/runtimes.py --int8            the same in int8, calibrated on noise: for its memory alone
 
 Teachers, students that pool ×4, and of CNNs those with RED blocks, one image, are written by `export_model` for each
@@ -85,9 +86,11 @@ def main() -> None:
     for row in rows(arguments.names or list(NETWORKS), arguments.int8):
         made.append(row)
         print(*row.values(), sep="  ", flush=True)
-    frame = pd.DataFrame(made).convert_dtypes()
-    if not arguments.names:
-        frame.to_csv(HERE / "results" / f"runtimes{'_int8' * arguments.int8}.csv", index=False)
+    frame, file = pd.DataFrame(made).convert_dtypes(), HERE / "results" / f"runtimes{'_int8' * arguments.int8}.csv"
+    if arguments.names and file.exists():
+        known = pd.read_csv(file).convert_dtypes()
+        frame = pd.concat([known[~known["network"].isin(frame["network"])], frame], ignore_index=True)
+    frame.to_csv(file, index=False)
     for runtime, its in frame.groupby("runtime"):
         for what in ("live", "arena"):
             ratio = (its[what] / its[f"{what} predicted"]).dropna()

@@ -162,25 +162,42 @@ def test_buffers_that_lie_behind_the_file_are_put_into_it() -> None:
     assert [*inside.data] == [9] and nothing.data is None
 
 
-def graph_of(sizes: list[int], operators: list[tuple[list[int], list[int]]], outputs: list[int]) -> Any:
+def model_of(sizes: list[int], operators: list[tuple[list[int], list[int]]], outputs: list[int], code: int) -> Any:
     """Tensors of int8; the first is the input."""
-    return SimpleNamespace(
+    graph = SimpleNamespace(
         tensors=[SimpleNamespace(shape=np.array([1, size]), type=9) for size in sizes],
-        operators=[SimpleNamespace(inputs=np.array(reads), outputs=np.array(made)) for reads, made in operators],
+        operators=[
+            SimpleNamespace(inputs=np.array(reads), outputs=np.array(made), opcodeIndex=0)
+            for reads, made in operators
+        ],
         inputs=np.array([0]),
         outputs=np.array(outputs),
     )
+    codes = [SimpleNamespace(builtinCode=code, deprecatedBuiltinCode=code)]
+    return SimpleNamespace(subgraphs=[graph], operatorCodes=codes)
 
 
 def test_a_plan_worked_out_by_hand() -> None:
     # The input of 10 bytes, a weight, and two maps: tensor 2 of 40 bytes, 3 of 17. Blocks take multiples of 16.
-    graph = graph_of([10, 1000, 40, 17], [([0, 1], [2]), ([2, -1], [3])], [3])
-    assert tflite.blocks_of(graph) == {0: Block(10, 0, 1), 2: Block(40, 1, 2), 3: Block(17, 2, 2)}
-    assert tflite.alive(SimpleNamespace(subgraphs=[graph])) == 40 + 17
-    plan, arena = tflite.plan_of(graph)
+    model = model_of([10, 1000, 40, 17], [([0, 1], [2]), ([2, -1], [3])], [3], code=3)
+    assert tflite.blocks_of(model.subgraphs[0]) == {0: Block(10, 0, 1), 2: Block(40, 1, 2), 3: Block(17, 2, 2)}
+    assert tflite.alive(model) == 40 + 17
+    plan, arena = tflite.plan_of(model)
     assert plan.dtype == np.int32 and [*plan[:3]] == [0, 0, 4] and plan[4] == -1
     # Input and second map may share their place above or below the first, the largest, which lies at the bottom.
     assert (plan[3], plan[5], plan[6], arena) == (48, 0, 48, 48 + 32)
+
+
+def test_a_transposed_convolution_of_int8_has_room_for_its_sums() -> None:
+    model = model_of([10, 1000, 40], [([0, 1], [2])], [2], code=67)
+    assert tflite.sums_of(model) == [Block(160, 1, 1)] and tflite.alive(model) == 10 + 40 + 160
+    _, arena = tflite.plan_of(model)
+    assert arena == 16 + 48 + 160
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ConvTranspose2d(8, 2, 2, 2))
+    x = torch.zeros(1, 4, 8, 8)
+    peaks = {d: rd.profile_memory(net, x, convention="litert_micro", dtype=d) for d in ("fp32", "int8")}
+    assert peaks["fp32"].peak_bytes == 4 * (8 * 64 + 2 * 256)
+    assert peaks["int8"].peak_bytes == 8 * 64 + 2 * 256 + 4 * 2 * 256
 
 
 # ------------------------------------------------------------------------------------------------------- in LiteRT

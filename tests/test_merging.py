@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import redistill_lib as rd
+from redistill_lib.export.formats import FORMATS
 from redistill_lib.attention import read_attention
 from redistill_lib.merging import MergingBlock, MergingBlocks, Pairs, match_tokens, merge_pairs
 
@@ -461,4 +462,7 @@ def test_executorch_takes_it(tmp_path: Path) -> None:
     pytest.importorskip("executorch")
     x = IMAGES[:1]
     merged = rd.merge_tokens(rd.create_model("vit_pico-8", in_channels=1, image_size=64).eval(), 4, example=x)
-    assert rd.export_model(merged, tmp_path / "merged.pte", x).difference < 1e-4
+    made = rd.export_model(merged, tmp_path / "merged.pte", x)
+    assert made.difference < 1e-4
+    told = rd.profile_memory(merged, x, convention="executorch").peak_bytes
+    assert FORMATS["executorch"].writer().planned(Path(made.file))["peak_bytes"] == told

@@ -33,7 +33,7 @@ from redistill_lib.runs import run_id, write_text
 from redistill_lib.source import code_identity
 from redistill_lib.train import RunOptions
 
-BATCHES, LAPS, PASSES = 8, 2, 2  # an epoch is timed on so many batches, as often as that, in turn with other arms
+BATCHES, LAPS, PASSES = 8, 1, 3  # an epoch is timed on so many batches, as often as that, in turn with other arms
 
 
 @dataclass(frozen=True)

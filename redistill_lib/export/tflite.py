@@ -11,6 +11,7 @@ from redistill_lib.memory.arena import Block, height, live, pack_tightly
 
 ALIGNMENT = 16  # of what LiteRT Micro puts into its arena
 PLAN = b"OfflineMemoryAllocation"  # where its interpreter looks for a plan that was made beforehand
+TRANSPOSED = 67  # a transposed convolution, among the file's operators
 # Bytes of an element by the number of its type in the file: float32, float16, int32, uint8, int64, bool, int16, int8.
 _WIDTHS = {0: 4, 1: 2, 2: 4, 3: 1, 4: 8, 6: 1, 7: 2, 9: 1}
 
@@ -66,23 +67,34 @@ def _bytes(tensor: Any) -> int:
     return math.prod(map(int, shape)) * _WIDTHS[tensor.type]
 
 
+def sums_of(model: Any, alignment: int = 1) -> list[Block]:
+    """What kernels take for themselves: transposed convolutions of int8 keep the sums of their output in int32."""
+    graph, sums = model.subgraphs[0], []
+    for k, operator in enumerate(graph.operators, 1):
+        code, made = model.operatorCodes[operator.opcodeIndex], graph.tensors[operator.outputs[0]]
+        if TRANSPOSED in (code.builtinCode, code.deprecatedBuiltinCode) and _WIDTHS[made.type] == 1:
+            sums.append(Block(-(-4 * _bytes(made) // alignment) * alignment, k, k))
+    return sums
+
+
 def alive(model: Any) -> int:
-    """The most bytes of maps that are there at once."""
-    return live([*blocks_of(model.subgraphs[0]).values()])
+    """The most bytes that are there at once."""
+    return live([*blocks_of(model.subgraphs[0]).values(), *sums_of(model)])
 
 
-def plan_of(graph: Any) -> tuple[np.ndarray, int]:
+def plan_of(model: Any) -> tuple[np.ndarray, int]:
     """The plan as LiteRT Micro reads it, and the bytes of its arena.
 
     A version, the graph, how many tensors there are, and of each its place in the arena, or −1 for a weight. What
-    kernels take for themselves finds its place around it. Without a plan the interpreter packs the largest first:
-    a quarter more than is alive in the ×4 student of ResNet-18.
+    kernels take for themselves finds the room that is left for it. Without a plan the interpreter packs the largest
+    first: a quarter more than is alive in the ×4 student of ResNet-18.
     """
-    blocks = blocks_of(graph, ALIGNMENT)
-    offsets = pack_tightly([*blocks.values()])
-    places = np.full(len(graph.tensors), -1, np.int32)
-    places[[*blocks]] = offsets
-    return np.concatenate([np.array([0, 0, len(places)], np.int32), places]), height([*blocks.values()], offsets)
+    blocks = blocks_of(model.subgraphs[0], ALIGNMENT)
+    packed = [*blocks.values(), *sums_of(model, ALIGNMENT)]
+    offsets = pack_tightly(packed)
+    places = np.full(len(model.subgraphs[0].tensors), -1, np.int32)
+    places[[*blocks]] = offsets[: len(blocks)]
+    return np.concatenate([np.array([0, 0, len(places)], np.int32), places]), height(packed, offsets)
 
 
 def add_plan(model: Any) -> None:
@@ -90,6 +102,6 @@ def add_plan(model: Any) -> None:
     from ai_edge_litert.schema_py_generated import BufferT, MetadataT
 
     if len(model.subgraphs) == 1:
-        plan, _ = plan_of(model.subgraphs[0])
+        plan, _ = plan_of(model)
         model.buffers.append(BufferT(data=plan.view(np.uint8)))
         model.metadata = [*(model.metadata or ()), MetadataT(name=PLAN, buffer=len(model.buffers) - 1)]

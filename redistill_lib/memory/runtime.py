@@ -84,9 +84,10 @@ class Runtime:
     recycles: bool = False  # a freed place waits for the next map of that shape, and is not given back before
     # (operator, what it takes for itself while it runs): as much as its output, or as its weights; or the patches of
     # its input that a convolution outside blocks, unless 1×1, multiplies, at most 64 KiB at once if they are many.
+    # "sums": a transposed convolution's output in 4 bytes, if maps have 1.
     # "integers", as ONNX Runtime's int8 convolutions take it: where a multiple of 4 channels is read, 8 bytes for
     # each place of the kernel at each place of the output, unless 1×1; else the sums of int32, and the patches.
-    scratch: tuple[tuple[str, Literal["output", "weights", "patches", "integers"]], ...] = ()
+    scratch: tuple[tuple[str, Literal["output", "weights", "patches", "sums", "integers"]], ...] = ()
     floats: tuple[str, ...] = ()  # what computes in 4 bytes where maps have 1, as also the caller's input and output
     quantized: Runtime | None = None  # the rules for int8, where they are others
     # Bytes beside each map from the start on; as long as it is there, of those in a taken place until the end; and
@@ -156,6 +157,17 @@ _ONNX_INT8 = replace(
     bookkeeping=(25, 192, 132),  # scales and zero points are values too
     floats=("mean", "bn", "group_norm", "hardsigmoid", "softmax"),
 )
+_MICRO = Runtime(
+    "litert_micro",
+    overwrites=(
+        ("conv", "bn"),
+        *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
+    ),
+    pads="avoided",
+    scratch=(("silu", "output"),),
+    packer="tight",  # the file has a plan, which the interpreter follows
+    alignment=16,
+)
 _ALL = (
     Runtime("eager", frees="as python"),
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
@@ -181,17 +193,7 @@ _ALL = (
         packer="tight",
         alignment=16,
     ),
-    Runtime(
-        "litert_micro",
-        overwrites=(
-            ("conv", "bn"),
-            *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
-        ),
-        pads="avoided",
-        scratch=(("silu", "output"),),
-        packer="tight",  # the file has a plan, which the interpreter follows
-        alignment=16,
-    ),
+    replace(_MICRO, quantized=replace(_MICRO, scratch=(*_MICRO.scratch, ("conv", "sums")))),
 )
 RUNTIMES = {runtime.name: runtime for runtime in _ALL}
 FUSED = RUNTIMES["fused"]

@@ -254,7 +254,7 @@ class _Plan:
         made = math.prod(op.shape) if rules and op.writes else 0
         if not made:
             return 0
-        amounts = {"output": made}
+        amounts = {"output": made, "sums": 0 if op.groups else 4 * made}
         if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
             amounts["weights"] = op.flops * op.shape[-1] // (2 * made)
             if "patches" in rules and op.writes[0] not in self.blocked:
