@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import redistill_lib as rd
-from redistill_lib.export.formats import FORMATS
 from redistill_lib.attention import read_attention
+from redistill_lib.export.formats import FORMATS
 from redistill_lib.merging import MergingBlock, MergingBlocks, Pairs, match_tokens, merge_pairs
 
 IMAGES = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -86,14 +86,17 @@ def _pool_in_parts(x: Tensor, *options: Any) -> Tensor:
     return torch.cat([F.max_pool2d_with_indices(part, *options)[0] for part in parts], 1)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, *options: Any, **named: Any) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *options: Any, **named: Any) -> Tensor:
     """As two products and a softmax; PyTorch's own parts ask of each row whether all of it is masked."""
-    if options or named.keys() - {"scale"}:  # a mask, or some such
-        return torch.ops.aten._scaled_dot_product_attention_math(q, k, v, *options, **named)[0]
+    if options or named.keys() - {"scale"} or (mask is not None and not mask.is_floating_point()):
+        whole: Tensor = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, *options, **named)[0]
+        return whole
     scale = named.get("scale") or q.shape[-1] ** -0.5
     rows, columns, values = (each.reshape(-1, *each.shape[-2:]) for each in (q, k, v))
-    seen = torch.bmm(torch.bmm(rows * scale, columns.transpose(1, 2)).softmax(-1), values)
-    return seen.reshape(*q.shape[:-1], v.shape[-1])
+    weights = torch.bmm(rows * scale, columns.transpose(1, 2))
+    if mask is not None:
+        weights = (weights.reshape(*q.shape[:-1], -1) + mask).reshape(weights.shape)
+    return torch.bmm(weights.softmax(-1), values).reshape(*q.shape[:-1], v.shape[-1])
 
 
 def _quantized(program: torch.export.ExportedProgram, inputs: Inputs, calibration: Sequence[Inputs]) -> Any:
