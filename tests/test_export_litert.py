@@ -249,7 +249,7 @@ def small() -> nn.Module:
 @pytest.mark.parametrize("int8", [False, True])
 def test_what_is_measured_is_what_the_profile_says(small: nn.Module, tmp_path: Path, int8: bool) -> None:
     file, x, images = tmp_path / "net.tflite", torch.randn(2, 3, 16, 16), torch.randn(6, 3, 16, 16)
-    made = export_model(small, file, x, images=images, int8=int8)
+    made = export_model(small, file, x, images=images, calibration=images if int8 else None, int8=int8)
     assert made.difference < (0.05 if int8 else 1e-5) and made.images == 6
     network = load_exported(file)
     assert network.example[0].shape == x.shape and network(images).shape == (6, 5)
@@ -268,11 +268,23 @@ def test_the_student_needs_no_more_than_fused(tmp_path: Path, int8: bool) -> Non
     torch.manual_seed(0)
     student = settled(rd.create_model("resnet18-8-11221"), 3, 64, 64)
     file, x = tmp_path / "net.tflite", torch.randn(1, 3, 64, 64)
-    export_model(student, file, x, images=torch.randn(2, 3, 64, 64), int8=int8)
+    images = torch.randn(2, 3, 64, 64) if int8 else None
+    export_model(student, file, x, calibration=images, int8=int8)
     fused = rd.profile_memory(student, x, dtype="int8" if int8 else None).peak_bytes
     profile = rd.profile_memory(student, x, convention="litert_micro", dtype="int8" if int8 else None)
     assert measure_runtime(file).arena_bytes == profile.arena_bytes == fused
     assert {"PAD", "PADV2", "TRANSPOSE", "QUANTIZE", "DEQUANTIZE"}.isdisjoint(operators_of(file))
+
+
+@litert
+@micro
+def test_the_sums_of_a_transposed_convolution_find_their_room(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    body = nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 8, 2, 2), nn.ReLU(), nn.Conv2d(8, 3, 3)
+    network, file, x = nn.Sequential(*body).eval(), tmp_path / "net.tflite", torch.randn(1, 3, 16, 16)
+    export_model(network, file, x, calibration=torch.randn(4, 3, 16, 16), int8=True)
+    profile = rd.profile_memory(network, x, convention="litert_micro", dtype="int8")
+    assert measure_runtime(file).arena_bytes == profile.arena_bytes == 16 * 256 + (1 + 4) * 8 * 1024
 
 
 @litert
@@ -301,7 +313,7 @@ def test_weights_outside_the_file_are_noticed(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 256, 3), nn.ReLU(), nn.Conv2d(256, 256, 3))
     x = torch.randn(1, 3, 8, 8)
     file = tmp_path / "net.tflite"
-    export_model(network, file, x, images=torch.cat([x, -x]), int8=True)
+    export_model(network, file, x, calibration=torch.cat([x, -x]), int8=True)
     measure_runtime(file)
     with quiet():
         content = writer._quantized(writer._converted(network.eval(), (x,)), [(x,), (-x,)])
@@ -317,7 +329,7 @@ def test_maps_that_are_zero_have_a_range(tmp_path: Path) -> None:
             return F.relu6((x - x.amax()) * torch.full((3, 1, 1), 2.0)) + x
 
     x = torch.rand(1, 3, 8, 8)
-    assert export_model(Dead(), tmp_path / "net.tflite", x, images=x, int8=True).difference < 0.02
+    assert export_model(Dead(), tmp_path / "net.tflite", x, images=x, calibration=x, int8=True).difference < 0.02
 
 
 @litert

@@ -22,9 +22,11 @@ from redistill_lib.export.formats import Inputs, Pass
 from redistill_lib.export.heap import median_seconds
 from redistill_lib.export.result import RuntimePeak
 from redistill_lib.export.same_padding import use_same_padding
+from redistill_lib.sizes import format_size
 
 CLOSE = 1e-4  # LiteRT Micro to LiteRT, of the largest output in float32; in int8, one step of the last bit
 LEAST_RANGE = 1e-5  # of a map in int8: the bounds of its activation, 6 for ReLU6, in steps have to fit into 32 bits
+LARGEST = 32 << 20  # bytes of weights in float32: ai-edge-quantizer 0.10 fails where it divides larger ones
 _BOOKKEEPING = 64 << 20  # bytes for what LiteRT Micro notes of a network, beside its maps: far more than it takes
 
 
@@ -102,7 +104,17 @@ def _quantized(content: bytes, calibration: Sequence[Inputs]) -> bytes:
         ranges = observed.get_model_qsvs()
         for found in ranges.values():  # a map that was 0 all the time would get steps too small for the kernels
             found["max"] = np.maximum(found["max"], found["min"] + LEAST_RANGE)
-        return bytes(made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False).quantized_model)
+        try:
+            done = made.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+        except ValueError as error:
+            largest = max(buffer.data.nbytes for buffer in tflite.read(content).buffers if buffer.data is not None)
+            if largest <= LARGEST:
+                raise
+            told = f"weights of at most {format_size(LARGEST)}, and the largest here take {format_size(largest)}"
+            raise ValueError(
+                f"LiteRT's quantizer takes {told}: leave int8 out, or take a narrower network"
+            ) from error
+        return bytes(done.quantized_model)
 
 
 def load(file: Path) -> tuple[Inputs, Pass]:
