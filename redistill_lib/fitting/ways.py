@@ -167,7 +167,7 @@ def ways_to_fit(
     `teacher`, `width` and `example` are those of `arms_at_peak`, `budget` bytes or ``"32KB"``. Raises ValueError as
     that does, and for a dtype of which a convention does not say what it takes.
 
-    >>> found = ways_to_fit("resnet18-1-21222", "32KB", torch.zeros(1, 1, 40, 40), width=0.25)
+    >>> found = ways_to_fit("resnet18-1-21222", "8KB", torch.zeros(1, 1, 20, 20), width=0.25)
     >>> [choice.name for choice in found.fits if choice.way.plan == "1-21222" and choice.way.width == 0.25][:1]
     ['1-21222 ×0.25 in int8']
     """
