@@ -45,6 +45,14 @@ def make_notebook(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+#: Files of a minute and more, begun first: the last one to begin would keep one core waiting.
+LONG = ("test_notebooks", "test_readme", "test_export", "test_memory", "test_fitting", "test_trainer")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("chromium") and not shutil.which("chromium"):
         pytest.skip("needs chromium on the PATH (Debian: apt-get install chromium)")

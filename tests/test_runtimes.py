@@ -252,7 +252,8 @@ def test_paddings_that_same_cannot_express_copy_the_input(layer: nn.Module, size
         out = 4 * layer(image(size)).numel()
         assert profile.rows[1].live_bytes == 4 * 4 * (size + 2) ** 2 + out  # the picture itself is gone
     halves = rd.profile_memory(layer, image(size), convention=PLAIN, dtype="int8")
-    assert 4 * halves.peak_bytes == profile.peak_bytes
+    sums = 4 * layer(image(size)).numel() if isinstance(layer, nn.ConvTranspose2d) else 0  # in int32, of int8 alone
+    assert 4 * (halves.peak_bytes - sums) == profile.peak_bytes
 
 
 def test_paddings_that_zeros_in_the_kernel_or_parts_make_copy_little() -> None:

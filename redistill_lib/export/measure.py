@@ -17,6 +17,7 @@ import torch
 from redistill_lib.export.exported import load_exported
 from redistill_lib.export.formats import format_of
 from redistill_lib.export.result import RuntimePeak
+from redistill_lib.progress import waiting_bar
 
 
 def measure_runtime(file: str | os.PathLike[str]) -> RuntimePeak:
@@ -30,12 +31,14 @@ def measure_runtime(file: str | os.PathLike[str]) -> RuntimePeak:
     model = load_exported(file)  # says what is wrong before a process starts
     shapes = json.dumps([[str(x.dtype).removeprefix("torch."), *x.shape] for x in model.example])
     settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-m", "redistill_lib.export.measure", str(Path(file).resolve()), shapes],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-    )
+    with waiting_bar(1, f"passes of {Path(file).name}") as bar:
+        done = subprocess.run(
+            [sys.executable, "-m", "redistill_lib.export.measure", str(Path(file).resolve()), shapes],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+        )
+        bar.update()
     if done.returncode:
         kind, _, reason = (done.stderr.strip().splitlines() or [""])[-1].partition(": ")
         if kind == "ImportError":  # of what only measuring needs

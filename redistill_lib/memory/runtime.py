@@ -157,17 +157,6 @@ _ONNX_INT8 = replace(
     bookkeeping=(25, 192, 132),  # scales and zero points are values too
     floats=("mean", "bn", "group_norm", "hardsigmoid", "softmax"),
 )
-_MICRO = Runtime(
-    "litert_micro",
-    overwrites=(
-        ("conv", "bn"),
-        *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
-    ),
-    pads="avoided",
-    scratch=(("silu", "output"),),
-    packer="tight",  # the file has a plan, which the interpreter follows
-    alignment=16,
-)
 _ALL = (
     Runtime("eager", frees="as python"),
     Runtime("fused", overwrites=_IN_PLACE, packer="tight"),
@@ -193,7 +182,17 @@ _ALL = (
         packer="tight",
         alignment=16,
     ),
-    replace(_MICRO, quantized=replace(_MICRO, scratch=(*_MICRO.scratch, ("conv", "sums")))),
+    Runtime(
+        "litert_micro",
+        overwrites=(
+            ("conv", "bn"),
+            *itertools.product(("conv", "linear", "bn", "add", "mul", "max_pool", "avg_pool"), ("relu", "relu6")),
+        ),
+        pads="avoided",
+        scratch=(("silu", "output"), ("conv", "sums")),
+        packer="tight",  # the file has a plan, which the interpreter follows
+        alignment=16,
+    ),
 )
 RUNTIMES = {runtime.name: runtime for runtime in _ALL}
 FUSED = RUNTIMES["fused"]

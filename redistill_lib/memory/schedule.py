@@ -254,14 +254,15 @@ class _Plan:
         made = math.prod(op.shape) if rules and op.writes else 0
         if not made:
             return 0
-        amounts = {"output": made, "sums": 0 if op.groups else 4 * made}
+        width = self.size(self.storages[op.writes[0]]) // made
+        amounts = {"output": made, "sums": 0 if op.groups or width > 1 else 4 * made}
         if len(op.reads) == 1:  # a linear layer reads one map, and its weights; a product of two maps has none
             amounts["weights"] = op.flops * op.shape[-1] // (2 * made)
             if "patches" in rules and op.writes[0] not in self.blocked:
                 amounts["patches"] = self.patches(op)
             if "integers" in rules:
                 amounts["integers"] = self.integers(op)
-        return self.size(self.storages[op.writes[0]]) // made * sum(amounts.get(what, 0) for what in rules)
+        return width * sum(amounts.get(what, 0) for what in rules)
 
     def patches(self, op: Op) -> int:
         """Elements of the input, gathered for a convolution's product of matrices; one group after the other."""
