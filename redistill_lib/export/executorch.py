@@ -190,8 +190,9 @@ def _runtime() -> Any:
 
 def _method(file: Path) -> Pass:
     try:
-        program = _runtime().load_program(file)
-        method = program.load_method("forward")
+        with silent_stderr():  # a delegate looks at the processor
+            program = _runtime().load_program(file)
+            method = program.load_method("forward")
     except RuntimeError as error:
         raise ValueError(f"ExecuTorch cannot load {file}: {error}") from error
     assert method is not None
@@ -200,7 +201,7 @@ def _method(file: Path) -> Pass:
 
     def execute(inputs: Inputs) -> Inputs:
         assert program  # whose memory the method reads
-        quietly = silent_stderr() if next(passes) == 0 else contextlib.nullcontext()  # kernels look at the processor
+        quietly = silent_stderr() if next(passes) == 0 else contextlib.nullcontext()  # kernels look too
         try:
             with quietly:
                 return tuple(method.execute(inputs))
