@@ -189,6 +189,26 @@ def test_what_is_split_or_permuted_is_a_copy_in_a_file(kind: str, tmp_path: Path
         assert profile.peak_bytes == 4 * (4 * 60 * 8 + 2 * 60 * 60)
 
 
+class Masked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        seen = F.scaled_dot_product_attention(x, x, x, torch.ones(6, 6, dtype=torch.bool).tril(1))
+        return F.scaled_dot_product_attention(seen, x, x, is_causal=True)
+
+
+def test_masks_that_say_what_counts(tmp_path: Path) -> None:
+    assert export_model(Masked(), tmp_path / "net.pte", torch.randn(1, 2, 6, 4)).difference < 1e-5
+
+
+class WritingInOrder(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 1).transpose(2, 3).contiguous().relu_() * x
+
+
+def test_what_is_written_to_behind_a_permutation_is_followed() -> None:
+    profile = rd.profile_memory(WritingInOrder(), images(1, 4), convention="executorch")
+    assert profile.peak_bytes == 4 * 256 * 4 * 3  # the image, its transposed copy, and that in order
+
+
 def test_attention_in_onnx_runtime_is_near_what_is_predicted(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = rd.create_model("vit_pico-4", image_size=16).eval(), images(1)

@@ -88,7 +88,12 @@ def _pool_in_parts(x: Tensor, *options: Any) -> Tensor:
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *options: Any, **named: Any) -> Tensor:
     """As two products and a softmax; PyTorch's own parts ask of each row whether all of it is masked."""
-    if options or named.keys() - {"scale"} or (mask is not None and not mask.is_floating_point()):
+    if mask is None and options == (0.0, True):  # causal: of no row all is masked
+        mask, options = q.new_full((q.shape[-2], k.shape[-2]), -torch.inf).triu(1), ()
+    boolean = mask is not None and mask.dtype == torch.bool
+    if options or named.keys() - {"scale"} or boolean:
+        if boolean and mask is not None:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
         whole: Tensor = torch.ops.aten._scaled_dot_product_attention_math(q, k, v, mask, *options, **named)[0]
         return whole
     scale = named.get("scale") or q.shape[-1] ** -0.5

@@ -215,6 +215,7 @@ class Recorder(TorchDispatchMode):
         self.alive: dict[int, int] = {}  # address → index
         self.copies_views = copies_views
         self.copies: dict[tuple[Hashable, ...], int] = {}  # a view, as `_view_key` calls it → the storage of its copy
+        self.unmade: dict[int | None, Op] = {}  # a clone of a copy, which is made if something writes to it
         kept = [tensor.untyped_storage() for tensor in _plain(held_tensors(model))]
         self.weights = {storage._cdata: storage for storage in kept}  # held, so that their addresses stay theirs
         for tensor in _plain(inputs):
@@ -276,12 +277,15 @@ class Recorder(TorchDispatchMode):
         for tensor in mutates:
             self.add(tensor, "state")  # what is read from it later depends on this
             self.copies.pop(_view_key(self.index_of(tensor), tensor), None)  # it writes into the map, not into a copy
+            self.ops += filter(None, [self.unmade.pop(self.index_of(tensor), None)])
         read = [(self.read(t), *_layout(t), self.is_whole(t)) for t in _plain((args, kwargs))]
         out = func(*args, **kwargs)
         made = _plain(out)
-        ordered = name_of(func) == "clone" and "memory_format" in kwargs  # as reshaping asks for, and a copy is
-        if ordered and self.read(args[0]) != self.index_of(args[0]):
-            self.copies[_view_key(self.add(out, "activation"), out)] = cast(int, self.read(args[0]))
+        copy = self.read(args[0]) if name_of(func) == "clone" and "memory_format" in kwargs else None
+        if copy is not None and copy != self.index_of(args[0]):  # in order, as reshaping asks for, and as a copy is
+            clone = cast(int, self.add(out, "activation"))
+            self.copies[_view_key(clone, out)] = copy
+            self.unmade[clone] = Op(func, self.stack[-1], _layout(out)[0], (copy,), (clone,), (), (), 0, False, 0)
             return out
         writes = [index for tensor in made if (index := self.add(tensor, "activation")) is not None]
         changed = [index for tensor in mutates if (index := self.index_of(tensor)) is not None]
