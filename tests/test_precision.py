@@ -85,3 +85,15 @@ def test_the_figure_says_what_int8_saves_and_costs() -> None:
     assert "costs at most −0.5 FID" in figures.headline(figures.precisions(worse, "FID", "FID"))
     with pytest.raises(ValueError, match=r"the table has no accuracy; export\.precisions makes it"):
         figures.precisions(worse)
+
+
+def test_norms_that_no_convolution_takes_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    plain, norm = nn.BatchNorm2d(6, affine=False), nn.BatchNorm2d(6)
+    for each in (plain, norm):
+        each.running_mean, each.running_var = torch.randn(6), torch.rand(6) + 0.5
+    nn.init.uniform_(norm.weight, 0.5, 1.5), nn.init.normal_(norm.bias)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Sigmoid(), plain, nn.Sigmoid(), norm).eval()
+    x = torch.rand(8, 3, 9, 9)
+    off = int8_model(network, [(x,)])(x) - network(x)
+    assert 0 < off.abs().max() < 0.1

@@ -24,6 +24,7 @@ _PRODUCT = re.compile(
 )
 
 
+# Views with the same elements in the same order, where they have as many.
 _RESHAPES = {"view", "_unsafe_view", "_reshape_alias", "unsqueeze", "squeeze", "alias", "detach", "expand"}
 
 
