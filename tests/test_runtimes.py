@@ -603,3 +603,11 @@ def test_a_convolution_of_few_channels_reads_them_as_they_are() -> None:
     assert [row.op for row in pooled] == ["conv", "reorder", "max_pool"]
     whole = rd.profile_memory(nn.Sequential(conv(4, 16), nn.MaxPool2d(2)), image(), convention=blocks).rows
     assert [row.op for row in whole] == ["conv", "max_pool", "reorder"]
+
+
+@pytest.mark.parametrize("layer", [nn.GELU(), nn.LayerNorm(8), nn.Softmax(-1)], ids=str)
+def test_what_onnx_runtime_computes_in_floats_in_int8(layer: nn.Module) -> None:
+    net = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 8)).eval()
+    rows = rd.profile_memory(net, torch.zeros(1, 64, 8), convention="onnxruntime", dtype="int8").rows
+    wide = [row.out_bytes for row in rows if {"gelu", "layer_norm", "to"} & set(row.op.split("+"))]
+    assert wide and max(wide) == 4 * 64 * 8
