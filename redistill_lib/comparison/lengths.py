@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from torch import nn
 
 from redistill_lib.checks import check_above_zero, check_fields
@@ -32,6 +33,7 @@ from redistill_lib.progress import progress_bar
 from redistill_lib.runs import run_id, write_text
 from redistill_lib.source import code_identity
 from redistill_lib.train import RunOptions
+from redistill_lib.train.options import History
 
 BATCHES, LAPS, PASSES = 8, 1, 3  # an epoch is timed on so many batches, as often as that, in turn with other arms
 
@@ -256,27 +258,46 @@ def _tame(arm: Arm) -> Arm:
 def _measure(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) -> EpochCost:
     few = _first(data, BATCHES * arm.recipe.batch_size)
     times = len(data.train) / len(few.train)
-    gpu = torch.accelerator.is_available() and not options.cpu
-    clock, column = (time.perf_counter, "seconds") if gpu else (time.process_time, "processor_seconds")
     with TemporaryDirectory() as folder:
         cache = None if options.cache is None else f"{folder}/cache"
-        waits, epochs, reads = list[float](), list[float](), ""
+        waits, epochs = list[float](), list[float]()
         for seed in range(1 if cache is None else 2):  # the second finds what the first has put into the cache
-            marks = [clock()]
             quiet = replace(options, runs_dir=f"{folder}/{seed}", cache=cache, progress=False, name=None)
-            quiet = replace(quiet, on_log=lambda *_, marks=marks: marks.append(clock()))
-            with contextlib.redirect_stdout(None):
-                run = train_arm(_tame(arm), few, 1 + LAPS, seed, teacher, quiet)
-            laps, steps = np.diff(marks), run.history()[column].to_numpy()
+            laps, steps = _timed(arm, few, seed, teacher, quiet)
             waits.append(laps[0])
             # An epoch's steps and validation grow with the images; what is written after it does not.
             epochs += (steps * times + laps - steps)[1:].tolist()
-            if "answers" in run.params:
-                kept = {path.name.rpartition("-")[0] for path in Path(folder).glob("cache/teacher-*/*/")}
-                reads = " ".join([*sorted(kept), arm.recipe.augmentation])
+        kept = {path.name.rpartition("-")[0] for path in Path(folder).glob("cache/teacher-*/*/")}
+        reads = " ".join([*sorted(kept), arm.recipe.augmentation]) if kept else ""
         views = min(arm.recipe.views or 1 + LAPS, 1 + LAPS)
         answers = max(0.0, float(waits[0] - waits[1])) * times / views if reads else 0.0
         return EpochCost(statistics.median(epochs), answers, reads)
+
+
+def _timed(
+    arm: Arm, few: DataSplits, seed: int, teacher: nn.Module, options: RunOptions
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The seconds of each epoch with all before it and what is written after it, and of its steps and validation.
+
+    The training ends with its last epoch, as nobody asks for its scores.
+    """
+    gpu = torch.accelerator.is_available() and not options.cpu
+    clock, column = (time.perf_counter, "seconds") if gpu else (time.process_time, "processor_seconds")
+    marks, steps = [clock()], list[float]()
+
+    def note(history: History, _: object) -> None:
+        marks.append(clock())
+        steps.append(history[-1][column])
+        if len(steps) > LAPS:
+            raise _Measured
+
+    with contextlib.redirect_stdout(None), contextlib.suppress(_Measured):
+        train_arm(_tame(arm), few, 1 + LAPS, seed, teacher, replace(options, on_log=note))
+    return np.diff(marks), np.array(steps)
+
+
+class _Measured(Exception):
+    """All epochs that were to be timed are."""
 
 
 def _memory(arm: Arm, teacher: nn.Module, data: DataSplits, options: RunOptions) -> float:

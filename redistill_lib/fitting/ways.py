@@ -236,12 +236,13 @@ def _by_rows(ways: ArmsAtPeak, way: Way, dtype: str, example: Tensor) -> Iterato
     except ValueError:  # nothing of it runs so
         return
     rows = profile_memory(network, image, convention=runtime).rows
-    least = {}  # of each layer: what the rest needs, and what is there while it runs, image and its last map
+    least, last = {}, {}  # of each layer: what the rest needs, or image and its last map; and that map alone
     for end in ends:
         inside = [k for k, row in enumerate(rows) if f"{row.module}.".startswith(f"{end}.")]
         if inside:
             behind = max((row.live_bytes for row in rows[inside[-1] + 1 :]), default=0)
-            least[end] = max(behind, image.nbytes + rows[inside[-1]].out_bytes)
+            last[end] = rows[inside[-1]].out_bytes
+            least[end] = max(behind, image.nbytes + last[end])
     for until in [end for end, peak in least.items() if peak <= ways.peak_bytes][:TRIES]:
         try:
             if ways.network is None:  # the built-in networks use no size of a map
@@ -250,9 +251,14 @@ def _by_rows(ways: ArmsAtPeak, way: Way, dtype: str, example: Tensor) -> Iterato
                 streamed = stream_rows(network, example=image, until=until)
         except ValueError:
             continue
-        cost = followed(streamed, (image,), runtime).cost("fp32", runtime)
-        if cost.needed_bytes <= ways.peak_bytes:
-            yield _choice(ways, way, dtype, cost, until)
+        passed = followed(streamed, (image,), runtime)
+        alive = passed.cost("fp32", replace(runtime, packer="live")).peak_bytes
+        if alive <= ways.peak_bytes:  # thousands of rows are not packed in vain
+            cost = passed.cost("fp32", runtime)
+            if cost.needed_bytes <= ways.peak_bytes:
+                yield _choice(ways, way, dtype, cost, until)
+                return
+        if alive - last[until] > ways.peak_bytes:  # a later end holds all of that, of its last map some rows
             return
 
 
