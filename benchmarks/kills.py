@@ -56,7 +56,7 @@ def train(task: str, root: str) -> Run:
             "unet-2-21", teacher, data, recipe, methods="red+mse+fitnet", unet=UNET, options=options
         )
     teacher = create_model("resnet18-1-21222", num_classes=data.num_classes, in_channels=1, width=0.25)
-    recipe = Recipe(**common | {"augmentation": "crop+cutmix|mixup"}, steps=45, epochs=None)
+    recipe = Recipe(**common | {"augmentation": "crop+cutmix|mixup"}, steps=27, epochs=None)
     methods = "red+kd+fitnet+crd(dim=8)"
     return distill_classifier("resnet18-4-11221", teacher, data, recipe, methods=methods, width=0.25, options=options)
 

@@ -21,7 +21,7 @@ TEACHER = rd.Arm("resnet18-1-21222", width=0.125, recipe=Recipe(epochs=1))
 
 @pytest.fixture(scope="module")
 def data() -> DataSplits:
-    return rd.load_data("digits", limit=60)
+    return rd.load_data("digits", limit=60, image_size=16)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,10 @@ def given_costs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def ways(data: DataSplits) -> WaysToFit:
     image = torch.zeros(1, 1, data.image_size, data.image_size)
-    return rd.ways_to_fit("resnet18-1-21222", "24KB", image, width=0.125, convention="executorch")
+    return rd.ways_to_fit("resnet18-1-21222", "6KB", image, width=0.125, convention="executorch")
 
 
-def fit(data: DataSplits, file: Path, options: RunOptions, budget: str = "24KB") -> Fitted:
+def fit(data: DataSplits, file: Path, options: RunOptions, budget: str = "6KB") -> Fitted:
     return fit_to_device(TEACHER, data, Target(file, budget), training=rd.Budget(epochs=1), options=options)
 
 
@@ -52,12 +52,12 @@ def test_the_file_fits_and_is_the_best_on_validation(
     monkeypatch.setattr(device, "WAYS", 2)
     monkeypatch.setattr(device, "_ways", lambda *_: ways)  # which take seconds
     found = fit(data, tmp_path / "net.pte", runs)
-    assert found.fits and found.needs and found.needs.needed_bytes <= 24 * 1024 and found.compared is not None
+    assert found.fits and found.needs and found.needs.needed_bytes <= 6 * 1024 and found.compared is not None
     scores = found.compared.runs.set_index("arm")["validation_accuracy"]
     assert scores[found.arm] == scores.max() and 2 < len(scores) <= 4
     assert any("with red+kd" in name for name in scores.index)
     assert rd.load_exported(tmp_path / "net.pte")(rd.to_float(data.test.head(3)[0])).shape == (3, 10)
-    assert "of test images right" in str(found) and "of 24.0 KiB" in str(found)
+    assert "of test images right" in str(found) and "of 6.0 KiB" in str(found)
     assert "beside it: " in str(found) and "there already" not in str(found)  # this teacher was trained for it
     assert found.choice and found.needs.needed_bytes == found.choice.cost.needed_bytes
 
@@ -66,8 +66,8 @@ def test_the_teacher_itself_may_fit_row_by_row(data: DataSplits, ways: WaysToFit
     image = torch.rand(1, 1, data.image_size, data.image_size)
     teacher = rd.create_model("resnet18-1-21222", width=0.125, in_channels=1).eval()
     own = next(choice for choice in ways.fits if not choice.trained)
-    assert own.until and own.asks == "nothing" and own.cost.needed_bytes <= 24 * 1024
-    assert rd.profile_memory(teacher, image, convention="executorch").arena_bytes > 24 * 1024
+    assert own.until and own.asks == "nothing" and own.cost.needed_bytes <= 6 * 1024
+    assert rd.profile_memory(teacher, image, convention="executorch").arena_bytes > 6 * 1024
     made = rd.export_model(rd.stream_rows(teacher, example=image, until=own.until), tmp_path / "own.pte", image)
     assert rd.measure_runtime(made.file).needed_bytes == own.cost.needed_bytes
 
@@ -79,17 +79,17 @@ def test_what_needs_more_than_was_predicted_gives_way_to_the_next(
 
     def heavier(file: Path) -> object:
         needs = measure(file)
-        return replace(needs, arena_bytes=(factors.pop(0) if factors else 2) * 10 * 1024)
+        return replace(needs, arena_bytes=(factors.pop(0) if factors else 2) * 2560)
 
     monkeypatch.setattr(device, "measure_runtime", heavier)
     monkeypatch.setattr(device, "WAYS", 1)
-    found = fit(data, tmp_path / "net.pte", runs, "12KB")
-    assert [needs.arena_bytes for _, needs in found.missed] == [20 * 1024] and found.fits
-    assert f"{found.missed[0][0]} was predicted to fit 12.0 KiB, but needs 20.0 KiB" in str(found)
+    found = fit(data, tmp_path / "net.pte", runs, "3KB")
+    assert [needs.arena_bytes for _, needs in found.missed] == [5 * 1024] and found.fits
+    assert f"{found.missed[0][0]} was predicted to fit 3.0 KiB, but needs 5.0 KiB" in str(found)
     kept, (_, heavy) = (tmp_path / "net.pte").read_bytes(), found.missed[0]
     monkeypatch.setattr(device, "_ways", lambda *_: found.ways)  # which take seconds, as do files
     monkeypatch.setattr(device, "_written", lambda *_: (found.made, heavy))
-    nothing = fit(data, tmp_path / "net.pte", runs, "12KB")
+    nothing = fit(data, tmp_path / "net.pte", runs, "3KB")
     assert not nothing.fits and len(nothing.missed) > 1 and "nothing that was trained fits" in str(nothing)
     assert (tmp_path / "net.pte").read_bytes() == kept and [*tmp_path.iterdir()] == [tmp_path / "net.pte"]
 

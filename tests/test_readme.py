@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     import diffusers
 
     monkeypatch.chdir(tmp_path)
-    folder_of_images(tmp_path / "path/to/folder", 128)
+    folder_of_images(tmp_path / "path/to/folder", 32)
     folder_of_images(tmp_path / "hub", 32)
     monkeypatch.setattr(rd.Recipe, "LENGTH", ("epochs", 1))
     monkeypatch.setattr(rd.DiffusionRecipe, "LENGTH", ("steps", 2))
@@ -72,12 +72,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
 def test_the_snippets_run(page: str, quick: Path) -> None:
-    images = torch.zeros(2, 3, 128, 128, dtype=torch.uint8)
-    example = torch.zeros(2, 3, 128, 128)
+    images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
+    example = torch.zeros(2, 3, 32, 32)
     mine: dict[str, Any] = {"my_network": network(2), "example": example}
     names: dict[str, Any] = {"images": images, **mine}
     for block in BLOCKS[page]:
-        exec(compile(block, page, "exec"), names)
+        smaller = block.replace("image_size=128", "image_size=32").replace("3, 128, 128", "3, 32, 32")
+        exec(compile(smaller, page, "exec"), names)
     assert page != "library.md" or (quick / "student").is_dir()
 
 
