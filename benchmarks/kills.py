@@ -16,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,10 @@ def train(task: str, root: str) -> Run:
     return distill_classifier("resnet18-4-11221", teacher, data, recipe, methods=methods, width=0.25, options=options)
 
 
-def start(task: str, root: Path) -> Any:
+def start(target: Callable[..., Any], *args: str) -> Any:
     context = get_context("forkserver")  # a server that has imported all and computed nothing
     context.set_forkserver_preload(PRELOADED)
-    child = context.Process(target=train, args=(task, str(root)))
+    child = context.Process(target=target, args=args)
     child.start()
     return child
 
@@ -76,8 +77,9 @@ def finish(child: Any) -> None:
 
 def left_alone(task: str, root: Path) -> tuple[dict[str, Any], float]:
     """What a training leaves that nobody kills, and its seconds."""
+    finish(start(str))  # the server is there, so that most kills are not in vain
     begin = time.monotonic()
-    finish(start(task, root / "whole"))
+    finish(start(train, task, str(root / "whole")))
     return outcome(root / "whole"), time.monotonic() - begin
 
 
@@ -88,7 +90,7 @@ def killed(
     hits: Counter[str] = Counter()
     while hits.total() < most:
         left, writing = set(root.rglob(PART)), hits.total() % 2  # what the last kill left
-        child = start(task, root)
+        child = start(train, task, str(root))
         child.join(draw.uniform(0, 0.9 * seconds))
         while writing and child.is_alive() and set(root.rglob(PART)) <= left:
             time.sleep(0.0002)
@@ -97,7 +99,7 @@ def killed(
         if child.exitcode == 0:
             break
         hits["while writing" if set(root.rglob(PART)) - left else "between"] += 1
-    finish(start(task, root))
+    finish(start(train, task, str(root)))
     return outcome(root), hits
 
 

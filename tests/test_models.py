@@ -352,6 +352,7 @@ def test_make_divisible() -> None:
         ("ResNet18", ["Unknown architecture 'ResNet18'", "resnet18"]),
         ("mobilenetv3-small", ["mobilenetv3_small"]),
         ("zzz", ["Unknown architecture 'zzz'", "choose from", "resnext50"]),
+        ("my_net:make", ["give a network of your own itself", "resolve_model"]),
         ("resnet18-4x", ["lacks its stem"]),
         ("resnet18-", ["lacks its stem", "2-21222"]),
         ("resnet18-4-1122x", ["contains 'x'", "usual plan of resnet18 is 2-21222"]),

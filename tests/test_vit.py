@@ -142,6 +142,12 @@ def test_images_of_another_size_take_resized_positions() -> None:
     assert model(torch.zeros(2, 1, 16, 24).double()).shape == (2, 10)
 
 
+def test_larger_patches_take_no_other_downsampler() -> None:
+    vit = rd.create_model("vit_pico-4", image_size=16)
+    with pytest.raises(ValueError, match="downsampler='max' cannot: leave it out"):
+        rd.derive_student(vit, 2, example=torch.zeros(1, 3, 16, 16), downsampler="max")
+
+
 def test_what_cannot_be_cut_into_patches_is_told() -> None:
     with pytest.raises(ValueError, match=r"images of 40×36 cannot be cut into patches of 8; choose a patch that"):
         rd.create_model("vit_pico-8", in_channels=1)(torch.zeros(1, 1, 40, 36))

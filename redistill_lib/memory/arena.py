@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 TRIES = 400  # orders at most that the tight packer looks at beyond the usual ones
+PLACED = 200_000  # blocks at most that it places for that, of networks with thousands, as those row by row have
 
 
 class Block(NamedTuple):
@@ -113,7 +114,7 @@ def pack_tightly(blocks: Sequence[Block]) -> list[int]:
 
     least, choose = live(blocks), random.Random(0)
     best = now = pack(_largest(blocks))
-    for _ in range(TRIES):
+    for _ in range(min(TRIES, PLACED // max(1, len(blocks)))):
         if best.height == least:
             break
         found = pack(_moved(blocks, now, choose))

@@ -104,6 +104,8 @@ def _split(name: str) -> tuple[str, Architecture, StridePlan]:
     if arch not in ARCHITECTURES:
         close = hint(name.replace("-", "_"), ARCHITECTURES) or hint(arch, ARCHITECTURES)
         known = close or f"; choose from {', '.join(ARCHITECTURES)}."
+        if ":" in name:
+            known = "; give a network of your own itself, which rd.resolve_model makes of such a name."
         raise ValueError(f"Unknown architecture {arch!r} in model name {name!r}{known}")
     facts = ARCHITECTURES[arch]
     try:

@@ -86,6 +86,8 @@ def restrided(
     layout = find_layout(model, example)
     grown = factor if plan is None else _growth(layout, StridePlan.parse(str(plan))) if factor is None else None
     if grown and (found := _larger_patches(model, layout, grown, example)):
+        if downsampler != "stride":
+            raise ValueError(f"larger patches pool nothing, so that downsampler={downsampler!r} cannot: leave it out")
         return found
     target = _target(model, layout, factor, plan)
     try:
