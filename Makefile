@@ -11,6 +11,8 @@ JOBS   ?= 2
 WORKERS = $(shell expr 1 + `getconf _NPROCESSORS_ONLN`)  # as some tests wait for others' processes
 GRIDS  ?= $(filter-out $(LONG),$(sort $(wildcard sweeps/*.yaml)))
 
+unexport PYTHONDONTWRITEBYTECODE  # or each of hundreds of processes would compile the library anew
+
 .DEFAULT_GOAL := help
 .PHONY: help run test browser lab app notebooks lint bench sweep clean
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from sklearn.metrics import confusion_matrix
 
 from redistill_lib.figures.theme import INK, finish, muted, name_rows, role_trace
 from redistill_lib.results import label, summarize
@@ -62,6 +61,8 @@ def confusions(labels: Sequence[int], answers: Sequence[int], classes: Sequence[
     >>> headline(confusions([0, 0, 1, 1], [0, 1, 1, 1], ["cat", "dog"]))
     '1 of 4 images are answered wrongly; most often cat is taken for dog: 1 of 2'
     """
+    from sklearn.metrics import confusion_matrix  # here, as it is slow to import
+
     counts = confusion_matrix(labels, answers, labels=range(len(classes)))
     totals, wrong = counts.sum(1, keepdims=True), counts - np.diag(np.diag(counts))
     text = f"{wrong.sum():,} of {counts.sum():,} images are answered wrongly"
