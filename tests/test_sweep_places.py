@@ -13,7 +13,7 @@ from redistill_lib.cli import main
 from redistill_lib.data.sources import BUILT_IN as DATA_SETS
 from redistill_lib.sweep import read_sweep
 from redistill_lib.sweep.places import BUILT_IN, located
-from redistill_lib.sweep.spec import notebook_point
+from redistill_lib.sweep.points import notebook_point
 
 MakeNotebook = Callable[..., Path]
 PARAMETERS = 'DATA = "cluttered"\nNET = "resnet18"\nFACTOR = 4\nJOBS = 2\nRUNS = "../runs"'

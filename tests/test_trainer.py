@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import random
 import shutil
@@ -295,6 +296,7 @@ def test_workers_change_no_bit(tmp_path: Path) -> None:
     recipe = recipe_of("classifier", epochs=2, augmentation="resized_crop+cutmix|mixup")
     runs = [train("classifier", tmp_path / str(n), recipe=recipe, workers=n) for n in (0, 2)]
     assert runs[0].id == runs[1].id and equal(*runs)
+    assert multiprocessing.active_children() == []  # none waits for the garbage collector
 
 
 @both

@@ -167,9 +167,9 @@ def ways_to_fit(
     `teacher`, `width` and `example` are those of `arms_at_peak`, `budget` bytes or ``"32KB"``. Raises ValueError as
     that does, and for a dtype of which a convention does not say what it takes.
 
-    >>> found = ways_to_fit("resnet18-1-21222", "8KB", torch.zeros(1, 1, 20, 20), width=0.25)
-    >>> [choice.name for choice in found.fits if choice.way.plan == "1-21222" and choice.way.width == 0.25][:1]
-    ['1-21222 ×0.25 in int8']
+    >>> found = ways_to_fit("resnet18-1-21222", "6KB", torch.zeros(1, 1, 16, 16), width=0.125, convention="executorch")
+    >>> [choice.name for choice in found.fits][:2]
+    ['1-21222 ×0.125, row by row until maxpool', '2-11214 ×0.125']
     """
     budget_bytes, runtime = parse_size(budget), runtime_of(convention)
     name = "paper" if runtime is None else runtime.name

@@ -19,9 +19,9 @@ _HOMES = {
     "SweepResult": "options",
     "run_notebooks": "runner",
     "run_sweep": "runner",
-    "Point": "spec",
+    "Point": "points",
     "Sweep": "spec",
-    "notebook_point": "spec",
+    "notebook_point": "points",
     "read_sweep": "spec",
     "summarise": "table",
     "sweep_table": "table",
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
     from redistill_lib.sweep.kernel import NotebookError, NotebookOptions
     from redistill_lib.sweep.notebook import NotebookResult, run_notebook
     from redistill_lib.sweep.options import SweepOptions, SweepResult
+    from redistill_lib.sweep.points import Point, notebook_point
     from redistill_lib.sweep.rows import record, recorded
     from redistill_lib.sweep.runner import run_notebooks, run_sweep
-    from redistill_lib.sweep.spec import Point, Sweep, notebook_point, read_sweep
+    from redistill_lib.sweep.spec import Sweep, read_sweep
     from redistill_lib.sweep.table import summarise, sweep_table
 
 

@@ -11,7 +11,7 @@ from redistill_lib.parameters import notebook_parameters
 from redistill_lib.sizes import parse_size
 from redistill_lib.sweep.keys import notebook_code
 from redistill_lib.sweep.places import Written
-from redistill_lib.sweep.spec import Point
+from redistill_lib.sweep.points import Point
 
 
 def check_amounts(points: Sequence[Point]) -> None:

@@ -18,7 +18,7 @@ from redistill_lib.progress import waiting_bar
 from redistill_lib.sweep.amounts import check_amounts
 from redistill_lib.sweep.keys import notebook_code
 from redistill_lib.sweep.places import Written, home_of, missing
-from redistill_lib.sweep.spec import Point
+from redistill_lib.sweep.points import Point
 
 #: What parameters of these names are, where a notebook hands them to a function of ``rd`` (METHODS: anywhere).
 _KINDS = {"DATA": "data", "TEACHER": "network", "MODEL": "network", "METHODS": "methods"}

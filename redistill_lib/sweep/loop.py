@@ -19,8 +19,9 @@ from filelock import SoftFileLease
 
 from redistill_lib.sweep.manifest import Plan, PointStatus, claim, now, plain, read_status, write_status
 from redistill_lib.sweep.options import SweepOptions
+from redistill_lib.sweep.points import Point
 from redistill_lib.sweep.progress import Progress
-from redistill_lib.sweep.spec import Point, Sweep
+from redistill_lib.sweep.spec import Sweep
 from redistill_lib.sweep.worker import Task, run_point, stop_file
 from redistill_lib.sweep.workers import Elsewhere, Workers
 

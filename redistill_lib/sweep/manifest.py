@@ -28,7 +28,8 @@ from redistill_lib import __version__
 from redistill_lib.runs import canonical, write_text
 from redistill_lib.source import library_identity
 from redistill_lib.sweep.keys import digest_of, notebook_code
-from redistill_lib.sweep.spec import Point, Sweep
+from redistill_lib.sweep.points import Point
+from redistill_lib.sweep.spec import Sweep
 
 #: Seconds without a sign of life after which a claim of another machine is taken for dead.
 LEASE = 60.0

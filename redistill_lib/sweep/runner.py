@@ -20,8 +20,9 @@ from redistill_lib.sweep.loop import Run, listening, unwritable
 from redistill_lib.sweep.manifest import Plan, claim, make_plan, sweep_folder, write_manifest
 from redistill_lib.sweep.notebook import NotebookResult, output_folder, run_notebook
 from redistill_lib.sweep.options import SweepOptions, SweepResult
+from redistill_lib.sweep.points import notebook_point
 from redistill_lib.sweep.several import run_several
-from redistill_lib.sweep.spec import Sweep, notebook_point
+from redistill_lib.sweep.spec import Sweep
 from redistill_lib.sweep.table import sweep_table, write_table
 
 

@@ -33,8 +33,8 @@ from redistill_lib.sweep.manifest import (
     write_status,
 )
 from redistill_lib.sweep.notebook import NotebookResult, run_notebook
+from redistill_lib.sweep.points import Point
 from redistill_lib.sweep.rows import recorded
-from redistill_lib.sweep.spec import Point
 
 CELL_SECONDS = 5.0  # how often at most it is told which cell runs
 
