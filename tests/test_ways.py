@@ -101,7 +101,7 @@ def test_what_is_not_predicted_is_refused() -> None:
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["memory", "resnet18-4-11221", "--image-size", "32", "--budget", "64KB", "--ways"]
+    words = ["memory", "resnet18-4-11221", "--image-size", "16", "--budget", "16KB", "--ways"]
     assert main([*words, "--dtype", "int8", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["ways"][0]["way"] == "4-11221 ×1 in int8" and told["ways"][0]["asks for"] == "calibration"

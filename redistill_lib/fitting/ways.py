@@ -167,7 +167,8 @@ def ways_to_fit(
     `teacher`, `width` and `example` are those of `arms_at_peak`, `budget` bytes or ``"32KB"``. Raises ValueError as
     that does, and for a dtype of which a convention does not say what it takes.
 
-    >>> found = ways_to_fit("resnet18-1-21222", "6KB", torch.zeros(1, 1, 16, 16), width=0.125, convention="executorch")
+    >>> image = torch.zeros(1, 1, 16, 16)
+    >>> found = ways_to_fit("resnet18-1-21222", "6KB", image, width=0.125, convention="executorch")
     >>> [choice.name for choice in found.fits][:2]
     ['1-21222 ×0.125, row by row until maxpool', '2-11214 ×0.125']
     """
