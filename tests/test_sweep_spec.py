@@ -17,7 +17,7 @@ import yaml
 
 from redistill_lib import source
 from redistill_lib.methods import parse_methods
-from redistill_lib.sweep import Sweep, notebook_point, read_sweep, spec
+from redistill_lib.sweep import Sweep, notebook_point, points, read_sweep
 from redistill_lib.sweep.keys import told
 from redistill_lib.sweep.strict import read_strict
 
@@ -324,7 +324,7 @@ def test_keys_follow_values_and_code_and_nothing_else(make_notebook: MakeNoteboo
 def test_keys_follow_the_library(make_notebook: MakeNotebook, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_notebook("tour")
     before = notebook_point(path, {}).key
-    monkeypatch.setattr(spec, "library_identity", lambda: "another")
+    monkeypatch.setattr(points, "library_identity", lambda: "another")
     assert notebook_point(path, {}).key != before
 
 
