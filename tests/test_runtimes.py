@@ -18,6 +18,7 @@ from redistill_lib import cli
 from redistill_lib.cli.parser import CONVENTIONS as OFFERED
 from redistill_lib.figures import memory_bars, memory_table, memory_timeline
 from redistill_lib.memory import RUNTIMES, Runtime
+from redistill_lib.memory import arena as arena_module
 from redistill_lib.memory.arena import (
     PACKERS,
     Block,
@@ -493,6 +494,21 @@ def test_the_tight_packer_finds_the_best_of_all_orders() -> None:
         assert arena(blocks, pack_tightly) == best
         worse += height(blocks, first_fit(blocks)) > best
     assert worse  # the largest first is not always best
+
+
+def test_the_tight_packer_makes_nobody_wait_for_thousands(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def counted(blocks: Sequence[Block], order: Sequence[int] = ()) -> list[int]:
+        seen.append(len(blocks))
+        return first_fit(blocks, order)
+
+    monkeypatch.setattr(arena_module, "first_fit", counted)
+    monkeypatch.setattr(arena_module, "live", lambda _: 0)  # which no packing reaches
+    for count, tries in ((40, arena_module.TRIES), (1000, arena_module.PLACED // 1000)):
+        seen.clear()
+        pack_tightly(random_blocks(1, count))
+        assert len(seen) == 1 + tries
 
 
 def test_the_two_greedy_packers_worked_out_by_hand() -> None:
