@@ -11,6 +11,7 @@ from torch import nn
 import redistill_lib as rd
 from redistill_lib.cli import main
 from redistill_lib.fitting import Choice, WaysToFit
+from redistill_lib.memory.profile import Convention
 from redistill_lib.streaming import row_ends, stream_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,17 +85,21 @@ def test_a_network_of_ones_own() -> None:
     assert rd.profile_memory(made, image).peak_bytes == streamed.cost.peak_bytes <= 24 * 1024
 
 
+@pytest.mark.parametrize("convention", ["fused", "executorch"])
 @pytest.mark.parametrize(("name", "every"), [("resnet18-1-21222", 1), ("mobilenetv2-1-1222121", 4)])
-def test_a_later_end_of_rows_holds_all_that_an_earlier_one_does_but_its_last_map(name: str, every: int) -> None:
+def test_a_later_end_of_rows_holds_all_that_an_earlier_one_does_but_its_last_map(
+    name: str, every: int, convention: Convention
+) -> None:
     """By which a search that is beyond its budget is given up."""
     image = torch.zeros(1, 1, 24, 24)
     model = rd.create_model(name, width=WIDTH, in_channels=1).eval()
-    rows, seen = rd.profile_memory(model, image).rows, 0
-    before = 0
+    rows = rd.profile_memory(model, image, convention=convention).rows
+    before = seen = 0
     for end in row_ends(model, example=image)[: 12 * every : every]:
         inside = [k for k, row in enumerate(rows) if f"{row.module}.".startswith(f"{end}.")]
         if inside:
-            peak = rd.profile_memory(stream_rows(model, example=image, until=end), image).peak_bytes
+            streamed = stream_rows(model, example=image, until=end)
+            peak = rd.profile_memory(streamed, image, convention=convention).peak_bytes
             assert peak >= before
             behind = max((row.live_bytes for row in rows[inside[-1] + 1 :]), default=0)
             if peak > behind:
